@@ -1,0 +1,93 @@
+"""Errors that a user can act on: one line with the cause, one hint with the fix, exit code 2.
+
+Raise the subclass that fits with a message and a hint. Scripts wrap their main function in
+`exit_on_error`, which prints `error [code]: message` and the hint instead of a traceback
+(set RESEARCH_TRACEBACK=1 to see it).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import ClassVar
+
+
+class ResearchError(Exception):
+    """Base of every error the user caused or can fix."""
+
+    code: ClassVar[str] = "error"
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(ResearchError):
+    code = "config"
+
+
+class DataError(ResearchError):
+    code = "data"
+
+
+class DownloadError(ResearchError):
+    code = "download"
+
+
+class ModelError(ResearchError):
+    code = "model"
+
+
+class TrainingError(ResearchError):
+    code = "training"
+
+
+class CheckpointError(ResearchError):
+    code = "checkpoint"
+
+
+class ExperimentError(ResearchError):
+    code = "experiment"
+
+
+class MissingPackageError(ResearchError):
+    code = "package"
+
+
+def did_you_mean(name: str, valid: list[str]) -> str:
+    """A hint with the nearest valid name, or with all of them when none is near."""
+    lowered = {v.lower(): v for v in valid}
+    near = get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
+    return f"did you mean '{lowered[near[0]]}'?" if near else f"choose from: {', '.join(valid)}"
+
+
+@contextmanager
+def exit_on_error() -> Iterator[None]:
+    """Turn expected errors into one line on stderr and exit code 2; let bugs show their traceback.
+
+    An OSError counts as expected: a full disk or a missing permission is the user's to fix.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        # The reader of our output has left (`... | head`): end quietly, as other tools do.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (ResearchError, OSError) as error:
+        if os.environ.get("RESEARCH_TRACEBACK"):
+            raise
+        if isinstance(error, ResearchError):
+            print(f"error [{error.code}]: {error.message}", file=sys.stderr)
+            if error.hint:
+                print(f"  hint: {error.hint}", file=sys.stderr)
+        else:
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"error [system]: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,42 @@
+"""Where things are. `RESEARCH_ASSETS_DIR` moves everything large to another disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
+
+
+def get_assets_dir() -> Path:
+    """`assets/` of this repository, or `$RESEARCH_ASSETS_DIR`. Read at every call, so tests can move it."""
+    configured = os.environ.get("RESEARCH_ASSETS_DIR")
+    return Path(configured).expanduser().resolve() if configured else REPOSITORY_ROOT / "assets"
+
+
+def get_datasets_dir() -> Path:
+    """Raw datasets and, below each, its token files."""
+    return get_assets_dir() / "datasets"
+
+
+def get_models_dir() -> Path:
+    """Models downloaded from the hub."""
+    return get_assets_dir() / "models"
+
+
+def get_experiments_dir() -> Path:
+    """One Parquet file per finished experiment, one log per running one."""
+    return get_assets_dir() / "outputs" / "experiments"
+
+
+def get_runs_dir() -> Path:
+    """One folder per experiment: config, manifest, checkpoints, samples."""
+    return get_assets_dir() / "outputs" / "runs"
+
+
+def display_path(path: Path) -> str:
+    """The shorter of the absolute path and the one relative to the current folder."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
