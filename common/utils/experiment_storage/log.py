@@ -1,0 +1,86 @@
+"""The live log of one run: an append-only file of checksummed JSON lines.
+
+    <crc32 of the rest, 8 hex digits> <JSON object>\\n
+
+Each record is one `os.write` to a file opened with O_APPEND, so a killed process leaves whole
+records and at most one cut line, which readers leave out. Kinds of records:
+
+    {"kind": "start", "manifest": {...}}          the first one
+    {"kind": "row", "step", "epoch", "split", "time", "metrics": {...}}
+    {"kind": "update", "manifest": {...}}         facts learnt later: parameters, status ...
+    {"kind": "resume", "step": n, "pid": p}       rows after step n are superseded
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class LogContent:
+    """What a log says: the manifest as it stands, and the rows in order without superseded ones."""
+
+    manifest: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    damaged_lines: int = 0
+
+
+class LogWriter:
+    """Appends records to the log at `path`, which must exist (claiming the name created it)."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = str(path)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND)
+        size = os.fstat(self._descriptor).st_size
+        # Half a line, left by a killed writer or a full disk, is closed off before the next record.
+        self._torn = size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write one record. Raises OSError when the disk is full; earlier records stay readable."""
+        body = json.dumps(record, separators=(",", ":")).encode()
+        line = (b"\n" if self._torn else b"") + b"%08x %s\n" % (zlib.crc32(body), body)
+        written = os.write(self._descriptor, line)
+        self._torn = written < len(line)
+        if self._torn:
+            raise OSError(errno.ENOSPC, "the disk is full: the record was not written", self._path)
+
+    def flush(self) -> None:
+        """Make everything appended so far survive a power loss."""
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        self.flush()
+        os.close(self._descriptor)
+
+
+def read_log(path: Path) -> LogContent:
+    """Read a log, live or left behind. Damaged lines are counted and left out."""
+    content = LogContent()
+    for line in path.read_bytes().split(b"\n"):
+        if not line:
+            continue
+        record = _parse(line)
+        if record is None:
+            content.damaged_lines += 1
+        elif record["kind"] == "row":
+            content.rows.append(record)
+        elif record["kind"] == "resume":
+            content.rows = [row for row in content.rows if row["step"] <= record["step"]]
+            content.manifest |= {"status": "running", "pid": record["pid"], "finished": None}
+        else:
+            content.manifest |= record["manifest"]
+    return content
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    checksum, _, body = line.partition(b" ")
+    if checksum != b"%08x" % zlib.crc32(body):
+        return None
+    record: dict[str, Any] = json.loads(body)
+    return record

@@ -1,0 +1,183 @@
+"""A run that logs while it trains: `with start_experiment("exp_001") as run: run.log(...)`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from common.errors import ExperimentError
+from common.utils.experiment_storage import store
+from common.utils.experiment_storage.log import LogWriter, read_log
+from common.utils.files import write_json_atomic, write_text_atomic
+from common.utils.manifest import create_manifest, now
+from common.utils.paths import get_experiments_dir, get_runs_dir
+
+
+def lock_of(name: str) -> FileLock:
+    """The lock that a live run holds; the system releases it however the process ends."""
+    return FileLock(get_experiments_dir() / f".{name}.lock")
+
+
+def is_running(name: str) -> bool:
+    """Whether a process that still exists holds the run."""
+    lock = lock_of(name)
+    try:
+        with lock.acquire(blocking=False):
+            return False
+    except Timeout:
+        return True
+
+
+def start_experiment(
+    name: str | None = None,
+    *,
+    project: str = "",
+    config: Mapping[str, Any] | None = None,
+    config_text: str | None = None,
+    seed: int | None = None,
+    tags: Sequence[str] = (),
+    resume: bool = False,
+) -> Run:
+    """Claim `name` (or the next free `<project>_NNN`) and return the run to log to.
+
+    With `resume`, an unfinished run of that name is continued: log rows after the step given to
+    `Run.resume_from` are superseded. Raises ExperimentError when the name is taken, when there is
+    nothing to resume, when the run is finished, or when another process is running it.
+    """
+    if resume:
+        if name is None:
+            raise ExperimentError("--resume needs the name of the run to continue", "add --name NAME")
+        _check_resumable(name)
+    else:
+        name = _claim(name, project or "experiment")
+    lock = lock_of(name)
+    try:
+        lock.acquire(timeout=2)  # a reader that asks `is_running` holds it for a moment
+    except Timeout:
+        raise ExperimentError(f"experiment '{name}' is running in another process") from None
+    run = Run(name, lock)
+    if not resume:
+        manifest = create_manifest(
+            name, project=project, config=dict(config or {}), seed=seed, tags=list(tags)
+        )
+        run.start(manifest, config_text)
+    return run
+
+
+def _claim(name: str | None, prefix: str) -> str:
+    while True:
+        candidate = name or store.next_name(f"{prefix}_000")
+        try:
+            store.claim_name(candidate)
+            return candidate
+        except ExperimentError:
+            if name is not None or not store.exists(candidate):
+                raise  # otherwise another process took this number first: try the next one
+
+
+def _check_resumable(name: str) -> None:
+    if store.parquet_path(name).exists():
+        raise ExperimentError(
+            f"experiment '{name}' is finished", "start a new one with another --name"
+        )
+    if not store.log_path(name).exists():
+        raise ExperimentError(f"there is no experiment '{name}' to resume", "leave out --resume")
+
+
+class Run:
+    """One experiment while it is alive. Made by `start_experiment`; usable as a context manager:
+
+    the block's end finishes it, Ctrl-C marks it interrupted, any other exception failed.
+    """
+
+    def __init__(self, name: str, lock: FileLock) -> None:
+        self.name = name
+        self.directory: Path = get_runs_dir() / name
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = lock
+        self._writer = LogWriter(store.log_path(name))
+        content = read_log(store.log_path(name))
+        self._metric_names = {k.lower(): k for row in content.rows for k in row["metrics"]}
+        self._time_before = max((row["time"] or 0.0 for row in content.rows), default=0.0)
+        self._started = time.monotonic()
+        self.manifest: dict[str, Any] = content.manifest
+
+    def start(self, manifest: dict[str, Any], config_text: str | None) -> None:
+        self.manifest = manifest
+        self._writer.append({"kind": "start", "manifest": manifest})
+        self._writer.flush()
+        if config_text is not None:
+            write_text_atomic(self.directory / "config.yaml", config_text)
+        self._write_manifest_file()
+
+    def resume_from(self, step: int) -> None:
+        """Continue after `step`: rows that the lost process logged after it no longer count."""
+        self._writer.append({"kind": "resume", "step": step, "pid": os.getpid()})
+        content = read_log(store.log_path(self.name))
+        self.manifest = content.manifest
+        self._time_before = max((row["time"] or 0.0 for row in content.rows), default=0.0)
+        self._started = time.monotonic()
+        self._write_manifest_file()
+
+    def log(
+        self,
+        metrics: Mapping[str, Any],
+        step: int,
+        split: str = "train",
+        epoch: float | None = None,
+    ) -> None:
+        """Append one row. `metrics` maps names to numbers; once this returns, a kill loses nothing."""
+        row = {
+            "kind": "row",
+            "step": int(step),
+            "epoch": epoch,
+            "split": split,
+            "time": round(self._time_before + time.monotonic() - self._started, 6),
+            "metrics": store.check_metrics(metrics, self._metric_names),
+        }
+        self._writer.append(row)
+
+    def update(self, **facts: Any) -> None:
+        """Record facts learnt on the way, such as `parameters` or `tokens`."""
+        self.manifest |= facts
+        self._writer.append({"kind": "update", "manifest": facts})
+        self._write_manifest_file()
+
+    def finish(self, status: str = "finished") -> Path:
+        """End the run. `finished` turns the log into its Parquet file; with any other status
+        (`interrupted`, `failed`) the log stays, so that the run can be resumed."""
+        started = datetime.fromisoformat(self.manifest["started"])
+        ended = now()
+        duration = (datetime.fromisoformat(ended) - started).total_seconds()
+        self.update(status=status, finished=ended, duration=duration)
+        self._writer.close()
+        path = store.log_path(self.name)
+        if status == "finished":
+            path = store.finish_log(self.name)
+        self._lock.release()
+        Path(self._lock.lock_file).unlink(missing_ok=True)
+        return path
+
+    def _write_manifest_file(self) -> None:
+        write_json_atomic(self.directory / "manifest.json", self.manifest)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.finish("interrupted" if issubclass(kind, KeyboardInterrupt) else "failed")

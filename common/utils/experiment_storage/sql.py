@@ -1,0 +1,113 @@
+"""SQL over every experiment, finished and live: the views `experiments` and `runs` in DuckDB.
+
+`experiments` has a row per logged step: experiment_name, step, epoch, split, time (seconds since
+the run's start), then one DOUBLE column per metric. `runs` has a row per experiment.
+DuckDB gets an explicit list of whole files, may read nothing else, and runs SELECT statements only.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import pyarrow as pa
+
+from common.errors import ExperimentError
+from common.utils.experiment_storage.catalogue import Catalogue
+from common.utils.experiment_storage.log import read_log
+from common.utils.experiment_storage.store import rows_to_table
+from common.utils.logging import get_logger
+from common.utils.paths import get_experiments_dir
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_READ_ONLY = ("SELECT", "EXPLAIN")
+_RUN_COLUMNS = {
+    "name": pa.string(),
+    "status": pa.string(),
+    "project": pa.string(),
+    "started": pa.timestamp("us", "UTC"),
+    "finished": pa.timestamp("us", "UTC"),
+    "duration": pa.float64(),  # seconds
+    "config": pa.string(),  # JSON
+    "git_commit": pa.string(),
+    "seed": pa.int64(),
+    "host": pa.string(),
+    "parameters": pa.int64(),
+    "tokens": pa.int64(),
+    "tags": pa.list_(pa.string()),
+}
+
+
+def query_experiments(sql: str) -> pd.DataFrame:
+    """Run one SELECT over the views `experiments` and `runs`.
+
+    Raises ExperimentError for wrong SQL and for statements that are not read-only. Broken files are
+    left out with a warning that names them.
+    """
+    return execute(sql).df()
+
+
+def execute(sql: str) -> duckdb.DuckDBPyConnection:
+    """As `query_experiments`, without pandas: the connection to fetch the result from."""
+    try:
+        statements = duckdb.extract_statements(sql)
+        kinds = [str(statement.type).rpartition(".")[2] for statement in statements]
+        if len(kinds) != 1 or kinds[0] not in _READ_ONLY:
+            raise ExperimentError("the store is read-only: give one SELECT statement")
+        return _connect().execute(statements[0])
+    except duckdb.Error as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        hint = next((line for line in lines[1:] if not line.startswith(("LINE", " "))), "")
+        tables = "tables are `experiments` and `runs`; see `DESCRIBE experiments`"
+        raise ExperimentError(lines[0], hint or tables) from error
+
+
+def _connect() -> duckdb.DuckDBPyConnection:
+    catalogue = Catalogue()
+    for broken in catalogue.broken:
+        get_logger("experiments").warning(f"left out {broken.file}: {broken.error}")
+    files = [m["file"] for m in catalogue.manifests if m["file"].endswith(".parquet")]
+    paths = [str(get_experiments_dir() / file) for file in files]
+    connection = duckdb.connect(":memory:")
+    connection.execute("SET allowed_paths = ?", [paths])
+    connection.execute("SET python_enable_replacements = false")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+    connection.register("live_rows", _live_rows(catalogue))
+    connection.register("run_rows", _run_rows(catalogue.manifests))
+    connection.execute("CREATE VIEW runs AS SELECT * REPLACE (config::JSON AS config) FROM run_rows")
+    quoted = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
+    finished = f"SELECT * FROM read_parquet([{quoted}], union_by_name = true)" if paths else ""
+    # The live rows come first: their table has the fixed columns even when the store is empty.
+    union = "SELECT * FROM live_rows" + (f" UNION ALL BY NAME {finished}" if finished else "")
+    connection.execute(f"CREATE VIEW experiments AS {union}")
+    return connection
+
+
+def _live_rows(catalogue: Catalogue) -> pa.Table:
+    tables = [rows_to_table("", [], pa)]
+    for manifest in catalogue.manifests:
+        if manifest["file"].endswith(".jsonl"):
+            rows = read_log(get_experiments_dir() / manifest["file"]).rows
+            tables.append(rows_to_table(manifest["name"], rows, pa))
+    return pa.concat_tables(tables, promote_options="default")
+
+
+def _run_rows(manifests: list[dict[str, Any]]) -> pa.Table:
+    columns = {
+        name: pa.array([_cell(name, manifest.get(name)) for manifest in manifests], kind)
+        for name, kind in _RUN_COLUMNS.items()
+    }
+    return pa.table(columns)
+
+
+def _cell(column: str, value: Any) -> Any:
+    if column == "config":
+        return json.dumps(value)
+    if column in ("started", "finished") and value:
+        return datetime.fromisoformat(value)
+    return value

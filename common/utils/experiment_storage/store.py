@@ -1,0 +1,202 @@
+"""Names and files of the store: `<name>.jsonl` while a run is live, `<name>.parquet` once it is finished.
+
+A name is claimed by creating its log exclusively, so two processes never share one. A Parquet file
+is written once and never replaced: DuckDB opens each file twice, and a replaced one gives wrong
+counts. The manifest stands in the Parquet footer, so one file is the whole experiment.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.errors import ExperimentError
+from common.utils.experiment_storage.log import read_log
+from common.utils.files import atomic_path
+from common.utils.manifest import create_manifest, now
+from common.utils.paths import get_experiments_dir, get_runs_dir
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FIXED_COLUMNS = ("experiment_name", "step", "epoch", "split", "time")
+FOOTER_KEY = b"experiment"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def log_path(name: str) -> Path:
+    return get_experiments_dir() / f"{name}.jsonl"
+
+
+def parquet_path(name: str) -> Path:
+    return get_experiments_dir() / f"{name}.parquet"
+
+
+def exists(name: str) -> bool:
+    return parquet_path(name).exists() or log_path(name).exists()
+
+
+def claim_name(name: str) -> None:
+    """Reserve `name` by creating its empty log. Raises ExperimentError when it is taken or not a name."""
+    if not _NAME.fullmatch(name):
+        raise ExperimentError(
+            f"'{name}' cannot name an experiment",
+            "use letters, digits, '.', '_' and '-' (at most 128), a letter or digit first",
+        )
+    get_experiments_dir().mkdir(parents=True, exist_ok=True)
+    taken = ExperimentError(
+        f"an experiment named '{name}' exists already",
+        f"choose another name, for example '{next_name(name)}'",
+    )
+    try:
+        log_path(name).open("x").close()
+    except FileExistsError:
+        raise taken from None
+    # Checked after the claim: a run that finishes now shows its Parquet file before its log goes.
+    if parquet_path(name).exists():
+        log_path(name).unlink()
+        raise taken
+
+
+def next_name(name: str) -> str:
+    """The first free `<stem>_<number>` after `name`: exp_001 -> exp_002, baseline -> baseline_002."""
+    match = re.fullmatch(r"(.*?)_?(\d+)", name)
+    stem, number, width = (match[1], int(match[2]), len(match[2])) if match else (name, 1, 3)
+    while True:
+        number += 1
+        candidate = f"{stem}_{number:0{width}d}"
+        if not exists(candidate) and not (get_runs_dir() / candidate).exists():
+            return candidate
+
+
+def check_metrics(metrics: Mapping[str, Any], known: dict[str, str]) -> dict[str, float]:
+    """The metrics as floats. `known` maps lower-cased to real names seen before, and is extended.
+
+    Raises ExperimentError for a reserved name, one that differs from another only in case, and a
+    value that is not one number. NaN and infinities are numbers.
+    """
+    checked = {}
+    for name, value in metrics.items():
+        if not name or name.lower() in FIXED_COLUMNS:
+            raise ExperimentError(
+                f"a metric cannot be named '{name}'", f"reserved are {', '.join(FIXED_COLUMNS)}"
+            )
+        if known.setdefault(name.lower(), name) != name:
+            other = known[name.lower()]
+            raise ExperimentError(f"metrics '{other}' and '{name}' differ only in case")
+        # Scalars of PyTorch and NumPy have `item`; neither library is needed to know that.
+        number = value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
+        if not isinstance(number, numbers.Real):
+            raise ExperimentError(f"metric '{name}' must be a number, got {value!r}")
+        checked[name] = float(number)
+    return checked
+
+
+def write_parquet(manifest: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Write `<name>.parquet` from log rows: durable first, then visible under its name."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = rows_to_table(str(manifest["name"]), list(rows), pa)
+    table = table.replace_schema_metadata({FOOTER_KEY: json.dumps(manifest).encode()})
+    path = parquet_path(str(manifest["name"]))
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+    return path
+
+
+def rows_to_table(name: str, rows: Sequence[Mapping[str, Any]], pa: Any) -> Any:
+    """An Arrow table with the fixed columns and one DOUBLE column per metric (`pa` is pyarrow)."""
+    columns = {
+        "experiment_name": pa.array([name] * len(rows), pa.string()),
+        "step": pa.array([row["step"] for row in rows], pa.int64()),
+        "epoch": pa.array([row["epoch"] for row in rows], pa.float64()),
+        "split": pa.array([row["split"] for row in rows], pa.string()),
+        "time": pa.array([row["time"] for row in rows], pa.float64()),
+    }
+    for metric in dict.fromkeys(key for row in rows for key in row["metrics"]):
+        values = [row["metrics"].get(metric) for row in rows]
+        columns[metric] = pa.array(values, pa.float64())
+    return pa.table(columns)
+
+
+def finish_log(name: str) -> Path:
+    """Turn the log of `name` into its Parquet file; a crash in between loses nothing."""
+    content = read_log(log_path(name))
+    path = write_parquet(content.manifest, content.rows)
+    log_path(name).unlink()
+    return path
+
+
+def save_experiment(
+    name: str, dataframe: pd.DataFrame, metadata: Mapping[str, Any] | None = None
+) -> Path:
+    """Store a finished experiment from a table of metrics and return its Parquet file.
+
+    `dataframe` has a row per step. `step`, `epoch`, `split` and `time` are taken where they are
+    there (`step` counts the rows otherwise); every other column must hold numbers.
+    `metadata` is any JSON: `config`, `project`, `seed`, `tags`, `parameters` and `tokens` fill the
+    columns of `runs`, the rest is kept beside them.
+    Raises ExperimentError when the name is taken or a column does not fit.
+    """
+    manifest = _manifest(name, dict(metadata or {}))
+    rows = _dataframe_rows(dataframe)
+    claim_name(name)
+    try:
+        path = write_parquet(manifest, rows)
+    finally:
+        log_path(name).unlink(missing_ok=True)
+    return path
+
+
+def _manifest(name: str, metadata: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(metadata)
+    except (TypeError, ValueError) as error:
+        raise ExperimentError(f"metadata of '{name}' cannot be written as JSON: {error}") from error
+    manifest = create_manifest(
+        name,
+        project=str(metadata.get("project", "")),
+        config=metadata.get("config", {}),
+        seed=metadata.get("seed"),
+        tags=list(metadata.get("tags", [])),
+    )
+    return manifest | {"status": "finished", "finished": now()} | metadata | {"name": name}
+
+
+def _dataframe_rows(dataframe: pd.DataFrame) -> list[dict[str, Any]]:
+    known: dict[str, str] = {}
+    rows = []
+    for index, record in enumerate(dataframe.to_dict(orient="records")):
+        metrics = {str(k): v for k, v in record.items() if k not in FIXED_COLUMNS and v is not None}
+        rows.append(
+            {
+                "step": _whole_number(record.get("step", index)),
+                "epoch": _optional_float(record.get("epoch")),
+                "split": str(record.get("split", "train")),
+                "time": _optional_float(record.get("time")),
+                "metrics": check_metrics(metrics, known),
+            }
+        )
+    return rows
+
+
+def _whole_number(value: Any) -> int:
+    if isinstance(value, numbers.Real) and float(value).is_integer():
+        return int(value)  # type: ignore[call-overload, no-any-return]  # NumPy integers have __int__
+    raise ExperimentError(f"column 'step' must hold whole numbers, got {value!r}")
+
+
+def _optional_float(value: Any) -> float | None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if not isinstance(value, numbers.Real):
+        raise ExperimentError(f"columns 'epoch' and 'time' must hold numbers, got {value!r}")
+    return float(value)
+
+
