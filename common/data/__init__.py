@@ -1,0 +1,5 @@
+"""From text to batches: sources, tokenizers, token files, loader, hub downloads; loaded when first used."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,15 @@
+from .hf_utils import get_datasets_dir as get_datasets_dir
+from .hf_utils import get_models_dir as get_models_dir
+from .corpora import Corpus as Corpus
+from .corpora import open_corpus as open_corpus
+from .hf_utils import download_dataset as download_dataset
+from .hf_utils import download_model as download_model
+from .hf_utils import link_dataset as link_dataset
+from .loader import EvalWindows as EvalWindows
+from .loader import RandomWindows as RandomWindows
+from .prepare import TokenDataset as TokenDataset
+from .prepare import prepare as prepare
+from .tokenizers import BPETokenizer as BPETokenizer
+from .tokenizers import CharTokenizer as CharTokenizer
+from .tokenizers import Tokenizer as Tokenizer
+from .tokenizers import load_tokenizer as load_tokenizer

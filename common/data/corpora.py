@@ -1,0 +1,179 @@
+"""Named sources of text. Two of them need no network: the interpreter's own library and made-up stories.
+
+A corpus is a re-iterable stream of documents. Each document has a key that never changes, so that
+the split into train and val depends on the document alone, not on the order or the number of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import sysconfig
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.data.config import DataConfig
+from common.errors import DataError, did_you_mean
+from common.utils.paths import get_datasets_dir
+
+_TEXT_SUFFIXES = (".txt", ".md", ".py", ".text", ".rst")
+_HUB_SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": None}
+
+
+@dataclass(frozen=True)
+class Document:
+    key: str
+    text: str
+    split: str | None = None  # given by the source, or None: decided by the key
+    surprisal: float | None = None  # nats, where the source knows its own distribution
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """`documents()` starts a new pass; `fingerprint` changes when the content does (any JSON)."""
+
+    name: str
+    fingerprint: dict[str, Any]
+    documents: Callable[[], Iterator[Document]]
+
+
+def open_corpus(config: DataConfig) -> Corpus:
+    """The corpus that `config` names. Raises DataError with the way to get it when it is not there."""
+    if config.path is not None:
+        return _open_path(config.path.expanduser())
+    if config.dataset == "python_stdlib":
+        return _python_stdlib()
+    if config.dataset == "stories":
+        return _stories(config.num_stories, config.seed)
+    directory = get_datasets_dir() / config.dataset
+    if not directory.is_dir():
+        raise DataError(
+            f"there is no dataset '{config.dataset}' in {get_datasets_dir()}", _hint(config.dataset)
+        )
+    if _is_saved_dataset(directory):
+        return _saved_dataset(directory, config.text_column)
+    return _open_path(directory)
+
+
+def _hint(name: str) -> str:
+    directory = get_datasets_dir()
+    folders = [p.name for p in directory.iterdir() if p.is_dir()] if directory.is_dir() else []
+    hint = did_you_mean(name, ["python_stdlib", "stories", *sorted(folders)])
+    download = "download one with: python tools/download_hf_dataset.py --name OWNER/NAME"
+    return f"{hint} Or {download}"
+
+
+def split_of(document: Document, val_fraction: float, seed: int) -> str:
+    """`train` or `val`, from the document's key and the seed alone."""
+    if document.split is not None:
+        return document.split
+    digest = hashlib.sha256(f"{seed}:{document.key}".encode()).digest()
+    return "val" if int.from_bytes(digest[:8], "big") < val_fraction * 2**64 else "train"
+
+
+def _python_stdlib() -> Corpus:
+    """The Python files of the running interpreter's library, without tests and installed packages."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3"}
+    files = [p for p in sorted(root.rglob("*.py")) if not left_out & set(p.relative_to(root).parts)]
+    if not files:
+        raise DataError(f"the interpreter's library at {root} holds no Python files")
+    sizes = hashlib.sha256("".join(f"{p.name}{p.stat().st_size}" for p in files).encode())
+    fingerprint = {"python": platform.python_version(), "files": sizes.hexdigest()}
+    return Corpus("python_stdlib", fingerprint, lambda: _read_files(files, root))
+
+
+def _stories(count: int, seed: int) -> Corpus:
+    from common.data.stories import generate_stories
+
+    def documents() -> Iterator[Document]:
+        for index, (text, surprisal) in enumerate(generate_stories(count, seed)):
+            yield Document(str(index), text, surprisal=surprisal)
+
+    return Corpus("stories", {"grammar": 1, "stories": count, "seed": seed}, documents)
+
+
+def _open_path(path: Path) -> Corpus:
+    if path.is_file():
+        files, root = [path], path.parent
+    elif path.is_dir():
+        files, root = _text_files(path), path
+    else:
+        raise DataError(f"no file or folder {path}", "check data.path")
+    stamps = [(str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    digest = hashlib.sha256(repr(stamps).encode()).hexdigest()
+    fingerprint = {"path": str(path.resolve()), "files": digest}
+    return Corpus(path.stem, fingerprint, lambda: _read_files(files, root))
+
+
+def _text_files(directory: Path) -> list[Path]:
+    files = [
+        Path(folder) / name
+        for folder, folders, names in os.walk(directory)  # follows no links, so no loops
+        if _prune(folders)
+        for name in names
+        if name.endswith(_TEXT_SUFFIXES)
+    ]
+    if not files:
+        endings = ", ".join(_TEXT_SUFFIXES)
+        raise DataError(f"no text files in {directory}", f"files must end in {endings}")
+    return sorted(files)
+
+
+def _prune(folders: list[str]) -> bool:
+    folders[:] = [f for f in folders if f != "tokens" and not f.startswith(".")]
+    return True
+
+
+def _read_files(files: list[Path], root: Path) -> Iterator[Document]:
+    for path in files:
+        try:
+            text = path.read_bytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path} is not UTF-8 text (byte {error.start})",
+                "convert it, for example: iconv -f latin1 -t utf-8",
+            ) from error
+        yield Document(path.relative_to(root).as_posix(), text)
+
+
+def _is_saved_dataset(directory: Path) -> bool:
+    return any((directory / name).exists() for name in ("dataset_dict.json", "dataset_info.json"))
+
+
+def _saved_dataset(directory: Path, text_column: str) -> Corpus:
+    """A dataset written by `save_to_disk`; its own splits are kept where it has them."""
+    from datasets import Dataset, DatasetDict, load_from_disk
+
+    loaded = load_from_disk(directory)
+    splits = loaded if isinstance(loaded, DatasetDict) else {None: loaded}
+    has_validation = any(_HUB_SPLITS.get(str(name)) == "val" for name in splits)
+    used: list[tuple[str | None, Dataset]] = []
+    for name, rows in splits.items():
+        if text_column not in rows.column_names:
+            raise DataError(
+                f"{directory.name} has no column '{text_column}'",
+                f"set data.text_column; {did_you_mean(text_column, rows.column_names)}",
+            )
+        split = _HUB_SPLITS.get(str(name)) if name is not None else None
+        if name is None or split is not None:
+            used.append((split if has_validation else None, rows))
+    if not used:
+        names = ", ".join(str(name) for name in splits)
+        raise DataError(f"{directory.name} has no split 'train' (it has: {names})")
+
+    def documents() -> Iterator[Document]:
+        for number, (split, rows) in enumerate(used):
+            for index, text in enumerate(_texts(rows, text_column)):
+                yield Document(f"{number}:{index}", text, split)
+
+    fingerprint = {"rows": [rows._fingerprint for _, rows in used], "column": text_column}
+    return Corpus(directory.name, fingerprint, documents)
+
+
+def _texts(rows: Any, column: str) -> Iterator[str]:
+    for batch in rows.select_columns([column]).iter(batch_size=1000):
+        yield from batch[column]

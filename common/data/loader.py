@@ -1,0 +1,95 @@
+"""Token files -> batches. A training batch is a pure function of (seed, index): nothing to save, nothing to skip.
+
+A batch is {"input_ids", "labels"}, both (batch, time) int64. As in Hugging Face models, the labels
+are the same tokens as the inputs (the model shifts them) and -100 marks what is not to be predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from common.data.prepare import Tokens
+from common.errors import DataError
+
+IGNORE_INDEX = -100
+Batch = dict[str, torch.Tensor]
+
+
+class BatchSource(Protocol):
+    """What the Trainer draws from: `batch(i)` returns the same batch whenever it is asked."""
+
+    def batch(self, index: int) -> Batch: ...
+
+
+class RandomWindows:
+    """Endless batches of windows that start anywhere in the tokens (with replacement, as in nanoGPT)."""
+
+    def __init__(
+        self, tokens: Tokens, *, batch_size: int, context_length: int, seed: int = 0
+    ) -> None:
+        _check_length(tokens, context_length)
+        self._tokens = tokens
+        self._batch_size = batch_size
+        self._offsets_in_window = np.arange(context_length)
+        self._seed = seed
+
+    def batch(self, index: int) -> Batch:
+        # Philox is counter-based: the generator of any index costs the same, no state is carried.
+        generator = np.random.Generator(np.random.Philox(key=self._seed, counter=[0, index, 0, 0]))
+        last_start = len(self._tokens) - len(self._offsets_in_window)
+        starts = generator.integers(0, last_start, size=(self._batch_size, 1), endpoint=True)
+        windows = self._tokens[starts + self._offsets_in_window].astype(np.int64)
+        input_ids = torch.from_numpy(windows)
+        return {"input_ids": input_ids, "labels": input_ids}
+
+
+class EvalWindows:
+    """One pass in order in which every token but the first is predicted exactly once.
+
+    Neighbouring windows share one token: the last one of a window, predicted there, is the first
+    one of the next, read there. The last window is filled up with label -100.
+    """
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        *,
+        batch_size: int,
+        context_length: int,
+        max_batches: int | None = None,
+    ) -> None:
+        _check_length(tokens, 2)
+        self._tokens = tokens
+        self._batch_size = batch_size
+        self._context_length = context_length
+        stride = context_length - 1
+        self._starts = np.arange(0, len(tokens) - 1, stride)
+        if max_batches is not None:
+            # Spread over the whole split, not the first part of it; always the same windows.
+            count = min(len(self._starts), max_batches * batch_size)
+            self._starts = self._starts[np.linspace(0, len(self._starts) - 1, count).astype(int)]
+
+    def __len__(self) -> int:
+        return -(-len(self._starts) // self._batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for first in range(0, len(self._starts), self._batch_size):
+            positions = self._starts[first : first + self._batch_size, None] + np.arange(
+                self._context_length
+            )
+            beyond = positions >= len(self._tokens)
+            windows = self._tokens[np.minimum(positions, len(self._tokens) - 1)].astype(np.int64)
+            labels = np.where(beyond, IGNORE_INDEX, windows)
+            yield {"input_ids": torch.from_numpy(windows), "labels": torch.from_numpy(labels)}
+
+
+def _check_length(tokens: Tokens, context_length: int) -> None:
+    if len(tokens) < context_length:
+        raise DataError(
+            f"the text has {len(tokens)} tokens, fewer than one context of {context_length}",
+            "lower data.context_length, or give more text",
+        )

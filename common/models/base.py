@@ -1,0 +1,205 @@
+"""The contract of every language model here: forward, generate, save and load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import nn
+
+from common.errors import ModelError
+from common.models.sampling import sample_next
+
+M = TypeVar("M", bound="BaseLanguageModel")
+
+
+class _LoadCheckpoint(Protocol[M]):
+    def __call__(self, path: str | Path, device: str | torch.device = "cpu") -> M: ...
+
+
+class _ClassOrInstanceMethod:
+    """`Model.load_checkpoint(path)` builds a model, `model.load_checkpoint(path)` fills this one.
+
+    Both are what people write; with a plain method or classmethod one of them would silently do
+    nothing to the model at hand.
+    """
+
+    def __get__(self, instance: M | None, owner: type[M]) -> _LoadCheckpoint[M]:
+        from common.training.checkpoint import load_model  # the only module that knows the layout
+
+        return partial(load_model, instance if instance is not None else owner)
+
+
+class BaseLanguageModel(nn.Module):
+    """Subclass this, keep the keyword arguments JSON-like, and write `forward`.
+
+    Args:
+        vocab_size: number of tokens.
+        **kwargs: whatever the subclass needs to be built again; saved with every checkpoint.
+    """
+
+    def __init__(self, vocab_size: int, **kwargs: Any) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.arguments = kwargs
+
+    def forward(
+        self, input_ids: torch.Tensor, labels: torch.Tensor | None = None, cache: Any = None
+    ) -> dict[str, torch.Tensor]:
+        """Predict the next token at every position.
+
+        Args:
+            input_ids: (batch, time) int64.
+            labels: (batch, time) int64, as in Hugging Face models the input ids themselves: the
+                model shifts them, so that position t predicts labels[:, t + 1]. -100 is ignored.
+            cache: what `new_cache` returned; the inputs then continue what it has seen. Models
+                without a cache leave this parameter out.
+        Returns: {"logits": (batch, time, vocab_size), and with labels "loss": mean nats per token}.
+        """
+        raise ModelError(f"{type(self).__name__} defines no forward")
+
+    def compute_loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The loss alone, as training needs it; override where logits need not be kept for it."""
+        return self(input_ids, labels=labels)["loss"]  # type: ignore[no-any-return]  # nn.Module
+
+    @property
+    def context_limit(self) -> int | None:
+        """The most tokens that one forward pass can see; None where there is no limit."""
+        return None
+
+    def new_cache(self, batch_size: int, max_length: int) -> Any:
+        """State for step-by-step generation of up to `max_length` tokens, or None: no cache."""
+        return None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        max_new_tokens: int = 100,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        stop_tokens: Sequence[int] = (),
+        seed: int | None = None,
+        num_sequences: int = 1,
+    ) -> torch.Tensor:
+        """Continue each row of `input_ids` (batch, time) int64.
+
+        Args:
+            temperature: 0 is greedy; `top_k` and `top_p` as in `sample_next`.
+            stop_tokens: a row ends with the first of these; it is filled up with that token.
+            seed: of the draws; None draws from the global generator.
+            num_sequences: continuations per row, next to each other in the result.
+        Returns: (batch * num_sequences, time + new tokens) int64, inputs included.
+        """
+        rows = input_ids.to(self.device).repeat_interleave(num_sequences, dim=0)
+        stops = torch.tensor(list(stop_tokens), dtype=torch.int64, device=rows.device)
+        finished = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+        columns = [rows]
+        for token in self.stream(
+            rows, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+        ):
+            token = torch.where(finished, columns[-1][:, -1], token)
+            columns.append(token[:, None])
+            finished = finished | torch.isin(token, stops)
+            if len(stops) and bool(finished.all()):
+                break
+        return torch.cat(columns, dim=1)
+
+    @torch.no_grad()
+    def stream(
+        self,
+        input_ids: torch.Tensor,
+        max_new_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> Iterator[torch.Tensor]:
+        """Yield one (batch,) int64 tensor per new token, as soon as it is drawn."""
+        _check_sampling(input_ids, self.vocab_size, temperature, top_k, top_p)
+        generator = None
+        if seed is not None:
+            generator = torch.Generator(device=self.device).manual_seed(seed)
+        was_training = self.training
+        self.eval()
+        try:
+            last_logits = self._last_logits(input_ids.to(self.device), max_new_tokens)
+            logits = next(last_logits)
+            for remaining in range(max_new_tokens, 0, -1):
+                token = sample_next(
+                    logits,
+                    temperature=temperature,
+                    top_k=top_k,
+                    top_p=top_p,
+                    generator=generator,
+                )
+                yield token
+                if remaining > 1:
+                    logits = last_logits.send(token)
+        finally:
+            self.train(was_training)
+
+    def _last_logits(
+        self, tokens: torch.Tensor, max_new_tokens: int
+    ) -> Iterator[torch.Tensor] | Any:
+        """A generator that yields the logits after the last token and is sent the next token.
+
+        When the context is full, its later half is read again into an empty cache: still O(context)
+        per token on average, and every logit is what a plain forward pass over those tokens gives.
+        """
+        limit = self.context_limit
+        room = tokens.shape[1] + max_new_tokens
+        size = min(room, limit) if limit else room
+        cache = self.new_cache(len(tokens), size)
+        tokens = tokens[:, -size:]
+        pending = tokens
+        while True:
+            if limit and tokens.shape[1] > limit:
+                tokens = tokens[:, -max(limit // 2, 1) :]
+                cache, pending = self.new_cache(len(tokens), size), tokens
+            output = self(tokens) if cache is None else self(pending, cache=cache)
+            pending = (yield output["logits"][:, -1])[:, None]
+            tokens = torch.cat([tokens, pending], dim=1)
+
+    def save_checkpoint(self, path: str | Path, **state: Any) -> Path:
+        """Save weights and arguments to the folder `path`, with any JSON `state` beside them."""
+        from common.training.checkpoint import save_model
+
+        return save_model(self, Path(path), state)
+
+    load_checkpoint = _ClassOrInstanceMethod()
+
+
+def _check_sampling(
+    input_ids: torch.Tensor,
+    vocab_size: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+) -> None:
+    if input_ids.ndim != 2 or input_ids.shape[1] == 0:
+        raise ModelError(
+            f"a prompt must have the shape (batch, time) and a token, got {tuple(input_ids.shape)}",
+            "begin with the tokenizer's end_of_text where there is no prompt",
+        )
+    if not 0 <= int(input_ids.min()) <= int(input_ids.max()) < vocab_size:
+        raise ModelError(f"token ids must be from 0 to {vocab_size - 1}")
+    if temperature < 0:
+        raise ModelError(f"temperature must not be negative, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ModelError(f"top_k must be at least 1, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ModelError(f"top_p must be above 0 and at most 1, got {top_p}")

@@ -1,0 +1,75 @@
+"""The shape of a Decoder. Kept apart from the code, so that a wrong key is told before torch loads."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from common.config import Config
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"
+    "gpt2": {},
+    # Touvron et al. 2023, "Llama 2": RoPE, RMSNorm, SwiGLU, no biases
+    "llama": {
+        "positions": "rope",
+        "norm": "rmsnorm",
+        "feedforward": "swiglu",
+        "bias": False,
+        "tie_embeddings": False,
+    },
+    # Karpathy 2015, "The Unreasonable Effectiveness of Recurrent Neural Networks", with residuals
+    "char_lstm": {
+        "mixer": "lstm",
+        "positions": "none",
+        "feedforward": "none",
+        "num_layers": 2,
+        "tie_embeddings": False,
+    },
+}
+
+
+class DecoderConfig(Config):
+    """A preset is a set of defaults: whatever is written beside it wins."""
+
+    preset: Literal["gpt2", "llama", "char_lstm"] = "gpt2"
+    num_layers: int = Field(4, gt=0)
+    hidden_size: int = Field(128, gt=0)
+    context_length: int = Field(256, ge=2)  # tokens
+    mixer: Literal["attention", "lstm"] = "attention"
+    num_heads: int = Field(4, gt=0)
+    num_kv_heads: int | None = Field(None, gt=0)  # fewer than num_heads: grouped-query attention
+    qk_norm: bool = False
+    positions: Literal["learned", "rope", "none"] = "learned"
+    rope_theta: float = Field(10_000.0, gt=0)
+    feedforward: Literal["mlp", "swiglu", "none"] = "mlp"
+    intermediate_size: int | None = Field(None, gt=0)  # default: 4x hidden (mlp), 8/3x (swiglu)
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    bias: bool = True
+    tie_embeddings: bool = True
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("preset", "gpt2") in PRESETS:
+            return PRESETS[values.get("preset", "gpt2")] | values
+        return values
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> DecoderConfig:
+        if self.mixer == "attention":
+            if self.hidden_size % self.num_heads:
+                raise ValueError(
+                    f"hidden_size {self.hidden_size} is no multiple of num_heads {self.num_heads}"
+                )
+            if self.num_heads % (self.num_kv_heads or self.num_heads):
+                raise ValueError(
+                    f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}"
+                )
+            if self.positions == "rope" and self.hidden_size // self.num_heads % 2:
+                raise ValueError("rope needs an even hidden_size / num_heads")
+        elif self.positions == "rope":
+            raise ValueError("rope turns queries and keys: it needs mixer=attention")
+        return self

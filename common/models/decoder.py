@@ -1,0 +1,136 @@
+"""One residual stack, [mixer + feed-forward] x n; GPT-2, Llama and the char-LSTM are presets of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+from torch import nn
+
+from common.errors import ModelError
+from common.models.base import BaseLanguageModel
+from common.models.config import DecoderConfig
+from common.models.feedforward import MLP, SwiGLU
+from common.models.loss import next_token_loss
+from common.models.mixers.attention import Attention
+from common.models.mixers.lstm import LSTM
+
+MIXERS: dict[str, type[Attention | LSTM]] = {"attention": Attention, "lstm": LSTM}
+FEEDFORWARDS: dict[str, type[MLP | SwiGLU]] = {"mlp": MLP, "swiglu": SwiGLU}
+
+
+@dataclass
+class DecoderCache:
+    """One state per layer, and how many tokens they have seen."""
+
+    layers: list[Any] = field(default_factory=list)
+    length: int = 0
+
+
+def _norm(config: DecoderConfig) -> nn.Module:
+    if config.norm == "layernorm":
+        return nn.LayerNorm(config.hidden_size, eps=1e-5, bias=config.bias)
+    return nn.RMSNorm(config.hidden_size, eps=1e-6)
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + feedforward(norm(x)): the pre-norm residual of GPT-2."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.mixer_norm = _norm(config)
+        self.mixer = MIXERS[config.mixer](config)
+        self.feedforward: nn.Module | None = None
+        if config.feedforward != "none":
+            self.feedforward_norm = _norm(config)
+            self.feedforward = FEEDFORWARDS[config.feedforward](config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: torch.Tensor, cache: Any = None) -> torch.Tensor:
+        """x: (batch, time, hidden_size)"""
+        x = x + self.dropout(self.mixer(self.mixer_norm(x), cache))
+        if self.feedforward is not None:
+            x = x + self.dropout(self.feedforward(self.feedforward_norm(x)))
+        return x
+
+
+class Decoder(BaseLanguageModel):
+    """`Decoder(vocab_size, preset="gpt2", num_layers=4, ...)`; the arguments are DecoderConfig's."""
+
+    def __init__(self, vocab_size: int, **kwargs: Any) -> None:
+        try:
+            config = DecoderConfig(**kwargs)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise ModelError(f"Decoder({key}): {first['msg']}") from error
+        super().__init__(vocab_size, **config.model_dump())
+        self.config = config
+        self.token_embedding = nn.Embedding(vocab_size, config.hidden_size)
+        self.position_embedding = None
+        if config.positions == "learned":
+            self.position_embedding = nn.Embedding(config.context_length, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.final_norm = _norm(config)
+        self.head = None
+        if not config.tie_embeddings:
+            self.head = nn.Linear(config.hidden_size, vocab_size, bias=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Radford et al. 2019, section 2.3: N(0, 0.02), residual projections / sqrt(their number)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for name, parameter in self.named_parameters():
+            if name.endswith((".mixer.output.weight", ".feedforward.output.weight")):
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.num_layers))
+
+    @property
+    def context_limit(self) -> int | None:
+        return self.config.context_length if self.config.mixer == "attention" else None
+
+    def new_cache(self, batch_size: int, max_length: int) -> DecoderCache:
+        blocks = [block.mixer for block in self.blocks]
+        return DecoderCache([mixer.new_cache(batch_size, max_length) for mixer in blocks])  # type: ignore[operator, union-attr]  # ModuleList forgets the type of its items
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        cache: DecoderCache | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """See BaseLanguageModel.forward. Raises ModelError for more tokens than the context holds."""
+        hidden = self._hidden(input_ids, cache)
+        weight = self.token_embedding.weight if self.head is None else self.head.weight
+        output = {"logits": F.linear(hidden, weight)}
+        if labels is not None:
+            output["loss"] = next_token_loss(output["logits"], labels)
+        return output
+
+    def _hidden(self, input_ids: torch.Tensor, cache: DecoderCache | None) -> torch.Tensor:
+        """(batch, time) int64 -> the normalised last residual (batch, time, hidden_size)."""
+        start = cache.length if cache else 0
+        end = start + input_ids.shape[1]
+        if self.context_limit and end > self.context_limit:
+            raise ModelError(
+                f"{end} tokens are more than the model's context of {self.context_limit}",
+                "cut the input, or build the model with a larger context_length",
+            )
+        x = self.token_embedding(input_ids)
+        if self.position_embedding is not None:
+            x = x + self.position_embedding(torch.arange(start, end, device=input_ids.device))
+        x = self.dropout(x)
+        for index, block in enumerate(self.blocks):
+            x = block(x, cache.layers[index] if cache else None)
+        if cache is not None:
+            cache.length = end
+        hidden: torch.Tensor = self.final_norm(x)
+        return hidden
