@@ -58,6 +58,14 @@ class MissingPackageError(ResearchError):
     code = "package"
 
 
+class Interrupted(KeyboardInterrupt):
+    """Stopped by a signal after everything was saved; the message says how to go on."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
 def did_you_mean(name: str, valid: list[str]) -> str:
     """A hint with the nearest valid name, or with all of them when none is near."""
     lowered = {v.lower(): v for v in valid}
@@ -88,6 +96,6 @@ def exit_on_error() -> Iterator[None]:
             where = f"{error.filename}: " if error.filename else ""
             print(f"error [system]: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or "interrupted", file=sys.stderr)
+        sys.exit(interrupt.exit_code if isinstance(interrupt, Interrupted) else 130)

@@ -1,13 +1,13 @@
 """Datasets and models from the Hugging Face hub, or a mirror of it, kept under `assets/`.
 
 A finished download carries a `.download.json`: what was asked, and the commit it came from. Asking for the
-same again is answered from disk, without the network; asking for something else in the same folder is an
-error, never the wrong data.
+same again is answered from disk, without the network; asking for something else is never answered with it.
 """
 
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import shutil
@@ -18,21 +18,16 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from common.errors import DataError, DownloadError, did_you_mean
-from common.utils.files import fsync_dir, fsync_file, read_json, write_json_atomic
-from common.utils.paths import display_path, get_datasets_dir, get_models_dir
+from filelock import FileLock
 
-__all__ = [
-    "dataset_folder_name",
-    "download_dataset",
-    "download_model",
-    "get_datasets_dir",
-    "get_models_dir",
-    "link_dataset",
-]
+from common.errors import DataError, DownloadError, ResearchError, did_you_mean
+from common.utils.files import fsync_dir, fsync_file, read_json, write_json_atomic
+from common.utils.paths import display_path
+from common.utils.paths import get_datasets_dir as get_datasets_dir
+from common.utils.paths import get_models_dir as get_models_dir
 
 RECORD = ".download.json"
-HUB_TIMEOUT_SECONDS = 30.0
+AGAIN = "run the same again: files that are complete are not downloaded twice"
 Kind = Literal["dataset", "model"]
 
 
@@ -53,36 +48,33 @@ def download_dataset(
     """Download a dataset into a folder that `datasets.load_from_disk` opens, and return the folder.
 
     The folder is `get_datasets_dir() / dataset_folder_name(name, config)`, or exactly `output_dir`. It holds
-    a `DatasetDict`, or a `Dataset` when `split` names one (`train`, `train[:1%]`, `train+test`); the files of
-    other splits are then not downloaded. `revision` is a branch, tag or commit (default: `main`). `endpoint`
-    is a mirror's address (default: `HF_ENDPOINT`, then the hub). `force` downloads again and replaces the
-    folder, token files included.
+    a `DatasetDict`, or a `Dataset` when `split` names one (`train`, `train[:1%]`, `train+test`): files of
+    other splits are then not downloaded. `revision` is a branch, tag or commit (default `main`), `endpoint`
+    a mirror's address (default `HF_ENDPOINT`, then the hub). `force` downloads again and replaces the whole
+    folder, token files included. Call it from one thread at a time: see `_clients_use`.
 
-    Not for several threads at once: see `_clients_use`.
-
-    Raises:
-        DownloadError: the hub does not have it, does not give it, or cannot be reached.
-        DataError: the folder holds something else.
+    Raises DownloadError (the hub does not have it, does not let you, or is out of reach) and DataError (the
+    folder holds something else).
     """
+    endpoint = _endpoint(endpoint)
     folder = Path(output_dir or get_datasets_dir() / dataset_folder_name(name, config))
+    folder = folder.expanduser().absolute()
     asked = {"name": name, "config": config, "split": split, "revision": revision or "main"}
-    with _locked(folder):
+    partial = folder.with_name(f".{folder.name}.partial")
+    with _lock(folder):
         if _holds(folder, asked, force):
             return folder
-        with _explained("dataset", name, revision, endpoint):
-            repository, commit = _resolve("dataset", name, revision, endpoint)
-            partial = folder.with_name(f".{folder.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
-            try:
-                # A cache of its own, because `datasets` answers from the shared one, with whatever
-                # revision is there, when the network fails half-way.
-                with _clients_use(_endpoint(endpoint)):
-                    dataset = _build(repository, config, split, commit, partial / "cache")
-                    dataset.save_to_disk(str(partial / "data"))
-                write_json_atomic(partial / "data" / RECORD, _record(asked, commit))
-                _publish(partial / "data", folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)  # a killed process may have left it
+        try:
+            with _explained("dataset", name, revision, endpoint):
+                repository, commit = _resolve("dataset", name, revision, endpoint)
+                with _clients_use(endpoint):
+                    _save(repository, config, split, commit, partial)
+            found = {"repository": repository, "commit": commit, "date": _now()}
+            write_json_atomic(partial / "data" / RECORD, asked | found)
+            _publish(partial, folder)
+        finally:
+            _remove(partial)
     return folder
 
 
@@ -93,125 +85,179 @@ def download_model(
     endpoint: str | None = None,
     allow_patterns: str | list[str] | None = None,
 ) -> Path:
-    """Download a model repository, the files that match `allow_patterns` (`*.safetensors`), or one file.
+    """Download a model: all its files, those that match `allow_patterns` (`*.safetensors`), or one file.
 
-    Returns the folder `get_models_dir() / "owner--name"` (`owner--name@revision` when one is asked for), or
-    the path of `filename` in it. All files of a folder come from one commit, the one that its first
-    download found; delete the folder to get a newer one. After an interruption, files that are complete
-    are not downloaded again. `endpoint` is as in `download_dataset`.
+    Returns the folder `get_models_dir() / "owner--name"` (`owner--name@revision` if you ask for one), or the
+    path of `filename` in it. All files of a folder come from one commit, the first that was downloaded into
+    it: delete the folder to get a newer one. After an interruption, complete files are not downloaded again.
 
-    Raises:
-        DownloadError: the hub does not have it, does not give it, or cannot be reached.
+    Raises DownloadError: the hub does not have it, does not let you, or is out of reach.
     """
     if filename and allow_patterns:
-        raise DownloadError("`filename` and `allow_patterns` were both given", "give one of them")
-    patterns = [allow_patterns] if isinstance(allow_patterns, str) else allow_patterns
-    request = filename or " ".join(sorted(patterns or ["*"]))
+        raise DownloadError("both a file name and patterns were given", "give one of them")
+    patterns = [allow_patterns] if isinstance(allow_patterns, str) else allow_patterns or ["*"]
+    patterns = [glob.escape(filename)] if filename else sorted(patterns)
+    endpoint, request = _endpoint(endpoint), " ".join(patterns)
     version = f"@{quote(revision, safe='')}" if revision else ""
     folder = get_models_dir() / (repo_id.replace("/", "--") + version)
-    target = folder / filename if filename else folder
-    with _locked(folder):
+    with _lock(folder):
         record = _read_record(folder) if (folder / RECORD).exists() else {"requests": {}}
-        finished = record["requests"].get(request)
-        if finished is not None and all((folder / file).is_file() for file in finished):
-            return target
-        with _explained("model", repo_id, revision, endpoint):
-            repo_id, commit = _resolve("model", repo_id, record.get("commit", revision), endpoint)
-            files = _select(repo_id, commit, endpoint, filename, patterns)
-            if "commit" not in record:  # before the download, so that a second run gets the same commit
-                record |= _record({"name": repo_id, "revision": revision or "main"}, commit)
-                folder.mkdir(parents=True, exist_ok=True)
+        files = record["requests"].get(request)
+        if files is None or not all((folder / file).is_file() for file in files):
+            revision = record.get("commit") or revision
+            with _explained("model", repo_id, revision, endpoint):
+                name, commit = _resolve("model", repo_id, revision, endpoint)
+                files = _matching_files(name, commit, endpoint, patterns)
+                # Written before the files, so that the next run goes on with the same commit.
+                record |= {"name": repo_id, "repository": name, "commit": commit, "date": _now()}
+                folder.mkdir(exist_ok=True)
                 write_json_atomic(folder / RECORD, record)
-            _fetch(repo_id, commit, endpoint, files, folder)
-        record["requests"][request] = files
-        write_json_atomic(folder / RECORD, record)
-    return target
+                _fetch(name, commit, endpoint, patterns, files, folder)
+            record["requests"][request] = files
+            write_json_atomic(folder / RECORD, record)
+    return folder / filename if filename else folder
 
 
 def link_dataset(project_dir: Path | str, dataset: str) -> Path:
     """Make `<project_dir>/data` a relative symlink to a downloaded dataset; return the link.
 
-    `dataset` is a folder of `get_datasets_dir()`, or the name on the hub. A link to another dataset is
-    re-pointed; repeating is harmless.
-
-    Raises:
-        DataError: no such dataset or project, a real file in the way, or symlinks are not possible here.
+    `dataset` is a folder of `get_datasets_dir()`, or its name on the hub. A link to another dataset is
+    re-pointed. Raises DataError: no such dataset, a real file in the way, or symlinks do not work here.
     """
-    folder = get_datasets_dir() / dataset_folder_name(dataset)
+    folder, project = get_datasets_dir() / dataset_folder_name(dataset), Path(project_dir).resolve()
     if not folder.is_dir():
-        name = dataset if "/" in dataset else f"<owner>/{dataset}"
+        name = dataset if "/" in dataset else f"OWNER/{dataset}"
         hint = f"download it: python tools/download_hf_dataset.py --name {name}"
         raise DataError(f"no dataset '{folder.name}' in {display_path(folder.parent)}", hint)
-    project = Path(project_dir).resolve()
-    if not project.is_dir():
-        raise DataError(f"no project folder {display_path(project)}", "create it, or check the path")
-    link = project / "data"
-    if not link.is_symlink() and link.exists():
-        raise DataError(f"{display_path(link)} is not a link; it stays", "move it away, then try again")
-    new = project / f".data.{os.getpid()}.tmp"
+    link, new = project / "data", project / f".data.{os.getpid()}.tmp"
+    if link.exists() and not link.is_symlink():
+        raise DataError(f"{display_path(link)} exists and is not a link", "move it away")
     try:
         new.symlink_to(os.path.relpath(folder, project), target_is_directory=True)
         new.replace(link)
     except OSError as error:
-        hint = (
-            "on Windows, turn on Developer Mode (Settings > System > For developers); elsewhere, check that "
-            f"the disk allows links. Training needs none: data.source={folder.name} finds the dataset too"
-        )
-        raise DataError(f"cannot make the link {display_path(link)}: {error.strerror}", hint) from error
+        hint = "on Windows, turn on Developer Mode (Settings, For developers); training needs no link: "
+        hint += f"data.dataset={folder.name} is enough"
+        raise DataError(f"cannot make {display_path(link)}: {error.strerror}", hint) from error
     return link
 
 
 def _endpoint(endpoint: str | None) -> str:
-    from huggingface_hub import constants
+    # Read here, because the hub client reads its environment only once, when it is imported.
+    return (endpoint or os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
-    # The client reads HF_ENDPOINT once, when it is imported; a later change counts too.
-    return (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _lock(folder: Path) -> FileLock:
+    """One process downloads, the others wait for it. The lock file stays: removing it would be a race."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder.parent / f".{folder.name}.lock")
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    record: dict[str, Any] = read_json(folder / RECORD, DataError, f"delete {display_path(folder)}")
+    return record
+
+
+def _holds(folder: Path, asked: dict[str, str | None], force: bool) -> bool:
+    """Whether `folder` is the download that is asked for; False when it has to be made."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return False
+    where = display_path(folder)
+    if not (folder / RECORD).is_file():  # not ours: even `force` does not remove it
+        raise DataError(f"{where} holds something that was not downloaded", "move it away")
+    if force:
+        return False
+    record = _read_record(folder)
+    also_known_as = {"name": record["repository"], "revision": record["commit"]}
+    for key, value in asked.items():
+        if value not in (record[key], also_known_as.get(key)):
+            have, want = record[key] or "not given", value or "not given"
+            hint = "--force (force=True) replaces it; --output-dir (output_dir=...) keeps both"
+            raise DataError(f"{where} holds another {key}: {have}, asked: {want}", hint)
+    return True
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    """Rename the finished `partial / "data"` to `folder`; what is there is to be replaced."""
+    for path in (partial / "data").rglob("*"):
+        if path.is_file():
+            fsync_file(path)
+    if folder.exists():
+        folder.rename(partial / "old")
+    (partial / "data").rename(folder)
+    fsync_dir(folder.parent)
 
 
 @contextmanager
 def _clients_use(endpoint: str) -> Iterator[None]:
-    """Point `datasets` at `endpoint`.
+    """Point `datasets` at `endpoint` inside the block.
 
-    `load_dataset` takes no endpoint. It looks these three names up at each call (`datasets` its own, and
-    the hub client's for the addresses of single files), so they are set for the time of the block.
+    `load_dataset` takes no endpoint. At every call it looks up these three names: its own and, for the
+    address of a single file, the hub client's.
     """
     import datasets.config
     from huggingface_hub import constants
 
-    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    before = (datasets.config.HF_ENDPOINT, constants.ENDPOINT, constants.HUGGINGFACE_CO_URL_TEMPLATE)
-    datasets.config.HF_ENDPOINT = constants.ENDPOINT = endpoint
-    constants.HUGGINGFACE_CO_URL_TEMPLATE = template
+    file_address = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    now = [
+        (datasets.config, "HF_ENDPOINT", endpoint),
+        (constants, "ENDPOINT", endpoint),
+        (constants, "HUGGINGFACE_CO_URL_TEMPLATE", file_address),
+    ]
+    before = [(module, name, getattr(module, name)) for module, name, _ in now]
     try:
+        for module, name, value in now:
+            setattr(module, name, value)
         yield
     finally:
-        datasets.config.HF_ENDPOINT, constants.ENDPOINT, constants.HUGGINGFACE_CO_URL_TEMPLATE = before
+        for module, name, value in before:
+            setattr(module, name, value)
 
 
-def _resolve(kind: Kind, name: str, revision: str | None, endpoint: str | None) -> tuple[str, str]:
-    """The repository's present name and the commit of `revision`; fails early if it is gated or missing.
+def _resolve(kind: Kind, name: str, revision: str | None, endpoint: str) -> tuple[str, str]:
+    """The repository's present name and the commit of `revision`.
 
-    Asked first, because what the clients raise later no longer tells these cases apart.
+    Asked first: it fails at once, and what the clients raise later does not tell a missing repository, a
+    missing revision and a missing permission apart.
     """
     from huggingface_hub import HfApi
 
-    api = HfApi(endpoint=_endpoint(endpoint))
-    info = api.repo_info(name, repo_type=kind, revision=revision, timeout=HUB_TIMEOUT_SECONDS)
+    api = HfApi(endpoint=endpoint)
+    try:
+        info = api.repo_info(name, repo_type=kind, revision=revision, timeout=30.0)
+    except json.JSONDecodeError as error:
+        raise DownloadError(f"{endpoint} is not a hub", "check HF_ENDPOINT") from error
     if getattr(info, "gated", False):
         api.auth_check(info.id, repo_type=kind)
     if info.sha is None:
-        raise DownloadError(f"{api.endpoint} names no commit for '{name}'", "use another mirror")
+        raise DownloadError(f"{endpoint} tells no commit of {kind} '{name}'", "use another mirror")
     return info.id, info.sha
 
 
-# `datasets` has no types: its objects are Any here.
-def _build(repository: str, config: str | None, split: str | None, commit: str, cache: Path) -> Any:
+def _save(
+    repository: str, config: str | None, split: str | None, commit: str, partial: Path
+) -> None:
+    """Build the dataset in `partial / "cache"` and save it to `partial / "data"`.
+
+    The cache is our own: when the network fails, `datasets` answers from the shared one, any revision.
+    """
     import datasets
 
-    # With the prefix, a local folder of the same name is not taken for the dataset.
-    path = f"hf://datasets/{repository}"
+    path = (
+        f"hf://datasets/{repository}"  # without the prefix, a local folder of that name comes first
+    )
     try:
-        builder = datasets.load_dataset_builder(path, config, revision=commit, cache_dir=str(cache))
+        cache = str(partial / "cache")
+        builder = datasets.load_dataset_builder(path, config, revision=commit, cache_dir=cache)
     except ValueError as error:
         configs = datasets.get_dataset_config_names(path, revision=commit)
         if config in configs or (config is None and len(configs) == 1):
@@ -220,30 +266,101 @@ def _build(repository: str, config: str | None, split: str | None, commit: str, 
         hint = did_you_mean(config or "", configs)
         raise DownloadError(f"dataset '{repository}' has {wrong}", hint) from error
     files = builder.config.data_files
-    wanted = {part.split("[")[0].strip() for part in split.split("+")} if split else set(files)
-    if missing := wanted - set(files) - {"all"}:
-        message = f"dataset '{repository}' has no split '{min(missing)}'"
-        raise DownloadError(message, did_you_mean(min(missing), list(files)))
-    if "all" not in wanted:
-        for other in set(files) - wanted:
-            del files[other]  # or it is downloaded too
-            (builder.info.splits or {}).pop(other, None)  # or the client misses it
+    wanted = {part.split("[")[0].strip() for part in split.split("+")} if split else {"all"}
+    for unknown in wanted - set(files) - {"all"}:
+        hint = did_you_mean(unknown, list(files))
+        raise DownloadError(f"dataset '{repository}' has no split '{unknown}'", hint)
+    for other in set(files) - wanted if "all" not in wanted else ():
+        del files[other]  # else it is downloaded too
+        (builder.info.splits or {}).pop(other, None)  # else it is missed
     builder.download_and_prepare()
-    return builder.as_dataset(split=split)
+    builder.as_dataset(split=split).save_to_disk(str(partial / "data"))
 
 
-def _select(
-    repo_id: str, commit: str, endpoint: str | None, filename: str | None, patterns: list[str] | None
-) -> list[str]:
-    """The files to download, each of which the repository has."""
+def _matching_files(name: str, commit: str, endpoint: str, patterns: list[str]) -> list[str]:
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import filter_repo_objects
+    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # lazy export
 
-    files = HfApi(endpoint=_endpoint(endpoint)).list_repo_files(repo_id, revision=commit)
+    files = HfApi(endpoint=endpoint).list_repo_files(name, revision=commit)
     chosen = list(filter_repo_objects(files, allow_patterns=patterns))
-    if filename:
-        chosen = [file for file in files if file == filename]
     if not chosen:
-        what = filename or " ".join(patterns or ["*"])
-        raise DownloadError(f"model '{repo_id}' has no file '{what}'", did_you_mean(what, files))
+        hint = did_you_mean(patterns[0], files)[:500]
+        raise DownloadError(f"model '{name}' has no file '{' '.join(patterns)}'", hint)
     return chosen
+
+
+def _fetch(
+    name: str, commit: str, endpoint: str, patterns: list[str], files: list[str], folder: Path
+) -> None:
+    from huggingface_hub import snapshot_download
+
+    snapshot_download(
+        name, revision=commit, endpoint=endpoint, allow_patterns=patterns, local_dir=folder
+    )
+    # When the hub stops answering, the client returns the folder as it is.
+    if missing := [file for file in files if not (folder / file).is_file()]:
+        raise DownloadError(f"file '{missing[0]}' of model '{name}' is missing", AGAIN)
+
+
+@contextmanager
+def _explained(kind: Kind, name: str, revision: str | None, endpoint: str) -> Iterator[None]:
+    """Turn what the clients raise into one line and a fix. Anything else is a bug and passes through."""
+    try:
+        yield
+    except ResearchError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause:  # the clients wrap the reason several times
+            if explanation := _explain(cause, kind, name, revision, endpoint):
+                raise DownloadError(*explanation) from error
+            cause = cause.__cause__ or cause.__context__
+        if type(error).__module__.split(".")[0] in ("datasets", "pyarrow"):
+            reason = str(error.__cause__ or error).strip().split("\n")[0]
+            hint = f"see {endpoint}/datasets/{name}"
+            raise DownloadError(f"`datasets` cannot read '{name}': {reason}", hint) from error
+        raise
+
+
+def _explain(
+    error: BaseException, kind: Kind, name: str, revision: str | None, endpoint: str
+) -> tuple[str, str] | None:
+    """A message and a hint, or None when the reason must be further down the chain of causes."""
+    from huggingface_hub import errors as hub
+
+    page = f"{endpoint}/{'datasets/' if kind == 'dataset' else ''}{name}"
+    log_in = "set HF_TOKEN or run `hf auth login`"
+    match error:
+        case hub.GatedRepoError():
+            return f"{kind} '{name}' is gated", f"accept its terms on {page}, then {log_in}"
+        case hub.RepositoryNotFoundError():
+            hint = f"check the name (OWNER/NAME); if it is private, {log_in}"
+            return f"{endpoint} has no {kind} '{name}', or not for you", hint
+        case hub.RevisionNotFoundError():
+            return f"{kind} '{name}' has no revision '{revision}'", f"branches and tags: {page}"
+        case hub.HFValidationError():
+            return f"'{name}' is not a repository's name", "give OWNER/NAME, as on its page"
+        case hub.OfflineModeIsEnabled():
+            return (
+                f"{kind} '{name}' is not on disk, and the client is offline",
+                "unset HF_HUB_OFFLINE",
+            )
+        case hub.HfHubHTTPError(response=response):
+            hint = f"check your token: {log_in}" if response.status_code in (401, 403) else AGAIN
+            return f"{endpoint} answered {response.status_code} for {kind} '{name}'", hint
+        case hub.HTTPError():  # type: ignore[attr-defined]  # of httpx or httpx2: the client knows
+            return (
+                f"no connection to {endpoint}: {error}",
+                f"check the network and HF_ENDPOINT; {AGAIN}",
+            )
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return "the disk is full", "free some space, or set RESEARCH_ASSETS_DIR and HF_HOME"
+    text = str(error)
+    if (
+        "Consistency check failed" in text or "CAS Client Error" in text
+    ):  # cut; cut, with Xet storage
+        return f"the connection to {endpoint} was cut", AGAIN
+    if "Dataset scripts are no longer supported" in text:
+        hint = "the hub may have made a copy without one: --revision refs/convert/parquet"
+        return f"dataset '{name}' is a Python script, which is not run", hint
+    return None

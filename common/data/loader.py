@@ -14,8 +14,8 @@ import torch
 
 from common.data.prepare import Tokens
 from common.errors import DataError
+from common.models.loss import IGNORE_INDEX
 
-IGNORE_INDEX = -100
 Batch = dict[str, torch.Tensor]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -14,10 +14,11 @@ from common.errors import ModelError
 from common.models.sampling import sample_next
 
 M = TypeVar("M", bound="BaseLanguageModel")
+Model = TypeVar("Model", bound="BaseLanguageModel", covariant=True)
 
 
-class _LoadCheckpoint(Protocol[M]):
-    def __call__(self, path: str | Path, device: str | torch.device = "cpu") -> M: ...
+class _LoadCheckpoint(Protocol[Model]):
+    def __call__(self, path: str | Path, device: str | torch.device = "cpu") -> Model: ...
 
 
 class _ClassOrInstanceMethod:
@@ -154,7 +155,7 @@ class BaseLanguageModel(nn.Module):
 
     def _last_logits(
         self, tokens: torch.Tensor, max_new_tokens: int
-    ) -> Iterator[torch.Tensor] | Any:
+    ) -> Generator[torch.Tensor, torch.Tensor, None]:
         """A generator that yields the logits after the last token and is sent the next token.
 
         When the context is full, its later half is read again into an empty cache: still O(context)

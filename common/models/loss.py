@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from common.data.loader import IGNORE_INDEX
+IGNORE_INDEX = -100  # the label that is not predicted, as in PyTorch and Hugging Face
 
 
 def count_labels(labels: torch.Tensor) -> int:

@@ -26,8 +26,8 @@ class LSTM(nn.Module):
         self.lstm = nn.LSTM(config.hidden_size, config.hidden_size, batch_first=True)
 
     def new_cache(self, batch_size: int, max_length: int) -> LSTMState:
-        zeros = self.lstm.weight_hh_l0.new_zeros(1, batch_size, self.lstm.hidden_size)
-        return LSTMState(zeros, zeros.clone())
+        zeros = next(self.parameters()).new_zeros(1, batch_size, self.lstm.hidden_size)
+        return LSTMState(zeros, zeros)
 
     def forward(self, x: torch.Tensor, cache: LSTMState | None = None) -> torch.Tensor:
         """x: (batch, time, hidden_size)"""

@@ -8,7 +8,7 @@ records and at most one cut line, which readers leave out. Kinds of records:
     {"kind": "start", "manifest": {...}}          the first one
     {"kind": "row", "step", "epoch", "split", "time", "metrics": {...}}
     {"kind": "update", "manifest": {...}}         facts learnt later: parameters, status ...
-    {"kind": "resume", "step": n, "pid": p}       rows after step n are superseded
+    {"kind": "resume", "rows": n, "pid": p}       only the first n rows still count
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def read_log(path: Path) -> LogContent:
         elif record["kind"] == "row":
             content.rows.append(record)
         elif record["kind"] == "resume":
-            content.rows = [row for row in content.rows if row["step"] <= record["step"]]
+            del content.rows[record["rows"] :]
             content.manifest |= {"status": "running", "pid": record["pid"], "finished": None}
         else:
             content.manifest |= record["manifest"]

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from common.errors import ExperimentError
 from common.utils.experiment_storage import store
-from common.utils.experiment_storage.log import LogWriter, read_log
+from common.utils.experiment_storage.log import LogContent, LogWriter, read_log
 from common.utils.files import write_json_atomic, write_text_atomic
 from common.utils.manifest import create_manifest, now
 from common.utils.paths import get_experiments_dir, get_runs_dir
@@ -38,6 +38,7 @@ def is_running(name: str) -> bool:
 def start_experiment(
     name: str | None = None,
     *,
+    prefix: str = "",
     project: str = "",
     config: Mapping[str, Any] | None = None,
     config_text: str | None = None,
@@ -45,10 +46,10 @@ def start_experiment(
     tags: Sequence[str] = (),
     resume: bool = False,
 ) -> Run:
-    """Claim `name` (or the next free `<project>_NNN`) and return the run to log to.
+    """Claim `name` (or the next free `<prefix>_NNN`) and return the run to log to.
 
-    With `resume`, an unfinished run of that name is continued: log rows after the step given to
-    `Run.resume_from` are superseded. Raises ExperimentError when the name is taken, when there is
+    With `resume`, an unfinished run of that name is continued: call `Run.resume_from` with the
+    number of rows that are still true. Raises ExperimentError when the name is taken, when there is
     nothing to resume, when the run is finished, or when another process is running it.
     """
     if resume:
@@ -56,7 +57,7 @@ def start_experiment(
             raise ExperimentError("--resume needs the name of the run to continue", "add --name NAME")
         _check_resumable(name)
     else:
-        name = _claim(name, project or "experiment")
+        name = _claim(name, prefix or project or "experiment")
     lock = lock_of(name)
     try:
         lock.acquire(timeout=2)  # a reader that asks `is_running` holds it for a moment
@@ -103,11 +104,15 @@ class Run:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._lock = lock
         self._writer = LogWriter(store.log_path(name))
-        content = read_log(store.log_path(name))
-        self._metric_names = {k.lower(): k for row in content.rows for k in row["metrics"]}
-        self._time_before = max((row["time"] or 0.0 for row in content.rows), default=0.0)
-        self._started = time.monotonic()
+        self._metric_names: dict[str, str] = {}
+        self._take_up(read_log(store.log_path(name)))
+
+    def _take_up(self, content: LogContent) -> None:
         self.manifest: dict[str, Any] = content.manifest
+        self.rows = len(content.rows)
+        self._metric_names |= {k.lower(): k for row in content.rows for k in row["metrics"]}
+        self._time_before = max((row["time"] for row in content.rows), default=0.0)
+        self._started = time.monotonic()
 
     def start(self, manifest: dict[str, Any], config_text: str | None) -> None:
         self.manifest = manifest
@@ -117,13 +122,10 @@ class Run:
             write_text_atomic(self.directory / "config.yaml", config_text)
         self._write_manifest_file()
 
-    def resume_from(self, step: int) -> None:
-        """Continue after `step`: rows that the lost process logged after it no longer count."""
-        self._writer.append({"kind": "resume", "step": step, "pid": os.getpid()})
-        content = read_log(store.log_path(self.name))
-        self.manifest = content.manifest
-        self._time_before = max((row["time"] or 0.0 for row in content.rows), default=0.0)
-        self._started = time.monotonic()
+    def resume_from(self, rows: int) -> None:
+        """Continue after the first `rows` rows: later ones, logged by the lost process, are superseded."""
+        self._writer.append({"kind": "resume", "rows": rows, "pid": os.getpid()})
+        self._take_up(read_log(store.log_path(self.name)))
         self._write_manifest_file()
 
     def log(
@@ -143,6 +145,7 @@ class Run:
             "metrics": store.check_metrics(metrics, self._metric_names),
         }
         self._writer.append(row)
+        self.rows += 1
 
     def update(self, **facts: Any) -> None:
         """Record facts learnt on the way, such as `parameters` or `tokens`."""
@@ -161,6 +164,7 @@ class Run:
         path = store.log_path(self.name)
         if status == "finished":
             path = store.finish_log(self.name)
+        self.manifest["file"] = str(path)
         self._lock.release()
         Path(self._lock.lock_file).unlink(missing_ok=True)
         return path

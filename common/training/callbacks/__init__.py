@@ -1,0 +1,1 @@
+"""What happens around training, one concern a file; `base.Callback` lists the hooks."""

@@ -1,0 +1,34 @@
+"""The hooks of the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from common.training.trainer import Trainer
+
+
+class Callback:
+    """Override what you need. `state` goes into every checkpoint and comes back on a resume.
+
+    An evaluation follows the checkpoint of its step. After a resume from it the evaluation runs
+    again, so whatever `on_evaluate` did for that step has to be done, or replaced, a second time.
+    """
+
+    def on_train_start(self, trainer: Trainer) -> None: ...
+
+    def on_step(self, trainer: Trainer) -> None: ...
+
+    def on_log(self, trainer: Trainer, metrics: Mapping[str, float]) -> None: ...
+
+    def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float]) -> None: ...
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        """Also called when training fails or is interrupted."""
+
+    def state(self) -> dict[str, Any]:
+        """JSON values."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None: ...

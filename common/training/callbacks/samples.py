@@ -1,0 +1,57 @@
+"""Texts drawn from the model at every evaluation, kept in the run's samples.jsonl."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.data.tokenizers import Tokenizer
+from common.training.callbacks.base import Callback
+from common.training.config import SampleConfig
+from common.utils.files import write_text_atomic
+
+if TYPE_CHECKING:
+    from common.training.trainer import Trainer
+
+
+class Samples(Callback):
+    """Draws from a generator of its own, so that training is the same with and without samples."""
+
+    def __init__(self, path: Path, tokenizer: Tokenizer, config: SampleConfig, seed: int) -> None:
+        self.path = path
+        self.tokenizer = tokenizer
+        self.config = config
+        self.seed = seed
+        self.latest: list[str] = []
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        """Forget the samples that a lost process drew at or after the step we start from."""
+        if self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _step(line) < trainer.step]
+            write_text_atomic(self.path, "".join(f"{line}\n" for line in kept))
+
+    def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        longest = max(len(self.tokenizer.encode(prompt)) or 1 for prompt in self.config.prompts)
+        self.latest = trainer.evaluator.generate_samples(
+            self.config.prompts,
+            self.tokenizer,
+            longest + self.config.max_new_tokens,
+            temperature=self.config.temperature,
+            top_k=self.config.top_k,
+            top_p=self.config.top_p,
+            seed=self.seed,
+        )
+        with self.path.open("a", encoding="utf-8") as file:
+            for prompt, text in zip(self.config.prompts, self.latest, strict=True):
+                entry = {"step": trainer.step, "prompt": prompt, "text": text}
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except ValueError:
+        return float("inf")  # the half line of a killed process

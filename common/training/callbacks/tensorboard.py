@@ -1,0 +1,49 @@
+"""The same numbers in TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.errors import MissingPackageError
+from common.training.callbacks.base import Callback
+
+if TYPE_CHECKING:
+    from common.training.trainer import Trainer
+
+
+class TensorBoard(Callback):
+    """Writes event files to `directory`; look at them with `tensorboard --logdir DIRECTORY`.
+
+    Raises MissingPackageError where the package is not installed.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise MissingPackageError(
+                "training.tensorboard needs the package tensorboard",
+                'install it: uv pip install -e ".[tensorboard]"',
+            ) from error
+        self._writer_class = SummaryWriter
+        self._directory = directory
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        # purge_step hides what a lost process wrote after the step that training resumes from.
+        purge_step = trainer.step + 1 if trainer.step else None
+        self._writer = self._writer_class(str(self._directory), purge_step=purge_step)
+
+    def on_log(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        self._write("train", trainer.step, metrics)
+
+    def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        self._write("val", trainer.step, metrics)
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        self._writer.close()
+
+    def _write(self, split: str, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(f"{name}/{split}", value, step)

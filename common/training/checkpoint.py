@@ -1,0 +1,231 @@
+"""Checkpoints: atomic, complete, exact. The only module that knows their layout.
+
+    step_200/
+        model.safetensors       weights
+        training.safetensors    optimizer moments and random states (training checkpoints only)
+        state.json              model class and arguments, step, everything that is not a tensor
+        SHA256SUMS              of the files above, as `sha256sum -c` reads it
+
+A folder is written under another name, fsynced and renamed, so `step_200` is always whole. Nothing
+is read with pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model as load_weights
+from safetensors.torch import save_model as save_weights
+
+from common.errors import CheckpointError, ResearchError, did_you_mean
+from common.models.base import BaseLanguageModel
+from common.utils.files import fsync_dir, fsync_file, read_json, sha256_of, write_json_atomic
+from common.utils.logging import get_logger
+
+M = TypeVar("M", bound=BaseLanguageModel)
+_STEP = re.compile(r"step_(\d+)")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read and whose checksums are right."""
+
+    path: Path
+    state: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+
+
+def save_model(model: BaseLanguageModel, path: Path, state: Mapping[str, Any]) -> Path:
+    """Write weights, arguments and `state` (JSON) to the folder `path`, replacing what is there."""
+    return save_checkpoint(model, path, state, {})
+
+
+def save_checkpoint(
+    model: BaseLanguageModel,
+    path: Path,
+    state: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+) -> Path:
+    """Write a checkpoint folder. On an error (a full disk, say) nothing of it remains."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    building = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        building.mkdir()
+        _write_files(building, model, state, tensors)
+        if path.exists():
+            shutil.rmtree(path)  # a damaged one, or the same step of an earlier attempt
+        building.rename(path)
+        fsync_dir(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot save {path}: {error}", "free some disk space; earlier checkpoints are whole"
+        ) from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return path
+
+
+def _write_files(
+    directory: Path,
+    model: BaseLanguageModel,
+    state: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+) -> None:
+    save_weights(model, str(directory / "model.safetensors"))
+    if tensors:
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, directory / "training.safetensors")
+    kind = type(model)
+    identity = {
+        "class": f"{kind.__module__}.{kind.__qualname__}",
+        "vocab_size": model.vocab_size,
+        "arguments": model.arguments,
+    }
+    (directory / "state.json").write_text(json.dumps({"model": identity, **state}, indent=2))
+    sums = [f"{sha256_of(file)}  {file.name}\n" for file in sorted(directory.iterdir())]
+    (directory / "SHA256SUMS").write_text("".join(sums))
+    for file in directory.iterdir():
+        fsync_file(file)
+    fsync_dir(directory)
+
+
+def verify(path: Path) -> None:
+    """Raise CheckpointError when the folder is missing, incomplete, or any byte of it has changed."""
+    sums = path / "SHA256SUMS"
+    if not sums.is_file():
+        near = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, near) if near else "check the path"
+        raise CheckpointError(f"{path} is not a checkpoint", hint)
+    for line in sums.read_text(errors="replace").splitlines():
+        expected, _, name = line.partition("  ")
+        file = path / Path(name).name
+        if not file.is_file() or sha256_of(file) != expected:
+            raise CheckpointError(f"checkpoint {path} is damaged: {file.name}", "use an earlier one")
+
+
+def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Checkpoint:
+    """Read a checkpoint without its weights. Raises CheckpointError when it is not whole."""
+    verify(path)
+    state = read_json(path / "state.json", CheckpointError)
+    tensors_file = path / "training.safetensors"
+    tensors = load_file(tensors_file, device=str(device)) if tensors_file.exists() else {}
+    return Checkpoint(path, state, tensors)
+
+
+def load_model(target: M | type[M], path: str | Path, device: str | torch.device = "cpu") -> M:
+    """Fill `target` with the weights at `path`, or build it first when it is a class.
+
+    `BaseLanguageModel` itself stands for whichever imported subclass was saved. A model that is
+    given stays on its device. Raises CheckpointError for a damaged checkpoint or other shapes.
+    """
+    path = Path(path)
+    identity = load_checkpoint(path).state["model"]
+    if isinstance(target, BaseLanguageModel):
+        model = target
+    else:
+        kind = _subclass(target, identity["class"]) if target is BaseLanguageModel else target
+        try:
+            model = kind(identity["vocab_size"], **identity["arguments"]).to(device)
+        except (TypeError, ResearchError) as error:
+            raise CheckpointError(
+                f"{path} holds a {identity['class']}, which is no {kind.__name__}: {error}"
+            ) from error
+    try:
+        load_weights(model, path / "model.safetensors", device=str(model.device))
+    except (RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"the weights at {path} do not fit the model: {reason}") from error
+    return model
+
+
+def _subclass(base: type[M], name: str) -> type[M]:
+    # Found among the classes already imported: a file never decides what gets imported.
+    pending = list(base.__subclasses__())
+    while pending:
+        kind = pending.pop()
+        if f"{kind.__module__}.{kind.__qualname__}" == name:
+            return kind
+        pending.extend(kind.__subclasses__())
+    raise CheckpointError(f"the checkpoint holds a {name}", "import that class before loading")
+
+
+def pack_optimizer(
+    optimizer: torch.optim.Optimizer,
+) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    """(param groups as JSON, tensors by `optimizer.<parameter index>.<name>`)."""
+    packed = optimizer.state_dict()
+    tensors = {
+        f"optimizer.{index}.{name}": value
+        for index, values in packed["state"].items()
+        for name, value in values.items()
+    }
+    return packed["param_groups"], tensors
+
+
+def unpack_optimizer(
+    optimizer: torch.optim.Optimizer,
+    groups: list[dict[str, Any]],
+    tensors: Mapping[str, torch.Tensor],
+) -> None:
+    """Restore what `pack_optimizer` returned."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            state.setdefault(int(index), {})[name] = value
+    try:
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+    except ValueError as error:
+        raise CheckpointError(f"the optimizer state does not fit: {error}") from error
+
+
+def steps_in(directory: Path) -> list[int]:
+    """The steps that have a checkpoint folder, ascending."""
+    if not directory.is_dir():
+        return []
+    found = (_STEP.fullmatch(entry.name) for entry in directory.iterdir())
+    return sorted(int(match[1]) for match in found if match)
+
+
+def latest_checkpoint(directory: Path, device: str | torch.device = "cpu") -> Checkpoint | None:
+    """The newest whole checkpoint; damaged ones are passed over with a warning that names them."""
+    for step in reversed(steps_in(directory)):
+        try:
+            return load_checkpoint(directory / f"step_{step}", device)
+        except CheckpointError as error:
+            get_logger("checkpoint").warning(f"{error.message}; trying the one before")
+    return None
+
+
+def mark_best(directory: Path, step: int, loss: float) -> None:
+    """Record that `step` has the lowest validation loss (nats per token) so far."""
+    write_json_atomic(directory / "best.json", {"step": step, "loss": loss})
+
+
+def best_checkpoint(directory: Path) -> Path:
+    """The checkpoint with the lowest validation loss, or the latest when none was marked."""
+    if (directory / "best.json").exists():
+        return directory / f"step_{read_json(directory / 'best.json', CheckpointError)['step']}"
+    steps = steps_in(directory)
+    if not steps:
+        raise CheckpointError(f"there is no checkpoint in {directory}", "train the model first")
+    return directory / f"step_{steps[-1]}"
+
+
+def delete_old_checkpoints(directory: Path, keep: int) -> None:
+    """Delete all but the latest `keep` and the best."""
+    best = best_checkpoint(directory)
+    for step in steps_in(directory)[:-keep]:
+        if (path := directory / f"step_{step}") != best:
+            shutil.rmtree(path)

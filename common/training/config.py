@@ -1,0 +1,81 @@
+"""How to train. Kept apart from the code, so that a wrong key is told before torch loads."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from common.config import Config
+from common.data.config import DataConfig
+
+
+class OptimizerConfig(Config):
+    """AdamW; `weight_decay` acts on matrices only, never on biases and norms."""
+
+    lr: float = Field(1e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+
+
+class ScheduleConfig(Config):
+    """Linear warm-up to `optimizer.lr`, then down to `min_lr_ratio` of it at the last step."""
+
+    name: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = Field(100, ge=0)
+    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+
+
+class TrainingConfig(Config):
+    """Length, intervals and device of a training run. Intervals are in optimizer steps."""
+
+    max_steps: int = Field(1000, gt=0)
+    gradient_accumulation_steps: int = Field(1, gt=0)
+    max_grad_norm: float | None = Field(1.0, gt=0)  # clips the global norm; null: no clipping
+    log_every_steps: int = Field(10, gt=0)
+    eval_every_steps: int = Field(250, gt=0)
+    eval_batches: int | None = Field(None, gt=0)  # of evaluations on the way; the last one is full
+    checkpoint_every_steps: int | None = Field(None, gt=0)  # besides one at each evaluation
+    keep_checkpoints: int = Field(2, gt=0)  # the latest so many, and the best
+    early_stopping_patience: int | None = Field(None, gt=0)  # evaluations without a better loss
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    tensorboard: bool = False
+
+
+class SampleConfig(Config):
+    """Samples drawn at every evaluation, to look at while the model trains."""
+
+    prompts: tuple[str, ...] = ("",)  # "" begins at the start of a document
+    max_new_tokens: int = Field(100, gt=0)
+    temperature: float = Field(0.8, ge=0)
+    top_k: int | None = Field(None, gt=0)
+    top_p: float | None = Field(None, gt=0, le=1)
+
+
+class ExperimentConfig(Config):
+    """Everything that defines an experiment; a project adds its `model`."""
+
+    seed: int = Field(0, ge=0)
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    training: TrainingConfig = TrainingConfig()
+    samples: SampleConfig = SampleConfig()
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> ExperimentConfig:
+        limit = getattr(getattr(self, "model", None), "context_length", None)
+        length = self.data.context_length
+        if limit is not None and length is not None and length > limit:
+            raise ValueError(
+                f"data.context_length {length} is longer than the model's context_length {limit}"
+            )
+        return self
+
+    @property
+    def context_length(self) -> int:
+        """Tokens per training sequence: `data.context_length`, or else the model's."""
+        length: int = self.data.context_length or getattr(self, "model").context_length
+        return length

@@ -1,0 +1,139 @@
+"""How good a model is: token-weighted loss, perplexity, bits per byte."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from common.errors import DataError
+from common.models.base import BaseLanguageModel
+from common.models.loss import IGNORE_INDEX, count_labels
+from common.training.precision import autocast
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Evaluator:
+    """Judges a model on batches {"input_ids", "labels"} of (batch, time) int64 (see data/loader.py).
+
+    Args:
+        model: a BaseLanguageModel, or any module that is called and answers like a Hugging Face one.
+        device: where to compute; None leaves the model where it is.
+        token_bytes: (vocab_size,) bytes per token (`Tokenizer.token_bytes`), for bits per byte.
+        precision: fp32 or bf16.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: str | torch.device | None = None,
+        *,
+        token_bytes: Any = None,
+        precision: str = "fp32",
+    ) -> None:
+        self.model = model if device is None else model.to(device)
+        self.device = next(model.parameters()).device
+        self._token_bytes = None if token_bytes is None else torch.as_tensor(np.array(token_bytes))
+        self._precision = precision
+
+    @torch.no_grad()
+    def evaluate(self, dataloader: Iterable[Mapping[str, torch.Tensor]]) -> dict[str, float]:
+        """Mean over all predicted tokens, whatever batch they came in.
+
+        Returns: loss (nats per token), perplexity (its exponential), num_tokens, and with
+        `token_bytes` bits_per_byte (0 bytes for special tokens, whose cost counts).
+        Raises DataError when there is nothing to predict.
+        """
+        was_training = self.model.training
+        self.model.eval()
+        total_nats, num_tokens, num_bytes = 0.0, 0, 0
+        try:
+            for batch in dataloader:
+                labels = batch.get("labels", batch["input_ids"])
+                count = count_labels(labels)
+                if count == 0:
+                    continue
+                total_nats += self._mean_loss(batch["input_ids"], labels) * count
+                num_tokens += count
+                if self._token_bytes is not None:
+                    targets = labels[:, 1:].cpu()
+                    predicted = targets[targets != IGNORE_INDEX]
+                    num_bytes += int(self._token_bytes[predicted].sum())
+        finally:
+            self.model.train(was_training)
+        if num_tokens == 0:
+            raise DataError("there is nothing to evaluate: no batch has a label to predict")
+        loss = total_nats / num_tokens
+        metrics = {
+            "loss": loss,
+            "perplexity": math.exp(loss) if loss < 700 else math.inf,
+            "num_tokens": num_tokens,
+        }
+        if num_bytes:
+            metrics["bits_per_byte"] = total_nats / math.log(2) / num_bytes
+        return metrics
+
+    def _mean_loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> float:
+        input_ids, labels = input_ids.to(self.device), labels.to(self.device)
+        with autocast(self._precision, self.device):
+            if isinstance(self.model, BaseLanguageModel):
+                return float(self.model.compute_loss(input_ids, labels))
+            return float(self.model(input_ids, labels=labels)["loss"])
+
+    def generate_samples(
+        self,
+        prompts: Sequence[str],
+        tokenizer: Any,
+        max_length: int = 100,
+        *,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = 0,
+    ) -> list[str]:
+        """Continue each prompt up to `max_length` tokens in all; returns prompts with continuations.
+
+        `tokenizer` has encode and decode; a text ends at its end-of-text token. An empty prompt
+        begins at the start of a document. `seed` None draws from the global generator.
+        """
+        if not isinstance(self.model, BaseLanguageModel):
+            raise TypeError("generate_samples needs a BaseLanguageModel")
+        end = getattr(tokenizer, "end_of_text", None)
+        texts = []
+        for prompt in prompts:
+            ids = [int(i) for i in tokenizer.encode(prompt)] or [end if end is not None else 0]
+            output = self.model.generate(
+                torch.tensor([ids]),
+                max(1, max_length - len(ids)),
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                stop_tokens=[] if end is None else [end],
+                seed=seed,
+            )[0].tolist()
+            texts.append(tokenizer.decode([i for i in output if i != end]))
+        return texts
+
+    @staticmethod
+    def create_metrics_dataframe(
+        metrics: Mapping[str, float], epoch: float, split: str
+    ) -> pd.DataFrame:
+        """One row with `epoch`, `split` and the metrics, as `save_experiment` takes it."""
+        import pandas as pd
+
+        return pd.DataFrame([{"epoch": epoch, "split": split, **metrics}])
+
+
+def compute_perplexity(
+    model: nn.Module,
+    dataloader: Iterable[Mapping[str, torch.Tensor]],
+    device: str | torch.device | None = None,
+) -> float:
+    """exp of the mean loss per predicted token (in nats) over `dataloader`."""
+    return Evaluator(model, device).evaluate(dataloader)["perplexity"]

@@ -1,0 +1,250 @@
+"""The main job from a configuration: prepare, train, evaluate, sample, store. Called by common/cli.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from common.config import dump_config, load_config
+from common.data.loader import EvalWindows, RandomWindows
+from common.data.prepare import TokenDataset, prepare
+from common.errors import CheckpointError, ConfigError, ExperimentError, did_you_mean
+from common.models.base import BaseLanguageModel
+from common.training import checkpoint
+from common.training.callbacks.base import Callback
+from common.training.callbacks.early_stopping import EarlyStopping
+from common.training.callbacks.progress import ProgressBar
+from common.training.callbacks.samples import Samples
+from common.training.config import ExperimentConfig
+from common.training.evaluator import Evaluator
+from common.training.precision import select_device
+from common.training.trainer import Trainer
+from common.utils.experiment_storage.catalogue import Catalogue
+from common.utils.experiment_storage.run import Run, start_experiment
+from common.utils.logging import get_logger
+from common.utils.paths import display_path, get_runs_dir
+from common.utils.seeding import seed_everything
+
+C = TypeVar("C", bound=ExperimentConfig)
+BuildModel = Callable[[C, int], BaseLanguageModel]
+log = get_logger("experiment")
+
+
+def train_experiment(
+    config: C,
+    build_model: BuildModel[C],
+    *,
+    project: str,
+    name: str | None = None,
+    prefix: str = "experiment",
+    resume: bool = False,
+) -> dict[str, float]:
+    """Run the experiment that `config` defines and return its final validation metrics.
+
+    Everything that can be wrong with the input is found before the name of the experiment is
+    taken. Raises ResearchErrors, and Interrupted after a signal.
+    """
+    if resume:
+        name = name or _newest_resumable(config, project)
+        _check_same_config(config, name)
+    data = prepare(config.data)
+    seed_everything(config.seed)
+    model = build_model(config, data.tokenizer.vocab_size)
+    train_data = RandomWindows(
+        data.tokens("train"),
+        batch_size=config.data.batch_size,
+        context_length=config.context_length,
+        seed=config.seed,
+    )
+    with start_experiment(
+        name,
+        prefix=prefix,
+        project=project,
+        config=config.model_dump(mode="json"),
+        config_text=dump_config(config),
+        seed=config.seed,
+        resume=resume,
+    ) as run:
+        run.update(parameters=model.num_parameters(), floor_bits_per_byte=data.floor_bits_per_byte)
+        samples = Samples(run.directory / "samples.jsonl", data.tokenizer, config.samples, config.seed)
+        trainer = Trainer(
+            model,
+            train_data,
+            config.training,
+            optimizer=config.optimizer,
+            schedule=config.schedule,
+            val_data=eval_windows(config, data, "val"),
+            quick_val_data=eval_windows(config, data, "val", config.training.eval_batches),
+            run=run,
+            callbacks=[ProgressBar(), samples, *_optional_callbacks(config, run)],
+            token_bytes=data.tokenizer.token_bytes,
+            tokens_per_epoch=len(data.tokens("train")),
+            fingerprint=data.fingerprint,
+        )
+        if resume:
+            trainer.resume()
+        _announce(config, data, trainer, run)
+        metrics = trainer.fit()
+        run.update(tokens=trainer.tokens)
+    _report(metrics, samples, data, run)
+    return metrics
+
+
+def eval_windows(
+    config: ExperimentConfig, data: TokenDataset, split: str, max_batches: int | None = None
+) -> EvalWindows:
+    """Batches over a whole split, or over `max_batches` spread across it."""
+    return EvalWindows(
+        data.tokens(split),
+        batch_size=config.data.eval_batch_size,
+        context_length=config.context_length,
+        max_batches=max_batches,
+    )
+
+
+def _optional_callbacks(config: ExperimentConfig, run: Run) -> list[Callback]:
+    callbacks: list[Callback] = []
+    if config.training.early_stopping_patience is not None:
+        callbacks.append(EarlyStopping(config.training.early_stopping_patience))
+    if config.training.tensorboard:
+        from common.training.callbacks.tensorboard import TensorBoard
+
+        callbacks.append(TensorBoard(run.directory / "tensorboard"))
+    return callbacks
+
+
+def _newest_resumable(config: C, project: str) -> str:
+    """The unfinished run of this project and configuration that was started last."""
+    wanted = config.model_dump(mode="json")
+    for manifest in reversed(Catalogue().manifests):
+        unfinished = manifest["status"] in ("died", "interrupted", "failed")
+        if unfinished and manifest["project"] == project and manifest["config"] == wanted:
+            return str(manifest["name"])
+    raise ExperimentError(
+        f"no unfinished run of {project} has this configuration", "leave out --resume, or add --name"
+    )
+
+
+def _check_same_config(config: C, name: str) -> None:
+    path = get_runs_dir() / name / "config.yaml"
+    if not path.exists():
+        return  # start_experiment says what is wrong with the name
+    before, now = _flat(load_config(path, type(config)).model_dump()), _flat(config.model_dump())
+    changes = [f"{k}: {before[k]} -> {now[k]}" for k in before if before[k] != now[k]]
+    if changes:
+        raise ConfigError(
+            f"'{name}' was started with another configuration ({'; '.join(changes)})",
+            f"resume with its own: --name {name} --resume without --config and overrides",
+        )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _announce(config: ExperimentConfig, data: TokenDataset, trainer: Trainer, run: Run) -> None:
+    sizes = {split: f"{facts['tokens']:,}" for split, facts in data.meta["splits"].items()}
+    log.info(
+        f"{run.name}: {trainer.model.num_parameters():,} parameters on {trainer.device.type} "
+        f"({trainer.precision}); {data.meta['dataset']}: {sizes['train']} training and "
+        f"{sizes['val']} validation tokens, vocabulary {data.tokenizer.vocab_size:,}"
+    )
+
+
+def _report(metrics: dict[str, float], samples: Samples, data: TokenDataset, run: Run) -> None:
+    """What a user wants to know at the end: the result, a sample, where everything is, what next."""
+    for text in samples.latest:
+        print(f"\n--- sample ---\n{text}")
+    print("\n--- result ---")
+    print(_describe(metrics, data.floor_bits_per_byte))
+    print(f"experiment  {display_path(Path(run.manifest['file']))}")
+    print(f"run folder  {display_path(run.directory)}  (config, manifest, checkpoints, samples)")
+    project = run.manifest["project"]
+    print(f"next        python projects/{project}/sample.py --name {run.name} --prompt 'The '")
+    print(f"            python tools/query_experiments.py --compare {run.name} ANOTHER")
+
+
+def _describe(metrics: dict[str, float], floor: float | None) -> str:
+    text = (
+        f"validation  loss {metrics['loss']:.4f} nats per token, "
+        f"perplexity {metrics['perplexity']:.3f}, {metrics['bits_per_byte']:.4f} bits per byte "
+        f"({int(metrics['num_tokens']):,} tokens)"
+    )
+    if floor is not None:
+        above = metrics["bits_per_byte"] - floor
+        text += f"\nfloor       {floor:.4f} bits per byte is the entropy of this text: {above:.4f} above"
+    return text
+
+
+def load_run(
+    config: C, build_model: BuildModel[C], name: str, which: str
+) -> tuple[BaseLanguageModel, TokenDataset, Path]:
+    """The model of a run with the weights of checkpoint `which` (best, last or a step), and its data."""
+    directory = get_runs_dir() / name / "checkpoints"
+    steps = checkpoint.steps_in(directory)
+    if which == "best":
+        path = checkpoint.best_checkpoint(directory)
+    elif which == "last" and steps:
+        path = directory / f"step_{steps[-1]}"
+    elif which.isdigit() and int(which) in steps:
+        path = directory / f"step_{which}"
+    else:
+        choices = ["best", "last", *(str(step) for step in steps)]
+        raise CheckpointError(f"no checkpoint '{which}'", did_you_mean(which, choices))
+    data = prepare(config.data)
+    model = build_model(config, data.tokenizer.vocab_size)
+    model.to(select_device(config.training.device))
+    return checkpoint.load_model(model, path), data, path
+
+
+def evaluate_run(
+    config: C, build_model: BuildModel[C], name: str, which: str, split: str
+) -> dict[str, float]:
+    """Judge a checkpoint on a whole split and print the result."""
+    model, data, path = load_run(config, build_model, name, which)
+    evaluator = Evaluator(model, token_bytes=data.tokenizer.token_bytes)
+    metrics = evaluator.evaluate(eval_windows(config, data, split))
+    print(f"checkpoint  {display_path(path)}")
+    floor = data.floor_bits_per_byte if split == "val" else None
+    print(_describe(metrics, floor).replace("validation", f"{split:10}"))
+    return metrics
+
+
+def sample_run(
+    config: C,
+    build_model: BuildModel[C],
+    name: str,
+    which: str,
+    *,
+    prompt: str,
+    num_samples: int,
+    seed: int,
+    **options: Any,
+) -> None:
+    """Print `num_samples` continuations as they are drawn, with seeds `seed`, `seed + 1`, ..."""
+    model, data, _ = load_run(config, build_model, name, which)
+    tokenizer = data.tokenizer
+    ids = [int(i) for i in tokenizer.encode(prompt)] or [tokenizer.end_of_text]
+    for number in range(num_samples):
+        if num_samples > 1:
+            print(f"--- sample {number + 1} (seed {seed + number}) ---")
+        written: list[int] = list(ids)
+        shown = ""
+        for token in model.stream(torch.tensor([ids]), seed=seed + number, **options):
+            if int(token) == tokenizer.end_of_text:
+                break
+            written.append(int(token))
+            text = tokenizer.decode(written)
+            if not text.endswith("\ufffd"):  # a character of several tokens is shown once whole
+                print(text[len(shown) :], end="", flush=True)
+                shown = text
+        print(tokenizer.decode(written)[len(shown) :])

@@ -1,0 +1,1 @@
+"""Independent research projects; none imports another."""

@@ -1,0 +1,1 @@
+"""A transformer whose backward pass is written by hand."""
