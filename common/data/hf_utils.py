@@ -27,7 +27,7 @@ from common.utils.paths import get_datasets_dir as get_datasets_dir
 from common.utils.paths import get_models_dir as get_models_dir
 
 RECORD = ".download.json"
-AGAIN = "run the same again: files that are complete are not downloaded twice"
+AGAIN = "run it again: files that are complete are not downloaded twice"
 Kind = Literal["dataset", "model"]
 
 
@@ -129,6 +129,8 @@ def link_dataset(project_dir: Path | str, dataset: str) -> Path:
         name = dataset if "/" in dataset else f"OWNER/{dataset}"
         hint = f"download it: python tools/download_hf_dataset.py --name {name}"
         raise DataError(f"no dataset '{folder.name}' in {display_path(folder.parent)}", hint)
+    if not project.is_dir():
+        raise DataError(f"no project folder {display_path(project)}", "check the path")
     link, new = project / "data", project / f".data.{os.getpid()}.tmp"
     if link.exists() and not link.is_symlink():
         raise DataError(f"{display_path(link)} exists and is not a link", "move it away")
@@ -266,12 +268,13 @@ def _save(
         hint = did_you_mean(config or "", configs)
         raise DownloadError(f"dataset '{repository}' has {wrong}", hint) from error
     files = builder.config.data_files
+    splits = {str(name): name for name in files}
     wanted = {part.split("[")[0].strip() for part in split.split("+")} if split else {"all"}
-    for unknown in wanted - set(files) - {"all"}:
-        hint = did_you_mean(unknown, list(files))
+    for unknown in wanted - set(splits) - {"all"}:
+        hint = did_you_mean(unknown, list(splits))
         raise DownloadError(f"dataset '{repository}' has no split '{unknown}'", hint)
-    for other in set(files) - wanted if "all" not in wanted else ():
-        del files[other]  # else it is downloaded too
+    for other in set(splits) - wanted if "all" not in wanted else ():
+        del files[splits[other]]  # else it is downloaded too
         (builder.info.splits or {}).pop(other, None)  # else it is missed
     builder.download_and_prepare()
     builder.as_dataset(split=split).save_to_disk(str(partial / "data"))
@@ -351,7 +354,7 @@ def _explain(
         case hub.HTTPError():  # type: ignore[attr-defined]  # of httpx or httpx2: the client knows
             return (
                 f"no connection to {endpoint}: {error}",
-                f"check the network and HF_ENDPOINT; {AGAIN}",
+                f"check the network and HF_ENDPOINT, then {AGAIN}",
             )
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return "the disk is full", "free some space, or set RESEARCH_ASSETS_DIR and HF_HOME"

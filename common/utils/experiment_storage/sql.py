@@ -8,6 +8,8 @@ DuckDB gets an explicit list of whole files, may read nothing else, and runs SEL
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -48,21 +50,35 @@ def query_experiments(sql: str) -> pd.DataFrame:
     Raises ExperimentError for wrong SQL and for statements that are not read-only. Broken files are
     left out with a warning that names them.
     """
-    return execute(sql).df()
+    with _readable_errors():
+        return _execute(sql).df()
 
 
-def execute(sql: str) -> duckdb.DuckDBPyConnection:
-    """As `query_experiments`, without pandas: the connection to fetch the result from."""
+def query_rows(sql: str) -> tuple[list[str], list[list[Any]]]:
+    """As `query_experiments`, without pandas: (column names, rows)."""
+    with _readable_errors():
+        # By way of Arrow, because DuckDB hands out times with a zone only where pytz is installed.
+        table = _execute(sql).to_arrow_table()
+    columns = [column.to_pylist() for column in table.columns]
+    return table.column_names, [list(row) for row in zip(*columns, strict=True)]
+
+
+def _execute(sql: str) -> duckdb.DuckDBPyConnection:
+    statements = duckdb.extract_statements(sql)
+    kinds = [str(statement.type).rpartition(".")[2] for statement in statements]
+    if len(kinds) != 1 or kinds[0] not in _READ_ONLY:
+        raise ExperimentError("the store is read-only: give one SELECT statement")
+    return _connect().execute(statements[0])
+
+
+@contextmanager
+def _readable_errors() -> Iterator[None]:
     try:
-        statements = duckdb.extract_statements(sql)
-        kinds = [str(statement.type).rpartition(".")[2] for statement in statements]
-        if len(kinds) != 1 or kinds[0] not in _READ_ONLY:
-            raise ExperimentError("the store is read-only: give one SELECT statement")
-        return _connect().execute(statements[0])
+        yield
     except duckdb.Error as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         hint = next((line for line in lines[1:] if not line.startswith(("LINE", " "))), "")
-        tables = "tables are `experiments` and `runs`; see `DESCRIBE experiments`"
+        tables = "the tables are `experiments` and `runs`; try: DESCRIBE experiments"
         raise ExperimentError(lines[0], hint or tables) from error
 
 

@@ -130,6 +130,7 @@ def finish_log(name: str) -> Path:
     content = read_log(log_path(name))
     path = write_parquet(content.manifest, content.rows)
     log_path(name).unlink()
+    _enter_into_catalogue()
     return path
 
 
@@ -151,7 +152,15 @@ def save_experiment(
         path = write_parquet(manifest, rows)
     finally:
         log_path(name).unlink(missing_ok=True)
+    _enter_into_catalogue()
     return path
+
+
+def _enter_into_catalogue() -> None:
+    # Done here, where pyarrow is loaded already, so that the next --list need not load it.
+    from common.utils.experiment_storage.catalogue import Catalogue
+
+    Catalogue()
 
 
 def _manifest(name: str, metadata: dict[str, Any]) -> dict[str, Any]:

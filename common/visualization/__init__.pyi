@@ -1,0 +1,1 @@
+from .training_curves import plot_training_curves as plot_training_curves

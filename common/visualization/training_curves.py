@@ -1,0 +1,97 @@
+"""Curves of a metric over training, several experiments in one figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from common.errors import ExperimentError, did_you_mean
+from common.utils.experiment_storage.sql import query_experiments
+
+_X_LABELS = {"step": "optimizer step", "epoch": "epoch", "time": "seconds since the start"}
+
+
+def plot_training_curves(
+    experiments: str | Sequence[str],
+    metric: str = "loss",
+    *,
+    x: str = "step",
+    splits: Sequence[str] | None = None,
+    log_x: bool = False,
+    log_y: bool = False,
+    title: str | None = None,
+    output: str | Path | None = None,
+) -> Figure:
+    """Draw `metric` of one or more experiments, running ones included.
+
+    Args:
+        experiments: a name or several.
+        x: step, epoch or time (seconds).
+        splits: such as ("train", "val"); None draws all. A colour is an experiment, the first split
+            is thin, the others have markers.
+        log_x, log_y: logarithmic axes.
+        output: also saved here (PNG, SVG or PDF by its ending).
+    Returns: a matplotlib Figure (shown by itself in a notebook).
+    Raises ExperimentError for an experiment or metric that is not there.
+    """
+    names = [experiments] if isinstance(experiments, str) else list(experiments)
+    if x not in _X_LABELS:
+        raise ExperimentError(f"x cannot be '{x}'", did_you_mean(x, list(_X_LABELS)))
+    rows = _read(names, metric, x)
+    found = rows["split"].unique().tolist()
+    shown = list(splits) if splits is not None else sorted(found, key=lambda s: (s != "train", s))
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for number, name in enumerate(names):
+        for split in shown:
+            part = rows[(rows["experiment_name"] == name) & (rows["split"] == split)]
+            if part.empty:
+                continue
+            dense = split == "train"
+            axes.plot(
+                part[x],
+                part[metric],
+                color=f"C{number % 10}",
+                alpha=0.55 if dense and len(shown) > 1 else 1.0,
+                linewidth=1.0 if dense else 1.8,
+                marker="" if dense else "o",
+                markersize=4,
+                label=f"{name} ({split})",
+            )
+    axes.set_xlabel(_X_LABELS[x])
+    axes.set_ylabel(metric.replace("_", " "))
+    axes.set_title(title or "")
+    axes.set_xscale("log" if log_x else "linear")
+    axes.set_yscale("log" if log_y else "linear")
+    axes.grid(True, alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    if output is not None:
+        path = Path(output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+    return figure
+
+
+def _read(names: list[str], metric: str, x: str) -> pd.DataFrame:
+    columns = query_experiments("SELECT column_name FROM (DESCRIBE experiments)")["column_name"]
+    if metric not in columns.tolist():
+        raise ExperimentError(
+            f"no experiment has a metric '{metric}'", did_you_mean(metric, columns.tolist()[5:])
+        )
+    known = query_experiments("SELECT name FROM runs")["name"].tolist()
+    for name in names:
+        if name not in known:
+            raise ExperimentError(f"there is no experiment '{name}'", did_you_mean(name, known))
+    quoted = metric.replace('"', '""')
+    listed = ", ".join("'" + name.replace("'", "''") + "'" for name in names)
+    rows = query_experiments(
+        f'SELECT experiment_name, split, {x}, "{quoted}" FROM experiments '
+        f'WHERE experiment_name IN ({listed}) AND "{quoted}" IS NOT NULL ORDER BY step'
+    )
+    if rows.empty:
+        raise ExperimentError(f"none of {', '.join(names)} has logged '{metric}'")
+    return rows

@@ -1,0 +1,177 @@
+"""Ask about every experiment: list, rank, compare, SQL."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from datetime import datetime
+from typing import Any
+
+from common.errors import ExperimentError, did_you_mean, exit_on_error
+from common.utils.experiment_storage.catalogue import (
+    Catalogue,
+    MetricSummary,
+    metric_direction,
+    preferred_split,
+)
+from common.utils.tables import FORMATS, format_duration, format_rows
+
+Table = tuple[list[str], list[list[object]]]
+EXAMPLES = """examples:
+  python tools/query_experiments.py --list
+  python tools/query_experiments.py --best perplexity --top 5
+  python tools/query_experiments.py --best tokens_per_second --split train --max
+  python tools/query_experiments.py --compare exp_001 exp_002
+  python tools/query_experiments.py --sql "SELECT experiment_name, MIN(loss) FROM experiments
+                                           WHERE split = 'val' GROUP BY experiment_name"
+  python tools/query_experiments.py --sql "SELECT name, config->>'$.optimizer.lr' AS lr FROM runs"
+
+`experiments` has a row per logged step: experiment_name, step, epoch, split, time (seconds since the
+start), then a column per metric. `runs` has a row per experiment: name, status, project, started,
+finished, duration (seconds), config, git_commit, seed, host, parameters, tokens, tags."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--list", action="store_true", help="every experiment, oldest first")
+    action.add_argument("--summary", action="store_true", help="the store in numbers")
+    action.add_argument("--best", metavar="METRIC", help="rank by the best value of METRIC")
+    action.add_argument("--compare", nargs="+", metavar="NAME", help="metrics side by side")
+    action.add_argument("--sql", metavar="SELECT", help="SQL over `experiments` and `runs`")
+    parser.add_argument("--top", type=int, default=10, metavar="N", help="of --best (default 10)")
+    parser.add_argument("--split", help="of --best (default: test, else val, else train)")
+    direction = parser.add_mutually_exclusive_group()
+    direction.add_argument("--max", action="store_true", help="higher is better")
+    direction.add_argument("--min", action="store_true", help="lower is better")
+    parser.add_argument("--format", choices=FORMATS, default="table")
+    arguments = parser.parse_args()
+    with exit_on_error():
+        columns, rows = _answer(arguments)
+        print(format_rows(columns, rows, arguments.format))
+
+
+def _answer(arguments: argparse.Namespace) -> Table:
+    if arguments.sql is not None:
+        return _sql(arguments.sql)
+    catalogue = Catalogue()
+    for broken in catalogue.broken:
+        print(f"warning: left out {broken.file}: {broken.error}", file=sys.stderr)
+    for_people = arguments.format in ("table", "markdown")
+    if arguments.list:
+        return _list(catalogue, for_people)
+    if arguments.summary:
+        return _summary(catalogue)
+    if arguments.compare:
+        return _compare(catalogue, list(dict.fromkeys(arguments.compare)))
+    direction = "max" if arguments.max else "min" if arguments.min else None
+    return _best(catalogue, arguments.best, direction, arguments.split, arguments.top)
+
+
+def _sql(statement: str) -> Table:
+    from common.utils.experiment_storage.sql import query_rows
+
+    return query_rows(statement)
+
+
+def _list(catalogue: Catalogue, for_people: bool) -> Table:
+    summaries: dict[str, list[MetricSummary]] = {}
+    for summary in catalogue.summaries():
+        summaries.setdefault(summary.file, []).append(summary)
+    rows: list[list[object]] = []
+    for manifest in catalogue.manifests:
+        found = summaries.get(manifest["file"], [])
+        losses = {s.split: s.minimum for s in found if s.metric == "loss"}
+        rows.append(
+            [
+                manifest["name"],
+                manifest["status"],
+                manifest["project"],
+                _moment(manifest["started"]) if for_people else manifest["started"],
+                format_duration(_duration(manifest)) if for_people else _duration(manifest),
+                manifest["parameters"],
+                max((summary.last_step for summary in found), default=None),
+                losses[preferred_split(losses)] if losses else None,
+            ]
+        )
+    columns = ["name", "status", "project", "started", "duration", "parameters", "step", "best_loss"]
+    return columns, rows
+
+
+def _moment(iso: str) -> str:
+    return datetime.fromisoformat(iso).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def _duration(manifest: dict[str, Any]) -> float | None:
+    if manifest["status"] == "running":
+        started = datetime.fromisoformat(manifest["started"])
+        return (datetime.now().astimezone() - started).total_seconds()
+    duration: float | None = manifest["duration"]
+    return duration
+
+
+def _summary(catalogue: Catalogue) -> Table:
+    """One row per metric: how many runs have it, and which one is best where that is known."""
+    groups: dict[tuple[str, str], list[MetricSummary]] = {}
+    for summary in catalogue.summaries():
+        groups.setdefault((summary.metric, summary.split), []).append(summary)
+    by_file = {manifest["file"]: manifest["name"] for manifest in catalogue.manifests}
+    rows: list[list[object]] = []
+    for (metric, split), found in sorted(groups.items()):
+        direction = metric_direction(metric)
+        best, name = None, None
+        if direction is not None:
+            ranked = catalogue.best(metric, direction, split)
+            best, name = ranked[0][1].best(direction), by_file[ranked[0][1].file]
+        rows.append([metric, split, len(found), sum(s.count for s in found), best, name])
+    statuses = [manifest["status"] for manifest in catalogue.manifests]
+    counts = ", ".join(f"{statuses.count(s)} {s}" for s in sorted(set(statuses)))
+    print(f"{len(statuses)} experiments ({counts or 'none'})", file=sys.stderr)
+    return ["metric", "split", "experiments", "values", "best", "best_experiment"], rows
+
+
+def _best(
+    catalogue: Catalogue, metric: str, direction: str | None, split: str | None, top: int
+) -> Table:
+    direction = direction or metric_direction(metric)
+    ranked = catalogue.best(metric, direction, split)[:top]
+    rows: list[list[object]] = []
+    for rank, (manifest, summary) in enumerate(ranked, start=1):
+        status = "diverged" if summary.diverged else manifest["status"]
+        value, step = summary.best(direction or "min"), summary.best_step(direction or "min")
+        rows.append([rank, manifest["name"], value, step, summary.split, status, manifest["project"]])
+    return ["rank", "name", metric, "step", "split", "status", "project"], rows
+
+
+def _compare(catalogue: Catalogue, names: list[str]) -> Table:
+    files = {manifest["name"]: manifest["file"] for manifest in catalogue.manifests}
+    for name in names:
+        if name not in files:
+            hint = did_you_mean(name, list(files)) if files else "there are no experiments yet"
+            raise ExperimentError(f"there is no experiment '{name}'", hint)
+    values: dict[tuple[str, str], dict[str, float | None]] = {}
+    by_name = {files[name]: name for name in names}
+    for summary in catalogue.summaries():
+        if (name := by_name.get(summary.file, "")) in names:
+            direction = metric_direction(summary.metric)
+            value = summary.best(direction) if direction else summary.last
+            values.setdefault((summary.metric, summary.split), {})[name] = value
+    rows: list[list[object]] = []
+    for (metric, split), found in sorted(values.items()):
+        direction = metric_direction(metric)
+        known = {name: value for name, value in found.items() if value is not None}
+        better = None
+        if direction and len(known) > 1:
+            better = (min if direction == "min" else max)(known, key=lambda name: known[name])
+        shown = {"min": "lowest", "max": "highest", None: "last"}[direction]
+        rows.append([metric, split, shown, *(found.get(name) for name in names), better])
+    return ["metric", "split", "value", *names, "better"], rows
+
+
+if __name__ == "__main__":
+    main()
