@@ -11,7 +11,7 @@ from common.utils.paths import display_path
 EXAMPLES = """examples:
   python tools/download_hf_model.py --repo-id openai-community/gpt2 --include '*.safetensors' '*.json'
   python tools/download_hf_model.py --repo-id openai-community/gpt2 --filename tokenizer.json
-  python tools/download_hf_model.py --repo-id EleutherAI/pythia-70m --revision step3000
+  python tools/download_hf_model.py --repo-id EleutherAI/pythia-70m-deduped --revision step3000
 
 Without --include or --filename all files come, often the same weights in several formats. After an
 interruption run the same command again: files that are complete are kept. HF_ENDPOINT or --endpoint name

@@ -141,6 +141,8 @@ def link_dataset(project_dir: Path | str, dataset: str) -> Path:
         hint = "on Windows, turn on Developer Mode (Settings, For developers); training needs no link: "
         hint += f"data.dataset={folder.name} is enough"
         raise DataError(f"cannot make {display_path(link)}: {error.strerror}", hint) from error
+    finally:
+        new.unlink(missing_ok=True)
     return link
 
 
@@ -207,22 +209,15 @@ def _clients_use(endpoint: str) -> Iterator[None]:
     address of a single file, the hub client's.
     """
     import datasets.config
-    from huggingface_hub import constants
+    from huggingface_hub import constants as hub
 
-    file_address = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    now = [
-        (datasets.config, "HF_ENDPOINT", endpoint),
-        (constants, "ENDPOINT", endpoint),
-        (constants, "HUGGINGFACE_CO_URL_TEMPLATE", file_address),
-    ]
-    before = [(module, name, getattr(module, name)) for module, name, _ in now]
+    before = datasets.config.HF_ENDPOINT, hub.ENDPOINT, hub.HUGGINGFACE_CO_URL_TEMPLATE
     try:
-        for module, name, value in now:
-            setattr(module, name, value)
+        datasets.config.HF_ENDPOINT = hub.ENDPOINT = endpoint
+        hub.HUGGINGFACE_CO_URL_TEMPLATE = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         yield
     finally:
-        for module, name, value in before:
-            setattr(module, name, value)
+        datasets.config.HF_ENDPOINT, hub.ENDPOINT, hub.HUGGINGFACE_CO_URL_TEMPLATE = before
 
 
 def _resolve(kind: Kind, name: str, revision: str | None, endpoint: str) -> tuple[str, str]:
@@ -245,39 +240,52 @@ def _resolve(kind: Kind, name: str, revision: str | None, endpoint: str) -> tupl
     return info.id, info.sha
 
 
-def _save(
-    repository: str, config: str | None, split: str | None, commit: str, partial: Path
-) -> None:
+def _save(name: str, config: str | None, split: str | None, commit: str, partial: Path) -> None:
     """Build the dataset in `partial / "cache"` and save it to `partial / "data"`.
 
     The cache is our own: when the network fails, `datasets` answers from the shared one, any revision.
     """
+    builder = _builder(name, config, commit, partial / "cache")
+    if split:
+        _keep_only(builder, split)
+    builder.download_and_prepare()
+    builder.as_dataset(split=split).save_to_disk(str(partial / "data"))
+
+
+def _builder(name: str, config: str | None, commit: str, cache: Path) -> Any:
+    """A `datasets.DatasetBuilder`: Any, because the library has no type information."""
     import datasets
 
-    path = (
-        f"hf://datasets/{repository}"  # without the prefix, a local folder of that name comes first
-    )
+    # Without the prefix, a local folder of that name comes first.
+    path = f"hf://datasets/{name}"
     try:
-        cache = str(partial / "cache")
-        builder = datasets.load_dataset_builder(path, config, revision=commit, cache_dir=cache)
+        return datasets.load_dataset_builder(path, config, revision=commit, cache_dir=str(cache))
     except ValueError as error:
         configs = datasets.get_dataset_config_names(path, revision=commit)
         if config in configs or (config is None and len(configs) == 1):
             raise
         wrong = f"no configuration '{config}'" if config else "several configurations"
         hint = did_you_mean(config or "", configs)
-        raise DownloadError(f"dataset '{repository}' has {wrong}", hint) from error
+        raise DownloadError(f"dataset '{name}' has {wrong}", hint) from error
+
+
+def _keep_only(builder: Any, split: str) -> None:
+    """Make the builder forget the splits that `split` does not name: it would download them too."""
+    import datasets
+
+    try:
+        datasets.ReadInstruction.from_spec(split)
+    except ValueError as error:
+        raise DownloadError(f"'{split}' is not a split", "write train, train[:1%] ...") from error
     files = builder.config.data_files
     splits = {str(name): name for name in files}
-    wanted = {part.split("[")[0].strip() for part in split.split("+")} if split else {"all"}
+    wanted = {part.split("[")[0].strip() for part in split.split("+")}
     for unknown in wanted - set(splits) - {"all"}:
         hint = did_you_mean(unknown, list(splits))
-        raise DownloadError(f"dataset '{repository}' has no split '{unknown}'", hint)
-    for other in set(splits) - wanted if "all" not in wanted else ():
-        del files[splits[other]]  # else it is downloaded too
-        (builder.info.splits or {}).pop(other, None)  # else it is missed
-    builder.download_and_prepare()
-    builder.as_dataset(split=split).save_to_disk(str(partial / "data"))
+        raise DownloadError(f"dataset '{builder.repo_id}' has no split '{unknown}'", hint)
+    for other in set() if "all" in wanted else set(splits) - wanted:
+        del files[splits[other]]
+        (builder.info.splits or {}).pop(other, None)  # else it is missed in the end
 
 
 def _matching_files(name: str, commit: str, endpoint: str, patterns: list[str]) -> list[str]:
@@ -344,24 +352,19 @@ def _explain(
         case hub.HFValidationError():
             return f"'{name}' is not a repository's name", "give OWNER/NAME, as on its page"
         case hub.OfflineModeIsEnabled():
-            return (
-                f"{kind} '{name}' is not on disk, and the client is offline",
-                "unset HF_HUB_OFFLINE",
-            )
+            return f"{kind} '{name}' is not on disk, the client is offline", "unset HF_HUB_OFFLINE"
         case hub.HfHubHTTPError(response=response):
-            hint = f"check your token: {log_in}" if response.status_code in (401, 403) else AGAIN
-            return f"{endpoint} answered {response.status_code} for {kind} '{name}'", hint
+            status, token = response.status_code, f"check your token: {log_in}"
+            hint = {401: token, 403: token, 404: "check HF_ENDPOINT"}.get(status, AGAIN)
+            return f"{endpoint} answered {status} for {kind} '{name}'", hint
         case hub.HTTPError():  # type: ignore[attr-defined]  # of httpx or httpx2: the client knows
-            return (
-                f"no connection to {endpoint}: {error}",
-                f"check the network and HF_ENDPOINT, then {AGAIN}",
-            )
+            hint = f"check the network and HF_ENDPOINT, then {AGAIN}"
+            return f"no connection to {endpoint}: {error}", hint
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return "the disk is full", "free some space, or set RESEARCH_ASSETS_DIR and HF_HOME"
     text = str(error)
-    if (
-        "Consistency check failed" in text or "CAS Client Error" in text
-    ):  # cut; cut, with Xet storage
+    # A download that ended early, over HTTP and over Xet storage.
+    if "Consistency check failed" in text or "CAS Client Error" in text:
         return f"the connection to {endpoint} was cut", AGAIN
     if "Dataset scripts are no longer supported" in text:
         hint = "the hub may have made a copy without one: --revision refs/convert/parquet"

@@ -51,7 +51,8 @@ def query_experiments(sql: str) -> pd.DataFrame:
     left out with a warning that names them.
     """
     with _readable_errors():
-        return _execute(sql).df()
+        frame: pd.DataFrame = _execute(sql).df()
+    return frame
 
 
 def query_rows(sql: str) -> tuple[list[str], list[list[Any]]]:
@@ -63,12 +64,12 @@ def query_rows(sql: str) -> tuple[list[str], list[list[Any]]]:
     return table.column_names, [list(row) for row in zip(*columns, strict=True)]
 
 
-def _execute(sql: str) -> duckdb.DuckDBPyConnection:
+def _execute(sql: str) -> duckdb.DuckDBPyRelation:
     statements = duckdb.extract_statements(sql)
     kinds = [str(statement.type).rpartition(".")[2] for statement in statements]
     if len(kinds) != 1 or kinds[0] not in _READ_ONLY:
         raise ExperimentError("the store is read-only: give one SELECT statement")
-    return _connect().execute(statements[0])
+    return _connect().sql(statements[0])
 
 
 @contextmanager
