@@ -47,7 +47,9 @@ def train_main(schema: type[C], build_model: BuildModel[C], script: str) -> None
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="changes to it")
     arguments = parser.parse_intermixed_args()
     with exit_on_error():
-        config = load_config(_config_path(arguments, project), schema, arguments.overrides, [project])
+        config = load_config(
+            _config_path(arguments, project), schema, arguments.overrides, [project]
+        )
         if arguments.print_config:
             print(dump_config(config), end="")
             return

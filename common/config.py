@@ -34,7 +34,9 @@ class Config(BaseModel):
         # Pydantic would read `max_steps: true` as 1, and YAML reads `on` and `yes` as true.
         annotation = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and {int, float} & {annotation, *get_args(annotation)}:
-            raise PydanticCustomError("number", "expected a number, got {value}", {"value": str(value).lower()})
+            raise PydanticCustomError(
+                "number", "expected a number, got {value}", {"value": str(value).lower()}
+            )
         return value
 
 
@@ -127,7 +129,9 @@ def _leaves(value: object, prefix: str = "") -> list[str]:
     return [leaf for key, item in value.items() for leaf in _leaves(item, f"{dot}{key}")]
 
 
-def _apply_override(merged: DictConfig, argument: str, schema: type[Config], sources: Sources) -> None:
+def _apply_override(
+    merged: DictConfig, argument: str, schema: type[Config], sources: Sources
+) -> None:
     key, equals, text = argument.partition("=")
     if not equals or not key or key.startswith("-"):
         raise ConfigError(f"argument '{argument}': expected key.path=value")
@@ -174,7 +178,11 @@ def _explain(schema: type[Config], details: ErrorDetails, sources: Sources) -> s
     key = ".".join(names)
     origin = _origin(key, sources)
     if details["type"] == "extra_forbidden":
-        parent = schema if len(names) == 1 else _nested_schema(_annotation(schema, key.rpartition(".")[0]))
+        parent = (
+            schema
+            if len(names) == 1
+            else _nested_schema(_annotation(schema, key.rpartition(".")[0]))
+        )
         valid = did_you_mean(names[-1], list(parent.model_fields)) if parent else ""
         return f"{origin}unknown key '{key}'; {valid}"
     message = details["msg"].removeprefix("Value error, ")

@@ -27,8 +27,12 @@ def main() -> None:
     with exit_on_error():
         create_project(arguments.name)
         print(f"created     projects/{arguments.name}")
-        print(f"train it    python projects/{arguments.name}/train.py --config configs/quickstart.yaml")
-        print("change it   model and configuration are in train.py; README.md says what to write down")
+        print(
+            f"train it    python projects/{arguments.name}/train.py --config configs/quickstart.yaml"
+        )
+        print(
+            "change it   model and configuration are in train.py; README.md says what to write down"
+        )
 
 
 def create_project(name: str) -> None:

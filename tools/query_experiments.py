@@ -99,7 +99,16 @@ def _list(catalogue: Catalogue, for_people: bool) -> Table:
                 losses[preferred_split(losses)] if losses else None,
             ]
         )
-    columns = ["name", "status", "project", "started", "duration", "parameters", "step", "best_loss"]
+    columns = [
+        "name",
+        "status",
+        "project",
+        "started",
+        "duration",
+        "parameters",
+        "step",
+        "best_loss",
+    ]
     return columns, rows
 
 
@@ -144,7 +153,9 @@ def _best(
     for rank, (manifest, summary) in enumerate(ranked, start=1):
         status = "diverged" if summary.diverged else manifest["status"]
         value, step = summary.best(direction or "min"), summary.best_step(direction or "min")
-        rows.append([rank, manifest["name"], value, step, summary.split, status, manifest["project"]])
+        rows.append(
+            [rank, manifest["name"], value, step, summary.split, status, manifest["project"]]
+        )
     return ["rank", "name", metric, "step", "split", "status", "project"], rows
 
 

@@ -64,7 +64,9 @@ def check_packages() -> Result:
             continue
         if not requirement.specifier.contains(found, prereleases=True):
             wrong.append(f"{requirement.name} {found} is not {requirement.specifier}")
-    return (FAIL, f"{'; '.join(wrong)}: make setup") if wrong else (PASS, f"{len(required)} required")
+    return (
+        (FAIL, f"{'; '.join(wrong)}: make setup") if wrong else (PASS, f"{len(required)} required")
+    )
 
 
 def check_common() -> Result:
@@ -73,7 +75,7 @@ def check_common() -> Result:
         import common.models
         import common.training
         import common.utils
-        import common.visualization  # noqa: F401
+        import common.visualization
 
         names = (common.models.BaseLanguageModel, common.training.Trainer, common.data.prepare)
     except ImportError as error:

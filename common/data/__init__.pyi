@@ -1,9 +1,9 @@
-from .hf_utils import get_datasets_dir as get_datasets_dir
-from .hf_utils import get_models_dir as get_models_dir
 from .corpora import Corpus as Corpus
 from .corpora import open_corpus as open_corpus
 from .hf_utils import download_dataset as download_dataset
 from .hf_utils import download_model as download_model
+from .hf_utils import get_datasets_dir as get_datasets_dir
+from .hf_utils import get_models_dir as get_models_dir
 from .hf_utils import link_dataset as link_dataset
 from .loader import EvalWindows as EvalWindows
 from .loader import RandomWindows as RandomWindows

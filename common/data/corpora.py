@@ -49,6 +49,10 @@ def open_corpus(config: DataConfig) -> Corpus:
     if config.dataset == "stories":
         return _stories(config.num_stories, config.seed)
     directory = get_datasets_dir() / config.dataset
+    if not directory.is_dir() and config.hub is not None:
+        from common.data.hf_utils import download_dataset
+
+        download_dataset(config.hub, output_dir=directory)
     if not directory.is_dir():
         raise DataError(
             f"there is no dataset '{config.dataset}' in {get_datasets_dir()}", _hint(config.dataset)
@@ -60,7 +64,8 @@ def open_corpus(config: DataConfig) -> Corpus:
 
 def _hint(name: str) -> str:
     directory = get_datasets_dir()
-    folders = [p.name for p in directory.iterdir() if p.is_dir()] if directory.is_dir() else []
+    found = directory.iterdir() if directory.is_dir() else ()
+    folders = [p.name for p in found if p.is_dir() and not p.name.startswith(".")]
     hint = did_you_mean(name, ["python_stdlib", "stories", *sorted(folders)])
     download = "download one with: python tools/download_hf_dataset.py --name OWNER/NAME"
     return f"{hint} Or {download}"

@@ -6,7 +6,6 @@ same again is answered from disk, without the network; asking for something else
 
 from __future__ import annotations
 
-import errno
 import glob
 import json
 import os
@@ -15,20 +14,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote
 
 from filelock import FileLock
 
-from common.errors import DataError, DownloadError, ResearchError, did_you_mean
+from common.data.hf_errors import AGAIN, Kind, explained
+from common.errors import DataError, DownloadError, did_you_mean
 from common.utils.files import fsync_dir, fsync_file, read_json, write_json_atomic
 from common.utils.paths import display_path
 from common.utils.paths import get_datasets_dir as get_datasets_dir
 from common.utils.paths import get_models_dir as get_models_dir
 
 RECORD = ".download.json"
-AGAIN = "run it again: files that are complete are not downloaded twice"
-Kind = Literal["dataset", "model"]
 
 
 def dataset_folder_name(name: str, config: str | None = None) -> str:
@@ -66,7 +64,7 @@ def download_dataset(
             return folder
         _remove(partial)  # a killed process may have left it
         try:
-            with _explained("dataset", name, revision, endpoint):
+            with explained("dataset", name, revision, endpoint):
                 repository, commit = _resolve("dataset", name, revision, endpoint)
                 with _clients_use(endpoint):
                     _save(repository, config, split, commit, partial)
@@ -105,7 +103,7 @@ def download_model(
         files = record["requests"].get(request)
         if files is None or not all((folder / file).is_file() for file in files):
             revision = record.get("commit") or revision
-            with _explained("model", repo_id, revision, endpoint):
+            with explained("model", repo_id, revision, endpoint):
                 name, commit = _resolve("model", repo_id, revision, endpoint)
                 files = _matching_files(name, commit, endpoint, patterns)
                 # Written before the files, so that the next run goes on with the same commit.
@@ -311,62 +309,3 @@ def _fetch(
     # When the hub stops answering, the client returns the folder as it is.
     if missing := [file for file in files if not (folder / file).is_file()]:
         raise DownloadError(f"file '{missing[0]}' of model '{name}' is missing", AGAIN)
-
-
-@contextmanager
-def _explained(kind: Kind, name: str, revision: str | None, endpoint: str) -> Iterator[None]:
-    """Turn what the clients raise into one line and a fix. Anything else is a bug and passes through."""
-    try:
-        yield
-    except ResearchError:
-        raise
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause:  # the clients wrap the reason several times
-            if explanation := _explain(cause, kind, name, revision, endpoint):
-                raise DownloadError(*explanation) from error
-            cause = cause.__cause__ or cause.__context__
-        if type(error).__module__.split(".")[0] in ("datasets", "pyarrow"):
-            reason = str(error.__cause__ or error).strip().split("\n")[0]
-            hint = f"see {endpoint}/datasets/{name}"
-            raise DownloadError(f"`datasets` cannot read '{name}': {reason}", hint) from error
-        raise
-
-
-def _explain(
-    error: BaseException, kind: Kind, name: str, revision: str | None, endpoint: str
-) -> tuple[str, str] | None:
-    """A message and a hint, or None when the reason must be further down the chain of causes."""
-    from huggingface_hub import errors as hub
-
-    page = f"{endpoint}/{'datasets/' if kind == 'dataset' else ''}{name}"
-    log_in = "set HF_TOKEN or run `hf auth login`"
-    match error:
-        case hub.GatedRepoError():
-            return f"{kind} '{name}' is gated", f"accept its terms on {page}, then {log_in}"
-        case hub.RepositoryNotFoundError():
-            hint = f"check the name (OWNER/NAME); if it is private, {log_in}"
-            return f"{endpoint} has no {kind} '{name}', or not for you", hint
-        case hub.RevisionNotFoundError():
-            return f"{kind} '{name}' has no revision '{revision}'", f"branches and tags: {page}"
-        case hub.HFValidationError():
-            return f"'{name}' is not a repository's name", "give OWNER/NAME, as on its page"
-        case hub.OfflineModeIsEnabled():
-            return f"{kind} '{name}' is not on disk, the client is offline", "unset HF_HUB_OFFLINE"
-        case hub.HfHubHTTPError(response=response):
-            status, token = response.status_code, f"check your token: {log_in}"
-            hint = {401: token, 403: token, 404: "check HF_ENDPOINT"}.get(status, AGAIN)
-            return f"{endpoint} answered {status} for {kind} '{name}'", hint
-        case hub.HTTPError():  # type: ignore[attr-defined]  # of httpx or httpx2: the client knows
-            hint = f"check the network and HF_ENDPOINT, then {AGAIN}"
-            return f"no connection to {endpoint}: {error}", hint
-        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
-            return "the disk is full", "free some space, or set RESEARCH_ASSETS_DIR and HF_HOME"
-    text = str(error)
-    # A download that ended early, over HTTP and over Xet storage.
-    if "Consistency check failed" in text or "CAS Client Error" in text:
-        return f"the connection to {endpoint} was cut", AGAIN
-    if "Dataset scripts are no longer supported" in text:
-        hint = "the hub may have made a copy without one: --revision refs/convert/parquet"
-        return f"dataset '{name}' is a Python script, which is not run", hint
-    return None

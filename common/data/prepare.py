@@ -37,6 +37,7 @@ from common.utils.paths import get_datasets_dir
 
 SPLITS = ("train", "val")
 _CHUNK_CHARACTERS = 4_000_000  # text encoded at a time
+_BPE_TRAINING_CHARACTERS = 100_000_000  # more text changes the merges little
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
 
 
@@ -110,7 +111,8 @@ def _build(corpus: Corpus, config: DataConfig, recipe: dict[str, Any], target: P
     building.mkdir()
     try:
         with _progress(corpus.name) as progress:
-            texts = (document.text for document in _watch(corpus, progress, "reading"))
+            limit = _BPE_TRAINING_CHARACTERS if config.tokenizer == "bpe" else math.inf
+            texts = _texts(_watch(corpus, progress, "reading"), limit)
             tokenizer = TOKENIZERS[config.tokenizer].train(texts, config.vocab_size)
             if tokenizer.vocab_size < 2:
                 raise DataError(f"{corpus.name} has no text", "choose another data.path or dataset")
@@ -136,6 +138,16 @@ def _build(corpus: Corpus, config: DataConfig, recipe: dict[str, Any], target: P
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _texts(documents: Iterator[Document], limit: float) -> Iterator[str]:
+    """The texts of the first documents, up to about `limit` characters."""
+    characters = 0
+    for document in documents:
+        yield document.text
+        characters += len(document.text)
+        if characters >= limit:
+            return
 
 
 def _dtype(tokenizer: Tokenizer) -> str:
@@ -239,7 +251,9 @@ def _progress(name: str) -> Progress:
 
 def _watch(corpus: Corpus, progress: Progress, description: str) -> Iterator[Document]:
     task = progress.add_task(description, total=None)
-    for document in corpus.documents():
-        yield document
-        progress.advance(task, len(document.text) / 1e6)
-    progress.remove_task(task)
+    try:
+        for document in corpus.documents():
+            yield document
+            progress.advance(task, len(document.text) / 1e6)
+    finally:
+        progress.remove_task(task)

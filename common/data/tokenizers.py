@@ -85,7 +85,9 @@ class CharTokenizer(Tokenizer):
     def _encode(self, text: str) -> TokenIds:
         codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
         indices = np.searchsorted(self._codes, codes)
-        known = np.take(self._codes, indices, mode="clip") == codes if len(self._codes) else codes < 0
+        known = (
+            np.take(self._codes, indices, mode="clip") == codes if len(self._codes) else codes < 0
+        )
         if not known.all():
             character = chr(codes[~known][0])
             raise DataError(

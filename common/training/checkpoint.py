@@ -111,7 +111,9 @@ def verify(path: Path) -> None:
         expected, _, name = line.partition("  ")
         file = path / Path(name).name
         if not file.is_file() or sha256_of(file) != expected:
-            raise CheckpointError(f"checkpoint {path} is damaged: {file.name}", "use an earlier one")
+            raise CheckpointError(
+                f"checkpoint {path} is damaged: {file.name}", "use an earlier one"
+            )
 
 
 def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Checkpoint:

@@ -77,5 +77,5 @@ class ExperimentConfig(Config):
     @property
     def context_length(self) -> int:
         """Tokens per training sequence: `data.context_length`, or else the model's."""
-        length: int = self.data.context_length or getattr(self, "model").context_length
+        length: int = self.data.context_length or self.model.context_length
         return length

@@ -69,7 +69,9 @@ def train_experiment(
         resume=resume,
     ) as run:
         run.update(parameters=model.num_parameters(), floor_bits_per_byte=data.floor_bits_per_byte)
-        samples = Samples(run.directory / "samples.jsonl", data.tokenizer, config.samples, config.seed)
+        samples = Samples(
+            run.directory / "samples.jsonl", data.tokenizer, config.samples, config.seed
+        )
         trainer = Trainer(
             model,
             train_data,
@@ -124,7 +126,8 @@ def _newest_resumable(config: C, project: str) -> str:
         if unfinished and manifest["project"] == project and manifest["config"] == wanted:
             return str(manifest["name"])
     raise ExperimentError(
-        f"no unfinished run of {project} has this configuration", "leave out --resume, or add --name"
+        f"no unfinished run of {project} has this configuration",
+        "leave out --resume, or add --name",
     )
 
 
@@ -169,7 +172,8 @@ def _report(metrics: dict[str, float], samples: Samples, data: TokenDataset, run
     print(f"experiment  {display_path(Path(run.manifest['file']))}")
     print(f"run folder  {display_path(run.directory)}  (config, manifest, checkpoints, samples)")
     project = run.manifest["project"]
-    print(f"next        python projects/{project}/sample.py --name {run.name} --prompt 'The '")
+    prompt = samples.config.prompts[0]
+    print(f"next        python projects/{project}/sample.py --name {run.name} --prompt {prompt!r}")
     print(f"            python tools/query_experiments.py --compare {run.name} ANOTHER")
 
 

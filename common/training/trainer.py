@@ -277,7 +277,9 @@ class Trainer:
         self.save()
         name = self.run.name if self.run else ""
         how = f"; continue with --name {name} --resume" if self.run else ""
-        raise Interrupted(f"interrupted at step {self.step}, everything is saved{how}", signal_number)
+        raise Interrupted(
+            f"interrupted at step {self.step}, everything is saved{how}", signal_number
+        )
 
 
 @contextmanager

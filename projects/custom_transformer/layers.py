@@ -33,9 +33,7 @@ def embedding_forward(input_ids: Tensor, tokens: Tensor, positions: Tensor, star
     return x.view(batch * time, -1)
 
 
-def embedding_backward(
-    dx: Tensor, input_ids: Tensor, dtokens: Tensor, dpositions: Tensor
-) -> None:
+def embedding_backward(dx: Tensor, input_ids: Tensor, dtokens: Tensor, dpositions: Tensor) -> None:
     """Add to dE (v, c) and dP (context, c): each row gets the gradients of where it was used."""
     batch, time = input_ids.shape
     dtokens.index_add_(0, input_ids.flatten(), dx)

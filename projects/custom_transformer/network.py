@@ -120,7 +120,6 @@ def _loss(
     hidden: Tensor, tokens: Tensor, labels: Tensor, train: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Mean next-token loss; when training also dL/d(hidden) of the labelled rows, and dL/dE."""
-    batch, time = labels.shape
     # Position t predicts labels[t + 1]; the last position predicts nothing.
     targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).flatten()
     rows = (targets != IGNORE_INDEX).nonzero()[:, 0]
@@ -128,9 +127,7 @@ def _loss(
     if not train:
         return layers.cross_entropy(hidden[rows], tokens, targets[rows]) / count, None, None
     dtokens = torch.zeros_like(tokens)
-    total, drows = layers.cross_entropy_with_gradients(
-        hidden[rows], tokens, targets[rows], dtokens
-    )
+    total, drows = layers.cross_entropy_with_gradients(hidden[rows], tokens, targets[rows], dtokens)
     dhidden = torch.zeros_like(hidden).index_copy_(0, rows, drows.div_(count))
     return total / count, dhidden, dtokens.div_(count)
 

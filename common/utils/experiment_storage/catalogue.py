@@ -13,7 +13,6 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,7 +135,9 @@ class Catalogue:
             raise ExperimentError(f"no experiment has a metric '{metric}'", hint)
         direction = direction or metric_direction(metric)
         if direction is None:
-            raise ExperimentError(f"is a higher or a lower '{metric}' better?", "add --max or --min")
+            raise ExperimentError(
+                f"is a higher or a lower '{metric}' better?", "add --max or --min"
+            )
         splits = sorted({summary.split for summary in found})
         split = split or preferred_split(splits)
         if split not in splits:

@@ -54,7 +54,9 @@ def start_experiment(
     """
     if resume:
         if name is None:
-            raise ExperimentError("--resume needs the name of the run to continue", "add --name NAME")
+            raise ExperimentError(
+                "--resume needs the name of the run to continue", "add --name NAME"
+            )
         _check_resumable(name)
     else:
         name = _claim(name, prefix or project or "experiment")

@@ -96,7 +96,9 @@ def _connect() -> duckdb.DuckDBPyConnection:
     connection.execute("SET lock_configuration = true")
     connection.register("live_rows", _live_rows(catalogue))
     connection.register("run_rows", _run_rows(catalogue.manifests))
-    connection.execute("CREATE VIEW runs AS SELECT * REPLACE (config::JSON AS config) FROM run_rows")
+    connection.execute(
+        "CREATE VIEW runs AS SELECT * REPLACE (config::JSON AS config) FROM run_rows"
+    )
     quoted = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
     finished = f"SELECT * FROM read_parquet([{quoted}], union_by_name = true)" if paths else ""
     # The live rows come first: their table has the fixed columns even when the store is empty.

@@ -90,7 +90,9 @@ def check_metrics(metrics: Mapping[str, Any], known: dict[str, str]) -> dict[str
             other = known[name.lower()]
             raise ExperimentError(f"metrics '{other}' and '{name}' differ only in case")
         # Scalars of PyTorch and NumPy have `item`; neither library is needed to know that.
-        number = value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
+        number = (
+            value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
+        )
         if not isinstance(number, numbers.Real):
             raise ExperimentError(f"metric '{name}' must be a number, got {value!r}")
         checked[name] = float(number)
@@ -207,5 +209,3 @@ def _optional_float(value: Any) -> float | None:
     if not isinstance(value, numbers.Real):
         raise ExperimentError(f"columns 'epoch' and 'time' must hold numbers, got {value!r}")
     return float(value)
-
-
