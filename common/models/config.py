@@ -30,13 +30,18 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class DecoderConfig(Config):
+class ModelConfig(Config):
+    """What the configuration of every model has; a project's own model extends it."""
+
+    context_length: int = Field(256, ge=2)  # the most tokens that it is trained to see
+
+
+class DecoderConfig(ModelConfig):
     """A preset is a set of defaults: whatever is written beside it wins."""
 
     preset: Literal["gpt2", "llama", "char_lstm"] = "gpt2"
     num_layers: int = Field(4, gt=0)
     hidden_size: int = Field(128, gt=0)
-    context_length: int = Field(256, ge=2)  # tokens
     mixer: Literal["attention", "lstm"] = "attention"
     num_heads: int = Field(4, gt=0)
     num_kv_heads: int | None = Field(None, gt=0)  # fewer than num_heads: grouped-query attention

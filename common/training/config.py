@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from common.config import Config
 from common.data.config import DataConfig
+from common.models.config import ModelConfig
 
 
 class OptimizerConfig(Config):
@@ -55,8 +56,9 @@ class SampleConfig(Config):
 
 
 class ExperimentConfig(Config):
-    """Everything that defines an experiment; a project adds its `model`."""
+    """Everything that defines an experiment; a project narrows `model` to its own kind."""
 
+    model: ModelConfig = ModelConfig()
     seed: int = Field(0, ge=0)
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -66,9 +68,8 @@ class ExperimentConfig(Config):
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> ExperimentConfig:
-        limit = getattr(getattr(self, "model", None), "context_length", None)
-        length = self.data.context_length
-        if limit is not None and length is not None and length > limit:
+        limit, length = self.model.context_length, self.data.context_length
+        if length is not None and length > limit:
             raise ValueError(
                 f"data.context_length {length} is longer than the model's context_length {limit}"
             )
@@ -77,5 +78,4 @@ class ExperimentConfig(Config):
     @property
     def context_length(self) -> int:
         """Tokens per training sequence: `data.context_length`, or else the model's."""
-        length: int = self.data.context_length or self.model.context_length
-        return length
+        return self.data.context_length or self.model.context_length

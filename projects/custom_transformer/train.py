@@ -7,22 +7,21 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from common.cli import train_main
-from common.config import Config as BaseConfig
+from common.models.config import ModelConfig
 from common.training.config import ExperimentConfig
 
 if TYPE_CHECKING:
     from common.models.base import BaseLanguageModel
 
 
-class ModelConfig(BaseConfig):
+class TransformerConfig(ModelConfig):
     num_layers: int = Field(4, gt=0)
     num_heads: int = Field(4, gt=0)
     hidden_size: int = Field(128, gt=0)
-    context_length: int = Field(128, ge=2)  # tokens
 
 
 class Config(ExperimentConfig):
-    model: ModelConfig = ModelConfig()
+    model: TransformerConfig = TransformerConfig()
 
 
 def build_model(config: Config, vocab_size: int) -> BaseLanguageModel:
