@@ -10,15 +10,20 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+import lazy_loader
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
 from common.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    import omegaconf
+    from omegaconf import DictConfig
+else:
+    omegaconf = lazy_loader.load("omegaconf")  # a quarter second that `--help` need not wait for
 
 
 class Config(BaseModel):
@@ -61,8 +66,8 @@ def load_config(
     for argument in overrides:
         _apply_override(merged, argument, schema, sources)
     try:
-        values = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
+        values = omegaconf.OmegaConf.to_container(merged, resolve=True)
+    except omegaconf.errors.OmegaConfBaseException as error:
         key = str(error.full_key or "")
         raise ConfigError(f"{_origin(key, sources)}{key}: {_first_line(error)}") from error
     return _validate(schema, values, sources)
@@ -70,7 +75,7 @@ def load_config(
 
 def dump_config(config: Config) -> str:
     """The configuration as YAML that `load_config` reads back to an equal object."""
-    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+    return omegaconf.OmegaConf.to_yaml(omegaconf.OmegaConf.create(config.model_dump(mode="json")))
 
 
 def _find(path: Path, search: Sequence[Path]) -> Path:
@@ -85,14 +90,14 @@ def _find(path: Path, search: Sequence[Path]) -> Path:
 
 def _read_yaml(path: Path) -> DictConfig:
     # OmegaConf's own loader, because PyYAML reads `3e-4` as a string.
-    loaded = OmegaConf.load(path)
-    if not isinstance(loaded, DictConfig):
+    loaded = omegaconf.OmegaConf.load(path)
+    if not isinstance(loaded, omegaconf.DictConfig):
         raise ConfigError(f"{path}: expected `key: value` pairs at the top level")
     return loaded
 
 
 def _read_toml(path: Path) -> DictConfig:
-    return OmegaConf.create(tomllib.loads(path.read_text(encoding="utf-8")))
+    return omegaconf.OmegaConf.create(tomllib.loads(path.read_text(encoding="utf-8")))
 
 
 _READERS = {".yaml": _read_yaml, ".yml": _read_yaml, ".toml": _read_toml}
@@ -113,13 +118,13 @@ def _read_with_extends(path: Path, chain: tuple[Path, ...], sources: Sources) ->
         raise ConfigError(f"{path}: {error}") from error
     except Exception as error:  # YAML and OmegaConf have no common base for their syntax errors.
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
-    merged = OmegaConf.create({})
+    merged = omegaconf.OmegaConf.create({})
     for parent in [parents] if isinstance(parents, str) else parents or []:
         base = _read_with_extends(_find(path.parent / str(parent), ()), (*chain, path), sources)
-        merged = OmegaConf.merge(merged, base)  # type: ignore[assignment]  # typed as a union
-    for key in _leaves(OmegaConf.to_container(content)):
+        merged = omegaconf.OmegaConf.merge(merged, base)  # type: ignore[assignment]  # typed as a union
+    for key in _leaves(omegaconf.OmegaConf.to_container(content)):
         sources[key] = str(path)
-    return OmegaConf.merge(merged, content)  # type: ignore[return-value]  # typed as a union
+    return omegaconf.OmegaConf.merge(merged, content)  # type: ignore[return-value]  # typed as a union
 
 
 def _leaves(value: object, prefix: str = "") -> list[str]:
@@ -142,8 +147,8 @@ def _apply_override(
         if annotation is str or (str in get_args(annotation) and text != "null"):
             value: object = text
         else:
-            value = OmegaConf.from_dotlist([f"value={text}"])._get_node("value")
-        OmegaConf.update(merged, key, value, merge=True, force_add=True)
+            value = omegaconf.OmegaConf.from_dotlist([f"value={text}"])._get_node("value")
+        omegaconf.OmegaConf.update(merged, key, value, merge=True, force_add=True)
     except Exception as error:  # as above: the YAML parser's and OmegaConf's own kinds
         raise ConfigError(f"argument '{argument}': {_first_line(error)}") from error
 
