@@ -7,9 +7,11 @@ ConfigError with one line per problem: the key, the file or argument it came fro
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import lazy_loader
@@ -38,11 +40,18 @@ class Config(BaseModel):
     def _no_boolean_numbers(cls, value: object, info: ValidationInfo) -> object:
         # Pydantic would read `max_steps: true` as 1, and YAML reads `on` and `yes` as true.
         annotation = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and {int, float} & {annotation, *get_args(annotation)}:
-            raise PydanticCustomError(
-                "number", "expected a number, got {value}", {"value": str(value).lower()}
-            )
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, bool) and {int, float} & set(_flat_types(annotation)):
+                shown = str(item).lower()
+                raise PydanticCustomError(
+                    "number", "expected a number, got {value}", {"value": shown}
+                )
         return value
+
+
+def _flat_types(annotation: Any) -> list[Any]:
+    """`tuple[float, float] | None` -> [..., tuple[float, float], float, float, NoneType]"""
+    return [annotation, *(t for argument in get_args(annotation) for t in _flat_types(argument))]
 
 
 C = TypeVar("C", bound=Config)
@@ -62,7 +71,8 @@ def load_config(
     an unknown key, a wrong type or value, and an interpolation that leads nowhere.
     """
     sources: Sources = {}
-    merged = _read_with_extends(_find(Path(path), search), (), sources)
+    read = _read_with_extends(_find(Path(path), search), (), sources)
+    merged = omegaconf.OmegaConf.create(read)
     for argument in overrides:
         _apply_override(merged, argument, schema, sources)
     try:
@@ -75,7 +85,20 @@ def load_config(
 
 def dump_config(config: Config) -> str:
     """The configuration as YAML that `load_config` reads back to an equal object."""
-    return omegaconf.OmegaConf.to_yaml(omegaconf.OmegaConf.create(config.model_dump(mode="json")))
+    return omegaconf.OmegaConf.to_yaml(
+        omegaconf.OmegaConf.create(_escape(config.model_dump(mode="json")))
+    )
+
+
+def _escape(value: Any) -> Any:
+    """Text with `${` in it, such that OmegaConf reads it back as text."""
+    if isinstance(value, dict):
+        return {key: _escape(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escape(item) for item in value]
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda match: rf"{match[1] * 2}\${{", value)
+    return value
 
 
 def _find(path: Path, search: Sequence[Path]) -> Path:
@@ -103,7 +126,7 @@ def _read_toml(path: Path) -> DictConfig:
 _READERS = {".yaml": _read_yaml, ".yml": _read_yaml, ".toml": _read_toml}
 
 
-def _read_with_extends(path: Path, chain: tuple[Path, ...], sources: Sources) -> DictConfig:
+def _read_with_extends(path: Path, chain: tuple[Path, ...], sources: Sources) -> dict[str, Any]:
     if path in chain:
         cycle = " -> ".join(p.name for p in (*chain, path))
         raise ConfigError(f"`extends` goes round in a circle: {cycle}")
@@ -111,20 +134,34 @@ def _read_with_extends(path: Path, chain: tuple[Path, ...], sources: Sources) ->
         raise ConfigError(f"{path}: not a configuration file", "use .yaml, .yml or .toml")
     try:
         content = _READERS[path.suffix](path)
-        parents = content.pop("extends", None)
+        parents = content.pop("extends", None) or []
     except ConfigError:
         raise
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
     except Exception as error:  # YAML and OmegaConf have no common base for their syntax errors.
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
-    merged = omegaconf.OmegaConf.create({})
-    for parent in [parents] if isinstance(parents, str) else parents or []:
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, Sequence | omegaconf.ListConfig):
+        raise ConfigError(f"{path}: `extends` takes a file or a list of files, got {parents}")
+    merged: dict[str, Any] = {}
+    for parent in parents:
         base = _read_with_extends(_find(path.parent / str(parent), ()), (*chain, path), sources)
-        merged = omegaconf.OmegaConf.merge(merged, base)  # type: ignore[assignment]  # typed as a union
-    for key in _leaves(omegaconf.OmegaConf.to_container(content)):
+        merged = _merge(merged, base)
+    values: Any = omegaconf.OmegaConf.to_container(content)
+    for key in _leaves(values):
+        sources.pop(key, None)  # so that the latest source comes last
         sources[key] = str(path)
-    return omegaconf.OmegaConf.merge(merged, content)  # type: ignore[return-value]  # typed as a union
+    return _merge(merged, values)
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Sections are merged key by key; everything else in `above` takes the place of what is below."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
 
 
 def _leaves(value: object, prefix: str = "") -> list[str]:
@@ -140,11 +177,14 @@ def _apply_override(
     key, equals, text = argument.partition("=")
     if not equals or not key or key.startswith("-"):
         raise ConfigError(f"argument '{argument}': expected key.path=value")
+    sources.pop(key, None)
     sources[key] = f"argument '{argument}'"
     try:
         # A text field takes the text as typed: `name=007` and `name=on` stay what they are.
         annotation = _annotation(schema, key)
-        if annotation is str or (str in get_args(annotation) and text != "null"):
+        choices = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+        is_text = str in choices or Path in choices
+        if is_text and not (text == "null" and NoneType in choices):
             value: object = text
         else:
             value = omegaconf.OmegaConf.from_dotlist([f"value={text}"])._get_node("value")

@@ -7,12 +7,20 @@ Raise the subclass that fits with a message and a hint. Scripts wrap their main 
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import ClassVar
+
+_ELSEWHERE = "set RESEARCH_ASSETS_DIR to a folder that you can write to"
+_SYSTEM_HINTS = {
+    errno.ENOSPC: "free some disk space, or set RESEARCH_ASSETS_DIR to another disk",
+    errno.EDQUOT: "your quota is used up; set RESEARCH_ASSETS_DIR to another disk",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR), _ELSEWHERE),
+}
 
 
 class ResearchError(Exception):
@@ -81,6 +89,7 @@ def exit_on_error() -> Iterator[None]:
     """
     try:
         yield
+        sys.stdout.flush()
     except BrokenPipeError:
         # The reader of our output has left (`... | head`): end quietly, as other tools do.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -95,6 +104,8 @@ def exit_on_error() -> Iterator[None]:
         else:
             where = f"{error.filename}: " if error.filename else ""
             print(f"error [system]: {where}{error.strerror or error}", file=sys.stderr)
+            if hint := _SYSTEM_HINTS.get(error.errno or 0):
+                print(f"  hint: {hint}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)

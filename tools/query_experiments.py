@@ -51,6 +51,8 @@ def main() -> None:
     direction.add_argument("--min", action="store_true", help="lower is better")
     parser.add_argument("--format", choices=FORMATS, default="table")
     arguments = parser.parse_args()
+    if arguments.top < 1:
+        parser.error(f"--top must be at least 1, got {arguments.top}")
     with exit_on_error():
         columns, rows = _answer(arguments)
         print(format_rows(columns, rows, arguments.format))
@@ -166,18 +168,22 @@ def _compare(catalogue: Catalogue, names: list[str]) -> Table:
             hint = did_you_mean(name, list(files)) if files else "there are no experiments yet"
             raise ExperimentError(f"there is no experiment '{name}'", hint)
     values: dict[tuple[str, str], dict[str, float | None]] = {}
+    diverged: dict[tuple[str, str], set[str]] = {}
     by_name = {files[name]: name for name in names}
     for summary in catalogue.summaries():
         if (name := by_name.get(summary.file, "")) in names:
             direction = metric_direction(summary.metric)
             value = summary.best(direction) if direction else summary.last
             values.setdefault((summary.metric, summary.split), {})[name] = value
+            if summary.diverged:
+                diverged.setdefault((summary.metric, summary.split), set()).add(name)
     rows: list[list[object]] = []
     for (metric, split), found in sorted(values.items()):
         direction = metric_direction(metric)
-        known = {name: value for name, value in found.items() if value is not None}
+        fallen = diverged.get((metric, split), set())
+        known = {n: value for n, value in found.items() if value is not None and n not in fallen}
         better = None
-        if direction and len(known) > 1:
+        if direction and len(found) > 1 and known:
             better = (min if direction == "min" else max)(known, key=lambda name: known[name])
         shown = {"min": "lowest", "max": "highest", None: "last"}[direction]
         rows.append([metric, split, shown, *(found.get(name) for name in names), better])

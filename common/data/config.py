@@ -14,7 +14,9 @@ class DataConfig(Config):
     """Source, tokenizer and split of the token files, and the batches cut from them."""
 
     dataset: str = "python_stdlib"  # python_stdlib, stories, or a folder name in assets/datasets
-    hub: str | None = None  # OWNER/NAME on the Hugging Face hub to download `dataset` from if absent
+    hub: str | None = (
+        None  # OWNER/NAME on the Hugging Face hub to download `dataset` from if absent
+    )
     path: Path | None = None  # a text file or a folder of them; takes the place of `dataset`
     text_column: str = "text"  # for datasets from the hub
     num_stories: int = Field(20_000, gt=0)  # for `stories`

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -104,6 +105,8 @@ class BaseLanguageModel(nn.Module):
             num_sequences: continuations per row, next to each other in the result.
         Returns: (batch * num_sequences, time + new tokens) int64, inputs included.
         """
+        if num_sequences < 1:
+            raise ModelError(f"num_sequences must be at least 1, got {num_sequences}")
         rows = input_ids.to(self.device).repeat_interleave(num_sequences, dim=0)
         stops = torch.tensor(list(stop_tokens), dtype=torch.int64, device=rows.device)
         finished = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
@@ -131,6 +134,10 @@ class BaseLanguageModel(nn.Module):
     ) -> Iterator[torch.Tensor]:
         """Yield one (batch,) int64 tensor per new token, as soon as it is drawn."""
         _check_sampling(input_ids, self.vocab_size, temperature, top_k, top_p)
+        if max_new_tokens < 0:
+            raise ModelError(f"max_new_tokens must not be negative, got {max_new_tokens}")
+        if max_new_tokens == 0:
+            return
         generator = None
         if seed is not None:
             generator = torch.Generator(device=self.device).manual_seed(seed)
@@ -191,15 +198,15 @@ def _check_sampling(
     top_k: int | None,
     top_p: float | None,
 ) -> None:
-    if input_ids.ndim != 2 or input_ids.shape[1] == 0:
+    if input_ids.ndim != 2 or input_ids.numel() == 0:
         raise ModelError(
             f"a prompt must have the shape (batch, time) and a token, got {tuple(input_ids.shape)}",
             "begin with the tokenizer's end_of_text where there is no prompt",
         )
     if not 0 <= int(input_ids.min()) <= int(input_ids.max()) < vocab_size:
         raise ModelError(f"token ids must be from 0 to {vocab_size - 1}")
-    if temperature < 0:
-        raise ModelError(f"temperature must not be negative, got {temperature}")
+    if not 0 <= temperature < math.inf:
+        raise ModelError(f"temperature must be a number from 0 up, got {temperature}")
     if top_k is not None and top_k < 1:
         raise ModelError(f"top_k must be at least 1, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:

@@ -95,7 +95,8 @@ class Decoder(BaseLanguageModel):
 
     @property
     def context_limit(self) -> int | None:
-        return self.config.context_length if self.config.mixer == "attention" else None
+        unlimited = self.config.mixer == "lstm" and self.config.positions != "learned"
+        return None if unlimited else self.config.context_length
 
     def new_cache(self, batch_size: int, max_length: int) -> DecoderCache:
         blocks = [block.mixer for block in self.blocks]

@@ -93,8 +93,7 @@ def _write_files(
         "arguments": model.arguments,
     }
     (directory / "state.json").write_text(json.dumps({"model": identity, **state}, indent=2))
-    sums = [f"{sha256_of(file)}  {file.name}\n" for file in sorted(directory.iterdir())]
-    (directory / "SHA256SUMS").write_text("".join(sums))
+    (directory / "SHA256SUMS").write_text(_checksums(directory))
     for file in directory.iterdir():
         fsync_file(file)
     fsync_dir(directory)
@@ -107,13 +106,20 @@ def verify(path: Path) -> None:
         near = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, near) if near else "check the path"
         raise CheckpointError(f"{path} is not a checkpoint", hint)
-    for line in sums.read_text(errors="replace").splitlines():
-        expected, _, name = line.partition("  ")
-        file = path / Path(name).name
-        if not file.is_file() or sha256_of(file) != expected:
-            raise CheckpointError(
-                f"checkpoint {path} is damaged: {file.name}", "use an earlier one"
-            )
+    found = _checksums(path)
+    if sums.read_bytes() != found.encode():
+        recorded = sums.read_text(errors="replace").splitlines()
+        wrong = [line.partition("  ")[2] for line in found.splitlines() if line not in recorded]
+        raise CheckpointError(
+            f"checkpoint {path} is damaged: {', '.join(wrong) or 'SHA256SUMS'}",
+            "use an earlier one",
+        )
+
+
+def _checksums(directory: Path) -> str:
+    """What SHA256SUMS has to say: a line for every other file, in the order of their names."""
+    files = sorted(file for file in directory.iterdir() if file.name != "SHA256SUMS")
+    return "".join(f"{sha256_of(file)}  {file.name}\n" for file in files)
 
 
 def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Checkpoint:

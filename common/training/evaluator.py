@@ -110,7 +110,7 @@ class Evaluator:
             ids = [int(i) for i in tokenizer.encode(prompt)] or [end if end is not None else 0]
             output = self.model.generate(
                 torch.tensor([ids]),
-                max(1, max_length - len(ids)),
+                max(0, max_length - len(ids)),
                 temperature=temperature,
                 top_k=top_k,
                 top_p=top_p,

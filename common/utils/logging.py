@@ -19,7 +19,8 @@ class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = "".join(f"  {key}={value}" for key, value in _extra(record).items())
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        return f"{level}{record.getMessage()}{fields}"
+        trace = f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
+        return f"{level}{record.getMessage()}{fields}{trace}"
 
 
 class _JsonFormatter(logging.Formatter):
@@ -31,6 +32,8 @@ class _JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             **_extra(record),
         }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry, default=str)
 
 

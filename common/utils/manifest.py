@@ -8,6 +8,7 @@ import subprocess
 import sys
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
+from types import NoneType
 from typing import Any
 
 from common.utils.paths import REPOSITORY_ROOT
@@ -44,6 +45,41 @@ def create_manifest(
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
     }
+
+
+# The facts that the `runs` table shows, and what each may be.
+_KINDS: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "status": (str,),
+    "project": (str,),
+    "started": (str,),
+    "finished": (str, NoneType),
+    "duration": (float, int, NoneType),
+    "git_commit": (str, NoneType),
+    "seed": (int, NoneType),
+    "host": (str, NoneType),
+    "parameters": (int, NoneType),
+    "tokens": (int, NoneType),
+    "tags": (list,),
+}
+
+
+def check_manifest(manifest: Any) -> dict[str, Any]:
+    """`manifest`, when the store can show it. Raises ValueError with the first thing that is wrong."""
+    if not isinstance(manifest, dict):
+        raise ValueError("it is no manifest of an experiment")
+    for key, kinds in _KINDS.items():
+        value = manifest.get(key)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise ValueError(f"its '{key}' cannot be {value!r}")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError(f"its '{key}' does not fit in 64 bits: {value}")
+    for key in ("started", "finished"):
+        if manifest[key] is not None and datetime.fromisoformat(manifest[key]).tzinfo is None:
+            raise ValueError(f"its '{key}' has no time zone: {manifest[key]}")
+    if not all(isinstance(tag, str) for tag in manifest["tags"]):
+        raise ValueError(f"its 'tags' must be texts: {manifest['tags']}")
+    return manifest
 
 
 def git_state() -> dict[str, Any]:

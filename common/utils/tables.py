@@ -15,6 +15,7 @@ FORMATS = ("table", "csv", "json", "markdown")
 
 def format_rows(columns: Sequence[str], rows: Sequence[Sequence[object]], style: str) -> str:
     """`rows` under `columns` in one of FORMATS. JSON has null for NaN and infinities: it has no other."""
+    columns = _distinct(columns)
     if style == "json":
         records = [dict(zip(columns, map(_json_value, row), strict=True)) for row in rows]
         return json.dumps(records, indent=2, ensure_ascii=False, default=str)
@@ -32,12 +33,25 @@ def format_rows(columns: Sequence[str], rows: Sequence[Sequence[object]], style:
     ]
     if style == "markdown":
         rule = ["---:" if is_numeric else "---" for is_numeric in numeric]
-        escaped = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in texts]
-        return "\n".join(f"| {' | '.join(row)} |" for row in [list(columns), rule, *escaped])
+        header, *body = [
+            [text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ") for text in row]
+            for row in [columns, *texts]
+        ]
+        return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *body])
     return _aligned(columns, texts, numeric)
 
 
+def _distinct(columns: Sequence[str]) -> list[str]:
+    """`loss, loss` -> `loss, loss_1`, as DuckDB names them."""
+    distinct: list[str] = []
+    for column in columns:
+        number = sum(1 for other in columns[: len(distinct)] if other == column)
+        distinct.append(f"{column}_{number}" if number else column)
+    return distinct
+
+
 def _aligned(columns: Sequence[str], texts: list[list[str]], numeric: list[bool]) -> str:
+    columns = [column.replace("\n", " ") for column in columns]
     texts = [[text.replace("\n", " ") for text in row] for row in texts]
     widths = [max(map(len, column)) for column in zip(columns, *texts, strict=True)]
 
@@ -66,6 +80,10 @@ def _is_number(value: object) -> bool:
 def _json_value(value: object) -> object:
     if isinstance(value, Decimal):  # DuckDB's sums of integers
         return int(value) if value == int(value) else float(value)
+    if isinstance(value, dict):
+        return {str(key): _json_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from common.errors import ExperimentError, did_you_mean
 from common.utils.experiment_storage.sql import query_experiments
+from common.utils.experiment_storage.store import FIXED_COLUMNS
 
 _X_LABELS = {"step": "optimizer step", "epoch": "epoch", "time": "seconds since the start"}
 
@@ -43,6 +44,9 @@ def plot_training_curves(
     rows = _read(names, metric, x)
     found = rows["split"].unique().tolist()
     shown = list(splits) if splits is not None else sorted(found, key=lambda s: (s != "train", s))
+    for split in shown:
+        if split not in found:
+            raise ExperimentError(f"no '{metric}' on split '{split}'", did_you_mean(split, found))
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for number, name in enumerate(names):
@@ -78,10 +82,10 @@ def plot_training_curves(
 
 def _read(names: list[str], metric: str, x: str) -> pd.DataFrame:
     columns = query_experiments("SELECT column_name FROM (DESCRIBE experiments)")["column_name"]
-    if metric not in columns.tolist():
-        raise ExperimentError(
-            f"no experiment has a metric '{metric}'", did_you_mean(metric, columns.tolist()[5:])
-        )
+    metrics = [column for column in columns if column not in FIXED_COLUMNS]
+    if metric not in metrics:
+        hint = did_you_mean(metric, metrics) if metrics else "there are no experiments yet"
+        raise ExperimentError(f"no experiment has a metric '{metric}'", hint)
     known = query_experiments("SELECT name FROM runs")["name"].tolist()
     for name in names:
         if name not in known:

@@ -13,13 +13,16 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from common.errors import ExperimentError, did_you_mean
 from common.utils.experiment_storage.log import read_log
 from common.utils.experiment_storage.store import FIXED_COLUMNS, FOOTER_KEY
+from common.utils.manifest import check_manifest
 from common.utils.paths import get_experiments_dir
 
 _SCHEMA_VERSION = 1
@@ -100,8 +103,7 @@ class Catalogue:
 
     def __init__(self) -> None:
         self._database = _open()
-        _update(self._database)
-        rows = self._database.execute("SELECT file, manifest, error FROM files ORDER BY file")
+        rows = self._query("SELECT file, manifest, error FROM files ORDER BY file")
         self.manifests: list[dict[str, Any]] = []
         self.broken: list[Broken] = []
         for file, text, error in rows:
@@ -112,13 +114,22 @@ class Catalogue:
             if manifest["status"] == "running":
                 manifest["status"] = _live_status(manifest["name"])
             self.manifests.append(manifest)
-        self.manifests.sort(key=lambda manifest: str(manifest["started"]))
+        self.manifests.sort(key=lambda manifest: datetime.fromisoformat(manifest["started"]))
 
     def summaries(self, metric: str | None = None) -> list[MetricSummary]:
         """Summaries of `metric`, or of every metric, by file and split."""
         condition, parameters = ("", ()) if metric is None else ("WHERE metric = ?", (metric,))
-        rows = self._database.execute(f"SELECT * FROM metrics {condition}", parameters)
+        rows = self._query(f"SELECT * FROM metrics {condition}", parameters)
         return [MetricSummary(*row) for row in rows]
+
+    def _query(self, sql: str, parameters: tuple[str, ...] = ()) -> list[tuple[Any, ...]]:
+        try:
+            return self._database.execute(sql, parameters).fetchall()
+        except sqlite3.DatabaseError:  # a damaged page: the files are the truth, begin anew
+            self._database.close()
+            _cache_path().unlink(missing_ok=True)
+            self._database = _open()
+            return self._database.execute(sql, parameters).fetchall()
 
     def best(
         self, metric: str, direction: str | None = None, split: str | None = None
@@ -154,28 +165,30 @@ class Catalogue:
         return sorted(ranked, key=rank)
 
 
+def _cache_path() -> Path:
+    return get_experiments_dir() / ".catalogue.sqlite"
+
+
 def _open() -> sqlite3.Connection:
-    directory = get_experiments_dir()
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / ".catalogue.sqlite"
+    """The cache, brought up to date; made again when it is damaged, in memory when it cannot be written."""
+    path = _cache_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return _connect(path)
+        return _connect(str(path))
     except sqlite3.DatabaseError:
-        pass  # damaged, of no use: the files are the truth, so it is made again
+        with suppress(OSError):  # a store on a read-only disk can still be read, only slower
+            path.unlink(missing_ok=True)
     try:
-        path.unlink(missing_ok=True)
-        return _connect(path)
-    except (sqlite3.DatabaseError, OSError):
-        # A store on a read-only disk can still be read, only slower.
-        database = sqlite3.connect(":memory:")
-        database.executescript(_SCHEMA)
-        return database
+        return _connect(str(path))
+    except sqlite3.DatabaseError:
+        return _connect(":memory:")
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: str) -> sqlite3.Connection:
     database = sqlite3.connect(path, timeout=30)
     if database.execute("PRAGMA user_version").fetchone()[0] != _SCHEMA_VERSION:
         database.executescript(_SCHEMA)
+    _update(database)
     return database
 
 
@@ -219,24 +232,31 @@ def _read_into(database: sqlite3.Connection, file: str, stamp: tuple[int, int]) 
     path = get_experiments_dir() / file
     try:
         manifest, rows = _read_parquet(path) if file.endswith(".parquet") else _read_live(path)
+        if manifest is None:
+            return
+        if check_manifest(manifest)["name"] != path.stem:
+            raise ValueError(f"it is a copy of '{manifest['name']}' under another name")
     except FileNotFoundError:
         return  # it was finished or deleted in this moment: the next refresh sees the new state
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         database.execute("INSERT INTO files VALUES (?, ?, ?, NULL, ?)", (file, *stamp, reason))
         return
-    if manifest:  # an empty log is a name that was claimed a moment ago
-        entry = (file, *stamp, json.dumps(manifest))
-        database.execute("INSERT INTO files VALUES (?, ?, ?, ?, NULL)", entry)
-        summaries = _summarise(file, rows)
-        database.executemany(f"INSERT INTO metrics VALUES ({', '.join('?' * 12)})", summaries)
+    entry = (file, *stamp, json.dumps(manifest))
+    database.execute("INSERT INTO files VALUES (?, ?, ?, ?, NULL)", entry)
+    summaries = _summarise(file, rows)
+    database.executemany(f"INSERT INTO metrics VALUES ({', '.join('?' * 12)})", summaries)
 
 
 Rows = list[tuple[int, str, dict[str, float]]]  # step, split, metrics
 
 
-def _read_live(path: Path) -> tuple[dict[str, Any], Rows]:
+def _read_live(path: Path) -> tuple[dict[str, Any] | None, Rows]:
     content = read_log(path)
+    if not content.manifest and not content.rows and not content.damaged_lines:
+        return None, []  # a name that was claimed a moment ago
+    if "name" not in content.manifest:
+        raise ValueError("its first record is damaged")
     return content.manifest, [(row["step"], row["split"], row["metrics"]) for row in content.rows]
 
 
@@ -244,14 +264,21 @@ def _read_parquet(path: Path) -> tuple[dict[str, Any], Rows]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path)
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowException as error:
+        raise ValueError(str(error)) from error
     manifest = json.loads((table.schema.metadata or {}).get(FOOTER_KEY, b"null"))
     if manifest is None:
         raise ValueError("not an experiment of this store (its footer holds no manifest)")
-    fixed = {"step": pa.types.is_int64, "split": pa.types.is_string}
-    for column in table.schema:
-        if not fixed.get(column.name, lambda _: True)(column.type):
-            raise ValueError(f"column '{column.name}' has the type {column.type}")
+    kinds = {"experiment_name": pa.string(), "step": pa.int64(), "split": pa.string()}
+    for column in dict.fromkeys([*FIXED_COLUMNS, *table.column_names]):
+        if column not in table.column_names:
+            raise ValueError(f"it has no column '{column}'")
+        if (found := table.schema.field(column).type) != kinds.get(column, pa.float64()):
+            raise ValueError(f"its column '{column}' has the type {found}")
+        if column in kinds and table[column].null_count:
+            raise ValueError(f"its column '{column}' has empty cells")
     metrics = [name for name in table.column_names if name not in FIXED_COLUMNS]
     columns = [table[name].to_pylist() for name in metrics]
     rows: Rows = []

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.errors import ExperimentError
+
 
 @dataclass
 class LogContent:
@@ -43,6 +45,8 @@ class LogWriter:
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one record. Raises OSError when the disk is full; earlier records stay readable."""
+        if self._descriptor < 0:  # the number may belong to another file by now
+            raise ExperimentError(f"the run of {self._path} has ended: nothing more can be logged")
         body = json.dumps(record, separators=(",", ":")).encode()
         line = (b"\n" if self._torn else b"") + b"%08x %s\n" % (zlib.crc32(body), body)
         written = os.write(self._descriptor, line)
@@ -57,6 +61,7 @@ class LogWriter:
     def close(self) -> None:
         self.flush()
         os.close(self._descriptor)
+        self._descriptor = -1
 
 
 def read_log(path: Path) -> LogContent:

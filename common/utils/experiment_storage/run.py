@@ -16,7 +16,7 @@ from common.errors import ExperimentError
 from common.utils.experiment_storage import store
 from common.utils.experiment_storage.log import LogContent, LogWriter, read_log
 from common.utils.files import write_json_atomic, write_text_atomic
-from common.utils.manifest import create_manifest, now
+from common.utils.manifest import check_manifest, create_manifest, now
 from common.utils.paths import get_experiments_dir, get_runs_dir
 
 
@@ -52,6 +52,13 @@ def start_experiment(
     number of rows that are still true. Raises ExperimentError when the name is taken, when there is
     nothing to resume, when the run is finished, or when another process is running it.
     """
+    manifest = create_manifest(
+        "", project=project, config=dict(config or {}), seed=seed, tags=list(tags)
+    )
+    try:
+        check_manifest(manifest)
+    except ValueError as error:
+        raise ExperimentError(f"an experiment cannot be started so: {error}") from error
     if resume:
         if name is None:
             raise ExperimentError(
@@ -67,10 +74,7 @@ def start_experiment(
         raise ExperimentError(f"experiment '{name}' is running in another process") from None
     run = Run(name, lock)
     if not resume:
-        manifest = create_manifest(
-            name, project=project, config=dict(config or {}), seed=seed, tags=list(tags)
-        )
-        run.start(manifest, config_text)
+        run.start(manifest | {"name": name}, config_text)
     return run
 
 
@@ -105,6 +109,7 @@ class Run:
         self.directory: Path = get_runs_dir() / name
         self.directory.mkdir(parents=True, exist_ok=True)
         self._lock = lock
+        self._ended = False
         self._writer = LogWriter(store.log_path(name))
         self._metric_names: dict[str, str] = {}
         self._take_up(read_log(store.log_path(name)))
@@ -138,15 +143,9 @@ class Run:
         epoch: float | None = None,
     ) -> None:
         """Append one row. `metrics` maps names to numbers; once this returns, a kill loses nothing."""
-        row = {
-            "kind": "row",
-            "step": int(step),
-            "epoch": epoch,
-            "split": split,
-            "time": round(self._time_before + time.monotonic() - self._started, 6),
-            "metrics": store.check_metrics(metrics, self._metric_names),
-        }
-        self._writer.append(row)
+        elapsed = round(self._time_before + time.monotonic() - self._started, 6)
+        row = store.make_row(step, split, epoch, elapsed, metrics, self._metric_names)
+        self._writer.append({"kind": "row", **row})
         self.rows += 1
 
     def update(self, **facts: Any) -> None:
@@ -158,10 +157,13 @@ class Run:
     def finish(self, status: str = "finished") -> Path:
         """End the run. `finished` turns the log into its Parquet file; with any other status
         (`interrupted`, `failed`) the log stays, so that the run can be resumed."""
+        if self._ended:
+            raise ExperimentError(f"experiment '{self.name}' has ended already")
         started = datetime.fromisoformat(self.manifest["started"])
         ended = now()
         duration = (datetime.fromisoformat(ended) - started).total_seconds()
         self.update(status=status, finished=ended, duration=duration)
+        self._ended = True
         self._writer.close()
         path = store.log_path(self.name)
         if status == "finished":
@@ -183,6 +185,8 @@ class Run:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._ended:
+            return
         if kind is None:
             self.finish()
         else:

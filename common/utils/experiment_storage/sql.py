@@ -109,10 +109,13 @@ def _connect() -> duckdb.DuckDBPyConnection:
 
 def _live_rows(catalogue: Catalogue) -> pa.Table:
     tables = [rows_to_table("", [], pa)]
+    spelling: dict[str, str] = {}  # `Loss` and `loss` of two runs are one column, as in DuckDB
     for manifest in catalogue.manifests:
         if manifest["file"].endswith(".jsonl"):
             rows = read_log(get_experiments_dir() / manifest["file"]).rows
-            tables.append(rows_to_table(manifest["name"], rows, pa))
+            table = rows_to_table(manifest["name"], rows, pa)
+            names = [spelling.setdefault(name.lower(), name) for name in table.column_names]
+            tables.append(table.rename_columns(names))
     return pa.concat_tables(tables, promote_options="default")
 
 

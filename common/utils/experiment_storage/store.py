@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from common.errors import ExperimentError
 from common.utils.experiment_storage.log import read_log
 from common.utils.files import atomic_path
-from common.utils.manifest import create_manifest, now
+from common.utils.manifest import check_manifest, create_manifest, now
 from common.utils.paths import get_experiments_dir, get_runs_dir
 
 if TYPE_CHECKING:
@@ -69,9 +69,39 @@ def next_name(name: str) -> str:
     stem, number, width = (match[1], int(match[2]), len(match[2])) if match else (name, 1, 3)
     while True:
         number += 1
-        candidate = f"{stem}_{number:0{width}d}"
+        ending = f"{number:0{width}d}"
+        candidate = f"{stem[: 127 - len(ending)]}_{ending}" if stem else ending
         if not exists(candidate) and not (get_runs_dir() / candidate).exists():
             return candidate
+
+
+def make_row(
+    step: Any,
+    split: Any,
+    epoch: Any,
+    time: Any,
+    metrics: Mapping[str, Any],
+    known: dict[str, str],
+) -> dict[str, Any]:
+    """One checked row, as the log holds it. Raises ExperimentError for what the file could not hold.
+
+    `known` is that of `check_metrics`.
+    """
+    is_whole = isinstance(step, numbers.Real) and float(step).is_integer()
+    if not is_whole or not -(2**63) <= int(step) < 2**63:
+        raise ExperimentError(f"'step' must be a whole number of 64 bits, got {step!r}")
+    if not isinstance(split, str) or not split:
+        raise ExperimentError(f"'split' must be a text such as train or val, got {split!r}")
+    for name, value in (("epoch", epoch), ("time", time)):
+        if value is not None and not isinstance(value, numbers.Real):
+            raise ExperimentError(f"'{name}' must be a number, got {value!r}")
+    return {
+        "step": int(step),
+        "split": split,
+        "epoch": None if epoch is None or math.isnan(epoch) else float(epoch),
+        "time": None if time is None or math.isnan(time) else float(time),
+        "metrics": check_metrics(metrics, known),
+    }
 
 
 def check_metrics(metrics: Mapping[str, Any], known: dict[str, str]) -> dict[str, float]:
@@ -166,46 +196,27 @@ def _enter_into_catalogue() -> None:
 
 
 def _manifest(name: str, metadata: dict[str, Any]) -> dict[str, Any]:
-    try:
-        json.dumps(metadata)
-    except (TypeError, ValueError) as error:
-        raise ExperimentError(f"metadata of '{name}' cannot be written as JSON: {error}") from error
     manifest = create_manifest(
         name,
-        project=str(metadata.get("project", "")),
+        project=metadata.get("project", ""),
         config=metadata.get("config", {}),
         seed=metadata.get("seed"),
-        tags=list(metadata.get("tags", [])),
+        tags=metadata.get("tags", []),
     )
-    return manifest | {"status": "finished", "finished": now()} | metadata | {"name": name}
+    manifest |= {"status": "finished", "finished": now()} | metadata | {"name": name}
+    try:
+        json.dumps(manifest)
+        return check_manifest(manifest)
+    except (TypeError, ValueError) as error:
+        raise ExperimentError(f"the metadata of '{name}' cannot be stored: {error}") from error
 
 
 def _dataframe_rows(dataframe: pd.DataFrame) -> list[dict[str, Any]]:
     known: dict[str, str] = {}
     rows = []
     for index, record in enumerate(dataframe.to_dict(orient="records")):
+        fixed = {key: record.get(key) for key in ("epoch", "time")}
         metrics = {str(k): v for k, v in record.items() if k not in FIXED_COLUMNS and v is not None}
-        rows.append(
-            {
-                "step": _whole_number(record.get("step", index)),
-                "epoch": _optional_float(record.get("epoch")),
-                "split": str(record.get("split", "train")),
-                "time": _optional_float(record.get("time")),
-                "metrics": check_metrics(metrics, known),
-            }
-        )
+        step, split = record.get("step", index), record.get("split", "train")
+        rows.append(make_row(step, split, metrics=metrics, known=known, **fixed))
     return rows
-
-
-def _whole_number(value: Any) -> int:
-    if isinstance(value, numbers.Real) and float(value).is_integer():
-        return int(value)  # type: ignore[call-overload, no-any-return]  # NumPy integers have __int__
-    raise ExperimentError(f"column 'step' must hold whole numbers, got {value!r}")
-
-
-def _optional_float(value: Any) -> float | None:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if not isinstance(value, numbers.Real):
-        raise ExperimentError(f"columns 'epoch' and 'time' must hold numbers, got {value!r}")
-    return float(value)

@@ -21,10 +21,10 @@ import pytest
 from huggingface_hub import constants
 
 from common.data.hf_utils import (
-    _explained,
     dataset_folder_name,
     download_dataset,
     download_model,
+    explained,
     link_dataset,
 )
 from common.errors import DataError, DownloadError
@@ -345,7 +345,7 @@ class TestRefusals:
 def test_a_full_disk_is_named_through_the_clients_wrapping() -> None:
     with (
         pytest.raises(DownloadError, match="the disk is full"),
-        _explained("model", "me/tiny", None, "http://127.0.0.1"),
+        explained("model", "me/tiny", None, "http://127.0.0.1"),
     ):
         try:
             raise OSError(errno.ENOSPC, "No space left on device")

@@ -1,0 +1,126 @@
+"""Batches: the same whenever they are asked for, and every token judged exactly once."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.data.loader import EvalWindows, RandomWindows
+from common.errors import DataError
+
+IGNORED = -100
+
+
+def tokens(length: int, dtype: str = "<u2") -> np.ndarray:
+    return np.arange(length).astype(dtype)  # each token says where it stands
+
+
+def test_a_batch_is_a_function_of_seed_and_index_alone() -> None:
+    def source(seed: int) -> RandomWindows:
+        return RandomWindows(tokens(1000), batch_size=4, context_length=8, seed=seed)
+
+    forward = [source(7).batch(i)["input_ids"].tolist() for i in range(20)]
+    one = source(7)
+    assert [one.batch(i)["input_ids"].tolist() for i in reversed(range(20))] == forward[::-1]
+    assert len({str(batch) for batch in forward}) == 20, "every index draws anew"
+    assert source(8).batch(0)["input_ids"].tolist() != forward[0]
+    far = one.batch(10**12)["input_ids"]
+    assert far.tolist() == source(7).batch(10**12)["input_ids"].tolist()
+
+
+@given(
+    length=st.integers(2, 300),
+    context=st.integers(2, 40),
+    batch_size=st.integers(1, 5),
+    index=st.integers(0, 10**9),
+    seed=st.integers(0, 2**63),
+)
+@settings(max_examples=80, deadline=None)
+def test_every_window_is_contiguous_text(
+    length: int, context: int, batch_size: int, index: int, seed: int
+) -> None:
+    if length < context:
+        with pytest.raises(DataError, match="fewer than one context"):
+            RandomWindows(tokens(length), batch_size=batch_size, context_length=context, seed=seed)
+        return
+    source = RandomWindows(tokens(length), batch_size=batch_size, context_length=context, seed=seed)
+    batch = source.batch(index)
+    ids = batch["input_ids"]
+    assert ids.shape == (batch_size, context) and str(ids.dtype) == "torch.int64"
+    assert (ids.numpy() == ids[:, :1].numpy() + np.arange(context)).all()
+    assert ids.min() >= 0 and ids.max() < length
+    assert batch["labels"].tolist() == ids.tolist()
+
+
+def test_windows_start_anywhere_first_and_last_place_included_and_all_as_often() -> None:
+    source = RandomWindows(tokens(12), batch_size=64, context_length=8, seed=0)  # 5 places
+    starts = Counter(int(first) for i in range(100) for first in source.batch(i)["input_ids"][:, 0])
+    assert set(starts) == {0, 1, 2, 3, 4}
+    expected = 64 * 100 / 5
+    chi_squared = sum((count - expected) ** 2 / expected for count in starts.values())
+    assert chi_squared < 18.5  # 4 degrees of freedom, p = 0.001
+
+
+def test_tokens_above_65535_are_kept() -> None:
+    source = RandomWindows(
+        np.array([70_000, 2**31, 5], dtype="<u4"), batch_size=1, context_length=3
+    )
+    assert source.batch(0)["input_ids"].tolist() == [[70_000, 2**31, 5]]
+
+
+@given(length=st.integers(2, 200), context=st.integers(2, 30), batch_size=st.integers(1, 7))
+@settings(max_examples=150, deadline=None)
+def test_one_pass_predicts_every_token_but_the_first_exactly_once(
+    length: int, context: int, batch_size: int
+) -> None:
+    windows = EvalWindows(tokens(length), batch_size=batch_size, context_length=context)
+    predicted: Counter[int] = Counter()
+    batches = list(windows)
+    assert len(windows) == len(batches)
+    for batch in batches:
+        ids, labels = batch["input_ids"].numpy(), batch["labels"].numpy()
+        assert ids.shape == labels.shape and ids.shape[1] == context and len(ids) <= batch_size
+        for row_ids, row_labels in zip(ids, labels, strict=True):
+            for t in range(context - 1):  # the model predicts label t + 1 from ids up to t
+                if row_labels[t + 1] != IGNORED:
+                    assert row_labels[t + 1] == row_ids[t] + 1, "from the token before it"
+                    predicted[int(row_labels[t + 1])] += 1
+    assert predicted == Counter(range(1, length))
+
+
+@given(
+    length=st.integers(2, 400),
+    context=st.integers(2, 20),
+    batch_size=st.integers(1, 5),
+    max_batches=st.integers(1, 12),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_shortened_pass_has_so_many_batches_of_distinct_windows_spread_over_the_text(
+    length: int, context: int, batch_size: int, max_batches: int
+) -> None:
+    def starts(limit: int | None) -> list[int]:
+        windows = EvalWindows(
+            tokens(length), batch_size=batch_size, context_length=context, max_batches=limit
+        )
+        batches = list(windows)
+        assert len(batches) == len(windows)
+        if limit is not None:
+            assert len(batches) <= limit
+        return [int(row[0]) for batch in batches for row in batch["input_ids"]]
+
+    every, some = starts(None), starts(max_batches)
+    assert len(some) == len(set(some)) == min(len(every), max_batches * batch_size)
+    assert set(some) <= set(every) and some == sorted(some)
+    if len(some) > 1:
+        assert (some[0], some[-1]) == (every[0], every[-1])
+    assert starts(max_batches) == some
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_a_text_with_nothing_to_predict_is_refused(length: int) -> None:
+    with pytest.raises(DataError):
+        EvalWindows(tokens(length), batch_size=1, context_length=4)

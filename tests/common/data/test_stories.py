@@ -1,0 +1,157 @@
+"""The entropy and every surprisal, against a parser and a calculation that share no code with them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+
+import pytest
+
+from common.data import stories
+from common.data.stories import entropy_per_story, generate_stories
+
+RULES: dict[str, list[tuple[Fraction, str]]] = {
+    rule: [(Fraction(str(p)), template) for p, template in rows]
+    for rule, rows in stories._RULES.items()
+}
+WORDS = {rule: text.split("|") for rule, text in stories._WORDS.items()}
+MALE = {"Tom", "Ben", "Max", "Finn", "Otto"}
+
+
+def zipf(rule: str) -> list[tuple[Fraction, str]]:
+    total = sum(Fraction(1, rank) for rank in range(1, len(WORDS[rule]) + 1))
+    return [(Fraction(1, rank) / total, word) for rank, word in enumerate(WORDS[rule], start=1)]
+
+
+Derivation = tuple[int, Fraction, dict[str, str]]  # end of the text read, probability, memory
+
+
+def derivations(template: str, text: str, at: int, memory: dict[str, str]) -> Iterator[Derivation]:
+    """Every way in which `template` writes a part of `text` that begins at `at`."""
+    if not template:
+        yield at, Fraction(1), memory
+        return
+    if template[0] != "{":
+        literal = template.split("{", 1)[0]
+        if text.startswith(literal, at):
+            yield from derivations(template[len(literal) :], text, at + len(literal), memory)
+        return
+    field, rest = template[1:].split("}", 1)
+    heads: Iterator[Derivation]
+    if "=" in field:
+        word = memory[field.split("=")[1]]
+        if field.startswith("they"):
+            word = "he" if word in MALE else "she"
+        heads = iter([(at + len(word), Fraction(1), memory)] if text.startswith(word, at) else [])
+    else:
+        rule, _, variable = field.partition(":")
+        heads = expansions(rule, variable, text, at, memory)
+    for middle, probability, known in heads:
+        for end, more, last in derivations(rest, text, middle, known):
+            yield end, probability * more, last
+
+
+def expansions(
+    rule: str, variable: str, text: str, at: int, memory: dict[str, str]
+) -> Iterator[Derivation]:
+    if rule in WORDS:
+        for probability, word in zipf(rule):
+            if text.startswith(word, at):
+                yield at + len(word), probability, memory | ({variable: word} if variable else {})
+        return
+    for probability, template in RULES[rule]:
+        for end, rest, known in derivations(template, text, at, memory):
+            yield end, probability * rest, known
+
+
+def probabilities(text: str) -> list[Fraction]:
+    """The probability of each derivation of the whole text."""
+    found = expansions("story", "", text, 0, {})
+    return [probability for end, probability, _ in found if end == len(text)]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_probabilities_of_every_rule_add_up_to_one(rule: str) -> None:
+    assert sum(p for p, _ in RULES[rule]) == 1
+
+
+def test_every_story_has_one_derivation_whose_probability_is_its_surprisal() -> None:
+    longest = 0
+    for text, surprisal in generate_stories(300, seed=5):
+        found = probabilities(text)
+        assert len(found) == 1, f"{len(found)} derivations of {text!r}"
+        assert surprisal == pytest.approx(-math.log(found[0]), rel=1e-12)
+        longest = max(longest, len(text))
+    assert longest > 500, "long stories were among them"
+
+
+def test_the_parser_of_this_test_does_reject_and_does_see_ambiguity() -> None:
+    text, _ = next(generate_stories(1, seed=0))
+    assert probabilities(text[:-1]) == [] and probabilities("x" + text) == []
+    assert probabilities(text.replace(text.split()[-1], "wrong.")) == []
+    RULES["twice"] = [(Fraction(1, 2), "{weather}"), (Fraction(1, 2), "{weather}")]
+    try:
+        assert len(list(expansions("twice", "", "warm", 0, {}))) == 2
+    finally:
+        del RULES["twice"]
+
+
+def expected(rule: str) -> tuple[float, float]:
+    """(nats, bytes) of a rule by substitution: `events` is the only rule that calls itself."""
+    if rule in WORDS:
+        nats = -sum(float(p) * math.log(p) for p, _ in zipf(rule))
+        return nats, float(sum(p * len(word.encode()) for p, word in zipf(rule)))
+    if rule == "events":
+        # A geometric number of events with mean 1 / 0.35, a space after each and one between.
+        stop = 0.35
+        count = 1 / stop
+        choice = -(stop * math.log(stop) + (1 - stop) * math.log(1 - stop))
+        nats, length = expected("event")
+        return count * (nats + choice), count * (length + 1)
+    nats, length = 0.0, 0.0
+    for p, template in RULES[rule]:
+        nats -= float(p) * math.log(p)
+        for part in re.split(r"(\{[^}]*\})", template):
+            if not part.startswith("{"):
+                length += float(p) * len(part.encode())
+            elif part == "{they=hero}":
+                male = float(sum(q for q, word in zipf("name") if word in MALE))
+                length += float(p) * (3 - male)
+            elif "=" in part:
+                variable = part.strip("{}=")
+                length += float(p) * expected("name" if variable == "hero" else variable)[1]
+            else:
+                more = expected(part.strip("{}").split(":")[0])
+                nats, length = nats + float(p) * more[0], length + float(p) * more[1]
+    return nats, length
+
+
+def test_the_entropy_is_the_one_calculated_by_substitution() -> None:
+    assert entropy_per_story() == pytest.approx(expected("story"), rel=1e-12)
+
+
+def test_the_average_of_many_stories_is_the_entropy_within_its_standard_error() -> None:
+    sample = list(generate_stories(20_000, seed=1))
+    for exact, values in zip(
+        entropy_per_story(),
+        ([s for _, s in sample], [float(len(text.encode())) for text, _ in sample]),
+        strict=True,
+    ):
+        mean = sum(values) / len(values)
+        deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+        assert abs(mean - exact) < 4 * deviation / math.sqrt(len(values))
+
+
+def test_stories_depend_on_the_seed_alone() -> None:
+    assert list(generate_stories(50, seed=1)) == list(generate_stories(50, seed=1))
+    assert list(generate_stories(50, seed=1))[:20] == list(generate_stories(20, seed=1))
+    assert next(generate_stories(1, seed=1)) != next(generate_stories(1, seed=2))
+    assert list(generate_stories(0, seed=1)) == []
+
+
+def test_stories_are_ascii_end_with_a_line_and_leave_no_field_unfilled() -> None:
+    for text, surprisal in generate_stories(200, seed=2):
+        assert text.isascii() and text.endswith(".\n") and text.count("\n") == 1
+        assert "{" not in text and "  " not in text and surprisal > 0

@@ -1,0 +1,178 @@
+"""Attention and LSTM against plain loops in float64, whole and continued from a cache."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.models.config import DecoderConfig
+from common.models.mixers.attention import Attention
+from common.models.mixers.lstm import LSTM
+
+
+def array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().numpy()
+
+
+def rotate_by_hand(x: np.ndarray, position: int, theta: float) -> np.ndarray:
+    """Rotate the pairs (x_i, x_{i + d/2}) as complex numbers."""
+    half = len(x) // 2
+    turned = x.copy()
+    for i in range(half):
+        angle = position * theta ** (-2 * i / len(x))
+        pair = complex(x[i], x[i + half]) * complex(math.cos(angle), math.sin(angle))
+        turned[i], turned[i + half] = pair.real, pair.imag
+    return turned
+
+
+def rms_by_hand(x: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    return gain * x / math.sqrt((x**2).mean() + 1e-6)
+
+
+def attention_by_hand(module: Attention, config: DecoderConfig, x: np.ndarray) -> np.ndarray:
+    """One query at a time, over the keys up to its own position; x: (batch, time, hidden)."""
+    heads, kv_heads, size = module.num_heads, module.num_kv_heads, module.head_size
+    weight, bias = array(module.query_key_value.weight), module.query_key_value.bias
+    output = np.zeros_like(x)
+    for row in range(x.shape[0]):
+        queries, keys, values = [], [], []
+        for position in range(x.shape[1]):
+            projected = weight @ x[row, position] + (array(bias) if bias is not None else 0)
+            parts = projected.reshape(heads + 2 * kv_heads, size)
+            query, key = parts[:heads].copy(), parts[heads : heads + kv_heads].copy()
+            if config.qk_norm:
+                query = np.stack([rms_by_hand(q, array(module.query_norm.weight)) for q in query])
+                key = np.stack([rms_by_hand(k, array(module.key_norm.weight)) for k in key])
+            if config.positions == "rope":
+                query = np.stack([rotate_by_hand(q, position, config.rope_theta) for q in query])
+                key = np.stack([rotate_by_hand(k, position, config.rope_theta) for k in key])
+            queries.append(query), keys.append(key), values.append(parts[heads + kv_heads :])
+        for position in range(x.shape[1]):
+            mixed = []
+            for head in range(heads):
+                shared = head // (heads // kv_heads)  # neighbouring query heads share a key head
+                scores = np.array(
+                    [
+                        queries[position][head] @ keys[seen][shared] / math.sqrt(size)
+                        for seen in range(position + 1)
+                    ]
+                )
+                weights = np.exp(scores - scores.max())
+                weights /= weights.sum()
+                mixed.append(sum(w * values[s][shared] for s, w in enumerate(weights)))
+            result = array(module.output.weight) @ np.concatenate(mixed)
+            if module.output.bias is not None:
+                result += array(module.output.bias)
+            output[row, position] = result
+    return output
+
+
+ATTENTION = {
+    "gpt2": {"num_heads": 4},
+    "one head": {"num_heads": 1},
+    "rope": {"num_heads": 2, "positions": "rope", "bias": False},
+    "rope, theta": {"num_heads": 2, "positions": "rope", "rope_theta": 100.0},
+    "grouped": {"num_heads": 4, "num_kv_heads": 2, "positions": "rope"},
+    "multi-query, qk_norm": {
+        "num_heads": 4,
+        "num_kv_heads": 1,
+        "positions": "rope",
+        "qk_norm": True,
+    },
+}
+
+
+def attention_of(options: dict[str, Any]) -> tuple[Attention, DecoderConfig]:
+    torch.manual_seed(0)
+    config = DecoderConfig(hidden_size=16, context_length=16, **options)
+    module = Attention(config).double().eval()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, mean=0.3 if parameter.ndim == 1 else 0.0, std=0.5)
+    return module, config
+
+
+@pytest.mark.parametrize("options", ATTENTION.values(), ids=ATTENTION.keys())
+def test_attention_equals_a_plain_loop_in_float64(options: dict[str, Any]) -> None:
+    module, config = attention_of(options)
+    x = torch.randn(2, 7, 16, dtype=torch.float64)
+    # The table of RoPE is kept in fp32, which is where the last digits go.
+    tolerance = 1e-6 if config.positions == "rope" else 1e-12
+    np.testing.assert_allclose(
+        array(module(x)), attention_by_hand(module, config, x.numpy()), atol=tolerance, rtol=0
+    )
+
+
+@given(
+    name=st.sampled_from(list(ATTENTION)),
+    chunks=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    spare=st.integers(0, 3),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=40, deadline=None)
+def test_attention_in_chunks_equals_attention_at_once(
+    name: str, chunks: list[int], spare: int, seed: int
+) -> None:
+    total = min(sum(chunks), 16)
+    module, _ = attention_of(ATTENTION[name])
+    x = torch.randn(
+        2, total, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
+    cache = module.new_cache(2, total + spare)
+    sizes = [len(part) for part in np.split(np.arange(total), np.cumsum(chunks)[:-1])]
+    with torch.no_grad():
+        parts = [module(part, cache) for part in x.split([s for s in sizes if s], dim=1)]
+        torch.testing.assert_close(torch.cat(parts, dim=1), module(x), atol=1e-12, rtol=0)
+
+
+def test_attention_is_dropped_out_in_training_only() -> None:
+    config = DecoderConfig(hidden_size=16, num_heads=2, dropout=0.5)
+    module = Attention(config)
+    x = torch.randn(1, 8, 16)
+    assert not torch.equal(module(x), module(x))
+    module.eval()
+    assert torch.equal(module(x), module(x))
+
+
+def lstm_by_hand(module: LSTM, x: np.ndarray) -> np.ndarray:
+    """The equations of torch.nn.LSTM's page: gates i, f, g, o, one token at a time."""
+    names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+    w_input, w_hidden, b_input, b_hidden = (array(getattr(module.lstm, name)) for name in names)
+    output = np.zeros_like(x)
+    for row in range(x.shape[0]):
+        hidden = cell = np.zeros(x.shape[2])
+        for position in range(x.shape[1]):
+            gates = w_input @ x[row, position] + b_input + w_hidden @ hidden + b_hidden
+            i, f, g, o = np.split(gates, 4)
+            i, f, o = (1 / (1 + np.exp(-gate)) for gate in (i, f, o))
+            cell = f * cell + i * np.tanh(g)
+            hidden = o * np.tanh(cell)
+            output[row, position] = hidden
+    return output
+
+
+def lstm() -> LSTM:
+    torch.manual_seed(0)
+    return LSTM(DecoderConfig(preset="char_lstm", hidden_size=6)).double()
+
+
+def test_lstm_equals_a_plain_loop_in_float64() -> None:
+    module = lstm()
+    x = torch.randn(3, 9, 6, dtype=torch.float64)
+    np.testing.assert_allclose(array(module(x)), lstm_by_hand(module, x.numpy()), atol=1e-12)
+
+
+@given(chunks=st.lists(st.integers(1, 5), min_size=1, max_size=5))
+@settings(max_examples=20, deadline=None)
+def test_lstm_in_chunks_equals_lstm_at_once(chunks: list[int]) -> None:
+    module = lstm()
+    x = torch.randn(2, sum(chunks), 6, dtype=torch.float64)
+    cache = module.new_cache(2, sum(chunks))
+    with torch.no_grad():
+        parts = [module(part, cache) for part in x.split(chunks, dim=1)]
+        torch.testing.assert_close(torch.cat(parts, dim=1), module(x), atol=1e-12, rtol=0)

@@ -1,0 +1,186 @@
+"""Callbacks: what they write, and that none of them changes what is trained."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from common.data.loader import Batch
+from common.data.tokenizers import CharTokenizer
+from common.models import Decoder
+from common.training import Callback, Trainer, TrainingConfig
+from common.training.callbacks.early_stopping import EarlyStopping
+from common.training.callbacks.progress import ProgressBar
+from common.training.callbacks.samples import Samples
+from common.training.callbacks.tensorboard import TensorBoard
+from common.training.config import SampleConfig
+
+TOKENIZER = CharTokenizer.train(["abcdefghij"])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Batches:
+    def batch(self, index: int) -> Batch:
+        generator = torch.Generator().manual_seed(index)
+        ids = torch.randint(0, TOKENIZER.vocab_size, (2, 8), generator=generator)
+        return {"input_ids": ids, "labels": ids}
+
+
+def train(*callbacks: Callback, steps: int = 6, resume_at: int = 0) -> Decoder:
+    torch.manual_seed(0)
+    model = Decoder(
+        TOKENIZER.vocab_size,
+        num_layers=1,
+        num_heads=2,
+        hidden_size=8,
+        context_length=8,
+        dropout=0.4,
+    )
+    trainer = Trainer(
+        model,
+        Batches(),
+        TrainingConfig(max_steps=steps, eval_every_steps=2, log_every_steps=1, device="cpu"),
+        val_data=[Batches().batch(100)],
+        callbacks=callbacks,
+    )
+    trainer.step = resume_at
+    trainer.fit()
+    return model
+
+
+def samples(path: Path, seed: int = 0, **options: Any) -> Samples:
+    return Samples(path, TOKENIZER, SampleConfig(**options), seed)
+
+
+def entries(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.slow
+def test_drawing_samples_or_not_trains_the_same_weights(tmp_path: Path) -> None:
+    plain = train()
+    for callbacks in (
+        [samples(tmp_path / "a.jsonl", prompts=("", "ab"), max_new_tokens=30)],
+        [samples(tmp_path / "b.jsonl", seed=4, temperature=0.0)],
+        [ProgressBar(), EarlyStopping(100), TensorBoard(tmp_path / "tensorboard")],
+    ):
+        watched = train(*callbacks)
+        for mine, its in zip(plain.parameters(), watched.parameters(), strict=True):
+            assert torch.equal(mine, its)
+
+
+@pytest.mark.slow
+def test_samples_are_kept_for_every_evaluation_and_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    callback = samples(path, prompts=("", "abc"), max_new_tokens=5)
+    train(callback)
+    found = entries(path)
+    assert [(e["step"], e["prompt"]) for e in found] == [
+        (step, prompt) for step in (2, 4, 6) for prompt in ("", "abc")
+    ]
+    assert all(e["text"].startswith(e["prompt"]) and len(e["text"]) <= 8 for e in found)
+    assert callback.latest == [e["text"] for e in found[-2:]]
+
+
+@pytest.mark.slow
+def test_samples_of_lost_steps_are_replaced_on_a_resume(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    kept = [{"step": 2, "prompt": "", "text": "a"}]
+    lost = [{"step": 4, "prompt": "", "text": "lost"}, {"step": 6, "prompt": "", "text": "lost"}]
+    text = "".join(json.dumps(entry) + "\n" for entry in kept + lost)
+    path.write_text(text + '{"step": 8, "pro')  # a killed process leaves half a line
+    train(samples(path), resume_at=4, steps=8)
+    found = entries(path)
+    assert [e["step"] for e in found] == [2, 4, 6, 8]
+    assert found[0] == kept[0] and all(e["text"] != "lost" for e in found)
+
+
+@pytest.mark.slow
+def test_tensorboard_files_can_be_read_and_hold_every_number(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    rows: dict[str, list[tuple[int, float]]] = {}
+
+    class Watch(Callback):
+        def on_log(self, trainer: Trainer, metrics: Any) -> None:
+            for name, value in metrics.items():
+                rows.setdefault(f"{name}/train", []).append((trainer.step, value))
+
+        def on_evaluate(self, trainer: Trainer, metrics: Any) -> None:
+            for name, value in metrics.items():
+                rows.setdefault(f"{name}/val", []).append((trainer.step, value))
+
+    train(Watch(), TensorBoard(tmp_path / "events"))
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    assert set(events.Tags()["scalars"]) == set(rows)
+    for tag, expected in rows.items():
+        found = [(event.step, event.value) for event in events.Scalars(tag)]
+        assert [step for step, _ in found] == [step for step, _ in expected]
+        assert [v for _, v in found] == pytest.approx([v for _, v in expected], rel=1e-6)
+    assert [step for step, _ in rows["loss/val"]] == [2, 4, 6]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resume_at", [0, 3])
+def test_tensorboard_shows_no_step_twice_after_a_resume(tmp_path: Path, resume_at: int) -> None:
+    """Also after a process that died before its first checkpoint, so that step 0 is resumed from."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    class Die(Callback):
+        def on_step(self, trainer: Trainer) -> None:
+            if trainer.step == 5:
+                raise RuntimeError("died")
+
+    with pytest.raises(RuntimeError):
+        train(TensorBoard(tmp_path), Die())
+    train(TensorBoard(tmp_path), resume_at=resume_at)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in events.Scalars("loss/train")] == [1, 2, 3, 4, 5, 6]
+
+
+def judged(callback: EarlyStopping, losses: list[float]) -> list[bool]:
+    """Whether training was to stop after each evaluation."""
+    trainer: Any = SimpleNamespace(should_stop=False, step=0)
+    stops = []
+    for loss in losses:
+        callback.on_evaluate(trainer, {"loss": loss})
+        stops.append(trainer.should_stop)
+    return stops
+
+
+def test_early_stopping_counts_evaluations_without_a_new_lowest_loss() -> None:
+    assert judged(EarlyStopping(2), [3, 2, 2.5, 1.9, 1.9, 1.95]) == [False] * 5 + [True]
+    assert judged(EarlyStopping(1), [3, 3]) == [False, True]
+    assert judged(EarlyStopping(2), [3, math.nan, math.nan]) == [False, False, True]
+
+
+def test_early_stopping_goes_on_counting_after_a_resume() -> None:
+    before = EarlyStopping(3)
+    judged(before, [1.0, 2.0, 2.0])
+    after = EarlyStopping(3)
+    after.load_state(json.loads(json.dumps(before.state())))
+    assert judged(after, [1.5]) == [True]
+
+
+@pytest.mark.slow
+def test_progress_prints_lines_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    train(ProgressBar())
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines] == ["2/6", "4/6", "6/6"]
+    assert all("val loss" in line and "tokens/s" in line for line in lines)

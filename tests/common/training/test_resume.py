@@ -1,0 +1,577 @@
+"""Exact resume, proven by killing real processes of projects/baseline/train.py.
+
+A warm server that has imported PyTorch forks one process per command line, so that a start costs
+little; each of them runs the script as `python projects/baseline/train.py` does, and can be killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from common.training import checkpoint
+from common.utils import query_experiments
+from common.utils.experiment_storage import store
+from common.utils.experiment_storage.log import read_log
+from common.utils.files import sha256_of
+from common.utils.paths import REPOSITORY_ROOT, get_experiments_dir, get_runs_dir
+
+pytestmark = pytest.mark.slow
+MAX_STEPS = 120
+
+SERVER = textwrap.dedent("""
+    import json, os, runpy, signal, sys, traceback
+
+    import omegaconf, pandas, pyarrow.parquet, torch, torch._dynamo
+    import common.training.experiment, common.models.decoder
+
+    def signal_at(moment, text, number):
+        # Counts changes to files whose path contains `text`, and sends itself a signal at one.
+        seen = 0
+        def hook(event, arguments):
+            nonlocal seen
+            writes = event == "open" and isinstance(arguments[1], str) and arguments[1][:1] in "wa"
+            changes = event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir")
+            if (writes or changes) and any(text in str(a) for a in arguments[:2]):
+                seen += 1
+                if seen == moment:
+                    os.kill(os.getpid(), number)
+        sys.addaudithook(hook)
+
+    def become(job):
+        os.chdir(job["cwd"])
+        os.environ["RESEARCH_ASSETS_DIR"] = job["assets"]
+        log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1), os.dup2(log, 2)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.argv = [job["script"], *job["arguments"]]
+        if job["signal_at"]:
+            signal_at(*job["signal_at"])
+        code = 1
+        try:
+            runpy.run_path(job["script"], run_name="__main__")
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+
+    for line in sys.stdin:
+        job = json.loads(line)
+        if "wait" in job:
+            answer = os.waitstatus_to_exitcode(os.waitpid(job["wait"], 0)[1])
+        else:
+            answer = os.fork()
+            if answer == 0:
+                become(job)
+        print(answer, flush=True)
+    """)
+
+CONFIG = f"""
+seed: 3
+data:
+  tokenizer: char
+  batch_size: 4
+  path: TEXT
+model:
+  num_layers: 1
+  num_heads: 2
+  hidden_size: 16
+  context_length: 16
+  dropout: 0.2
+schedule:
+  warmup_steps: 5
+training:
+  max_steps: {MAX_STEPS}
+  eval_every_steps: 30
+  eval_batches: 2
+  checkpoint_every_steps: 20
+  log_every_steps: 7
+  device: cpu
+samples:
+  prompts: ["", "the "]
+  max_new_tokens: 12
+"""
+
+
+@dataclass
+class Process:
+    """One run of a script."""
+
+    lab: Lab
+    pid: int
+    log: Path
+    code: int | None = None
+
+    def wait(self) -> int:
+        if self.code is None:
+            self.code = self.lab.ask({"wait": self.pid})
+        return self.code
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
+
+
+@dataclass
+class Lab:
+    """A text, a configuration, an assets folder, and the server that starts scripts."""
+
+    folder: Path
+    server: subprocess.Popen[str]
+    processes: list[Process] = field(default_factory=list)
+
+    def ask(self, job: dict[str, Any]) -> int:
+        assert self.server.stdin is not None and self.server.stdout is not None
+        self.server.stdin.write(json.dumps(job) + "\n")
+        self.server.stdin.flush()
+        return int(self.server.stdout.readline())
+
+    def start(
+        self,
+        *arguments: str,
+        script: str = "train.py",
+        cwd: Path | None = None,
+        signal_at: tuple[int, str, int] | None = None,
+    ) -> Process:
+        log = self.folder / f"output_{len(self.processes)}.txt"
+        job = {
+            "script": str(REPOSITORY_ROOT / "projects" / "baseline" / script),
+            "arguments": arguments,
+            "cwd": str(cwd or self.folder),
+            "assets": os.environ["RESEARCH_ASSETS_DIR"],
+            "log": str(log),
+            "signal_at": signal_at,
+        }
+        self.processes.append(Process(self, self.ask(job), log))
+        return self.processes[-1]
+
+    def run(self, *arguments: str, **options: Any) -> Process:
+        process = self.start(*arguments, **options)
+        process.wait()
+        return process
+
+    def train(self, name: str, *more: str, **options: Any) -> Process:
+        return self.run("--config", "config.yaml", "--name", name, *more, **options)
+
+    def resume(self, name: str, *more: str, **options: Any) -> Process:
+        return self.run("--name", name, "--resume", *more, **options)
+
+    def stop_at(self, name: str, step: int, number: int, *arguments: str) -> Process:
+        """Start (or with other arguments, resume) `name` and send the signal once `step` is logged."""
+        arguments = arguments or ("--config", "config.yaml", "--name", name)
+        process = self.start(*arguments)
+        while last_step(name) < step:
+            assert process_lives(process.pid), process.output
+            time.sleep(0.001)
+        process.signal(number)
+        process.wait()
+        return process
+
+
+def process_lives(pid: int) -> bool:
+    # A finished child is a zombie until the server waits for it.
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def last_step(name: str) -> int:
+    path = store.log_path(name)
+    rows = read_log(path).rows if path.exists() else []
+    return max((row["step"] for row in rows), default=0)
+
+
+@pytest.fixture(scope="module")
+def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    folder = tmp_path_factory.mktemp("lab")
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "ran", "dog", "sun"]
+    draw = random.Random(0)
+    (folder / "text.txt").write_text(" ".join(draw.choice(words) for _ in range(3000)))
+    (folder / "config.yaml").write_text(CONFIG.replace("TEXT", str(folder / "text.txt")))
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY_ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    lab = Lab(folder, server)
+    yield lab
+    for process in lab.processes:
+        if process.code is None and process_lives(process.pid):
+            process.signal(signal.SIGKILL)
+    assert server.stdin is not None
+    server.stdin.close()
+    server.wait()
+
+
+@pytest.fixture
+def lab(shared_lab: Lab, assets_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    """After `assets_dir`, so that this process looks where the others write."""
+    monkeypatch.setenv("RESEARCH_ASSETS_DIR", str(shared_lab.folder / "assets"))
+    return shared_lab
+
+
+def checkpoints(name: str) -> Path:
+    return get_runs_dir() / name / "checkpoints"
+
+
+def status(name: str) -> str:
+    return str(query_experiments(f"SELECT status FROM runs WHERE name = '{name}'")["status"][0])
+
+
+def rows(name: str) -> pd.DataFrame:
+    """Everything that is logged and is not a matter of the clock."""
+    frame = query_experiments(
+        f"SELECT * FROM experiments WHERE experiment_name = '{name}' ORDER BY step, split"
+    )
+    return frame.drop(columns=["experiment_name", "time", "tokens_per_second"])
+
+
+@pytest.fixture
+def whole(lab: Lab) -> str:
+    """The run that was never stopped."""
+    if not (get_runs_dir() / "whole").exists():
+        process = lab.train("whole")
+        assert process.code == 0, process.output
+    return "whole"
+
+
+def assert_same_run(name: str, reference: str) -> None:
+    """Weights to the bit, every logged number, every sample; no step missing and none twice."""
+    for file in ("model.safetensors", "training.safetensors"):
+        final = f"step_{MAX_STEPS}/{file}"
+        assert sha256_of(checkpoints(name) / final) == sha256_of(checkpoints(reference) / final)
+    found, expected = rows(name), rows(reference)
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)
+    assert not found.duplicated(["step", "split"]).any()
+    assert found[found.split == "train"].step.tolist() == list(range(7, MAX_STEPS + 1, 7))
+    assert found[found.split == "val"].step.tolist() == list(range(30, MAX_STEPS + 1, 30))
+    samples = [(get_runs_dir() / run / "samples.jsonl").read_bytes() for run in (name, reference)]
+    assert samples[0] == samples[1] and samples[0].count(b"\n") == 8
+    assert status(name) == "finished"
+    best = [json.loads((checkpoints(run) / "best.json").read_text()) for run in (name, reference)]
+    assert best[0] == best[1]
+
+
+@pytest.mark.parametrize("step", [7, 49, 91])
+def test_a_killed_run_resumes_to_the_same_weights_rows_and_samples(
+    lab: Lab, whole: str, step: int
+) -> None:
+    name = f"killed_{step}"
+    assert lab.stop_at(name, step, signal.SIGKILL).code == -signal.SIGKILL
+    assert status(name) == "died"
+    process = lab.resume(name)
+    assert process.code == 0, process.output
+    assert_same_run(name, whole)
+
+
+@pytest.mark.parametrize("moment", [5, 12, 23, 30, 45])
+def test_a_kill_at_any_change_of_a_file_resumes_to_the_same_run(
+    lab: Lab, whole: str, moment: int
+) -> None:
+    """While it is set up, in the middle of a save, between a checkpoint and its evaluation, while samples are written."""
+    name = f"moment_{moment}"
+    process = lab.train(name, signal_at=(moment, f"runs/{name}", signal.SIGKILL))
+    assert process.code == -signal.SIGKILL, process.output
+    process = lab.resume(name, "--config", "config.yaml")
+    assert process.code == 0, process.output
+    assert_same_run(name, whole)
+
+
+@pytest.mark.parametrize("moment", [1, 2, 3])
+def test_a_run_killed_while_it_is_set_up_can_be_resumed_and_spoils_no_other(
+    shared_lab: Lab, moment: int
+) -> None:
+    """In an assets folder of its own: a damaged catalogue would fail every other test."""
+    steps = "training.max_steps=8"
+    assert shared_lab.train("other", steps).code == 0
+    process = shared_lab.train("new", steps, signal_at=(moment, "runs/new", signal.SIGKILL))
+    assert process.code == -signal.SIGKILL
+    assert status("other") == "finished"
+    process = shared_lab.resume("new", steps, "--config", "config.yaml")
+    assert process.code == 0, process.output
+    assert [status("other"), status("new")] == ["finished", "finished"]
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(lab: Lab, whole: str) -> None:
+    process = lab.train("early", signal_at=(1, "step_20", signal.SIGKILL))
+    assert process.code == -signal.SIGKILL
+    assert last_step("early") == 14 and checkpoint.steps_in(checkpoints("early")) == []
+    process = lab.resume("early")
+    assert process.code == 0 and "from the beginning" in process.output
+    assert_same_run("early", whole)
+
+
+def test_a_run_killed_again_and_again_ends_the_same(lab: Lab, whole: str) -> None:
+    lab.stop_at("often", 21, signal.SIGKILL)
+    for step in (49, 77):
+        process = lab.stop_at("often", step, signal.SIGKILL, "--name", "often", "--resume")
+        assert process.code == -signal.SIGKILL
+    assert lab.resume("often").code == 0
+    assert_same_run("often", whole)
+
+
+def test_a_run_killed_after_its_last_step_is_finished_by_a_resume(lab: Lab, whole: str) -> None:
+    # The file of samples is opened for the last time after the last checkpoint.
+    process = lab.train("last", signal_at=(4, "last/samples.jsonl", signal.SIGKILL))
+    assert process.code == -signal.SIGKILL
+    assert checkpoint.steps_in(checkpoints("last"))[-1] == MAX_STEPS
+    assert lab.resume("last").code == 0
+    assert_same_run("last", whole)
+
+
+def test_a_kill_while_saving_leaves_no_rubbish_once_the_run_is_finished(lab: Lab) -> None:
+    process = lab.train("rubbish", signal_at=(2, "step_40", signal.SIGKILL))
+    assert process.code == -signal.SIGKILL
+    assert lab.resume("rubbish").code == 0
+    names = [path.name for path in checkpoints("rubbish").iterdir()]
+    assert [name for name in names if name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_step_and_marks_the_run_interrupted(
+    lab: Lab, whole: str, number: signal.Signals
+) -> None:
+    name = f"stopped_{number.name}"
+    process = lab.stop_at(name, 56, number)
+    assert process.code == 128 + number
+    assert status(name) == "interrupted"
+    step = checkpoint.steps_in(checkpoints(name))[-1]
+    assert step >= 56
+    last_line = process.output.strip().splitlines()[-1]
+    assert f"interrupted at step {step}" in last_line and f"--name {name} --resume" in last_line
+    assert "Traceback" not in process.output
+    assert lab.resume(name).code == 0
+    assert_same_run(name, whole)
+
+
+def test_a_signal_in_an_evaluation_is_obeyed_after_the_next_step(lab: Lab, whole: str) -> None:
+    process = lab.train("judged", signal_at=(1, "judged/samples.jsonl", signal.SIGTERM))
+    assert process.code == 143 and status("judged") == "interrupted"
+    assert checkpoint.steps_in(checkpoints("judged"))[-1] == 31
+    assert lab.resume("judged").code == 0
+    assert_same_run("judged", whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_last_evaluation_marks_the_run_interrupted(
+    lab: Lab, whole: str, number: signal.Signals
+) -> None:
+    name = f"final_{number.name}"
+    process = lab.train(name, signal_at=(4, f"{name}/samples.jsonl", number))
+    assert process.code == 128 + number
+    assert status(name) == "interrupted"
+    assert lab.resume(name).code == 0
+    assert_same_run(name, whole)
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(lab: Lab, whole: str) -> None:
+    lab.stop_at("damaged", 70, signal.SIGKILL)
+    *_, newest = checkpoint.steps_in(checkpoints("damaged"))
+    file = checkpoints("damaged") / f"step_{newest}" / "training.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    process = lab.resume("damaged")
+    assert process.code == 0
+    assert "warning" in process.output and f"step_{newest} is damaged" in process.output
+    assert_same_run("damaged", whole)
+
+
+# What is refused
+
+
+@pytest.fixture
+def stopped(lab: Lab) -> str:
+    if not (get_runs_dir() / "stopped").exists():
+        lab.stop_at("stopped", 42, signal.SIGTERM)
+    return "stopped"
+
+
+def assert_refused(process: Process, *reasons: str) -> None:
+    """One line with the error, exit code 2, no traceback."""
+    assert process.code == 2, process.output
+    assert "Traceback" not in process.output
+    errors = [line for line in process.output.splitlines() if line.startswith("error [")]
+    assert len(errors) == 1
+    for reason in reasons:
+        assert reason in process.output
+
+
+def test_another_configuration_is_refused_and_the_difference_named(lab: Lab, stopped: str) -> None:
+    arguments = ("--config", "config.yaml", "optimizer.lr=0.5", "model.dropout=0.0")
+    process = lab.resume(stopped, *arguments)
+    assert_refused(process, "optimizer.lr: 0.001 -> 0.5", "model.dropout: 0.2 -> 0.0")
+    assert "seed" not in process.output
+    assert status(stopped) == "interrupted"
+
+
+def test_other_data_is_refused_but_a_touched_file_is_not(lab: Lab, stopped: str) -> None:
+    text = lab.folder / "text.txt"
+    content = text.read_text()
+    text.write_text(content.replace("cat", "tac", 1))
+    try:
+        assert_refused(lab.resume(stopped), "other data")
+        assert status(stopped) in ("interrupted", "failed")
+    finally:
+        text.write_text(content)
+    again = lab.stop_at(stopped, 84, signal.SIGTERM, "--name", stopped, "--resume")
+    assert again.code == 143, again.output
+
+
+def test_a_finished_run_is_refused(lab: Lab, whole: str) -> None:
+    assert_refused(lab.resume(whole), "'whole' is finished")
+
+
+def test_a_running_one_is_refused(lab: Lab) -> None:
+    process = lab.start("--config", "config.yaml", "--name", "alive")
+    while last_step("alive") < 21:
+        time.sleep(0.001)
+    process.signal(signal.SIGSTOP)
+    try:
+        assert status("alive") == "running"
+        assert_refused(lab.resume("alive"), "'alive' is running")
+    finally:
+        process.signal(signal.SIGCONT)
+    assert process.wait() == 0, process.output
+
+
+def test_a_name_that_is_taken_is_refused(lab: Lab, whole: str, stopped: str) -> None:
+    before = store.log_path(stopped).read_bytes()
+    assert_refused(lab.train(whole), "'whole' exists")
+    assert_refused(lab.train(stopped), "'stopped' exists")
+    assert store.log_path(stopped).read_bytes() == before
+
+
+def test_a_name_that_does_not_exist_is_refused_with_the_nearest(lab: Lab, stopped: str) -> None:
+    assert_refused(lab.resume("stoped"), "no run 'stoped'", "stopped")
+    assert_refused(lab.resume("stoped", "--config", "config.yaml"), "no experiment 'stoped'")
+
+
+def test_resume_without_a_name_takes_the_newest_unfinished_run_of_the_configuration(
+    lab: Lab, whole: str
+) -> None:
+    config = ("--config", "config.yaml", "data.batch_size=3", "training.max_steps=30")
+    assert_refused(lab.run(*config, "--resume"), "no unfinished run")
+    for name in ("newest_2", "newest_1"):
+        lab.train(name, *config[2:], signal_at=(1, "step_20", signal.SIGKILL))
+    lab.train("newest_3", *config[2:], "seed=4", signal_at=(1, "step_20", signal.SIGKILL))
+    process = lab.run(*config, "--resume")
+    assert process.code == 0, process.output
+    assert [status(f"newest_{i}") for i in (1, 2, 3)] == ["finished", "died", "died"]
+
+
+def test_names_are_numbered_when_none_is_given(lab: Lab) -> None:
+    steps = "training.max_steps=8"
+    for _ in range(2):
+        assert lab.run("--config", "config.yaml", steps).code == 0
+    names = [path.stem for path in get_experiments_dir().glob("config_*.parquet")]
+    assert len(names) == 2 and all(name.startswith("config_0") for name in names)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["training.device=cuda:99", "samples.prompts=[the, THE]"],
+)
+def test_what_cannot_work_is_found_before_the_name_is_taken(lab: Lab, override: str) -> None:
+    name = override.split("=")[0]
+    assert_refused(lab.train(name, override))
+    assert not store.exists(name)
+
+
+def test_a_relative_path_to_the_text_means_the_same_from_any_folder(
+    lab: Lab, tmp_path: Path
+) -> None:
+    name = "relative"
+    lab.train(name, "data.path=text.txt", signal_at=(1, "step_40", signal.SIGKILL))
+    process = lab.resume(name, cwd=tmp_path)
+    assert process.code == 0, process.output
+    process = lab.run("--name", name, script="evaluate.py", cwd=tmp_path)
+    assert process.code == 0, process.output
+
+
+def test_evaluating_on_a_text_that_has_changed_is_refused(lab: Lab, whole: str) -> None:
+    """With as many characters the model would fit, and every number would be wrong."""
+    text = lab.folder / "text.txt"
+    content = text.read_text()
+    text.write_text(content.replace("c", "z"))
+    try:
+        process = lab.run("--name", whole, script="evaluate.py")
+    finally:
+        text.write_text(content)
+    assert_refused(process)
+
+
+# A full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A real file system; `small_disk(size)` mounts it, or gives it another size."""
+    path = tmp_path / "small_disk"
+    path.mkdir()
+    mounted = False
+
+    def mount(size: str) -> Path:
+        nonlocal mounted
+        options = f"remount,size={size}" if mounted else f"size={size}"
+        command = ["mount", "-t", "tmpfs", "-o", options, "none", str(path)]
+        try:
+            succeeded = subprocess.run(command, capture_output=True).returncode == 0
+        except FileNotFoundError:
+            succeeded = False
+        if not succeeded:
+            pytest.skip("cannot mount a file system here")
+        mounted = True
+        return path
+
+    yield mount
+    if mounted:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def test_a_disk_that_runs_full_ends_in_one_line_and_the_run_resumes_on_a_larger_one(
+    lab: Lab, whole: str, small_disk: Callable[[str], Path]
+) -> None:
+    reference = {
+        file: sha256_of(checkpoints(whole) / f"step_{MAX_STEPS}" / file)
+        for file in ("model.safetensors", "training.safetensors")
+    }
+    disk = small_disk("1m")
+    (get_runs_dir() / "full").symlink_to(disk)
+    process = lab.train(
+        "full", "training.keep_checkpoints=1000", "training.checkpoint_every_steps=5"
+    )
+    assert_refused(process, "error [checkpoint]: cannot save", "space", "hint: ")
+    assert status("full") == "failed"
+    steps = checkpoint.steps_in(disk / "checkpoints")
+    assert len(steps) >= 3
+    for step in steps:
+        checkpoint.verify(disk / "checkpoints" / f"step_{step}")
+    small_disk("64m")
+    process = lab.resume("full")
+    assert process.code == 0, process.output
+    for file, digest in reference.items():
+        assert sha256_of(disk / "checkpoints" / f"step_{MAX_STEPS}" / file) == digest

@@ -1,0 +1,188 @@
+"""The live log after everything that can happen to an append-only file."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.utils.experiment_storage.catalogue import Catalogue
+from common.utils.experiment_storage.log import LogWriter, read_log
+from common.utils.experiment_storage.sql import query_rows
+from common.utils.manifest import create_manifest
+from common.utils.paths import get_experiments_dir
+
+
+def row(step: int, **metrics: float) -> dict[str, Any]:
+    return {
+        "kind": "row",
+        "step": step,
+        "epoch": None,
+        "split": "train",
+        "time": float(step),
+        "metrics": metrics or {"loss": 1.0 / (step + 1)},
+    }
+
+
+def start(name: str = "exp") -> dict[str, Any]:
+    manifest = create_manifest(name, project="p", config={}, seed=1, tags=[])
+    return {"kind": "start", "manifest": manifest}
+
+
+def write(path: Path, records: list[dict[str, Any]]) -> bytes:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    writer = LogWriter(path)
+    for record in records:
+        writer.append(record)
+    writer.close()
+    return path.read_bytes()
+
+
+def steps(path: Path) -> list[int]:
+    return [record["step"] for record in read_log(path).rows]
+
+
+def test_every_line_is_a_checksum_and_the_json_it_was_made_of(tmp_path: Path) -> None:
+    records = [start(), row(1), {"kind": "update", "manifest": {"tokens": 5}}]
+    lines = write(tmp_path / "a.jsonl", records).splitlines()
+    for line, record in zip(lines, records, strict=True):
+        checksum, body = line[:8], line[9:]
+        assert int(checksum, 16) == zlib.crc32(body)
+        assert json.loads(body) == record
+
+
+def test_updates_add_to_the_manifest_and_win_over_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    update = {"kind": "update", "manifest": {"parameters": 7, "seed": 2}}
+    write(path, [start(), update, {"kind": "update", "manifest": {"tokens": 9}}])
+    manifest = read_log(path).manifest
+    assert (manifest["name"], manifest["parameters"], manifest["seed"], manifest["tokens"]) == (
+        "exp",
+        7,
+        2,
+        9,
+    )
+
+
+def test_a_log_cut_at_any_byte_gives_every_whole_row_and_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    whole = write(path, [start(), *(row(i) for i in range(4))])
+    ends = [i for i, byte in enumerate(whole) if byte == ord("\n")]  # of each record
+    for length in range(len(whole) + 1):
+        path.write_bytes(whole[:length])
+        complete = sum(end <= length for end in ends)  # the line end itself may be missing
+        assert steps(path) == list(range(max(complete - 1, 0)))
+        assert read_log(path).damaged_lines == (
+            length > 0 and length not in ends and length - 1 not in ends
+        )
+
+
+def test_a_flipped_byte_anywhere_costs_at_most_the_two_records_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    whole = write(path, [start(), *(row(i) for i in range(5))])
+    truth = {record["step"]: record for record in read_log(path).rows}
+    for position in range(len(whole)):
+        for flip in (0x01, 0x20, 0x80):
+            damaged = bytearray(whole)
+            damaged[position] ^= flip
+            path.write_bytes(damaged)
+            content = read_log(path)
+            assert all(record == truth[record["step"]] for record in content.rows)
+            assert len(content.rows) >= 5 - (2 if whole[position] == ord("\n") else 1)
+            assert content.damaged_lines == (1 if damaged[position] != ord("\n") else 2)
+
+
+def test_records_appended_after_half_a_line_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    whole = write(path, [start(), row(0), row(1)])
+    for cut in (1, 5, 40):
+        path.write_bytes(whole[:-cut])
+        write(path, [row(2), row(3)])
+        expected = [0, 1, 2, 3] if cut == 1 else [0, 2, 3]  # without its line end, row 1 is whole
+        assert steps(path) == expected
+
+
+def test_a_full_disk_is_told_and_later_records_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jsonl"
+    write(path, [start(), row(0)])
+    writer = LogWriter(path)
+    real_write = os.write
+    with monkeypatch.context() as patch:  # a short write is how a disk that runs full answers
+        patch.setattr(os, "write", lambda fd, data: real_write(fd, data[: len(data) // 2]))
+        with pytest.raises(OSError, match="disk is full") as caught:
+            writer.append(row(1))
+    assert caught.value.filename == str(path)
+    writer.append(row(2))
+    writer.close()
+    assert steps(path) == [0, 2]
+
+
+def test_a_resume_record_drops_the_rows_after_it_and_only_those(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    failed = {"kind": "update", "manifest": {"status": "failed", "finished": "2020-01-01T00:00:00"}}
+    resume = {"kind": "resume", "rows": 2, "pid": 123}
+    write(path, [start(), row(0), row(1), row(2), row(3), failed, resume, row(2, loss=9.0)])
+    content = read_log(path)
+    assert [r["step"] for r in content.rows] == [0, 1, 2]
+    assert content.rows[-1]["metrics"] == {"loss": 9.0}
+    assert content.manifest["status"] == "running" and content.manifest["finished"] is None
+    write(path, [{"kind": "resume", "rows": 0, "pid": 124}, row(0)])
+    assert steps(path) == [0]
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=60, deadline=None)
+def test_any_bytes_at_all_are_read_without_an_error(
+    tmp_path_factory: pytest.TempPathFactory, garbage: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "garbage.jsonl"
+    path.unlink(missing_ok=True)
+    whole = write(path, [start(), row(0)])
+    path.write_bytes(garbage)
+    assert read_log(path).rows == []
+    path.write_bytes(whole + b"\n" + garbage + b"\n" + whole)
+    assert steps(path) == [0, 0]
+
+
+@given(
+    st.dictionaries(st.text(min_size=1, max_size=10), st.floats(allow_nan=False), max_size=4),
+    st.integers(-(2**63), 2**63 - 1),
+)
+@settings(max_examples=60, deadline=None)
+def test_names_and_numbers_come_back_exactly(
+    tmp_path_factory: pytest.TempPathFactory, metrics: dict[str, float], step: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "exact.jsonl"
+    path.unlink(missing_ok=True)
+    record = row(step) | {"metrics": metrics}
+    write(path, [record])
+    assert read_log(path).rows == [record]
+
+
+@pytest.mark.parametrize("position", [0, 3, 20, 60])
+def test_a_log_whose_first_record_is_damaged_does_not_hide_the_other_runs(position: int) -> None:
+    directory = get_experiments_dir()
+    write(directory / "whole.jsonl", [start("whole"), row(0)])
+    update = {"kind": "update", "manifest": {"parameters": 1}}
+    damaged = bytearray(write(directory / "hit.jsonl", [start("hit"), update, row(0)]))
+    damaged[position] ^= 1
+    (directory / "hit.jsonl").write_bytes(damaged)
+    catalogue = Catalogue()
+    assert "whole" in [manifest["name"] for manifest in catalogue.manifests]
+    assert [broken.file for broken in catalogue.broken] == ["hit.jsonl"], "it is named, not hidden"
+    assert query_rows("SELECT name FROM runs")[1] == [["whole"]]
+
+
+def test_a_log_that_lost_its_first_record_and_has_only_rows_is_named() -> None:
+    directory = get_experiments_dir()
+    write(directory / "hit.jsonl", [row(0), row(1)])
+    assert [broken.file for broken in Catalogue().broken] == ["hit.jsonl"]

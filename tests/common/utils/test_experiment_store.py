@@ -1,0 +1,488 @@
+"""Names, runs and Parquet files, with real processes that race and die."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from common.errors import ExperimentError
+from common.utils import query_experiments, save_experiment, start_experiment
+from common.utils.experiment_storage import store
+from common.utils.experiment_storage.catalogue import Catalogue
+from common.utils.experiment_storage.log import read_log
+from common.utils.experiment_storage.sql import query_rows
+from common.utils.paths import get_experiments_dir, get_runs_dir
+
+
+def processes(script: str, count: int, *arguments: str) -> list[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", script, *arguments]
+    pipe = subprocess.PIPE
+    return [subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) for _ in range(count)]
+
+
+def finish_all(started: list[subprocess.Popen[str]]) -> list[str]:
+    results = [process.communicate(timeout=120) for process in started]
+    for process, (_, errors) in zip(started, results, strict=True):
+        assert process.returncode == 0, errors
+    return [output for output, _ in results]
+
+
+def status_of(name: str) -> str:
+    return next(m["status"] for m in Catalogue().manifests if m["name"] == name)
+
+
+# --- names -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_processes_that_start_at_the_same_moment_never_share_a_name(tmp_path: Path) -> None:
+    script = """
+import sys, time
+from pathlib import Path
+from common.utils.experiment_storage.run import start_experiment
+while not Path(sys.argv[1]).exists():
+    time.sleep(0.001)
+for _ in range(6):
+    run = start_experiment(prefix="race")
+    run.log({"loss": 1.0}, step=1)
+    print(run.name)
+    run.finish("interrupted")
+"""
+    started = processes(script, 6, str(tmp_path / "go"))
+    (tmp_path / "go").touch()
+    names = [name for output in finish_all(started) for name in output.split()]
+    assert sorted(names) == sorted(f"race_{i:03d}" for i in range(1, 37))
+    assert all(len(read_log(store.log_path(name)).rows) == 1 for name in names)
+
+
+@pytest.mark.slow
+def test_of_many_processes_that_want_one_name_one_gets_it(tmp_path: Path) -> None:
+    script = """
+import sys, time
+from pathlib import Path
+from common.errors import ExperimentError
+from common.utils.experiment_storage.store import claim_name
+while not Path(sys.argv[1]).exists():
+    time.sleep(0.001)
+won = 0
+for i in range(50):
+    try:
+        claim_name(f"only_{i}")
+        won += 1
+    except ExperimentError:
+        pass
+print(won)
+"""
+    started = processes(script, 4, str(tmp_path / "go"))
+    (tmp_path / "go").touch()
+    assert sum(int(output) for output in finish_all(started)) == 50
+
+
+def test_a_taken_name_is_refused_with_the_next_free_one() -> None:
+    save_experiment("exp_001", pd.DataFrame({"loss": [1.0]}))
+    (get_runs_dir() / "exp_002").mkdir(parents=True)  # somebody's run folder
+    with pytest.raises(ExperimentError, match="'exp_001' exists already") as caught:
+        save_experiment("exp_001", pd.DataFrame({"loss": [2.0]}))
+    assert "'exp_003'" in caught.value.hint
+    with pytest.raises(ExperimentError, match="exists already"):
+        start_experiment("exp_001")
+    assert query_experiments("SELECT loss FROM experiments")["loss"].tolist() == [1.0]
+    assert sorted(p.name for p in get_experiments_dir().glob("exp*")) == ["exp_001.parquet"]
+
+
+@pytest.mark.parametrize("name", ["exp", "exp_009", "v1", "007", "9", "a.b", "x" * 128, "exp_999"])
+def test_the_suggested_name_is_one_that_can_be_used(name: str) -> None:
+    save_experiment(name, pd.DataFrame({"loss": [1.0]}))
+    suggestion = store.next_name(name)
+    assert suggestion != name
+    save_experiment(suggestion, pd.DataFrame({"loss": [1.0]}))
+
+
+@pytest.mark.parametrize(
+    "name", [".", "..", ".hidden", "a/b", "../x", "a b", "é", "-x", "x" * 129, "a\n", "a\0", "a'b"]
+)
+def test_a_name_that_is_no_file_name_is_refused(name: str) -> None:
+    with pytest.raises(ExperimentError, match="cannot name"):
+        start_experiment(name)
+    with pytest.raises(ExperimentError, match="cannot name"):
+        save_experiment(name, pd.DataFrame({"loss": [1.0]}))
+    assert not any(get_experiments_dir().glob("*.jsonl"))
+
+
+def test_a_run_that_is_alive_can_be_neither_started_again_nor_resumed() -> None:
+    run = start_experiment("alive")
+    with pytest.raises(ExperimentError, match="exists already"):
+        start_experiment("alive")
+    with pytest.raises(ExperimentError, match="running in another process"):
+        start_experiment("alive", resume=True)
+    run.finish()
+    with pytest.raises(ExperimentError, match="is finished"):
+        start_experiment("alive", resume=True)
+    with pytest.raises(ExperimentError, match="no experiment 'nobody'"):
+        start_experiment("nobody", resume=True)
+
+
+# --- the Parquet file ------------------------------------------------------------------------------
+
+
+def test_the_parquet_file_has_the_promised_columns_and_the_manifest_in_its_footer() -> None:
+    with start_experiment("exp", project="p", config={"lr": 0.1}, seed=3, tags=["a"]) as run:
+        run.log({"loss": 2.0, "lr": 1}, step=1, epoch=0.5)
+        run.log({"loss": 1.5, "accuracy": np.float32(0.5)}, step=np.int64(2), split="val")
+    assert not store.log_path("exp").exists()
+    table = pq.read_table(store.parquet_path("exp"))
+    text, double = pa.string(), pa.float64()
+    assert [(field.name, field.type) for field in table.schema] == [
+        ("experiment_name", text),
+        ("step", pa.int64()),
+        ("epoch", double),
+        ("split", text),
+        ("time", double),
+        ("loss", double),
+        ("lr", double),
+        ("accuracy", double),
+    ]
+    assert table["step"].to_pylist() == [1, 2]
+    assert table["lr"].to_pylist() == [1.0, None]
+    assert table["accuracy"].to_pylist() == [None, 0.5]
+    manifest = json.loads(table.schema.metadata[b"experiment"])
+    assert manifest["name"] == "exp" and manifest["status"] == "finished"
+    assert (manifest["project"], manifest["config"], manifest["seed"]) == ("p", {"lr": 0.1}, 3)
+    assert manifest["tags"] == ["a"] and manifest["duration"] >= 0
+    assert (
+        json.loads((get_runs_dir() / "exp" / "manifest.json").read_text())["status"] == "finished"
+    )
+
+
+def test_nan_and_infinities_are_kept_as_they_are() -> None:
+    values = [1.0, math.nan, math.inf, -math.inf, -0.0, 5e-324, 1.7976931348623157e308]
+    with start_experiment("exp") as run:
+        for step, value in enumerate(values):
+            run.log({"loss": value}, step=step)
+        live = [r[0] for r in query_rows("SELECT loss FROM experiments ORDER BY step")[1]]
+    finished = [r[0] for r in query_rows("SELECT loss FROM experiments ORDER BY step")[1]]
+    assert list(map(repr, live)) == list(map(repr, values)) == list(map(repr, finished))
+
+
+@pytest.mark.parametrize(
+    "value", ["0.5", None, [1.0], {"a": 1}, np.zeros(2), torch.zeros(2), 1j, b"1", pd.NA]
+)
+def test_a_metric_that_is_not_one_number_is_refused_and_nothing_is_logged(value: Any) -> None:
+    run = start_experiment("exp")
+    with pytest.raises(ExperimentError, match="'loss' must be a number"):
+        run.log({"loss": value}, step=1)
+    run.log({"loss": 1.0}, step=1)
+    assert run.rows == 1
+    run.finish()
+    assert query_rows("SELECT loss FROM experiments")[1] == [[1.0]]
+
+
+@pytest.mark.parametrize(
+    "value", [3, 3.0, True, np.float32(3), np.int64(3), torch.tensor(3.0), np.array(3), Fraction(3)]
+)
+def test_every_kind_of_single_number_is_taken(value: Any) -> None:
+    with start_experiment("exp") as run:
+        run.log({"loss": value}, step=1)
+    assert query_rows("SELECT loss FROM experiments")[1] == [[float(value)]]
+
+
+@pytest.mark.parametrize("name", ["step", "Epoch", "SPLIT", "time", "experiment_name", ""])
+def test_a_metric_cannot_have_a_reserved_name(name: str) -> None:
+    run = start_experiment("exp")
+    with pytest.raises(ExperimentError, match="cannot be named"):
+        run.log({name: 1.0}, step=1)
+    run.finish()
+
+
+def test_metrics_that_differ_only_in_case_are_refused() -> None:
+    run = start_experiment("exp")
+    run.log({"Loss": 1.0}, step=1)
+    with pytest.raises(ExperimentError, match="'Loss' and 'loss' differ only in case"):
+        run.log({"loss": 1.0}, step=2)
+    run.finish()
+    with pytest.raises(ExperimentError, match="differ only in case"):
+        save_experiment("other", pd.DataFrame({"a": [1.0], "A": [2.0]}))
+    assert not store.exists("other"), "a refused table takes no name"
+
+
+@pytest.mark.parametrize("name", ['a"b', "a b", "val/loss", "é", "select", "a.b", "a'b", "x" * 300])
+def test_a_metric_may_have_any_other_name(name: str) -> None:
+    with start_experiment("exp") as run:
+        run.log({name: 1.0}, step=1)
+        quoted = name.replace('"', '""')
+        assert query_rows(f'SELECT "{quoted}" FROM experiments')[1] == [[1.0]]
+    assert query_rows(f'SELECT "{quoted}" FROM experiments')[1] == [[1.0]]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"epoch": "first"}, {"split": None}, {"split": 3}, {"step": 1.5}, {"step": 2**63}],
+    ids=str,
+)
+def test_a_row_that_would_not_fit_the_file_is_refused_when_it_is_logged(
+    wrong: dict[str, Any],
+) -> None:
+    # At the end of the run it would be too late: the whole experiment would not be stored.
+    run = start_experiment("exp")
+    with pytest.raises((ExperimentError, TypeError, ValueError, OverflowError)):
+        run.log({"loss": 1.0}, **({"step": 1} | wrong))
+    run.log({"loss": 1.0}, step=1, epoch=1)
+    run.finish()
+    assert query_rows("SELECT step, epoch FROM experiments")[1] == [[1, 1.0]]
+
+
+def test_logging_after_the_end_writes_to_no_other_file(tmp_path: Path) -> None:
+    run = start_experiment("exp")
+    run.log({"loss": 1.0}, step=1)
+    run.finish()
+    with (tmp_path / "other").open("wb+", buffering=0) as other:  # gets the descriptor that is free
+        with pytest.raises((ExperimentError, OSError, ValueError)):
+            run.log({"loss": 2.0}, step=2)
+        assert other.seek(0, os.SEEK_END) == 0
+
+
+def test_a_run_may_be_finished_by_hand_inside_its_block() -> None:
+    with start_experiment("exp") as run:
+        run.log({"loss": 1.0}, step=1)
+        run.finish()
+    assert status_of("exp") == "finished"
+
+
+# --- save_experiment -------------------------------------------------------------------------------
+
+
+def test_a_table_is_stored_with_its_columns_and_metadata() -> None:
+    frame = pd.DataFrame(
+        {
+            "step": [10, 20],
+            "split": ["val", "val"],
+            "epoch": [1, 2],
+            "loss": [2, 1.5],
+            "extra": [3, 4],
+        }
+    )
+    metadata = {"project": "p", "seed": 5, "tags": ["x"], "tokens": 100, "note": {"any": "json"}}
+    path = save_experiment("exp", frame, metadata=metadata)
+    assert path == store.parquet_path("exp")
+    back = query_experiments("SELECT * FROM experiments ORDER BY step")
+    assert back["step"].tolist() == [10, 20] and back["step"].dtype == np.int64
+    assert back["loss"].tolist() == [2.0, 1.5] and back["extra"].tolist() == [3.0, 4.0]
+    assert back["split"].tolist() == ["val", "val"] and back["time"].isna().all()
+    run = query_experiments("SELECT project, seed, tags, tokens, status FROM runs").iloc[0]
+    assert (run["project"], run["seed"], list(run["tags"])) == ("p", 5, ["x"])
+    assert (run["tokens"], run["status"]) == (100, "finished")
+
+
+def test_without_a_step_column_the_rows_are_counted() -> None:
+    save_experiment("exp", pd.DataFrame({"loss": [3.0, 2.0, 1.0]}, index=[7, 8, 9]))
+    assert query_rows("SELECT step, split FROM experiments ORDER BY step")[1] == [
+        [0, "train"],
+        [1, "train"],
+        [2, "train"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pd.DataFrame({"loss": ["a"]}),
+        pd.DataFrame({"loss": [1.0], "note": ["text"]}),
+        pd.DataFrame({"loss": [1.0], "when": [pd.Timestamp("2020-01-01")]}),
+        pd.DataFrame({"step": [1.5], "loss": [1.0]}),
+        pd.DataFrame({"step": ["1"], "loss": [1.0]}),
+        pd.DataFrame({"step": [math.nan], "loss": [1.0]}),
+        pd.DataFrame({"epoch": ["first"], "loss": [1.0]}),
+        pd.DataFrame({"Step": [1], "loss": [1.0]}),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused_and_takes_no_name(frame: pd.DataFrame) -> None:
+    with pytest.raises(ExperimentError):
+        save_experiment("exp", frame)
+    assert not store.exists("exp")
+
+
+def test_metadata_that_is_not_json_is_refused() -> None:
+    with pytest.raises(ExperimentError, match="JSON"):
+        save_experiment("exp", pd.DataFrame({"loss": [1.0]}), metadata={"x": object()})
+    assert not store.exists("exp")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"seed": "abc"},
+        {"seed": 2**64},
+        {"parameters": "124M"},
+        {"parameters": 1.5e6},
+        {"tokens": 0.5},
+        {"tags": "one"},
+        {"tags": [1]},
+        {"started": "yesterday"},
+        {"started": 5},
+        {"duration": "3h"},
+        {"status": "running"},
+        {"config": {"lr": math.nan}},
+        {"config": None},
+        {"project": None},
+        {"host": 3},
+        {"file": "x"},
+    ],
+    ids=str,
+)
+def test_no_metadata_of_one_experiment_makes_the_others_unreadable(
+    metadata: dict[str, Any],
+) -> None:
+    save_experiment("good", pd.DataFrame({"loss": [1.0]}))
+    try:
+        save_experiment("odd", pd.DataFrame({"loss": [2.0]}), metadata=metadata)
+    except ExperimentError:
+        return  # refused in time, which is as good
+    assert "good" in [manifest["name"] for manifest in Catalogue().manifests]
+    assert ["good"] in query_rows("SELECT name FROM runs ORDER BY started")[1]
+    assert ["good", None] in query_rows("SELECT name, config->>'$.lr' FROM runs")[1]
+    assert [1.0] in query_rows("SELECT loss FROM experiments")[1]
+
+
+# --- death and resurrection ------------------------------------------------------------------------
+
+_WRITER = """
+import sys
+from common.utils.experiment_storage.run import start_experiment
+run = start_experiment(sys.argv[1])
+step = 0
+while True:
+    step += 1
+    run.log({"loss": 1.0 / step, "text length " + "x" * (step % 50): step}, step=step)
+    print(step, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_keeps_every_row_that_log_returned_for_and_is_called_died() -> None:
+    rng = random.Random(0)
+    names = [f"victim_{i}" for i in range(5)]
+    for name in names:
+        process = processes(_WRITER, 1, name)[0]
+        assert process.stdout is not None and process.stderr is not None
+        lines = [process.stdout.readline()]  # it is logging now
+        assert status_of(name) == "running"
+        time.sleep(rng.uniform(0.0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        lines += process.stdout.read().splitlines()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+        reported = [int(line) for line in lines if line.strip()]
+        steps = [record["step"] for record in read_log(store.log_path(name)).rows]
+        assert steps == list(range(1, len(steps) + 1)), "in order, none twice, none missing"
+        # The last number may be cut off in the pipe, so at most it is missing from the report.
+        assert len(steps) >= len(reported) > 0
+        assert status_of(name) == "died"
+    counted = dict(query_rows("SELECT experiment_name, count(*) FROM experiments GROUP BY ALL")[1])
+    assert counted == {name: len(read_log(store.log_path(name)).rows) for name in names}
+    statuses = query_rows("SELECT DISTINCT status FROM runs")[1]
+    assert statuses == [["died"]]
+
+
+def test_a_resumed_run_supersedes_the_rows_after_the_checkpoint() -> None:
+    run = start_experiment("exp", seed=1)
+    for step in range(5):
+        run.log({"loss": float(step)}, step=step)
+    run.finish("interrupted")
+    assert status_of("exp") == "interrupted"
+    resumed = start_experiment("exp", resume=True)
+    assert resumed.rows == 5
+    resumed.resume_from(3)
+    assert status_of("exp") == "running"
+    resumed.log({"loss": 30.0}, step=3)
+    assert resumed.rows == 4
+    resumed.finish()
+    _, rows = query_rows("SELECT step, loss, time FROM experiments ORDER BY step")
+    assert [row[:2] for row in rows] == [[0, 0.0], [1, 1.0], [2, 2.0], [3, 30.0]]
+    times = [row[2] for row in rows]
+    assert times == sorted(times), "the clock of a resumed run goes on"
+    assert query_rows("SELECT status, seed FROM runs")[1] == [["finished", 1]]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(KeyboardInterrupt, "interrupted"), (RuntimeError, "failed")]
+)
+def test_a_run_left_by_an_exception_keeps_its_log(error: type[BaseException], status: str) -> None:
+    with pytest.raises(error), start_experiment("exp") as run:
+        run.log({"loss": 1.0}, step=1)
+        raise error
+    assert status_of("exp") == status
+    assert query_rows("SELECT loss FROM experiments")[1] == [[1.0]]
+
+
+@pytest.mark.slow
+def test_a_process_killed_while_it_stores_leaves_the_log_or_the_file_never_half_of_one() -> None:
+    script = """
+import sys
+from common.utils.experiment_storage.run import start_experiment
+import pyarrow.parquet
+print("ready", flush=True)
+for i in range(1000):
+    run = start_experiment(f"{sys.argv[1]}_{i}")
+    for step in range(20):
+        run.log({"loss": float(step)}, step=step)
+    print(i, flush=True)
+    run.finish()
+"""
+    rng = random.Random(1)
+    for attempt in range(3):
+        process = processes(script, 1, f"k{attempt}")[0]
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline(), process.stdout.readline()
+        time.sleep(rng.uniform(0.0, 0.4))
+        process.kill()
+        logged = len(process.stdout.read().splitlines())
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+        catalogue = Catalogue()
+        assert catalogue.broken == []
+        whole = query_rows(
+            "SELECT experiment_name FROM experiments GROUP BY 1 HAVING count(*) = 20 "
+            f"AND experiment_name LIKE 'k{attempt}%'"
+        )[1]
+        assert len(whole) >= logged, "each of them had all its rows logged"
+
+
+@pytest.mark.slow
+def test_readers_see_every_row_while_runs_are_being_finished() -> None:
+    script = """
+from common.utils.experiment_storage.run import start_experiment
+for i in range(40):
+    run = start_experiment(f"r_{i:03d}")
+    run.log({"loss": 1.0}, step=1)
+    print(i, flush=True)
+    run.finish()
+"""
+    process = processes(script, 1)[0]
+    assert process.stdout is not None
+    process.stdout.readline()
+    seen = 0
+    while process.poll() is None:
+        count = query_rows("SELECT count(*) FROM experiments")[1][0][0]
+        assert count >= seen, "a row that was there is gone"
+        seen = count
+    process.communicate()
+    assert process.returncode == 0
+    assert query_rows("SELECT count(*) FROM experiments")[1] == [[40]]

@@ -1,0 +1,90 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from common.errors import DataError
+from common.utils.files import (
+    atomic_path,
+    fsync_dir,
+    read_json,
+    sha256_of,
+    write_json_atomic,
+    write_text_atomic,
+)
+
+
+def test_a_file_is_replaced_only_when_its_block_succeeds(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file.txt"
+    write_text_atomic(path, "old")
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        assert path.read_text() == "old"
+        raise RuntimeError
+    assert path.read_text() == "old"
+    write_text_atomic(path, "new \u00e9")
+    assert path.read_text(encoding="utf-8") == "new \u00e9"
+    assert [p.name for p in path.parent.iterdir()] == ["file.txt"], "no temporary file stays"
+
+
+def test_a_block_that_writes_nothing_is_an_error_and_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(FileNotFoundError), atomic_path(path):
+        pass
+    assert path.read_text() == "old"
+
+
+@pytest.mark.slow
+def test_readers_beside_a_writer_that_is_killed_see_whole_files_only(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    write_json_atomic(path, {"value": "0" * 20_000})
+    script = """
+import sys
+from pathlib import Path
+from common.utils.files import write_json_atomic
+while True:
+    for i in range(10):
+        write_json_atomic(Path(sys.argv[1]), {"value": str(i) * 20_000})
+        print(i, flush=True)
+"""
+    for _ in range(3):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        end = time.monotonic() + 0.2
+        while time.monotonic() < end:
+            value = read_json(path, DataError)["value"]
+            assert len(value) == 20_000 and len(set(value)) == 1
+        process.kill()
+        process.communicate()
+        assert len(read_json(path, DataError)["value"]) == 20_000
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe", b"{'a': 1}"])
+def test_json_that_cannot_be_read_is_told_with_its_path_and_hint(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    path = tmp_path / "x.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=r"x\.json") as caught:
+        read_json(path, DataError, "make it again")
+    assert caught.value.hint == "make it again"
+
+
+def test_the_checksum_is_the_sha256_of_the_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    for content in (b"", b"abc", bytes(range(256)) * 5000):
+        path.write_bytes(content)
+        assert sha256_of(path) == hashlib.sha256(content).hexdigest()
+    fsync_dir(tmp_path)

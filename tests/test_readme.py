@@ -1,0 +1,80 @@
+"""The commands and the Python that README.md shows are run as they stand there, in order."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+NOT_RUN = ["make test"]  # this test is part of it
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Whole shell commands: continued lines and open quotes are joined, comments dropped."""
+    found, pending = [], ""
+    for line in "\n".join(blocks("bash")).splitlines():
+        if not pending and (not line or line.startswith("#")):
+            continue
+        pending += line + "\n"
+        try:
+            if shlex.split(pending) and not line.endswith("\\"):
+                found.append(pending.strip())
+                pending = ""
+        except ValueError:
+            continue  # a quote is still open
+    assert not pending
+    return found
+
+
+@pytest.mark.slow
+def test_every_command_and_snippet_of_the_readme_works(tmp_path: Path) -> None:
+    in_project_venv = Path(sys.prefix) == ROOT / ".venv"
+    environment = os.environ | {
+        "RESEARCH_ASSETS_DIR": str(tmp_path / "assets"),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    quickstart = [
+        "python projects/custom_transformer/train.py --config configs/quickstart.yaml",
+        "python tools/query_experiments.py --best perplexity",
+    ]
+    shown = commands()
+    assert shown[:2] == ["make quickstart", "make test"]
+    for command in shown:
+        if command in NOT_RUN:
+            continue
+        # In another environment than .venv, make would build one: run what it runs.
+        steps = [command] if in_project_venv or command != "make quickstart" else quickstart
+        for step in steps:
+            result = subprocess.run(
+                step, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True
+            )
+            assert result.returncode == 0, f"{step}\n{result.stdout}\n{result.stderr}"
+    for snippet in blocks("python"):
+        snippet = snippet.replace("assets/outputs", str(tmp_path))
+        result = subprocess.run(
+            [sys.executable, "-c", snippet],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, f"{snippet}\n{result.stderr}"
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_every_file_the_map_names_is_there() -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+    for path in re.findall(r"`((?:tools|projects|common)/[\w/]+\.py)`", README):
+        assert (ROOT / path).exists(), path
