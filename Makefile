@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 	  else test -x $(VENV)/bin/uv || { python3 -m venv $(VENV) && $(PYTHON) -m pip install --quiet uv; } \
 	  || { echo "error: python3 cannot make a virtual environment (Debian, Ubuntu: apt install python3-venv)"; exit 2; }; fi
 	@echo "installing into $(VENV) (a minute, once)"
-	@PATH="$(VENV)/bin:$$PATH" uv pip install --quiet --python $(PYTHON) -e ".[dev]" -c constraints.txt
+	@PATH="$(VENV)/bin:$$PATH" uv pip install --quiet --compile-bytecode --python $(PYTHON) -e ".[dev]" -c constraints.txt
 	@touch $@
 
 quickstart: $(READY)  ## train, evaluate, sample and rank a small transformer on real text (3 minutes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from common.config import Config
 
@@ -27,3 +27,9 @@ class DataConfig(Config):
     context_length: int | None = Field(None, ge=2)  # tokens per sequence; default: the model's
     batch_size: int = Field(16, gt=0)  # sequences per forward pass
     eval_batch_size: int = Field(64, gt=0)
+
+    @field_validator("path")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        # From the folder the run was started in; a later --resume may come from another.
+        return None if path is None else path.expanduser().resolve()

@@ -43,7 +43,7 @@ class Corpus:
 def open_corpus(config: DataConfig) -> Corpus:
     """The corpus that `config` names. Raises DataError with the way to get it when it is not there."""
     if config.path is not None:
-        return _open_path(config.path.expanduser())
+        return _open_path(config.path)
     if config.dataset == "python_stdlib":
         return _python_stdlib()
     if config.dataset == "stories":
@@ -111,7 +111,7 @@ def _open_path(path: Path) -> Corpus:
     stamps = [(str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     digest = hashlib.sha256(repr(stamps).encode()).hexdigest()
     fingerprint = {"path": str(path.resolve()), "files": digest}
-    return Corpus(path.stem, fingerprint, lambda: _read_files(files, root))
+    return Corpus(path.stem or "root", fingerprint, lambda: _read_files(files, root))
 
 
 def _text_files(directory: Path) -> list[Path]:

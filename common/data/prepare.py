@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from common.data.config import DataConfig
@@ -96,12 +97,19 @@ def open_tokens(directory: Path) -> TokenDataset:
     """Open a prepared folder. Raises DataError when a file is missing or has not the size it should."""
     hint = f"delete the folder, it is made again: rm -r {directory}"
     meta = read_json(directory / "meta.json", DataError, hint)
-    for split in SPLITS:
+    try:
+        item_bytes = np.dtype(meta["dtype"]).itemsize
+        sizes = {split: meta["splits"][split]["tokens"] * item_bytes for split in SPLITS}
+        tokenizer_sha256 = meta["tokenizer_sha256"]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{directory / 'meta.json'} is damaged ({error!r})", hint) from error
+    for split, expected in sizes.items():
         path = directory / f"{split}.bin"
-        expected = meta["splits"][split]["tokens"] * np.dtype(meta["dtype"]).itemsize
         found = path.stat().st_size if path.exists() else None
         if found != expected:
             raise DataError(f"{path} should have {expected} bytes, has {found or 'none'}", hint)
+    if sha256_of(directory / "tokenizer.json") != tokenizer_sha256:
+        raise DataError(f"{directory / 'tokenizer.json'} is not the one the tokens came from", hint)
     return TokenDataset(directory, load_tokenizer(directory / "tokenizer.json"), meta)
 
 
@@ -246,7 +254,7 @@ def _progress(name: str) -> Progress:
         TextColumn("{task.completed:,.1f} MB"),
         TimeElapsedColumn(),
     )
-    return Progress(*columns, transient=True)
+    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def _watch(corpus: Corpus, progress: Progress, description: str) -> Iterator[Document]:

@@ -180,7 +180,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     model = content.get("model")
     if isinstance(model, dict) and model.get("type") == "BPE":
         try:
-            return BPETokenizer(hf.Tokenizer.from_str(path.read_text(encoding="utf-8")))
+            bpe = BPETokenizer(hf.Tokenizer.from_str(path.read_text(encoding="utf-8")))
         except Exception as error:  # the library raises nothing narrower
             raise DataError(f"{path} is not a valid BPE tokenizer: {error}") from error
+        if END_OF_TEXT not in bpe.special_tokens:
+            raise DataError(f"{path} has no special token {END_OF_TEXT}")
+        return bpe
     raise DataError(f"{path} is of no tokenizer type known here: {', '.join(TOKENIZERS)}")

@@ -63,10 +63,12 @@ def save_checkpoint(
     try:
         building.mkdir()
         _write_files(building, model, state, tensors)
+        shutil.rmtree(_replaced(path), ignore_errors=True)
         if path.exists():
-            shutil.rmtree(path)  # a damaged one, or the same step of an earlier attempt
+            path.rename(_replaced(path))
         building.rename(path)
         fsync_dir(path.parent)
+        shutil.rmtree(_replaced(path), ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"cannot save {path}: {error}", "free some disk space; earlier checkpoints are whole"
@@ -99,6 +101,11 @@ def _write_files(
     fsync_dir(directory)
 
 
+def _replaced(path: Path) -> Path:
+    """Where a checkpoint is while a new one takes its place; a kill may leave only this one."""
+    return path.with_name(f".{path.name}.replaced")
+
+
 def verify(path: Path) -> None:
     """Raise CheckpointError when the folder is missing, incomplete, or any byte of it has changed."""
     sums = path / "SHA256SUMS"
@@ -124,6 +131,8 @@ def _checksums(directory: Path) -> str:
 
 def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Checkpoint:
     """Read a checkpoint without its weights. Raises CheckpointError when it is not whole."""
+    if not path.exists() and _replaced(path).exists():
+        path = _replaced(path)
     verify(path)
     state = read_json(path / "state.json", CheckpointError)
     tensors_file = path / "training.safetensors"
@@ -137,8 +146,8 @@ def load_model(target: M | type[M], path: str | Path, device: str | torch.device
     `BaseLanguageModel` itself stands for whichever imported subclass was saved. A model that is
     given stays on its device. Raises CheckpointError for a damaged checkpoint or other shapes.
     """
-    path = Path(path)
-    identity = load_checkpoint(path).state["model"]
+    saved = load_checkpoint(Path(path))
+    path, identity = saved.path, saved.state["model"]
     if isinstance(target, BaseLanguageModel):
         model = target
     else:
@@ -231,9 +240,15 @@ def best_checkpoint(directory: Path) -> Path:
     return directory / f"step_{steps[-1]}"
 
 
-def delete_old_checkpoints(directory: Path, keep: int) -> None:
-    """Delete all but the latest `keep` and the best."""
+def delete_old_checkpoints(directory: Path, step: int, keep: int) -> None:
+    """Delete all but the best and the latest `keep` up to `step`, which was just saved.
+
+    Later ones are damaged (training was resumed before them); they are replaced when it comes
+    there. Half-written folders of a killed process go as well.
+    """
     best = best_checkpoint(directory)
-    for step in steps_in(directory)[:-keep]:
-        if (path := directory / f"step_{step}") != best:
+    for old in [s for s in steps_in(directory) if s <= step][:-keep]:
+        if (path := directory / f"step_{old}") != best:
             shutil.rmtree(path)
+    for rubbish in directory.glob(".step_*"):
+        shutil.rmtree(rubbish)

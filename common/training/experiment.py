@@ -20,7 +20,7 @@ from common.training.callbacks.progress import ProgressBar
 from common.training.callbacks.samples import Samples
 from common.training.config import ExperimentConfig
 from common.training.evaluator import Evaluator
-from common.training.precision import select_device
+from common.training.precision import select_device, select_precision
 from common.training.trainer import Trainer
 from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.run import Run, start_experiment
@@ -50,7 +50,9 @@ def train_experiment(
     if resume:
         name = name or _newest_resumable(config, project)
         _check_same_config(config, name)
+    select_precision(config.training.precision, select_device(config.training.device))
     data = prepare(config.data)
+    data.tokenizer.encode_batch(config.samples.prompts)
     seed_everything(config.seed)
     model = build_model(config, data.tokenizer.vocab_size)
     train_data = RandomWindows(
@@ -199,12 +201,17 @@ def load_run(
         path = checkpoint.best_checkpoint(directory)
     elif which == "last" and steps:
         path = directory / f"step_{steps[-1]}"
-    elif which.isdigit() and int(which) in steps:
+    elif which.isdecimal() and int(which) in steps:
         path = directory / f"step_{which}"
     else:
         choices = ["best", "last", *(str(step) for step in steps)]
         raise CheckpointError(f"no checkpoint '{which}'", did_you_mean(which, choices))
     data = prepare(config.data)
+    if checkpoint.load_checkpoint(path).state["fingerprint"] != data.fingerprint:
+        raise CheckpointError(
+            f"'{name}' was trained on other data than data.* gives now",
+            "restore the text it was prepared from, or train a new experiment",
+        )
     model = build_model(config, data.tokenizer.vocab_size)
     model.to(select_device(config.training.device))
     return checkpoint.load_model(model, path), data, path

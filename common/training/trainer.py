@@ -81,6 +81,7 @@ class Trainer:
         self.tokens = 0  # input tokens seen
         self.should_stop = False  # callbacks may set it
         self.best_loss = math.inf
+        self._saved_step = 0  # of the newest checkpoint
         self._window = {"loss": 0.0, "labels": 0, "tokens": 0, "seconds": 0.0}  # since the last log
         self._full_evaluation: tuple[int, dict[str, float]] | None = None
 
@@ -109,7 +110,11 @@ class Trainer:
                         self._interrupt(received[0])
                     if self._is_checkpoint_due():
                         self.save()
-            return self._evaluate(full=True)
+                self._save_once()
+                metrics = self._evaluate(full=True)
+                if received:
+                    self._interrupt(received[0])
+            return metrics
         finally:
             for callback in self.callbacks:
                 callback.on_train_end(self)
@@ -121,10 +126,8 @@ class Trainer:
 
     def _is_checkpoint_due(self) -> bool:
         # Saved before each evaluation, so that a long one can be lost but not the steps before it.
-        return (
-            self._is_due(self.config.checkpoint_every_steps)
-            or self._is_due(self.config.eval_every_steps)
-            or self.step == self.config.max_steps
+        return self._is_due(self.config.checkpoint_every_steps) or self._is_due(
+            self.config.eval_every_steps
         )
 
     def _train_step(self) -> None:
@@ -207,13 +210,15 @@ class Trainer:
         metrics = self.evaluator.evaluate(data)
         if data is self.val_data:
             self._full_evaluation = (self.step, metrics)
-        self._write_row(metrics, "val")
         if metrics["loss"] < self.best_loss:
             self.best_loss = metrics["loss"]
-            if self.checkpoints and self.step in checkpoint.steps_in(self.checkpoints):
+            if self.checkpoints and self._saved_step == self.step:
                 checkpoint.mark_best(self.checkpoints, self.step, self.best_loss)
         for callback in self.callbacks:
             callback.on_evaluate(self, metrics)
+        # When a callback stops training here, the full evaluation of this step is the one to keep.
+        if full or not self.should_stop or data is self.val_data:
+            self._write_row(metrics, "val")
         return metrics
 
     def save(self) -> None:
@@ -232,12 +237,13 @@ class Trainer:
             "precision": self.precision,
             "param_groups": groups,
             "rng": rng_values,
-            "callbacks": {type(c).__name__: c.state() for c in self.callbacks},
+            "callbacks": {key: callback.state() for key, callback in self._keyed_callbacks()},
         }
         tensors |= {f"rng.{name}": tensor for name, tensor in rng_tensors.items()}
         path = self.checkpoints / f"step_{self.step}"
         checkpoint.save_checkpoint(self.model, path, state, tensors)
-        checkpoint.delete_old_checkpoints(self.checkpoints, self.config.keep_checkpoints)
+        self._saved_step = self.step
+        checkpoint.delete_old_checkpoints(self.checkpoints, self.step, self.config.keep_checkpoints)
         if self.run is not None:
             self.run.update(tokens=self.tokens)
 
@@ -266,15 +272,26 @@ class Trainer:
             {k.removeprefix("rng."): v.cpu() for k, v in tensors.items() if k.startswith("rng.")},
         )
         self.step, self.tokens = state["step"], state["tokens"]
+        self._saved_step = self.step
         self.best_loss, self._window = state["best_loss"], state["window"]
-        for callback in self.callbacks:
-            if (callback_state := state["callbacks"].get(type(callback).__name__)) is not None:
-                callback.load_state(callback_state)
+        for key, callback in self._keyed_callbacks():
+            if key in state["callbacks"]:
+                callback.load_state(state["callbacks"][key])
         self.run.resume_from(state["log_rows"])
         get_logger("training").info("resumed", extra={"step": self.step})
 
+    def _keyed_callbacks(self) -> list[tuple[str, Callback]]:
+        """`Samples.0`, `EarlyStopping.0`: the class, and which one of that class."""
+        names = [type(callback).__name__ for callback in self.callbacks]
+        keys = [f"{name}.{names[:index].count(name)}" for index, name in enumerate(names)]
+        return list(zip(keys, self.callbacks, strict=True))
+
+    def _save_once(self) -> None:
+        if self._saved_step != self.step:
+            self.save()
+
     def _interrupt(self, signal_number: int) -> None:
-        self.save()
+        self._save_once()
         name = self.run.name if self.run else ""
         how = f"; continue with --name {name} --resume" if self.run else ""
         raise Interrupted(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from projects.custom_transformer import layers
 from projects.custom_transformer.layers import Tensor
@@ -96,6 +97,7 @@ class Network(torch.autograd.Function):
         return loss, logits
 
     @staticmethod
+    @once_differentiable  # a gradient of the gradient is refused, not silently zero
     def backward(ctx: Any, dloss: Tensor | None, dlogits: Tensor | None) -> tuple[Any, ...]:
         if ctx.saved is None:
             raise RuntimeError("the backward pass of this loss was run already")

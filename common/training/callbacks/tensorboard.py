@@ -32,8 +32,7 @@ class TensorBoard(Callback):
 
     def on_train_start(self, trainer: Trainer) -> None:
         # purge_step hides what a lost process wrote after the step that training resumes from.
-        purge_step = trainer.step + 1 if trainer.step else None
-        self._writer = self._writer_class(str(self._directory), purge_step=purge_step)
+        self._writer = self._writer_class(str(self._directory), purge_step=trainer.step + 1)
 
     def on_log(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         self._write("train", trainer.step, metrics)

@@ -194,28 +194,38 @@ def _connect(path: str) -> sqlite3.Connection:
 
 def _update(database: sqlite3.Connection) -> None:
     """Read the files that are new or changed, forget those that are gone."""
+    with database:
+        while True:
+            try:
+                return _read_changes(database)
+            except FileNotFoundError:
+                pass  # a run was finished or deleted in this moment: look again
+
+
+def _read_changes(database: sqlite3.Connection) -> None:
     known = {
         file: (size, mtime_ns)
         for file, size, mtime_ns in database.execute("SELECT file, size, mtime_ns FROM files")
     }
     present = _scan()
-    with database:
-        for file in known.keys() - present.keys():
+    for file in known.keys() - present.keys():
+        _forget(database, file)
+    for file, stamp in present.items():
+        if known.get(file) != stamp:
             _forget(database, file)
-        for file, stamp in present.items():
-            if known.get(file) != stamp:
-                _forget(database, file)
-                _read_into(database, file, stamp)
+            _read_into(database, file, stamp)
 
 
 def _scan() -> dict[str, tuple[int, int]]:
     """{file name: (size, mtime_ns)}; a log beside its finished Parquet file does not count."""
     present = {}
-    with os.scandir(get_experiments_dir()) as entries:
-        for entry in entries:
-            if entry.name.endswith((".parquet", ".jsonl")) and not entry.name.startswith("."):
-                status = entry.stat()
-                present[entry.name] = (status.st_size, status.st_mtime_ns)
+    # The logs first: a run that is finished in between is seen as its log, its file, or both.
+    for ending in (".jsonl", ".parquet"):
+        with os.scandir(get_experiments_dir()) as entries:
+            for entry in entries:
+                if entry.name.endswith(ending) and not entry.name.startswith("."):
+                    status = entry.stat()
+                    present[entry.name] = (status.st_size, status.st_mtime_ns)
     return {
         file: stamp
         for file, stamp in present.items()
@@ -237,7 +247,7 @@ def _read_into(database: sqlite3.Connection, file: str, stamp: tuple[int, int]) 
         if check_manifest(manifest)["name"] != path.stem:
             raise ValueError(f"it is a copy of '{manifest['name']}' under another name")
     except FileNotFoundError:
-        return  # it was finished or deleted in this moment: the next refresh sees the new state
+        raise
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         database.execute("INSERT INTO files VALUES (?, ?, ?, NULL, ?)", (file, *stamp, reason))

@@ -73,7 +73,7 @@ def start_experiment(
     except Timeout:
         raise ExperimentError(f"experiment '{name}' is running in another process") from None
     run = Run(name, lock)
-    if not resume:
+    if not run.manifest:  # new, or killed before its first record
         run.start(manifest | {"name": name}, config_text)
     return run
 

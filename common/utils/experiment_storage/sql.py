@@ -69,7 +69,11 @@ def _execute(sql: str) -> duckdb.DuckDBPyRelation:
     kinds = [str(statement.type).rpartition(".")[2] for statement in statements]
     if len(kinds) != 1 or kinds[0] not in _READ_ONLY:
         raise ExperimentError("the store is read-only: give one SELECT statement")
-    return _connect().sql(statements[0])
+    while True:
+        try:
+            return _connect(Catalogue()).sql(statements[0])
+        except FileNotFoundError:
+            pass  # a run was finished in this moment: its rows are in its Parquet file now
 
 
 @contextmanager
@@ -83,8 +87,7 @@ def _readable_errors() -> Iterator[None]:
         raise ExperimentError(lines[0], hint or tables) from error
 
 
-def _connect() -> duckdb.DuckDBPyConnection:
-    catalogue = Catalogue()
+def _connect(catalogue: Catalogue) -> duckdb.DuckDBPyConnection:
     for broken in catalogue.broken:
         get_logger("experiments").warning(f"left out {broken.file}: {broken.error}")
     files = [m["file"] for m in catalogue.manifests if m["file"].endswith(".parquet")]
