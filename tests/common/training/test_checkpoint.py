@@ -175,7 +175,7 @@ def test_old_checkpoints_go_but_the_best_stays(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4, 5):
         save(tmp_path, step)
     checkpoint.mark_best(tmp_path, 2, 0.5)
-    checkpoint.delete_old_checkpoints(tmp_path, keep=2)
+    checkpoint.delete_old_checkpoints(tmp_path, step=5, keep=2)
     assert checkpoint.steps_in(tmp_path) == [2, 4, 5]
     assert checkpoint.best_checkpoint(tmp_path).name == "step_2"
 
