@@ -25,7 +25,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 quickstart: $(READY)  ## train, evaluate, sample and rank a small transformer on real text (3 minutes)
-	@$(PYTHON) projects/custom_transformer/train.py --config configs/quickstart.yaml
+	@$(PYTHON) projects/custom_transformer/train.py --config configs/quickstart.yaml $(OVERRIDES)
 	@$(PYTHON) tools/query_experiments.py --best perplexity
 
 test: $(READY)  ## the whole test suite (under 10 minutes on 2 cores)

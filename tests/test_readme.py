@@ -42,10 +42,11 @@ def test_every_command_and_snippet_of_the_readme_works(tmp_path: Path) -> None:
     in_project_venv = Path(sys.prefix) == ROOT / ".venv"
     environment = os.environ | {
         "RESEARCH_ASSETS_DIR": str(tmp_path / "assets"),
+        "OVERRIDES": "training.max_steps=50",  # the one thing that is shorter than a user's quickstart
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     quickstart = [
-        "python projects/custom_transformer/train.py --config configs/quickstart.yaml",
+        "python projects/custom_transformer/train.py --config configs/quickstart.yaml $OVERRIDES",
         "python tools/query_experiments.py --best perplexity",
     ]
     shown = commands()

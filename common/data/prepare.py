@@ -254,7 +254,8 @@ def _progress(name: str) -> Progress:
         TextColumn("{task.completed:,.1f} MB"),
         TimeElapsedColumn(),
     )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _watch(corpus: Corpus, progress: Progress, description: str) -> Iterator[Document]:
