@@ -7,7 +7,7 @@ import sys
 from datetime import datetime
 from typing import Any
 
-from common.errors import ExperimentError, did_you_mean, exit_on_error
+from common.errors import exit_on_error
 from common.utils.experiment_storage.catalogue import (
     Catalogue,
     MetricSummary,
@@ -22,6 +22,8 @@ EXAMPLES = """examples:
   python tools/query_experiments.py --best perplexity --top 5
   python tools/query_experiments.py --best tokens_per_second --split train --max
   python tools/query_experiments.py --compare exp_001 exp_002
+  python tools/query_experiments.py --compare exp_001 exp_007 --group
+  python tools/query_experiments.py --diff exp_001 exp_007
   python tools/query_experiments.py --sql "SELECT experiment_name, MIN(loss) FROM experiments
                                            WHERE split = 'val' GROUP BY experiment_name"
   python tools/query_experiments.py --sql "SELECT name, config->>'$.optimizer.lr' AS lr FROM runs"
@@ -43,9 +45,13 @@ def main() -> None:
     action.add_argument("--summary", action="store_true", help="the store in numbers")
     action.add_argument("--best", metavar="METRIC", help="rank by the best value of METRIC")
     action.add_argument("--compare", nargs="+", metavar="NAME", help="metrics side by side")
+    action.add_argument("--diff", nargs="+", metavar="NAME", help="configuration keys that differ")
     action.add_argument("--sql", metavar="SELECT", help="SQL over `experiments` and `runs`")
     parser.add_argument("--top", type=int, default=10, metavar="N", help="of --best (default 10)")
     parser.add_argument("--split", help="of --best (default: test, else val, else train)")
+    parser.add_argument(
+        "--group", action="store_true", help="of --compare: all seeds of each configuration"
+    )
     direction = parser.add_mutually_exclusive_group()
     direction.add_argument("--max", action="store_true", help="higher is better")
     direction.add_argument("--min", action="store_true", help="lower is better")
@@ -53,6 +59,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.top < 1:
         parser.error(f"--top must be at least 1, got {arguments.top}")
+    if arguments.group and not arguments.compare:
+        parser.error("--group goes with --compare")
     with exit_on_error():
         columns, rows = _answer(arguments)
         print(format_rows(columns, rows, arguments.format))
@@ -69,8 +77,11 @@ def _answer(arguments: argparse.Namespace) -> Table:
         return _list(catalogue, for_people)
     if arguments.summary:
         return _summary(catalogue)
+    if arguments.diff:
+        return _diff(catalogue, list(dict.fromkeys(arguments.diff)))
     if arguments.compare:
-        return _compare(catalogue, list(dict.fromkeys(arguments.compare)))
+        names = list(dict.fromkeys(arguments.compare))
+        return (_compare_groups if arguments.group else _compare)(catalogue, names)
     direction = "max" if arguments.max else "min" if arguments.min else None
     return _best(catalogue, arguments.best, direction, arguments.split, arguments.top)
 
@@ -162,14 +173,9 @@ def _best(
 
 
 def _compare(catalogue: Catalogue, names: list[str]) -> Table:
-    files = {manifest["name"]: manifest["file"] for manifest in catalogue.manifests}
-    for name in names:
-        if name not in files:
-            hint = did_you_mean(name, list(files)) if files else "there are no experiments yet"
-            raise ExperimentError(f"there is no experiment '{name}'", hint)
+    by_name = {catalogue.manifest(name)["file"]: name for name in names}
     values: dict[tuple[str, str], dict[str, float | None]] = {}
     diverged: dict[tuple[str, str], set[str]] = {}
-    by_name = {files[name]: name for name in names}
     for summary in catalogue.summaries():
         if (name := by_name.get(summary.file, "")) in names:
             direction = metric_direction(summary.metric)
@@ -188,6 +194,38 @@ def _compare(catalogue: Catalogue, names: list[str]) -> Table:
         shown = {"min": "lowest", "max": "highest", None: "last"}[direction]
         rows.append([metric, split, shown, *(found.get(name) for name in names), better])
     return ["metric", "split", "value", *names, "better"], rows
+
+
+def _diff(catalogue: Catalogue, names: list[str]) -> Table:
+    from common.utils.experiment_storage.comparison import diff_configs
+
+    configs = [catalogue.manifest(name)["config"] for name in names]
+    different = diff_configs(configs)
+    if not different:
+        print("their configurations are the same", file=sys.stderr)
+    return ["key", *names], [[key, *values] for key, values in different.items()]
+
+
+def _compare_groups(catalogue: Catalogue, names: list[str]) -> Table:
+    """One row per metric and configuration; from the second on also the difference from the first."""
+    from common.utils.experiment_storage.comparison import compare_groups
+
+    rows: list[list[object]] = []
+    for result in compare_groups(catalogue, names):
+        mean, other = result.estimate, result.comparison
+        row: list[object] = [result.metric, result.split, result.group, mean.runs]
+        row += [mean.mean, mean.half_width]
+        if other is None:
+            rows.append([*row, *[None] * 6])
+            continue
+        significant = other.p_value is not None and other.p_value < 0.05
+        better = (other.difference < 0) == (result.direction == "min")
+        verdict = ("better" if better else "worse") if significant else "not told apart"
+        interval = [other.bootstrap_low, other.bootstrap_high]
+        rows.append([*row, other.difference, other.p_value, *interval, other.more_runs, verdict])
+    columns = ["metric", "split", "configuration", "runs", "mean", "ci95"]
+    columns += ["difference", "p", "bootstrap_low", "bootstrap_high", "more_seeds", "verdict"]
+    return columns, rows
 
 
 if __name__ == "__main__":

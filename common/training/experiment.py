@@ -23,6 +23,7 @@ from common.training.evaluator import Evaluator
 from common.training.precision import select_device, select_precision
 from common.training.trainer import Trainer
 from common.utils.experiment_storage.catalogue import Catalogue
+from common.utils.experiment_storage.comparison import diff_configs
 from common.utils.experiment_storage.run import Run, start_experiment
 from common.utils.logging import get_logger
 from common.utils.paths import display_path, get_runs_dir
@@ -137,23 +138,14 @@ def _check_same_config(config: C, name: str) -> None:
     path = get_runs_dir() / name / "config.yaml"
     if not path.exists():
         return  # start_experiment says what is wrong with the name
-    before, now = _flat(load_config(path, type(config)).model_dump()), _flat(config.model_dump())
-    changes = [f"{k}: {before[k]} -> {now[k]}" for k in before if before[k] != now[k]]
-    if changes:
+    configs = [load_config(path, type(config)).model_dump(), config.model_dump()]
+    different = diff_configs(configs).items()
+    if different:
+        changes = [f"{key}: {before} -> {now}" for key, (before, now) in different]
         raise ConfigError(
             f"'{name}' was started with another configuration ({'; '.join(changes)})",
             f"resume with its own: --name {name} --resume without --config and overrides",
         )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _announce(config: ExperimentConfig, data: TokenDataset, trainer: Trainer, run: Run) -> None:

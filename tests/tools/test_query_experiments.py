@@ -228,3 +228,37 @@ def test_sums_dates_and_nans_are_valid_json(query, store) -> None:
     text = query("--sql", sql, "--format", "json").stdout
     (record,) = json.loads(text, parse_constant=refuse)
     assert record["s"] == 90 and record["t"].startswith("20") and record["m"] is None
+
+
+@pytest.fixture
+def seeds_store() -> None:
+    for lr, base in ((0.1, 2.0), (0.2, 1.5)):
+        for seed in range(4):
+            frame = pd.DataFrame({"split": "val", "loss": [base + 0.01 * seed], "reward": 1.0})
+            metadata = {"config": {"optimizer": {"lr": lr}, "seed": seed}, "seed": seed}
+            save_experiment(f"lr{lr}_{seed}", frame, metadata=metadata)
+
+
+def test_groups_of_seeds_are_compared_with_a_verdict(query: Any, seeds_store: None) -> None:
+    answer = rows(query("--compare", "lr0.1_0", "lr0.2_3", "--group", "--format", "json"))
+    assert [(row["configuration"], row["runs"]) for row in answer] == [
+        ("lr0.1_0", 4),
+        ("lr0.2_3", 4),
+    ]
+    assert answer[0]["verdict"] is None
+    assert answer[1]["verdict"] == "better" and answer[1]["p"] < 0.001
+    assert answer[1]["difference"] == pytest.approx(-0.5) and answer[1]["more_seeds"] == 0
+    table = query("--compare", "lr0.1_0", "lr0.2_0", "--group").stdout
+    assert "not told apart" not in table and "better" in table
+    refused = query("--list", "--group", code=2)
+    assert "--group goes with --compare" in refused.stderr
+
+
+def test_the_keys_that_differ_are_shown(query: Any, seeds_store: None) -> None:
+    answer = rows(query("--diff", "lr0.1_0", "lr0.2_1", "--format", "json"))
+    assert answer == [
+        {"key": "optimizer.lr", "lr0.1_0": 0.1, "lr0.2_1": 0.2},
+        {"key": "seed", "lr0.1_0": 0, "lr0.2_1": 1},
+    ]
+    assert "the same" in query("--diff", "lr0.1_0", "lr0.1_0").stderr
+    assert "did you mean 'lr0.1_0'" in query("--diff", "lr0.1_0", "lr0.1_00", code=2).stderr

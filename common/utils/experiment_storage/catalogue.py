@@ -116,6 +116,15 @@ class Catalogue:
             self.manifests.append(manifest)
         self.manifests.sort(key=lambda manifest: datetime.fromisoformat(manifest["started"]))
 
+    def manifest(self, name: str) -> dict[str, Any]:
+        """The manifest of one experiment. Raises ExperimentError with the nearest name."""
+        for manifest in self.manifests:
+            if manifest["name"] == name:
+                return manifest
+        names = [manifest["name"] for manifest in self.manifests]
+        hint = did_you_mean(name, names) if names else "there are no experiments yet"
+        raise ExperimentError(f"there is no experiment '{name}'", hint)
+
     def summaries(self, metric: str | None = None) -> list[MetricSummary]:
         """Summaries of `metric`, or of every metric, by file and split."""
         condition, parameters = ("", ()) if metric is None else ("WHERE metric = ?", (metric,))
