@@ -103,6 +103,16 @@ class Catalogue:
 
     def __init__(self) -> None:
         self._database = _open()
+        self._load()
+        begun = [m["name"] for m in self.manifests if m["status"] == "finished" and _is_log(m)]
+        if begun:
+            from common.utils.experiment_storage.run import complete_finish
+
+            if any([complete_finish(name) for name in begun]):
+                _update(self._database)
+                self._load()
+
+    def _load(self) -> None:
         rows = self._query("SELECT file, manifest, error FROM files ORDER BY file")
         self.manifests: list[dict[str, Any]] = []
         self.broken: list[Broken] = []
@@ -323,6 +333,10 @@ def _summarise(file: str, rows: Rows) -> list[tuple[Any, ...]]:
         extremes = (low, high, low_step, high_step, last_step, len(points) - len(finite))
         summaries.append((file, split, name, len(points), first, last, *extremes))
     return summaries
+
+
+def _is_log(manifest: dict[str, Any]) -> bool:
+    return str(manifest["file"]).endswith(".jsonl")
 
 
 def _live_status(name: str) -> str:

@@ -3,7 +3,8 @@
     <crc32 of the rest, 8 hex digits> <JSON object>\\n
 
 Each record is one `os.write` to a file opened with O_APPEND, so a killed process leaves whole
-records and at most one cut line, which readers leave out. Kinds of records:
+records and at most one cut line, which readers leave out. About once a second the file is synced: a
+power loss takes no more than that. Kinds of records:
 
     {"kind": "start", "manifest": {...}}          the first one
     {"kind": "row", "step", "epoch", "split", "time", "metrics": {...}}
@@ -16,12 +17,17 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from common.errors import ExperimentError
+
+_SYNC_EVERY_SECONDS = 1.0
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+_sync = getattr(os, "fdatasync", os.fsync)  # macOS has fsync only
 
 
 @dataclass
@@ -41,22 +47,26 @@ class LogWriter:
         self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND)
         size = os.fstat(self._descriptor).st_size
         # Half a line, left by a killed writer or a full disk, is closed off before the next record.
+        self._synced = time.monotonic()
         self._torn = size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one record. Raises OSError when the disk is full; earlier records stay readable."""
         if self._descriptor < 0:  # the number may belong to another file by now
             raise ExperimentError(f"the run of {self._path} has ended: nothing more can be logged")
-        body = json.dumps(record, separators=(",", ":")).encode()
+        body = _encode(record).encode()
         line = (b"\n" if self._torn else b"") + b"%08x %s\n" % (zlib.crc32(body), body)
         written = os.write(self._descriptor, line)
         self._torn = written < len(line)
         if self._torn:
             raise OSError(errno.ENOSPC, "the disk is full: the record was not written", self._path)
+        if time.monotonic() - self._synced > _SYNC_EVERY_SECONDS:
+            self.flush()
 
     def flush(self) -> None:
         """Make everything appended so far survive a power loss."""
-        os.fsync(self._descriptor)
+        _sync(self._descriptor)
+        self._synced = time.monotonic()
 
     def close(self) -> None:
         self.flush()

@@ -35,6 +35,19 @@ def is_running(name: str) -> bool:
         return True
 
 
+def complete_finish(name: str) -> bool:
+    """Finish a run whose process was killed while it finished; False when somebody else does."""
+    lock = lock_of(name)
+    try:
+        with lock.acquire(blocking=False):
+            if store.log_path(name).exists() and not store.parquet_path(name).exists():
+                store.finish_log(name)
+            Path(lock.lock_file).unlink(missing_ok=True)
+    except (Timeout, PermissionError):  # at work in another process, or a store we may only read
+        return False
+    return True
+
+
 def start_experiment(
     name: str | None = None,
     *,
@@ -168,6 +181,7 @@ class Run:
         path = store.log_path(self.name)
         if status == "finished":
             path = store.finish_log(self.name)
+            store.enter_into_catalogue()
         self.manifest["file"] = str(path)
         self._lock.release()
         Path(self._lock.lock_file).unlink(missing_ok=True)

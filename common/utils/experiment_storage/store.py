@@ -87,13 +87,13 @@ def make_row(
 
     `known` is that of `check_metrics`.
     """
-    is_whole = isinstance(step, numbers.Real) and float(step).is_integer()
+    is_whole = type(step) is int or (isinstance(step, numbers.Real) and float(step).is_integer())
     if not is_whole or not -(2**63) <= int(step) < 2**63:
         raise ExperimentError(f"'step' must be a whole number of 64 bits, got {step!r}")
     if not isinstance(split, str) or not split:
         raise ExperimentError(f"'split' must be a text such as train or val, got {split!r}")
     for name, value in (("epoch", epoch), ("time", time)):
-        if value is not None and not isinstance(value, numbers.Real):
+        if not (value is None or type(value) is float or isinstance(value, numbers.Real)):
             raise ExperimentError(f"'{name}' must be a number, got {value!r}")
     return {
         "step": int(step),
@@ -112,6 +112,10 @@ def check_metrics(metrics: Mapping[str, Any], known: dict[str, str]) -> dict[str
     """
     checked = {}
     for name, value in metrics.items():
+        # The common case first: this is called at every logged step.
+        if type(value) is float and known.get(name.lower()) == name:
+            checked[name] = value
+            continue
         if not name or name.lower() in FIXED_COLUMNS:
             raise ExperimentError(
                 f"a metric cannot be named '{name}'", f"reserved are {', '.join(FIXED_COLUMNS)}"
@@ -162,7 +166,6 @@ def finish_log(name: str) -> Path:
     content = read_log(log_path(name))
     path = write_parquet(content.manifest, content.rows)
     log_path(name).unlink()
-    _enter_into_catalogue()
     return path
 
 
@@ -184,11 +187,12 @@ def save_experiment(
         path = write_parquet(manifest, rows)
     finally:
         log_path(name).unlink(missing_ok=True)
-    _enter_into_catalogue()
+    enter_into_catalogue()
     return path
 
 
-def _enter_into_catalogue() -> None:
+def enter_into_catalogue() -> None:
+    """Let the catalogue read what was just stored."""
     # Done here, where pyarrow is loaded already, so that the next --list need not load it.
     from common.utils.experiment_storage.catalogue import Catalogue
 

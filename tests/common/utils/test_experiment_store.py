@@ -432,6 +432,52 @@ def test_a_run_left_by_an_exception_keeps_its_log(error: type[BaseException], st
 
 
 @pytest.mark.slow
+def test_a_run_killed_anywhere_in_its_finish_is_finished_by_the_next_reader() -> None:
+    script = """
+import os, signal, sys
+import pyarrow.parquet
+from common.utils.experiment_storage.run import start_experiment
+
+def die_at(moment):
+    seen = 0
+    def hook(event, arguments):
+        nonlocal seen
+        if event in ("open", "os.rename", "os.remove") and "experiments/" in str(arguments[0]):
+            seen += 1
+            if seen == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+
+moment = 0
+while True:
+    moment += 1
+    child = os.fork()
+    if child == 0:
+        run = start_experiment(f"m_{moment}", config={"moment": moment})
+        for step in range(5):
+            run.log({"loss": 0.5**step}, step=step)
+        run.update(done=True)
+        die_at(moment)
+        run.finish()
+        os._exit(0)
+    ended = os.waitpid(child, 0)[1]
+    assert ended in (0, signal.SIGKILL)
+    if ended == 0:
+        break
+print(moment)
+"""
+    (output,) = finish_all(processes(script, 1))
+    moments = int(output)
+    assert moments > 5
+    catalogue = Catalogue()
+    assert catalogue.broken == []
+    found = {m["file"]: m["status"] for m in catalogue.manifests}
+    assert found == {f"m_{moment}.parquet": "finished" for moment in range(1, moments + 1)}
+    counts = "SELECT count(*), count(DISTINCT step) FROM experiments GROUP BY experiment_name"
+    assert query_rows(counts)[1] == [[5, 5]] * moments
+
+
+@pytest.mark.slow
 def test_a_process_killed_while_it_stores_leaves_the_log_or_the_file_never_half_of_one() -> None:
     script = """
 import sys
