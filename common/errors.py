@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -81,6 +82,13 @@ def did_you_mean(name: str, valid: list[str]) -> str:
     return f"did you mean '{lowered[near[0]]}'?" if near else f"choose from: {', '.join(valid)}"
 
 
+def _release(error: BaseException | None) -> None:
+    """Let go of what the failed calls hold: DuckDB complains of a connection that is left at exit."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+
+
 @contextmanager
 def exit_on_error() -> Iterator[None]:
     """Turn expected errors into one line on stderr and exit code 2; let bugs show their traceback.
@@ -106,6 +114,7 @@ def exit_on_error() -> Iterator[None]:
             print(f"error [system]: {where}{error.strerror or error}", file=sys.stderr)
             if hint := _SYSTEM_HINTS.get(error.errno or 0):
                 print(f"  hint: {hint}", file=sys.stderr)
+        _release(error)
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)

@@ -52,6 +52,15 @@ def main() -> None:
     parser.add_argument(
         "--group", action="store_true", help="of --compare: all seeds of each configuration"
     )
+    parser.add_argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help="of --sql: more rows are an error (default 1,000,000)",
+    )
+    parser.add_argument(
+        "--timeout", type=float, metavar="SECONDS", help="of --sql: stop it then (default 60)"
+    )
     direction = parser.add_mutually_exclusive_group()
     direction.add_argument("--max", action="store_true", help="higher is better")
     direction.add_argument("--min", action="store_true", help="lower is better")
@@ -59,6 +68,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.top < 1:
         parser.error(f"--top must be at least 1, got {arguments.top}")
+    for option in ("limit", "timeout"):
+        value = getattr(arguments, option)
+        if value is not None and not (value > 0 and arguments.sql is not None):
+            parser.error(f"--{option} goes with --sql and must be more than 0")
     if arguments.group and not arguments.compare:
         parser.error("--group goes with --compare")
     with exit_on_error():
@@ -68,7 +81,7 @@ def main() -> None:
 
 def _answer(arguments: argparse.Namespace) -> Table:
     if arguments.sql is not None:
-        return _sql(arguments.sql)
+        return _sql(arguments)
     catalogue = Catalogue()
     for broken in catalogue.broken:
         print(f"warning: left out {broken.file}: {broken.error}", file=sys.stderr)
@@ -86,10 +99,13 @@ def _answer(arguments: argparse.Namespace) -> Table:
     return _best(catalogue, arguments.best, direction, arguments.split, arguments.top)
 
 
-def _sql(statement: str) -> Table:
+def _sql(arguments: argparse.Namespace) -> Table:
     from common.utils.experiment_storage.sql import query_rows
 
-    return query_rows(statement)
+    bounds = {"limit": arguments.limit, "timeout_seconds": arguments.timeout}
+    return query_rows(
+        arguments.sql, **{key: value for key, value in bounds.items() if value is not None}
+    )
 
 
 def _list(catalogue: Catalogue, for_people: bool) -> Table:

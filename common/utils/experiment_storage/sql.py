@@ -8,10 +8,12 @@ DuckDB gets an explicit list of whole files, may read nothing else, and runs SEL
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -26,7 +28,10 @@ from common.utils.paths import get_experiments_dir
 if TYPE_CHECKING:
     import pandas as pd
 
-_READ_ONLY = ("SELECT", "EXPLAIN")
+T = TypeVar("T")
+DEFAULT_LIMIT = 1_000_000  # rows
+DEFAULT_TIMEOUT_SECONDS = 60.0
+_EXPLAIN = re.compile(r"^\s*EXPLAIN\s+(ANALYZE\s+|\([^)]*\)\s*)?", re.IGNORECASE)
 _RUN_COLUMNS = {
     "name": pa.string(),
     "status": pa.string(),
@@ -44,47 +49,112 @@ _RUN_COLUMNS = {
 }
 
 
-def query_experiments(sql: str) -> pd.DataFrame:
+def query_experiments(
+    sql: str,
+    *,
+    limit: int | None = DEFAULT_LIMIT,
+    timeout_seconds: float | None = DEFAULT_TIMEOUT_SECONDS,
+) -> pd.DataFrame:
     """Run one SELECT over the views `experiments` and `runs`.
 
-    Raises ExperimentError for wrong SQL and for statements that are not read-only. Broken files are
-    left out with a warning that names them.
+    Raises ExperimentError for wrong SQL, for statements that are not read-only, for a result of more
+    than `limit` rows (a cut one could be taken for the whole) and for a query that takes longer than
+    `timeout_seconds`; None takes a bound away. Broken files are left out with a warning that names
+    them.
     """
-    with _readable_errors():
-        frame: pd.DataFrame = _execute(sql).df()
+    frame: pd.DataFrame = _run(sql, lambda result: result.df(), limit, timeout_seconds)
+    _check_limit(len(frame), limit)
     return frame
 
 
-def query_rows(sql: str) -> tuple[list[str], list[list[Any]]]:
+def query_rows(
+    sql: str,
+    *,
+    limit: int | None = DEFAULT_LIMIT,
+    timeout_seconds: float | None = DEFAULT_TIMEOUT_SECONDS,
+) -> tuple[list[str], list[list[Any]]]:
     """As `query_experiments`, without pandas: (column names, rows)."""
+    # By way of Arrow, because DuckDB hands out times with a zone only where pytz is installed.
+    table = _run(sql, lambda result: result.to_arrow_table(), limit, timeout_seconds)
+    _check_limit(len(table), limit)
     with _readable_errors():
-        # By way of Arrow, because DuckDB hands out times with a zone only where pytz is installed.
-        table = _execute(sql).to_arrow_table()
-    columns = [column.to_pylist() for column in table.columns]
+        columns = [column.to_pylist() for column in table.columns]
     return table.column_names, [list(row) for row in zip(*columns, strict=True)]
 
 
-def _execute(sql: str) -> duckdb.DuckDBPyRelation:
-    statements = duckdb.extract_statements(sql)
-    kinds = [str(statement.type).rpartition(".")[2] for statement in statements]
-    if len(kinds) != 1 or kinds[0] not in _READ_ONLY:
-        raise ExperimentError("the store is read-only: give one SELECT statement")
-    while True:
+def _check_limit(rows: int, limit: int | None) -> None:
+    if limit is not None and rows > limit:
+        raise ExperimentError(
+            f"the result has more than {limit:,} rows",
+            "aggregate it, add LIMIT to the statement, or allow more: --limit N, limit=N",
+        )
+
+
+def _run(
+    sql: str,
+    fetch: Callable[[duckdb.DuckDBPyRelation], T],
+    limit: int | None,
+    timeout_seconds: float | None,
+) -> T:
+    """What `fetch` makes of the result of `sql`, which has at most one row more than `limit`."""
+    with _readable_errors():
+        statement = _only_read(sql)
+        connection = _connect_to_store()
+
+    def work() -> T:
+        with _readable_errors():
+            relation = connection.sql(statement)
+            return fetch(relation if limit is None else relation.limit(limit + 1))
+
+    # In a thread, because DuckDB keeps the one it runs in from seeing Ctrl-C.
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
         try:
-            return _connect(Catalogue()).sql(statements[0])
-        except FileNotFoundError:
-            pass  # a run was finished in this moment: its rows are in its Parquet file now
+            return future.result(timeout_seconds)
+        except TimeoutError:
+            raise ExperimentError(
+                f"the query took longer than {timeout_seconds:g} seconds",
+                "ask for less, or allow more: --timeout SECONDS, timeout_seconds=",
+            ) from None
+        finally:
+            connection.interrupt()
+
+
+def _only_read(sql: str) -> duckdb.Statement:
+    """The one statement of `sql`. Raises ExperimentError when it is not a SELECT or explains none."""
+    statements = duckdb.extract_statements(sql)
+    kinds = [_kind(statement) for statement in statements]
+    if kinds == ["EXPLAIN"]:  # EXPLAIN ANALYZE runs what it explains
+        explained = _EXPLAIN.sub("", statements[0].query)
+        kinds = [_kind(statement) for statement in duckdb.extract_statements(explained)]
+    if kinds != ["SELECT"]:
+        raise ExperimentError("the store is read-only: give one SELECT statement")
+    return statements[0]
+
+
+def _kind(statement: duckdb.Statement) -> str:
+    return str(statement.type).rpartition(".")[2]
 
 
 @contextmanager
 def _readable_errors() -> Iterator[None]:
     try:
         yield
+    except (pa.ArrowException, OverflowError) as error:
+        raise ExperimentError(f"a value of the result cannot be shown: {error}") from error
     except duckdb.Error as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         hint = next((line for line in lines[1:] if not line.startswith(("LINE", " "))), "")
         tables = "the tables are `experiments` and `runs`; try: DESCRIBE experiments"
         raise ExperimentError(lines[0], hint or tables) from error
+
+
+def _connect_to_store() -> duckdb.DuckDBPyConnection:
+    while True:
+        try:
+            return _connect(Catalogue())
+        except FileNotFoundError:
+            pass  # a run was finished in this moment: its rows are in its Parquet file now
 
 
 def _connect(catalogue: Catalogue) -> duckdb.DuckDBPyConnection:
@@ -95,6 +165,9 @@ def _connect(catalogue: Catalogue) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(":memory:")
     connection.execute("SET allowed_paths = ?", [paths])
     connection.execute("SET python_enable_replacements = false")
+    connection.execute("SET autoinstall_known_extensions = false")
+    connection.execute("SET autoload_known_extensions = false")
+    connection.execute("SET temp_directory = ''")  # or a large query would write where we stand
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     connection.register("live_rows", _live_rows(catalogue))

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import subprocess
+import sys
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -151,16 +155,37 @@ def test_everything_that_only_reads_may_be_asked(sql: str) -> None:
         "CALL pragma_version()",
         "CHECKPOINT",
         "SELECT 1; COPY (SELECT 1) TO 'out.csv'",
+        "EXPLAIN ANALYZE COPY (SELECT 1) TO 'out.csv'",
+        "EXPLAIN (ANALYZE) COPY (SELECT 1) TO 'out.csv'",
+        "EXPLAIN /* */ ANALYZE COPY (SELECT 1) TO 'out.csv'",
+        "EXPLAIN ANALYZE CREATE TABLE t AS SELECT 1",
+        "EXPLAIN ANALYZE COPY (SELECT 1) TO '{store}/a.parquet' (FORMAT parquet, USE_TMP_FILE false)",
+        "WITH d AS (DELETE FROM run_rows RETURNING *) SELECT * FROM d",
+        "SELECT * FROM query('COPY (SELECT 1) TO ''out.csv''')",
+        "SELECT * FROM enable_profiling(save_location = 'out.json')",
+        "SELECT * FROM enable_logging(storage = 'file', storage_path = 'out')",
+        "CALL enable_logging()",
+        "SELECT * FROM force_checkpoint()",
+        "RESET enable_external_access",
+        "SET GLOBAL enable_external_access = true",
+        "DETACH memory",
+        "USE memory",
+        "CREATE SECRET s (TYPE s3)",
+        "IMPORT DATABASE 'x'",
+        "VACUUM",
+        "PREPARE p AS SELECT 1",
     ],
 )
 def test_every_other_statement_is_refused(
-    sql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sql: str, tmp_path: Path, assets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save("a", loss=[1.0])
+    store = assets_dir / "outputs" / "experiments"
     before = sorted(tmp_path.iterdir())
-    assert refusal(sql).message
+    assert refusal(sql.replace("{store}", str(store))).message
     assert sorted(tmp_path.iterdir()) == before
+    assert query_rows("SELECT loss FROM experiments")[1] == [[1.0]]
 
 
 @pytest.mark.parametrize(
@@ -180,6 +205,24 @@ def test_every_other_statement_is_refused(
         "read_csv('http://127.0.0.1:9/x.csv')",
         "parquet_metadata('{outside}')",
         "sniff_csv('/etc/passwd')",
+        "read_csv(['/etc/passwd'])",
+        "read_json('/etc/passwd')",
+        "read_ndjson_objects('/etc/passwd')",
+        "read_text('/proc/self/environ')",
+        "read_duckdb('{outside}')",
+        "parquet_schema('{outside}')",
+        "parquet_file_metadata('{outside}')",
+        "parquet_kv_metadata('{outside}')",
+        "'s3://bucket/x.parquet'",
+        "'hf://datasets/a/b.parquet'",
+        "'https://127.0.0.1:9/x.parquet'",
+        "sqlite_scan('{store}/.catalogue.sqlite', 'files')",
+        "postgres_scan('', '', '')",
+        "read_xlsx('{outside}')",
+        "st_read('{outside}')",
+        "duckdb_secrets()",
+        "duckdb_extensions()",
+        "load_aws_credentials()",
         "frame",
     ],
 )
@@ -247,3 +290,47 @@ def test_a_nan_is_a_nan_and_a_missing_value_is_null() -> None:
     _, rows = query_rows("SELECT loss FROM experiments ORDER BY step")
     assert math.isnan(rows[0][0]) and rows[1][0] is None
     assert query_rows("SELECT count(loss) FROM experiments")[1] == [[1]]
+
+
+def test_a_result_that_is_too_long_is_refused_never_cut() -> None:
+    save("a", loss=[1.0, 2.0, 3.0])
+    sql = "SELECT loss FROM experiments"
+    assert len(query_rows(sql, limit=3)[1]) == len(query_experiments(sql, limit=3)) == 3
+    for query in (query_rows, query_experiments):
+        with pytest.raises(ExperimentError, match="more than 2 rows") as caught:
+            query(sql, limit=2)
+        assert "--limit" in caught.value.hint
+    assert len(query_rows("SELECT * FROM range(1000001)", limit=None)[1]) == 1_000_001
+
+
+ENDLESS = "SELECT count(*) FROM range(100000000) a, range(100000) b"
+
+
+def test_a_query_that_takes_too_long_is_stopped() -> None:
+    started = time.monotonic()
+    with pytest.raises(ExperimentError, match=r"longer than 0\.3 seconds"):
+        query_rows(ENDLESS, timeout_seconds=0.3)
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_a_query() -> None:
+    script = f"""
+from common.utils.experiment_storage.sql import query_rows
+query_rows("SELECT 1")
+print("ready", flush=True)
+query_rows({ENDLESS!r}, timeout_seconds=None)
+"""
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert "KeyboardInterrupt" in errors
+
+
+def test_a_large_query_spills_nothing_where_we_stand() -> None:
+    assert query_rows("SELECT current_setting('temp_directory')")[1] == [[""]]
