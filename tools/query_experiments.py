@@ -24,13 +24,14 @@ EXAMPLES = """examples:
   python tools/query_experiments.py --compare exp_001 exp_002
   python tools/query_experiments.py --compare exp_001 exp_007 --group
   python tools/query_experiments.py --diff exp_001 exp_007
+  python tools/query_experiments.py --tag exp_001 baseline paper
   python tools/query_experiments.py --sql "SELECT experiment_name, MIN(loss) FROM experiments
                                            WHERE split = 'val' GROUP BY experiment_name"
   python tools/query_experiments.py --sql "SELECT name, config->>'$.optimizer.lr' AS lr FROM runs"
 
 `experiments` has a row per logged step: experiment_name, step, epoch, split, time (seconds since the
 start), then a column per metric. `runs` has a row per experiment: name, status, project, started,
-finished, duration (seconds), config, git_commit, seed, host, parameters, tokens, tags."""
+finished, duration (seconds), config, git_commit, seed, host, parameters, tokens, tags, note."""
 
 
 def main() -> None:
@@ -46,6 +47,9 @@ def main() -> None:
     action.add_argument("--best", metavar="METRIC", help="rank by the best value of METRIC")
     action.add_argument("--compare", nargs="+", metavar="NAME", help="metrics side by side")
     action.add_argument("--diff", nargs="+", metavar="NAME", help="configuration keys that differ")
+    action.add_argument("--tag", nargs="+", metavar=("NAME", "TAG"), help="add tags to NAME")
+    action.add_argument("--untag", nargs="+", metavar=("NAME", "TAG"), help="take tags from NAME")
+    action.add_argument("--note", nargs=2, metavar=("NAME", "TEXT"), help="write a note to NAME")
     action.add_argument("--sql", metavar="SELECT", help="SQL over `experiments` and `runs`")
     parser.add_argument("--top", type=int, default=10, metavar="N", help="of --best (default 10)")
     parser.add_argument("--split", help="of --best (default: test, else val, else train)")
@@ -72,6 +76,9 @@ def main() -> None:
         value = getattr(arguments, option)
         if value is not None and not (value > 0 and arguments.sql is not None):
             parser.error(f"--{option} goes with --sql and must be more than 0")
+    for option in ("tag", "untag"):
+        if len(getattr(arguments, option) or ["", ""]) < 2:
+            parser.error(f"--{option} takes the name of an experiment and at least one tag")
     if arguments.group and not arguments.compare:
         parser.error("--group goes with --compare")
     with exit_on_error():
@@ -82,6 +89,8 @@ def main() -> None:
 def _answer(arguments: argparse.Namespace) -> Table:
     if arguments.sql is not None:
         return _sql(arguments)
+    if changed := arguments.tag or arguments.untag or arguments.note:
+        return _annotate(arguments, changed[0])
     catalogue = Catalogue()
     for broken in catalogue.broken:
         print(f"warning: left out {broken.file}: {broken.error}", file=sys.stderr)
@@ -108,6 +117,18 @@ def _sql(arguments: argparse.Namespace) -> Table:
     )
 
 
+def _annotate(arguments: argparse.Namespace, name: str) -> Table:
+    from common.utils.experiment_storage.annotations import annotate_experiment
+
+    now = annotate_experiment(
+        name,
+        add_tags=arguments.tag[1:] if arguments.tag else (),
+        remove_tags=arguments.untag[1:] if arguments.untag else (),
+        note=arguments.note[1] if arguments.note else None,
+    )
+    return ["name", "tags", "note"], [[name, ", ".join(now["tags"]), now["note"]]]
+
+
 def _list(catalogue: Catalogue, for_people: bool) -> Table:
     summaries: dict[str, list[MetricSummary]] = {}
     for summary in catalogue.summaries():
@@ -126,6 +147,7 @@ def _list(catalogue: Catalogue, for_people: bool) -> Table:
                 manifest["parameters"],
                 max((summary.last_step for summary in found), default=None),
                 losses[preferred_split(losses)] if losses else None,
+                ", ".join(manifest["tags"]),
             ]
         )
     columns = [
@@ -137,6 +159,7 @@ def _list(catalogue: Catalogue, for_people: bool) -> Table:
         "parameters",
         "step",
         "best_loss",
+        "tags",
     ]
     return columns, rows
 

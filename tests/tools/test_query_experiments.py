@@ -262,3 +262,14 @@ def test_the_keys_that_differ_are_shown(query: Any, seeds_store: None) -> None:
     ]
     assert "the same" in query("--diff", "lr0.1_0", "lr0.1_0").stderr
     assert "did you mean 'lr0.1_0'" in query("--diff", "lr0.1_0", "lr0.1_00", code=2).stderr
+
+
+def test_tags_and_a_note_are_written_from_the_command_line(query: Any, store: None) -> None:
+    assert "alpha, beta" in query("--tag", "exp_001", "alpha", "beta").stdout
+    assert "alpha" not in query("--untag", "exp_001", "alpha").stdout
+    (row,) = rows(query("--note", "exp_001", "look here", "--format", "json"))
+    assert row == {"name": "exp_001", "tags": "beta", "note": "look here"}
+    listed = rows(query("--list", "--format", "json"))
+    assert [entry["tags"] for entry in listed] == ["beta", "", ""]
+    assert "at least one tag" in query("--tag", "exp_001", code=2).stderr
+    assert "did you mean 'exp_001'" in query("--tag", "exp_01", "x", code=2).stderr

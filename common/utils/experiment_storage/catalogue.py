@@ -21,7 +21,13 @@ from typing import Any
 
 from common.errors import ExperimentError, did_you_mean
 from common.utils.experiment_storage.log import read_log
-from common.utils.experiment_storage.store import FIXED_COLUMNS, FOOTER_KEY
+from common.utils.experiment_storage.store import (
+    ANNOTATIONS_ENDING,
+    FIXED_COLUMNS,
+    FOOTER_KEY,
+    annotations_path,
+)
+from common.utils.logging import get_logger
 from common.utils.manifest import check_manifest
 from common.utils.paths import get_experiments_dir
 
@@ -239,17 +245,21 @@ def _scan() -> dict[str, tuple[int, int]]:
     """{file name: (size, mtime_ns)}; a log beside its finished Parquet file does not count."""
     present = {}
     # The logs first: a run that is finished in between is seen as its log, its file, or both.
-    for ending in (".jsonl", ".parquet"):
+    for ending in (".jsonl", ".parquet", ANNOTATIONS_ENDING):
         with os.scandir(get_experiments_dir()) as entries:
             for entry in entries:
                 if entry.name.endswith(ending) and not entry.name.startswith("."):
                     status = entry.stat()
                     present[entry.name] = (status.st_size, status.st_mtime_ns)
-    return {
-        file: stamp
-        for file, stamp in present.items()
-        if not (file.endswith(".jsonl") and f"{file[:-6]}.parquet" in present)
-    }
+    experiments = {}
+    for file, (size, mtime_ns) in present.items():
+        name, _, ending = file.rpartition(".")
+        if ending == "json" or (ending == "jsonl" and f"{name}.parquet" in present):
+            continue
+        # Changed tags and notes change the stamp of their experiment.
+        more, later = present.get(f"{name}{ANNOTATIONS_ENDING}", (0, 0))
+        experiments[file] = (size + more, max(mtime_ns, later))
+    return experiments
 
 
 def _forget(database: sqlite3.Connection, file: str) -> None:
@@ -265,6 +275,7 @@ def _read_into(database: sqlite3.Connection, file: str, stamp: tuple[int, int]) 
             return
         if check_manifest(manifest)["name"] != path.stem:
             raise ValueError(f"it is a copy of '{manifest['name']}' under another name")
+        manifest |= _read_annotations(path.stem)
     except FileNotFoundError:
         raise
     except (OSError, ValueError, KeyError) as error:
@@ -275,6 +286,25 @@ def _read_into(database: sqlite3.Connection, file: str, stamp: tuple[int, int]) 
     database.execute("INSERT INTO files VALUES (?, ?, ?, ?, NULL)", entry)
     summaries = _summarise(file, rows)
     database.executemany(f"INSERT INTO metrics VALUES ({', '.join('?' * 12)})", summaries)
+
+
+def _read_annotations(name: str) -> dict[str, Any]:
+    path = annotations_path(name)
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+        tags, note = found["tags"], found["note"]
+        if not (
+            isinstance(note, str)
+            and isinstance(tags, list)
+            and all(isinstance(t, str) for t in tags)
+        ):
+            raise ValueError("tags and note must be texts")
+        return {"tags": list(tags), "note": note}
+    except (ValueError, KeyError, TypeError) as error:
+        get_logger("experiments").warning(f"left out {path.name}: it is damaged ({error!r})")
+        return {}
 
 
 Rows = list[tuple[int, str, dict[str, float]]]  # step, split, metrics

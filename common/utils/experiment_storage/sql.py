@@ -46,6 +46,7 @@ _RUN_COLUMNS = {
     "parameters": pa.int64(),
     "tokens": pa.int64(),
     "tags": pa.list_(pa.string()),
+    "note": pa.string(),
 }
 
 

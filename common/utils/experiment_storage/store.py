@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FIXED_COLUMNS = ("experiment_name", "step", "epoch", "split", "time")
 FOOTER_KEY = b"experiment"
+ANNOTATIONS_ENDING = ".notes.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -35,6 +36,10 @@ def log_path(name: str) -> Path:
 
 def parquet_path(name: str) -> Path:
     return get_experiments_dir() / f"{name}.parquet"
+
+
+def annotations_path(name: str) -> Path:
+    return get_experiments_dir() / f"{name}{ANNOTATIONS_ENDING}"
 
 
 def exists(name: str) -> bool:

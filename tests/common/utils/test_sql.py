@@ -33,6 +33,7 @@ RUNS = [
     "parameters",
     "tokens",
     "tags",
+    "note",
 ]
 
 

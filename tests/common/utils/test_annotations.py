@@ -1,0 +1,92 @@
+"""Tags and notes: edited later, kept beside the experiment, found again without the catalogue."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from common.errors import ExperimentError
+from common.utils import query_experiments, save_experiment, start_experiment
+from common.utils.experiment_storage.annotations import annotate_experiment
+from common.utils.experiment_storage.catalogue import Catalogue
+from common.utils.experiment_storage.store import annotations_path, parquet_path
+from common.utils.paths import get_experiments_dir
+
+
+def save(name: str, tags: list[str] | None = None) -> None:
+    save_experiment(name, pd.DataFrame({"loss": [1.0]}), metadata={"tags": tags or []})
+
+
+def facts(name: str) -> tuple[list[str], str | None]:
+    row = query_experiments(f"SELECT tags, note FROM runs WHERE name = '{name}'").iloc[0]
+    return list(row["tags"]), None if pd.isna(row["note"]) else row["note"]
+
+
+def test_tags_and_notes_change_and_the_experiment_does_not() -> None:
+    save("a", ["first"])
+    before = parquet_path("a").read_bytes()
+    assert facts("a") == (["first"], None)
+    annotate_experiment("a", add_tags=["paper", "paper", "first"])
+    assert facts("a") == (["first", "paper"], "")
+    annotate_experiment("a", note="the one in the talk: ü\nand 'more'")
+    assert annotate_experiment("a", remove_tags=["first"]) == {
+        "tags": ["paper"],
+        "note": "the one in the talk: ü\nand 'more'",
+    }
+    assert facts("a") == (["paper"], "the one in the talk: ü\nand 'more'")
+    annotate_experiment("a", note="")
+    assert facts("a") == (["paper"], "")
+    assert parquet_path("a").read_bytes() == before
+
+
+def test_they_survive_a_rebuild_of_the_catalogue_and_the_end_of_a_run() -> None:
+    run = start_experiment("live", tags=["early"])
+    run.log({"loss": 1.0}, step=0)
+    annotate_experiment("live", add_tags=["late"], note="watch this")
+    assert facts("live") == (["early", "late"], "watch this")
+    run.finish()
+    assert facts("live") == (["early", "late"], "watch this")
+    (get_experiments_dir() / ".catalogue.sqlite").unlink()
+    assert facts("live") == (["early", "late"], "watch this")
+    annotations_path("live").unlink()
+    assert facts("live") == (["early"], None)
+
+
+def test_mistakes_are_told() -> None:
+    save("a", ["x"])
+    with pytest.raises(ExperimentError, match="no experiment 'b'"):
+        annotate_experiment("b", add_tags=["t"])
+    with pytest.raises(ExperimentError, match="'a' has no tag 'y'") as caught:
+        annotate_experiment("a", remove_tags=["y"])
+    assert "x" in caught.value.hint
+    with pytest.raises(ExperimentError, match="empty"):
+        annotate_experiment("a", add_tags=[" "])
+    assert not annotations_path("a").exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"tags": "x"}', '{"tags": [1], "note": ""}'])
+def test_a_damaged_file_of_notes_is_named_and_hides_nothing(
+    content: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    save("a", ["x"])
+    annotations_path("a").write_text(content)
+    catalogue = Catalogue()
+    assert catalogue.broken == [] and catalogue.manifest("a")["tags"] == ["x"]
+    assert "a.notes.json" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_that_tag_at_once_lose_no_tag() -> None:
+    save("a")
+    script = """
+import sys
+from common.utils.experiment_storage.annotations import annotate_experiment
+for i in range(15):
+    annotate_experiment("a", add_tags=[f"{sys.argv[1]}{i}"])
+"""
+    started = [subprocess.Popen([sys.executable, "-c", script, name]) for name in "pq"]
+    assert [process.wait() for process in started] == [0, 0]
+    assert set(facts("a")[0]) == {f"{name}{i}" for name in "pq" for i in range(15)}
