@@ -10,10 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from typing import ClassVar
 
 _ELSEWHERE = "set RESEARCH_ASSETS_DIR to a folder that you can write to"
@@ -77,6 +75,8 @@ class Interrupted(KeyboardInterrupt):
 
 def did_you_mean(name: str, valid: list[str]) -> str:
     """A hint with the nearest valid name, or with all of them when none is near."""
+    from difflib import get_close_matches  # imported where something is wrong, like traceback below
+
     lowered = {v.lower(): v for v in valid}
     near = get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
     return f"did you mean '{lowered[near[0]]}'?" if near else f"choose from: {', '.join(valid)}"
@@ -84,6 +84,8 @@ def did_you_mean(name: str, valid: list[str]) -> str:
 
 def _release(error: BaseException | None) -> None:
     """Let go of what the failed calls hold: DuckDB complains of a connection that is left at exit."""
+    import traceback
+
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from datetime import datetime
-from typing import Any
 
 from common.errors import exit_on_error
 from common.utils.experiment_storage.catalogue import (
     Catalogue,
     MetricSummary,
+    Overview,
     metric_direction,
-    preferred_split,
 )
 from common.utils.tables import FORMATS, format_duration, format_rows
 
@@ -130,37 +129,16 @@ def _annotate(arguments: argparse.Namespace, name: str) -> Table:
 
 
 def _list(catalogue: Catalogue, for_people: bool) -> Table:
-    summaries: dict[str, list[MetricSummary]] = {}
-    for summary in catalogue.summaries():
-        summaries.setdefault(summary.file, []).append(summary)
+    columns = ["name", "status", "project", "started", "duration", "parameters", "step"]
+    columns += ["best_loss", "tags"]
     rows: list[list[object]] = []
-    for manifest in catalogue.manifests:
-        found = summaries.get(manifest["file"], [])
-        losses = {s.split: s.minimum for s in found if s.metric == "loss"}
-        rows.append(
-            [
-                manifest["name"],
-                manifest["status"],
-                manifest["project"],
-                _moment(manifest["started"]) if for_people else manifest["started"],
-                format_duration(_duration(manifest)) if for_people else _duration(manifest),
-                manifest["parameters"],
-                max((summary.last_step for summary in found), default=None),
-                losses[preferred_split(losses)] if losses else None,
-                ", ".join(manifest["tags"]),
-            ]
-        )
-    columns = [
-        "name",
-        "status",
-        "project",
-        "started",
-        "duration",
-        "parameters",
-        "step",
-        "best_loss",
-        "tags",
-    ]
+    for run in catalogue.overview():
+        started: object = run.started
+        duration: object = _duration(run)
+        if for_people:
+            started, duration = _moment(run.started), format_duration(_duration(run))
+        facts = [run.parameters, run.step, run.best_loss, ", ".join(run.tags)]
+        rows.append([run.name, run.status, run.project, started, duration, *facts])
     return columns, rows
 
 
@@ -168,12 +146,11 @@ def _moment(iso: str) -> str:
     return datetime.fromisoformat(iso).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
-def _duration(manifest: dict[str, Any]) -> float | None:
-    if manifest["status"] == "running":
-        started = datetime.fromisoformat(manifest["started"])
+def _duration(run: Overview) -> float | None:
+    if run.status == "running":
+        started = datetime.fromisoformat(run.started)
         return (datetime.now().astimezone() - started).total_seconds()
-    duration: float | None = manifest["duration"]
-    return duration
+    return run.duration
 
 
 def _summary(catalogue: Catalogue) -> Table:
@@ -181,16 +158,15 @@ def _summary(catalogue: Catalogue) -> Table:
     groups: dict[tuple[str, str], list[MetricSummary]] = {}
     for summary in catalogue.summaries():
         groups.setdefault((summary.metric, summary.split), []).append(summary)
-    by_file = {manifest["file"]: manifest["name"] for manifest in catalogue.manifests}
     rows: list[list[object]] = []
     for (metric, split), found in sorted(groups.items()):
         direction = metric_direction(metric)
         best, name = None, None
         if direction is not None:
-            ranked = catalogue.best(metric, direction, split)
-            best, name = ranked[0][1].best(direction), by_file[ranked[0][1].file]
-        rows.append([metric, split, len(found), sum(s.count for s in found), best, name])
-    statuses = [manifest["status"] for manifest in catalogue.manifests]
+            ((manifest, summary),) = catalogue.best(metric, direction, split, top=1)
+            best, name = summary.best(direction), manifest["name"]
+        rows.append([metric, split, len(found), sum(s.num_values for s in found), best, name])
+    statuses = [run.status for run in catalogue.overview()]
     counts = ", ".join(f"{statuses.count(s)} {s}" for s in sorted(set(statuses)))
     print(f"{len(statuses)} experiments ({counts or 'none'})", file=sys.stderr)
     return ["metric", "split", "experiments", "values", "best", "best_experiment"], rows
@@ -200,7 +176,7 @@ def _best(
     catalogue: Catalogue, metric: str, direction: str | None, split: str | None, top: int
 ) -> Table:
     direction = direction or metric_direction(metric)
-    ranked = catalogue.best(metric, direction, split)[:top]
+    ranked = catalogue.best(metric, direction, split, top)
     rows: list[list[object]] = []
     for rank, (manifest, summary) in enumerate(ranked, start=1):
         status = "diverged" if summary.diverged else manifest["status"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -66,5 +65,7 @@ def read_json(path: Path, error: type[ResearchError], hint: str = "") -> Any:
 
 def sha256_of(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's content."""
+    import hashlib  # loads OpenSSL: 10 ms
+
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -43,7 +43,9 @@ def annotate_experiment(
                 raise ExperimentError("a tag cannot be empty", "give it a word")
             if tag not in tags:
                 tags.append(tag)
-        text = manifest.get("note", "") if note is None else note
+        text = note
+        if text is None:
+            text = before if isinstance(before := manifest.get("note"), str) else ""
         annotations = {"tags": tags, "note": text}
         write_json_atomic(store.annotations_path(name), annotations)
     return annotations

@@ -14,10 +14,11 @@ import re
 import sqlite3
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from common.errors import ExperimentError, did_you_mean
 from common.utils.experiment_storage.log import read_log
@@ -27,19 +28,20 @@ from common.utils.experiment_storage.store import (
     FOOTER_KEY,
     annotations_path,
 )
-from common.utils.logging import get_logger
 from common.utils.manifest import check_manifest
 from common.utils.paths import get_experiments_dir
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SCHEMA = f"""
 DROP TABLE IF EXISTS files;
 DROP TABLE IF EXISTS metrics;
-CREATE TABLE files (file TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, manifest TEXT, error TEXT);
-CREATE TABLE metrics (file TEXT, split TEXT, metric TEXT, count INTEGER, first REAL, last REAL,
+CREATE TABLE files (file TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, error TEXT, name TEXT,
+    status TEXT, project TEXT, started TEXT, started_us INTEGER, duration REAL, parameters INTEGER,
+    step INTEGER, best_loss REAL, tags TEXT, manifest TEXT);
+CREATE TABLE metrics (file TEXT, split TEXT, metric TEXT, num_values INTEGER, first REAL, last REAL,
     minimum REAL, maximum REAL, minimum_step INTEGER, maximum_step INTEGER, last_step INTEGER,
-    non_finite INTEGER, PRIMARY KEY (file, split, metric)) WITHOUT ROWID;
-CREATE INDEX metrics_by_name ON metrics (metric);
+    non_finite INTEGER, PRIMARY KEY (metric, split, file)) WITHOUT ROWID;
+CREATE INDEX metrics_of_file ON metrics (file);
 PRAGMA user_version = {_SCHEMA_VERSION};
 """
 _LOWER_IS_BETTER = re.compile(
@@ -48,17 +50,18 @@ _LOWER_IS_BETTER = re.compile(
 _HIGHER_IS_BETTER = re.compile(
     r"(^|_)(accuracy|acc|f1|bleu|rouge|auc|mfu|precision|recall|r2|throughput|tokens_per_second)(_|$)"
 )
+_OLDEST_FIRST = "WHERE error IS NULL ORDER BY started_us, file"
+_DISTINCT = "SELECT DISTINCT {0} FROM metrics {1} ORDER BY {0}"
 _SPLIT_ORDER = ("test", "val", "validation", "train")
 
 
-@dataclass(frozen=True)
-class MetricSummary:
+class MetricSummary(NamedTuple):
     """One metric of one split of one run. `minimum` and `maximum` are over finite values only."""
 
     file: str
     split: str
     metric: str
-    count: int
+    num_values: int
     first: float | None
     last: float | None
     minimum: float | None
@@ -80,8 +83,7 @@ class MetricSummary:
         return self.minimum_step if direction == "min" else self.maximum_step
 
 
-@dataclass(frozen=True)
-class Broken:
+class Broken(NamedTuple):
     """A file of the store that cannot be read, and why."""
 
     file: str
@@ -101,36 +103,43 @@ def preferred_split(splits: Iterable[str]) -> str:
     return next((split for split in _SPLIT_ORDER if split in found), found[0])
 
 
-class Catalogue:
-    """The store as it is at this moment: `manifests`, oldest run first, and the `broken` files.
+class Overview(NamedTuple):
+    """What a list shows of one run; `step` is the last one, `best_loss` of the split that judges it."""
 
-    A manifest's `file` is its file's name; the status of a run whose process is gone is `died`.
-    """
+    name: str
+    status: str
+    project: str
+    started: str
+    duration: float | None  # seconds
+    parameters: int | None
+    step: int | None
+    best_loss: float | None
+    tags: list[str]
+
+
+class Catalogue:
+    """The store as it is at this moment, brought up to date when it is made."""
 
     def __init__(self) -> None:
         self._database = _open()
-        self._load()
-        begun = [m["name"] for m in self.manifests if m["status"] == "finished" and _is_log(m)]
-        if begun:
+        begun = "SELECT name FROM files WHERE status = 'finished' AND file LIKE '%.jsonl'"
+        if names := [name for (name,) in self._query(begun)]:
             from common.utils.experiment_storage.run import complete_finish
 
-            if any([complete_finish(name) for name in begun]):
+            if any([complete_finish(name) for name in names]):
                 _update(self._database)
-                self._load()
 
-    def _load(self) -> None:
-        rows = self._query("SELECT file, manifest, error FROM files ORDER BY file")
-        self.manifests: list[dict[str, Any]] = []
-        self.broken: list[Broken] = []
-        for file, text, error in rows:
-            if error:
-                self.broken.append(Broken(file, error))
-                continue
-            manifest = json.loads(text) | {"file": file}
-            if manifest["status"] == "running":
-                manifest["status"] = _live_status(manifest["name"])
-            self.manifests.append(manifest)
-        self.manifests.sort(key=lambda manifest: datetime.fromisoformat(manifest["started"]))
+    @cached_property
+    def broken(self) -> list[Broken]:
+        """The files that cannot be read."""
+        rows = self._query("SELECT file, error FROM files WHERE error IS NOT NULL ORDER BY file")
+        return [Broken(file, error) for file, error in rows]
+
+    @cached_property
+    def manifests(self) -> list[dict[str, Any]]:
+        """The facts of every run with its `file`, oldest run first."""
+        rows = self._query(f"SELECT file, manifest FROM files {_OLDEST_FIRST}")
+        return [_manifest(*row) for row in rows]
 
     def manifest(self, name: str) -> dict[str, Any]:
         """The manifest of one experiment. Raises ExperimentError with the nearest name."""
@@ -141,13 +150,22 @@ class Catalogue:
         hint = did_you_mean(name, names) if names else "there are no experiments yet"
         raise ExperimentError(f"there is no experiment '{name}'", hint)
 
+    def overview(self) -> list[Overview]:
+        """Every run, oldest first, without reading its whole manifest."""
+        columns = "name, status, project, started, duration, parameters, step, best_loss, tags"
+        rows = self._query(f"SELECT {columns} FROM files {_OLDEST_FIRST}")
+        return [
+            Overview(*(name, _status(status, name), *facts, json.loads(tags)))
+            for name, status, *facts, tags in rows
+        ]
+
     def summaries(self, metric: str | None = None) -> list[MetricSummary]:
         """Summaries of `metric`, or of every metric, by file and split."""
         condition, parameters = ("", ()) if metric is None else ("WHERE metric = ?", (metric,))
         rows = self._query(f"SELECT * FROM metrics {condition}", parameters)
         return [MetricSummary(*row) for row in rows]
 
-    def _query(self, sql: str, parameters: tuple[str, ...] = ()) -> list[tuple[Any, ...]]:
+    def _query(self, sql: str, parameters: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         try:
             return self._database.execute(sql, parameters).fetchall()
         except sqlite3.DatabaseError:  # a damaged page: the files are the truth, begin anew
@@ -157,16 +175,22 @@ class Catalogue:
             return self._database.execute(sql, parameters).fetchall()
 
     def best(
-        self, metric: str, direction: str | None = None, split: str | None = None
+        self,
+        metric: str,
+        direction: str | None = None,
+        split: str | None = None,
+        top: int = -1,
     ) -> list[tuple[dict[str, Any], MetricSummary]]:
-        """[(manifest, summary of the metric)], the best run first, diverged runs last.
+        """[(manifest, summary of the metric)] of the `top` runs (-1: all), diverged runs last.
 
         Ranks by the best finite value on `split` (see `preferred_split`). Raises ExperimentError for
         a metric or split nobody logged, and when it is not known whether more is better.
         """
-        found = self.summaries(metric)
-        if not found:
-            names = sorted({summary.metric for summary in self.summaries()})
+        splits = [
+            s for (s,) in self._query(_DISTINCT.format("split", "WHERE metric = ?"), (metric,))
+        ]
+        if not splits:
+            names = [name for (name,) in self._query(_DISTINCT.format("metric", ""))]
             hint = did_you_mean(metric, names) if names else "there are no experiments yet"
             raise ExperimentError(f"no experiment has a metric '{metric}'", hint)
         direction = direction or metric_direction(metric)
@@ -174,20 +198,19 @@ class Catalogue:
             raise ExperimentError(
                 f"is a higher or a lower '{metric}' better?", "add --max or --min"
             )
-        splits = sorted({summary.split for summary in found})
         split = split or preferred_split(splits)
         if split not in splits:
             raise ExperimentError(f"no '{metric}' on split '{split}'", did_you_mean(split, splits))
-        by_file = {manifest["file"]: manifest for manifest in self.manifests}
-        ranked = [(by_file[summary.file], summary) for summary in found if summary.split == split]
-
-        def rank(entry: tuple[dict[str, Any], MetricSummary]) -> tuple[bool, float]:
-            value = entry[1].best(direction)
-            if value is None:
-                return True, 0.0
-            return entry[1].diverged, value if direction == "min" else -value
-
-        return sorted(ranked, key=rank)
+        value, order = ("minimum", "ASC") if direction == "min" else ("maximum", "DESC")
+        rows = self._query(
+            f"""SELECT * FROM metrics WHERE metric = ? AND split = ?
+            ORDER BY {value} IS NULL, last IS NULL OR abs(last) = 9e999, {value} {order}, file
+            LIMIT ?""",
+            (metric, split, top),
+        )
+        ranked = [MetricSummary(*row) for row in rows]
+        read = "SELECT file, manifest FROM files WHERE file = ?"
+        return [(_manifest(*self._query(read, (s.file,))[0]), s) for s in ranked]
 
 
 def _cache_path() -> Path:
@@ -280,12 +303,31 @@ def _read_into(database: sqlite3.Connection, file: str, stamp: tuple[int, int]) 
         raise
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
-        database.execute("INSERT INTO files VALUES (?, ?, ?, NULL, ?)", (file, *stamp, reason))
+        _insert(database, "files", (file, *stamp, reason, *[None] * 11))
         return
-    entry = (file, *stamp, json.dumps(manifest))
-    database.execute("INSERT INTO files VALUES (?, ?, ?, ?, NULL)", entry)
     summaries = _summarise(file, rows)
-    database.executemany(f"INSERT INTO metrics VALUES ({', '.join('?' * 12)})", summaries)
+    for summary in summaries:
+        _insert(database, "metrics", summary)
+    _insert(database, "files", (file, *stamp, None, *_facts(manifest, summaries)))
+
+
+def _insert(database: sqlite3.Connection, table: str, row: tuple[object, ...]) -> None:
+    database.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+
+
+def _facts(manifest: dict[str, Any], summaries: list[MetricSummary]) -> tuple[object, ...]:
+    """The columns of `files` from `name` on."""
+    losses = {s.split: s.minimum for s in summaries if s.metric == "loss"}
+    return (
+        *(manifest[key] for key in ("name", "status", "project", "started")),
+        int(datetime.fromisoformat(manifest["started"]).timestamp() * 1e6),
+        manifest["duration"],
+        manifest["parameters"],
+        max((summary.last_step for summary in summaries), default=None),
+        losses[preferred_split(losses)] if losses else None,
+        json.dumps(manifest["tags"]),
+        json.dumps(manifest),
+    )
 
 
 def _read_annotations(name: str) -> dict[str, Any]:
@@ -303,28 +345,40 @@ def _read_annotations(name: str) -> dict[str, Any]:
             raise ValueError("tags and note must be texts")
         return {"tags": list(tags), "note": note}
     except (ValueError, KeyError, TypeError) as error:
+        from common.utils.logging import get_logger  # with logging, 15 ms
+
         get_logger("experiments").warning(f"left out {path.name}: it is damaged ({error!r})")
         return {}
 
 
-Rows = list[tuple[int, str, dict[str, float]]]  # step, split, metrics
+class _Rows(NamedTuple):
+    """The rows of a run by column; None where a metric was not logged."""
+
+    steps: list[int]
+    splits: list[str]
+    metrics: dict[str, list[float | None]]
 
 
-def _read_live(path: Path) -> tuple[dict[str, Any] | None, Rows]:
+def _read_live(path: Path) -> tuple[dict[str, Any] | None, _Rows]:
     content = read_log(path)
-    if not content.manifest and not content.rows and not content.damaged_lines:
-        return None, []  # a name that was claimed a moment ago
+    rows = content.rows
+    names = dict.fromkeys(name for row in rows for name in row["metrics"])
+    columns = {name: [row["metrics"].get(name) for row in rows] for name in names}
+    by_column = _Rows([row["step"] for row in rows], [row["split"] for row in rows], columns)
+    if not content.manifest and not rows and not content.damaged_lines:
+        return None, by_column  # a name that was claimed a moment ago
     if "name" not in content.manifest:
         raise ValueError("its first record is damaged")
-    return content.manifest, [(row["step"], row["split"], row["metrics"]) for row in content.rows]
+    return content.manifest, by_column
 
 
-def _read_parquet(path: Path) -> tuple[dict[str, Any], Rows]:
+def _read_parquet(path: Path) -> tuple[dict[str, Any], _Rows]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            table = file.read(use_threads=False)  # small ones are read faster so
     except pa.ArrowException as error:
         raise ValueError(str(error)) from error
     manifest = json.loads((table.schema.metadata or {}).get(FOOTER_KEY, b"null"))
@@ -339,37 +393,41 @@ def _read_parquet(path: Path) -> tuple[dict[str, Any], Rows]:
         if column in kinds and table[column].null_count:
             raise ValueError(f"its column '{column}' has empty cells")
     metrics = [name for name in table.column_names if name not in FIXED_COLUMNS]
-    columns = [table[name].to_pylist() for name in metrics]
-    rows: Rows = []
-    for index, (step, split) in enumerate(
-        zip(table["step"].to_pylist(), table["split"].to_pylist(), strict=True)
-    ):
-        values = {name: column[index] for name, column in zip(metrics, columns, strict=True)}
-        rows.append((step, split, {name: v for name, v in values.items() if v is not None}))
-    return manifest, rows
+    columns = {name: table[name].to_pylist() for name in metrics}
+    return manifest, _Rows(table["step"].to_pylist(), table["split"].to_pylist(), columns)
 
 
-def _summarise(file: str, rows: Rows) -> list[tuple[Any, ...]]:
-    series: dict[tuple[str, str], list[tuple[int, float]]] = {}
-    for step, split, metrics in rows:
-        for name, value in metrics.items():
-            series.setdefault((split, name), []).append((step, value))
+def _summarise(file: str, rows: _Rows) -> list[MetricSummary]:
     summaries = []
-    for (split, name), points in series.items():
-        finite = [(value, step) for step, value in points if math.isfinite(value)]
-        low, low_step = min(finite, default=(None, None))
-        high, high_step = max(finite, key=lambda point: point[0], default=(None, None))
-        first, (last_step, last) = points[0][1], points[-1]
-        extremes = (low, high, low_step, high_step, last_step, len(points) - len(finite))
-        summaries.append((file, split, name, len(points), first, last, *extremes))
+    for split in dict.fromkeys(rows.splits):
+        chosen = [index for index, other in enumerate(rows.splits) if other == split]
+        for metric, column in rows.metrics.items():
+            points = [(column[i], rows.steps[i]) for i in chosen]
+            logged = [(value, step) for value, step in points if value is not None]
+            if logged:
+                summaries.append(_summary(file, split, metric, logged))
     return summaries
 
 
-def _is_log(manifest: dict[str, Any]) -> bool:
-    return str(manifest["file"]).endswith(".jsonl")
+def _summary(file: str, split: str, metric: str, points: list[tuple[float, int]]) -> MetricSummary:
+    """Of (value, step) in the order they were logged."""
+    finite = [point for point in points if math.isfinite(point[0])]
+    low, low_step = min(finite, default=(None, None))
+    high, high_step = max(finite, key=itemgetter(0), default=(None, None))
+    (first, _), (last, last_step) = points[0], points[-1]
+    extremes = (low, high, low_step, high_step, last_step, len(points) - len(finite))
+    return MetricSummary(file, split, metric, len(points), first, last, *extremes)
 
 
-def _live_status(name: str) -> str:
+def _manifest(file: str, text: str) -> dict[str, Any]:
+    manifest = json.loads(text)
+    return {**manifest, "file": file, "status": _status(manifest["status"], manifest["name"])}
+
+
+def _status(status: str, name: str) -> str:
+    """`status` as it was logged, but `died` where it says running and no process holds the run."""
+    if status != "running":
+        return status
     # filelock takes 70 ms to import, so only where a run may be alive.
     from common.utils.experiment_storage.run import is_running
 

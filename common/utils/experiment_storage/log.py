@@ -19,7 +19,6 @@ import json
 import os
 import time
 import zlib
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,13 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 _sync = getattr(os, "fdatasync", os.fsync)  # macOS has fsync only
 
 
-@dataclass
 class LogContent:
     """What a log says: the manifest as it stands, and the rows in order without superseded ones."""
 
-    manifest: dict[str, Any] = field(default_factory=dict)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    damaged_lines: int = 0
+    def __init__(self) -> None:
+        self.manifest: dict[str, Any] = {}
+        self.rows: list[dict[str, Any]] = []
+        self.damaged_lines = 0
 
 
 class LogWriter:

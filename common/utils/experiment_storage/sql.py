@@ -207,6 +207,8 @@ def _run_rows(manifests: list[dict[str, Any]]) -> pa.Table:
 def _cell(column: str, value: Any) -> Any:
     if column == "config":
         return json.dumps(value)
+    if column == "note" and value is not None and not isinstance(value, str):
+        return json.dumps(value)  # from the metadata of save_experiment
     if column in ("started", "finished") and value:
         return datetime.fromisoformat(value)
     return value

@@ -233,7 +233,7 @@ def test_a_run_that_recovered_from_a_nan_counts() -> None:
     save("plain", loss=[1.0])
     assert ranked("loss") == ["recovered", "plain"]
     summary = Catalogue().best("loss")[0][1]
-    assert (summary.minimum, summary.minimum_step, summary.non_finite, summary.count) == (
+    assert (summary.minimum, summary.minimum_step, summary.non_finite, summary.num_values) == (
         0.5,
         2,
         1,
@@ -244,7 +244,7 @@ def test_a_run_that_recovered_from_a_nan_counts() -> None:
 def test_a_summary_holds_first_last_extremes_and_their_steps() -> None:
     save("a", loss=[3.0, 1.0, 5.0, 1.0, 4.0])
     (summary,) = Catalogue().summaries("loss")
-    assert (summary.first, summary.last, summary.last_step, summary.count) == (3.0, 4.0, 4, 5)
+    assert (summary.first, summary.last, summary.last_step, summary.num_values) == (3.0, 4.0, 4, 5)
     assert (summary.minimum, summary.minimum_step) == (1.0, 1), "the first time it was reached"
     assert (summary.maximum, summary.maximum_step) == (5.0, 2)
 
