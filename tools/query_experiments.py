@@ -7,12 +7,8 @@ import sys
 from datetime import datetime
 
 from common.errors import exit_on_error
-from common.utils.experiment_storage.catalogue import (
-    Catalogue,
-    MetricSummary,
-    Overview,
-    metric_direction,
-)
+from common.utils.experiment_storage.catalogue import Catalogue, Overview
+from common.utils.experiment_storage.metrics import MetricSummary, metric_direction
 from common.utils.tables import FORMATS, format_duration, format_rows
 
 Table = tuple[list[str], list[list[object]]]

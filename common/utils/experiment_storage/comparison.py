@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ExperimentError
-from common.utils.experiment_storage.catalogue import Catalogue, metric_direction
+from common.utils.experiment_storage.catalogue import Catalogue
+from common.utils.experiment_storage.metrics import metric_direction
 
 if TYPE_CHECKING:
     from common.utils.experiment_storage.statistics import Comparison, Estimate

@@ -20,11 +20,8 @@ import pytest
 from common.errors import ExperimentError
 from common.utils import save_experiment, start_experiment
 from common.utils.experiment_storage import store
-from common.utils.experiment_storage.catalogue import (
-    Catalogue,
-    metric_direction,
-    preferred_split,
-)
+from common.utils.experiment_storage.catalogue import Catalogue
+from common.utils.experiment_storage.metrics import metric_direction, preferred_split
 from common.utils.experiment_storage.sql import query_rows
 from common.utils.paths import get_experiments_dir
 
