@@ -316,20 +316,22 @@ def test_a_query_that_takes_too_long_is_stopped() -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_stops_a_query() -> None:
+    # A process started in the background of a shell ignores SIGINT, and so would its children.
     script = f"""
+import signal
 from common.utils.experiment_storage.sql import query_rows
+signal.signal(signal.SIGINT, signal.default_int_handler)
 query_rows("SELECT 1")
 print("ready", flush=True)
-query_rows({ENDLESS!r}, timeout_seconds=None)
+query_rows({ENDLESS!r}, timeout_seconds=60)
 """
     pipe = subprocess.PIPE
-    command = [sys.executable, "-c", script]
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=pipe, stderr=pipe, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=100)
     assert "KeyboardInterrupt" in errors
 
 
