@@ -121,7 +121,7 @@ def _annotate(arguments: argparse.Namespace, name: str) -> Table:
         remove_tags=arguments.untag[1:] if arguments.untag else (),
         note=arguments.note[1] if arguments.note else None,
     )
-    return ["name", "tags", "note"], [[name, ", ".join(now["tags"]), now["note"]]]
+    return ["name", "tags", "note"], [[name, ", ".join(now.tags), now.note]]
 
 
 def _list(catalogue: Catalogue, for_people: bool) -> Table:
@@ -184,11 +184,11 @@ def _best(
 
 
 def _compare(catalogue: Catalogue, names: list[str]) -> Table:
-    by_name = {catalogue.manifest(name)["file"]: name for name in names}
     values: dict[tuple[str, str], dict[str, float | None]] = {}
     diverged: dict[tuple[str, str], set[str]] = {}
-    for summary in catalogue.summaries():
-        if (name := by_name.get(summary.file, "")) in names:
+    for name in names:
+        catalogue.manifest(name)  # raises where there is none
+        for summary in catalogue.summaries(name=name):
             direction = metric_direction(summary.metric)
             value = summary.best(direction) if direction else summary.last
             values.setdefault((summary.metric, summary.split), {})[name] = value

@@ -124,10 +124,11 @@ def _optional_callbacks(config: ExperimentConfig, run: Run) -> list[Callback]:
 def _newest_resumable(config: C, project: str) -> str:
     """The unfinished run of this project and configuration that was started last."""
     wanted = config.model_dump(mode="json")
-    for manifest in reversed(Catalogue().manifests):
-        unfinished = manifest["status"] in ("died", "interrupted", "failed")
-        if unfinished and manifest["project"] == project and manifest["config"] == wanted:
-            return str(manifest["name"])
+    catalogue = Catalogue()
+    for run in reversed(catalogue.overview()):
+        unfinished = run.status in ("died", "interrupted", "failed") and run.project == project
+        if unfinished and catalogue.manifest(run.name)["config"] == wanted:
+            return run.name
     raise ExperimentError(
         f"no unfinished run of {project} has this configuration",
         "leave out --resume, or add --name",

@@ -9,8 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from common.errors import ExperimentError, did_you_mean
+from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.sql import query_experiments
-from common.utils.experiment_storage.store import FIXED_COLUMNS
 
 _X_LABELS = {"step": "optimizer step", "epoch": "epoch", "time": "seconds since the start"}
 
@@ -81,15 +81,13 @@ def plot_training_curves(
 
 
 def _read(names: list[str], metric: str, x: str) -> pd.DataFrame:
-    columns = query_experiments("SELECT column_name FROM (DESCRIBE experiments)")["column_name"]
-    metrics = [column for column in columns if column not in FIXED_COLUMNS]
+    catalogue = Catalogue()
+    metrics = catalogue.metrics()
     if metric not in metrics:
         hint = did_you_mean(metric, metrics) if metrics else "there are no experiments yet"
         raise ExperimentError(f"no experiment has a metric '{metric}'", hint)
-    known = query_experiments("SELECT name FROM runs")["name"].tolist()
     for name in names:
-        if name not in known:
-            raise ExperimentError(f"there is no experiment '{name}'", did_you_mean(name, known))
+        catalogue.manifest(name)  # raises where there is none
     quoted = metric.replace('"', '""')
     listed = ", ".join("'" + name.replace("'", "''") + "'" for name in names)
     rows = query_experiments(

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from common.errors import ExperimentError, did_you_mean
+from common.utils.experiment_storage.annotations import Annotation
 from common.utils.experiment_storage.catalogue_cache import cache_path, open_cache, update_cache
 from common.utils.experiment_storage.metrics import (
     MetricSummary,
@@ -15,8 +16,9 @@ from common.utils.experiment_storage.metrics import (
     preferred_split,
 )
 
-_OLDEST_FIRST = "WHERE error IS NULL ORDER BY started_us, file"
-_DISTINCT = "SELECT DISTINCT {0} FROM metrics {1} ORDER BY {0}"
+_OLDEST_FIRST = "ORDER BY started_us, name"
+_FACTS = "file, manifest, tags, note, archived"
+_IN_USE = "name NOT IN (SELECT name FROM experiments WHERE archived)"
 
 
 class Broken(NamedTuple):
@@ -27,7 +29,10 @@ class Broken(NamedTuple):
 
 
 class Overview(NamedTuple):
-    """What a list shows of one run; `step` is the last one, `best_loss` of the split that judges it."""
+    """What a list shows of one run; `step` is the last one, `best_loss` of the split that judges it.
+
+    Seeds of one configuration have the same `config_hash`.
+    """
 
     name: str
     status: str
@@ -38,14 +43,20 @@ class Overview(NamedTuple):
     step: int | None
     best_loss: float | None
     tags: list[str]
+    note: str
+    archived: bool
+    config_hash: str
 
 
 class Catalogue:
-    """The store as it is at this moment, brought up to date when it is made."""
+    """The store as it is at this moment, brought up to date when it is made.
+
+    Archived experiments are found by their name only, unless they are asked for.
+    """
 
     def __init__(self) -> None:
         self._database = open_cache()
-        begun = "SELECT name FROM files WHERE status = 'finished' AND file LIKE '%.jsonl'"
+        begun = "SELECT name FROM experiments WHERE status = 'finished' AND file LIKE '%.jsonl'"
         if names := [name for (name,) in self._query(begun)]:
             from common.utils.experiment_storage.run import complete_finish
 
@@ -58,35 +69,86 @@ class Catalogue:
         rows = self._query("SELECT file, error FROM files WHERE error IS NOT NULL ORDER BY file")
         return [Broken(file, error) for file, error in rows]
 
+    def __contains__(self, name: str) -> bool:
+        return self.file_of(name) is not None
+
+    def file_of(self, name: str) -> str | None:
+        """The file that holds the experiment, relative to the store."""
+        rows = self._query("SELECT file FROM experiments WHERE name = ?", (name,))
+        return rows[0][0] if rows else None
+
+    def files(self) -> list[str]:
+        """Every file that holds experiments."""
+        return [file for (file,) in self._query("SELECT DISTINCT file FROM experiments")]
+
+    def replaced_packs(self) -> list[str]:
+        """The names of packs that others have taken the place of."""
+        rows = self._query("SELECT replaces FROM files WHERE replaces <> '[]'")
+        return [pack for (replaces,) in rows for pack in json.loads(replaces)]
+
+    def names(self) -> list[str]:
+        return [name for (name,) in self._query(f"SELECT name FROM experiments {_OLDEST_FIRST}")]
+
     @cached_property
     def manifests(self) -> list[dict[str, Any]]:
-        """The facts of every run with its `file`, oldest run first."""
-        rows = self._query(f"SELECT file, manifest FROM files {_OLDEST_FIRST}")
+        """The facts of every run, archived ones included, with its `file`; oldest run first."""
+        rows = self._query(f"SELECT {_FACTS} FROM experiments {_OLDEST_FIRST}")
         return [_manifest(*row) for row in rows]
 
     def manifest(self, name: str) -> dict[str, Any]:
         """The manifest of one experiment. Raises ExperimentError with the nearest name."""
-        for manifest in self.manifests:
-            if manifest["name"] == name:
-                return manifest
-        names = [manifest["name"] for manifest in self.manifests]
+        rows = self._query(f"SELECT {_FACTS} FROM experiments WHERE name = ?", (name,))
+        if rows:
+            return _manifest(*rows[0])
+        names = self.names()
         hint = did_you_mean(name, names) if names else "there are no experiments yet"
         raise ExperimentError(f"there is no experiment '{name}'", hint)
 
-    def overview(self) -> list[Overview]:
+    def annotation(self, name: str) -> Annotation:
+        """The tags, the note and the archive mark of one experiment."""
+        manifest = self.manifest(name)
+        return Annotation(*(manifest[key] for key in Annotation._fields))
+
+    def overview(self, archived: bool = False) -> list[Overview]:
         """Every run, oldest first, without reading its whole manifest."""
-        columns = "name, status, project, started, duration, parameters, step, best_loss, tags"
-        rows = self._query(f"SELECT {columns} FROM files {_OLDEST_FIRST}")
+        columns = ", ".join(Overview._fields)
+        which = "" if archived else "WHERE NOT archived"
+        rows = self._query(f"SELECT {columns} FROM experiments {which} {_OLDEST_FIRST}")
         return [
-            Overview(*(name, _status(status, name), *facts, json.loads(tags)))
-            for name, status, *facts, tags in rows
+            Overview(
+                *(name, _status(status, name), *facts, json.loads(tags), note, bool(kept), key)
+            )
+            for name, status, *facts, tags, note, kept, key in rows
         ]
 
-    def summaries(self, metric: str | None = None) -> list[MetricSummary]:
-        """Summaries of `metric`, or of every metric, by file and split."""
-        condition, parameters = ("", ()) if metric is None else ("WHERE metric = ?", (metric,))
-        rows = self._query(f"SELECT * FROM metrics {condition}", parameters)
+    def summaries(self, metric: str | None = None, name: str | None = None) -> list[MetricSummary]:
+        """Summaries of `metric`, or of every metric, of one experiment, or of every one in use."""
+        conditions = [f"{key} = ?" for key, value in (("metric", metric), ("name", name)) if value]
+        conditions += [] if name else [_IN_USE]
+        parameters = tuple(value for value in (metric, name) if value)
+        where = " AND ".join(conditions)
+        rows = self._query(f"SELECT * FROM metrics WHERE {where}", parameters)
         return [MetricSummary(*row) for row in rows]
+
+    def metrics(self) -> list[str]:
+        """The name of every metric, sorted."""
+        return self._distinct("metric", "TRUE", ())
+
+    def splits(self, metric: str) -> list[str]:
+        """Every split that `metric` was logged on, sorted."""
+        return self._distinct("split", "metric = ?", (metric,))
+
+    def _distinct(self, column: str, where: str, parameters: tuple[str, ...]) -> list[str]:
+        # From one value to the next by the index: DISTINCT would walk through every run.
+        rows = self._query(
+            f"""WITH RECURSIVE found(value) AS (
+                SELECT min({column}) FROM metrics WHERE {where}
+                UNION ALL SELECT (SELECT min({column}) FROM metrics WHERE {where} AND {column} > value)
+                FROM found WHERE value IS NOT NULL)
+            SELECT value FROM found WHERE value IS NOT NULL""",
+            parameters * 2,
+        )
+        return [value for (value,) in rows]
 
     def _query(self, sql: str, parameters: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         try:
@@ -109,11 +171,9 @@ class Catalogue:
         Ranks by the best finite value on `split` (see `preferred_split`). Raises ExperimentError for
         a metric or split nobody logged, and when it is not known whether more is better.
         """
-        splits = [
-            s for (s,) in self._query(_DISTINCT.format("split", "WHERE metric = ?"), (metric,))
-        ]
+        splits = self.splits(metric)
         if not splits:
-            names = [name for (name,) in self._query(_DISTINCT.format("metric", ""))]
+            names = self.metrics()
             hint = did_you_mean(metric, names) if names else "there are no experiments yet"
             raise ExperimentError(f"no experiment has a metric '{metric}'", hint)
         direction = direction or metric_direction(metric)
@@ -126,19 +186,20 @@ class Catalogue:
             raise ExperimentError(f"no '{metric}' on split '{split}'", did_you_mean(split, splits))
         value, order = ("minimum", "ASC") if direction == "min" else ("maximum", "DESC")
         rows = self._query(
-            f"""SELECT * FROM metrics WHERE metric = ? AND split = ?
-            ORDER BY {value} IS NULL, last IS NULL OR abs(last) = 9e999, {value} {order}, file
+            f"""SELECT * FROM metrics WHERE metric = ? AND split = ? AND {_IN_USE}
+            ORDER BY {value} IS NULL, last IS NULL OR abs(last) = 9e999, {value} {order}, name
             LIMIT ?""",
             (metric, split, top),
         )
         ranked = [MetricSummary(*row) for row in rows]
-        read = "SELECT file, manifest FROM files WHERE file = ?"
-        return [(_manifest(*self._query(read, (s.file,))[0]), s) for s in ranked]
+        return [(self.manifest(summary.name), summary) for summary in ranked]
 
 
-def _manifest(file: str, text: str) -> dict[str, Any]:
+def _manifest(file: str, text: str, tags: str, note: str, archived: int) -> dict[str, Any]:
     manifest = json.loads(text)
-    return {**manifest, "file": file, "status": _status(manifest["status"], manifest["name"])}
+    status = _status(manifest["status"], manifest["name"])
+    annotation = {"tags": json.loads(tags), "note": note, "archived": bool(archived)}
+    return {**manifest, **annotation, "file": file, "status": status}
 
 
 def _status(status: str, name: str) -> str:

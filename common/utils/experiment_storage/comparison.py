@@ -45,8 +45,12 @@ def config_hash(manifest: Mapping[str, Any]) -> str:
 
     A run without a configuration is equal to itself only.
     """
-    config = {key: value for key, value in manifest["config"].items() if key != "seed"}
-    identity = [manifest["project"], config] if manifest["config"] else [manifest["name"]]
+    config = manifest.get("config")
+    if isinstance(config, Mapping) and config:
+        config = {key: value for key, value in config.items() if key != "seed"}
+        identity = [manifest["project"], config]
+    else:
+        identity = [manifest["name"]]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -75,9 +79,9 @@ def compare_groups(catalogue: Catalogue, names: Sequence[str]) -> list[GroupResu
     values: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
     for summary in catalogue.summaries():
         direction = metric_direction(summary.metric)
-        if direction is None or summary.file not in groups or summary.diverged:
+        if direction is None or summary.name not in groups or summary.diverged:
             continue
-        group, key = groups[summary.file]
+        group, key = groups[summary.name]
         if (value := summary.best(direction)) is not None:
             by_group = values.setdefault((summary.metric, summary.split), {})
             by_group.setdefault(group, {})[key] = value
@@ -102,7 +106,7 @@ def compare_groups(catalogue: Catalogue, names: Sequence[str]) -> list[GroupResu
 
 
 def _groups(catalogue: Catalogue, names: Sequence[str]) -> dict[str, tuple[str, int]]:
-    """{file: (group it belongs to, key that pairs it)}; the key is the seed where it is unique."""
+    """{run: (group it belongs to, key that pairs it)}; the key is the seed where it is unique."""
     by_hash: dict[str, str] = {}
     for name in names:
         identity = config_hash(catalogue.manifest(name))
@@ -112,13 +116,13 @@ def _groups(catalogue: Catalogue, names: Sequence[str]) -> dict[str, tuple[str, 
             )
     groups: dict[str, tuple[str, int]] = {}
     taken: set[tuple[str, int]] = set()
-    for index, manifest in enumerate(catalogue.manifests):
-        group = by_hash.get(config_hash(manifest))
-        if group is None or manifest["status"] != "finished":
+    for index, run in enumerate(catalogue.overview()):
+        group = by_hash.get(run.config_hash)
+        if group is None or run.status != "finished":
             continue
-        seed = manifest["seed"]
+        seed = catalogue.manifest(run.name)["seed"]
         repeated = seed is None or (group, seed) in taken
         entry = (group, -1 - index if repeated else seed)  # what cannot be paired stands alone
         taken.add(entry)
-        groups[manifest["file"]] = entry
+        groups[run.name] = entry
     return groups

@@ -19,23 +19,16 @@ import json
 import os
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from common.errors import ExperimentError
 
+Record = dict[str, Any]
 _SYNC_EVERY_SECONDS = 1.0
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 _sync = getattr(os, "fdatasync", os.fsync)  # macOS has fsync only
-
-
-class LogContent:
-    """What a log says: the manifest as it stands, and the rows in order without superseded ones."""
-
-    def __init__(self) -> None:
-        self.manifest: dict[str, Any] = {}
-        self.rows: list[dict[str, Any]] = []
-        self.damaged_lines = 0
 
 
 class LogWriter:
@@ -49,7 +42,7 @@ class LogWriter:
         self._synced = time.monotonic()
         self._torn = size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"
 
-    def append(self, record: dict[str, Any]) -> None:
+    def append(self, record: Record) -> None:
         """Write one record. Raises OSError when the disk is full; earlier records stay readable."""
         if self._descriptor < 0:  # the number may belong to another file by now
             raise ExperimentError(f"the run of {self._path} has ended: nothing more can be logged")
@@ -73,28 +66,100 @@ class LogWriter:
         self._descriptor = -1
 
 
-def read_log(path: Path) -> LogContent:
-    """Read a log, live or left behind. Damaged lines are counted and left out."""
-    content = LogContent()
-    for line in path.read_bytes().split(b"\n"):
-        if not line:
-            continue
-        record = _parse(line)
-        if record is None:
-            content.damaged_lines += 1
-        elif record["kind"] == "row":
-            content.rows.append(record)
-        elif record["kind"] == "resume":
-            del content.rows[record["rows"] :]
-            content.manifest |= {"status": "running", "pid": record["pid"], "finished": None}
-        else:
-            content.manifest |= record["manifest"]
-    return content
+def read_records(path: Path, start: int = 0) -> Iterator[tuple[Record | None, int]]:
+    """(record, byte after its line) from the byte `start` on; None stands for a damaged line."""
+    with path.open("rb") as file:
+        file.seek(start)
+        for line in file:
+            start += len(line)
+            if text := line.rstrip(b"\n"):
+                yield _parse(text), start
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def _parse(line: bytes) -> Record | None:
     checksum, _, body = line.partition(b" ")
     if checksum != b"%08x" % zlib.crc32(body):
         return None
-    record: dict[str, Any] = json.loads(body)
+    record: Record = json.loads(body)
     return record
+
+
+class LogContent:
+    """What a log says, live or left behind. Damaged lines are counted and left out.
+
+    The rows are read again at each `iter_rows`, because those of a long run do not fit in memory.
+    With `start` (a byte that an earlier read ended at, see `end`) only what was appended since.
+    """
+
+    def __init__(self, path: Path, start: int = 0) -> None:
+        self.manifest: dict[str, Any] = {}
+        self.num_rows = 0
+        self.damaged_lines = 0
+        self.resumes = 0
+        self.end = start
+        self._path, self._start = path, start
+        self._first_row_of: dict[str, int] = {}  # by metric
+        self._kept: list[tuple[int, int]] = []  # ranges of the rows as they stand in the file
+        self._rows_in_file = 0
+        for record, end in read_records(path, start):
+            self._take(record)
+            if record is not None:
+                self.end = end
+
+    @property
+    def metrics(self) -> list[str]:
+        """The names of the metrics in the order in which they were first logged."""
+        return list(self._first_row_of)
+
+    @property
+    def rows(self) -> list[Record]:
+        return list(self.iter_rows())
+
+    def iter_rows(self) -> Iterator[Record]:
+        """The rows in order, without superseded ones: those that were there at the first read."""
+        position = 0
+        kept = iter(self._kept)
+        begin, end = next(kept, (0, 0))
+        for record, _ in read_records(self._path, self._start):
+            if record is None or record["kind"] != "row":
+                continue
+            if position == end:
+                begin, end = next(kept, (0, 0))
+            if end == 0:
+                return
+            if begin <= position:
+                yield record
+            position += 1
+
+    def _take(self, record: Record | None) -> None:
+        if record is None:
+            self.damaged_lines += 1
+        elif record["kind"] == "row":
+            for name in record["metrics"]:
+                self._first_row_of.setdefault(name, self.num_rows)
+            position, self._rows_in_file = self._rows_in_file, self._rows_in_file + 1
+            if self._kept and self._kept[-1][1] == position:
+                self._kept[-1] = (self._kept[-1][0], position + 1)
+            else:
+                self._kept.append((position, position + 1))
+            self.num_rows += 1
+        elif record["kind"] == "resume":
+            self.resumes += 1
+            self._keep_first(record["rows"])
+            self.manifest |= {"status": "running", "pid": record["pid"], "finished": None}
+        else:
+            self.manifest |= record["manifest"]
+
+    def _keep_first(self, rows: int) -> None:
+        excess = self.num_rows - rows
+        while excess > 0:
+            begin, end = self._kept.pop()
+            if end - begin > excess:
+                self._kept.append((begin, end - excess))
+            excess -= end - begin
+        self.num_rows = min(self.num_rows, rows)
+        self._first_row_of = {name: row for name, row in self._first_row_of.items() if row < rows}
+
+
+def read_log(path: Path) -> LogContent:
+    return LogContent(path)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
-from operator import itemgetter
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 _LOWER_IS_BETTER = re.compile(
     r"(^|_)(loss|perplexity|ppl|error|bits|nats|bpb|bpc|entropy|seconds|time|memory|mae|mse|rmse|wer|cer)(_|$)"
@@ -18,9 +17,10 @@ _SPLIT_ORDER = ("test", "val", "validation", "train")
 
 
 class MetricSummary(NamedTuple):
-    """One metric of one split of one run. `minimum` and `maximum` are over finite values only."""
+    """One metric of one split of one run. `minimum` and `maximum` are over finite values only, and
+    their steps the first at which they were reached."""
 
-    file: str
+    name: str
     split: str
     metric: str
     num_values: int
@@ -58,32 +58,30 @@ def preferred_split(splits: Iterable[str]) -> str:
     return next((split for split in _SPLIT_ORDER if split in found), found[0])
 
 
-class Rows(NamedTuple):
-    """The rows of a run by column; None where a metric was not logged."""
-
-    steps: list[int]
-    splits: list[str]
-    metrics: dict[str, list[float | None]]
-
-
-def summarise(file: str, rows: Rows) -> list[MetricSummary]:
-    """Of every split and metric of the run whose file is `file`."""
-    summaries = []
-    for split in dict.fromkeys(rows.splits):
-        chosen = [index for index, other in enumerate(rows.splits) if other == split]
-        for metric, column in rows.metrics.items():
-            points = [(column[i], rows.steps[i]) for i in chosen]
-            logged = [(value, step) for value, step in points if value is not None]
-            if logged:
-                summaries.append(_summary(file, split, metric, logged))
-    return summaries
+def summarise_rows(
+    name: str, rows: Iterable[Mapping[str, Any]], known: Iterable[MetricSummary] = ()
+) -> list[MetricSummary]:
+    """Of the rows of a log. `known` are the summaries of the rows before these."""
+    found: dict[tuple[str, str], list[Any]] = {(s.split, s.metric): list(s) for s in known}
+    for row in rows:
+        split, step = row["split"], row["step"]
+        for metric, value in row["metrics"].items():
+            entry = found.get((split, metric))
+            if entry is None:
+                entry = [name, split, metric, 0, value, *[None] * 5, step, 0]
+                found[split, metric] = entry
+            _add(entry, value, step)
+    return [MetricSummary(*entry) for entry in found.values()]
 
 
-def _summary(file: str, split: str, metric: str, points: list[tuple[float, int]]) -> MetricSummary:
-    """Of (value, step) in the order they were logged."""
-    finite = [point for point in points if math.isfinite(point[0])]
-    low, low_step = min(finite, default=(None, None))
-    high, high_step = max(finite, key=itemgetter(0), default=(None, None))
-    (first, _), (last, last_step) = points[0], points[-1]
-    extremes = (low, high, low_step, high_step, last_step, len(points) - len(finite))
-    return MetricSummary(file, split, metric, len(points), first, last, *extremes)
+def _add(entry: list[Any], value: float, step: int) -> None:
+    """Add one value to the fields of a MetricSummary."""
+    entry[3] += 1
+    entry[5], entry[10] = value, step
+    if not math.isfinite(value):
+        entry[11] += 1
+        return
+    if entry[6] is None or value < entry[6]:
+        entry[6], entry[8] = value, step
+    if entry[7] is None or value > entry[7]:
+        entry[7], entry[9] = value, step

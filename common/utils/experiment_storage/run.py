@@ -103,7 +103,7 @@ def _claim(name: str | None, prefix: str) -> str:
 
 
 def _check_resumable(name: str) -> None:
-    if store.parquet_path(name).exists():
+    if store.is_finished(name):
         raise ExperimentError(
             f"experiment '{name}' is finished", "start a new one with another --name"
         )
@@ -129,9 +129,9 @@ class Run:
 
     def _take_up(self, content: LogContent) -> None:
         self.manifest: dict[str, Any] = content.manifest
-        self.rows = len(content.rows)
-        self._metric_names |= {k.lower(): k for row in content.rows for k in row["metrics"]}
-        self._time_before = max((row["time"] for row in content.rows), default=0.0)
+        self.rows = content.num_rows
+        self._metric_names |= {name.lower(): name for name in content.metrics}
+        self._time_before = max((row["time"] for row in content.iter_rows()), default=0.0)
         self._started = time.monotonic()
 
     def start(self, manifest: dict[str, Any], config_text: str | None) -> None:

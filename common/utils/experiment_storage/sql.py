@@ -2,26 +2,27 @@
 
 `experiments` has a row per logged step: experiment_name, step, epoch, split, time (seconds since
 the run's start), then one DOUBLE column per metric. `runs` has a row per experiment.
-DuckDB gets an explicit list of whole files, may read nothing else, and runs SELECT statements only.
+DuckDB gets an explicit list of whole files with an explicit schema, so that it opens those alone
+that a query needs; it may read nothing else, and runs SELECT statements only.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from datetime import datetime
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import duckdb
-import pyarrow as pa
 
 from common.errors import ExperimentError
 from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.log import read_log
-from common.utils.experiment_storage.store import rows_to_table
+from common.utils.experiment_storage.store import FIXED_COLUMNS
 from common.utils.logging import get_logger
 from common.utils.paths import get_experiments_dir
 
@@ -31,22 +32,25 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 DEFAULT_LIMIT = 1_000_000  # rows
 DEFAULT_TIMEOUT_SECONDS = 60.0
+_ATTEMPTS = 10
 _EXPLAIN = re.compile(r"^\s*EXPLAIN\s+(ANALYZE\s+|\([^)]*\)\s*)?", re.IGNORECASE)
+_KINDS = {"experiment_name": "VARCHAR", "step": "BIGINT", "split": "VARCHAR"}  # others: DOUBLE
 _RUN_COLUMNS = {
-    "name": pa.string(),
-    "status": pa.string(),
-    "project": pa.string(),
-    "started": pa.timestamp("us", "UTC"),
-    "finished": pa.timestamp("us", "UTC"),
-    "duration": pa.float64(),  # seconds
-    "config": pa.string(),  # JSON
-    "git_commit": pa.string(),
-    "seed": pa.int64(),
-    "host": pa.string(),
-    "parameters": pa.int64(),
-    "tokens": pa.int64(),
-    "tags": pa.list_(pa.string()),
-    "note": pa.string(),
+    "name": "VARCHAR",
+    "status": "VARCHAR",
+    "project": "VARCHAR",
+    "started": "TIMESTAMPTZ",
+    "finished": "TIMESTAMPTZ",
+    "duration": "DOUBLE",  # seconds
+    "config": "VARCHAR",  # JSON
+    "git_commit": "VARCHAR",
+    "seed": "BIGINT",
+    "host": "VARCHAR",
+    "parameters": "BIGINT",
+    "tokens": "BIGINT",
+    "tags": ["VARCHAR"],
+    "note": "VARCHAR",
+    "archived": "BOOLEAN",
 }
 
 
@@ -75,12 +79,9 @@ def query_rows(
     timeout_seconds: float | None = DEFAULT_TIMEOUT_SECONDS,
 ) -> tuple[list[str], list[list[Any]]]:
     """As `query_experiments`, without pandas: (column names, rows)."""
-    # By way of Arrow, because DuckDB hands out times with a zone only where pytz is installed.
-    table = _run(sql, lambda result: result.to_arrow_table(), limit, timeout_seconds)
-    _check_limit(len(table), limit)
-    with _readable_errors():
-        columns = [column.to_pylist() for column in table.columns]
-    return table.column_names, [list(row) for row in zip(*columns, strict=True)]
+    columns, rows = _run(sql, lambda r: (r.columns, r.fetchall()), limit, timeout_seconds)
+    _check_limit(len(rows), limit)
+    return columns, [list(row) for row in rows]
 
 
 def _check_limit(rows: int, limit: int | None) -> None:
@@ -100,12 +101,36 @@ def _run(
     """What `fetch` makes of the result of `sql`, which has at most one row more than `limit`."""
     with _readable_errors():
         statement = _only_read(sql)
-        connection = _connect_to_store()
+        for attempt in range(_ATTEMPTS):
+            try:
+                with _nothing_moves() if attempt > 2 else nullcontext():
+                    connection = _connect(Catalogue(), sql)
+                    return _fetch(connection, statement, fetch, limit, timeout_seconds)
+            except (FileNotFoundError, duckdb.IOException, duckdb.PermissionException) as error:
+                # A run was finished or packed in this moment: its rows are in another file now.
+                if attempt == _ATTEMPTS - 1 or str(get_experiments_dir()) not in str(error):
+                    raise
+    raise AssertionError("the last attempt returns or raises")
 
+
+@contextmanager
+def _nothing_moves() -> Iterator[None]:
+    from common.utils.experiment_storage.packs import packs_lock
+
+    with packs_lock():
+        yield
+
+
+def _fetch(
+    connection: duckdb.DuckDBPyConnection,
+    statement: duckdb.Statement,
+    fetch: Callable[[duckdb.DuckDBPyRelation], T],
+    limit: int | None,
+    timeout_seconds: float | None,
+) -> T:
     def work() -> T:
-        with _readable_errors():
-            relation = connection.sql(statement)
-            return fetch(relation if limit is None else relation.limit(limit + 1))
+        relation = connection.sql(statement)
+        return fetch(relation if limit is None else relation.limit(limit + 1))
 
     # In a thread, because DuckDB keeps the one it runs in from seeing Ctrl-C.
     with ThreadPoolExecutor(1) as pool:
@@ -141,7 +166,7 @@ def _kind(statement: duckdb.Statement) -> str:
 def _readable_errors() -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OverflowError) as error:
+    except (OverflowError, ValueError) as error:
         raise ExperimentError(f"a value of the result cannot be shown: {error}") from error
     except duckdb.Error as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
@@ -150,65 +175,103 @@ def _readable_errors() -> Iterator[None]:
         raise ExperimentError(lines[0], hint or tables) from error
 
 
-def _connect_to_store() -> duckdb.DuckDBPyConnection:
-    while True:
-        try:
-            return _connect(Catalogue())
-        except FileNotFoundError:
-            pass  # a run was finished in this moment: its rows are in its Parquet file now
-
-
-def _connect(catalogue: Catalogue) -> duckdb.DuckDBPyConnection:
+def _connect(catalogue: Catalogue, sql: str) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB with the two views; those that `sql` does not mention have no rows."""
     for broken in catalogue.broken:
         get_logger("experiments").warning(f"left out {broken.file}: {broken.error}")
-    files = [m["file"] for m in catalogue.manifests if m["file"].endswith(".parquet")]
-    paths = [str(get_experiments_dir() / file) for file in files]
+    live, loose, packs = _files(catalogue)
     connection = duckdb.connect(":memory:")
-    connection.execute("SET allowed_paths = ?", [paths])
+    connection.execute("SET allowed_paths = ?", [[*loose, *packs]])
     connection.execute("SET python_enable_replacements = false")
     connection.execute("SET autoinstall_known_extensions = false")
     connection.execute("SET autoload_known_extensions = false")
     connection.execute("SET temp_directory = ''")  # or a large query would write where we stand
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
-    connection.register("live_rows", _live_rows(catalogue))
-    connection.register("run_rows", _run_rows(catalogue.manifests))
-    connection.execute(
-        "CREATE VIEW runs AS SELECT * REPLACE (config::JSON AS config) FROM run_rows"
-    )
-    quoted = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
-    finished = f"SELECT * FROM read_parquet([{quoted}], union_by_name = true)" if paths else ""
-    # The live rows come first: their table has the fixed columns even when the store is empty.
-    union = "SELECT * FROM live_rows" + (f" UNION ALL BY NAME {finished}" if finished else "")
-    connection.execute(f"CREATE VIEW experiments AS {union}")
+    _create_runs(connection, catalogue.manifests if _mentions(sql, "runs") else [])
+    schema = {name: _KINDS.get(name, "DOUBLE") for name in FIXED_COLUMNS}
+    spelling: dict[str, str] = {}  # `Loss` and `loss` of two runs are one column
+    for metric in catalogue.metrics():
+        schema[spelling.setdefault(metric.lower(), metric)] = "DOUBLE"
+    _create_live_rows(connection, schema, live if _mentions(sql, "experiments") else [])
+    _create_experiments(connection, schema, loose, packs)
+    connection.execute("BEGIN TRANSACTION READ ONLY")  # a SELECT may hold a DELETE in its WITH
     return connection
 
 
-def _live_rows(catalogue: Catalogue) -> pa.Table:
-    tables = [rows_to_table("", [], pa)]
-    spelling: dict[str, str] = {}  # `Loss` and `loss` of two runs are one column, as in DuckDB
-    for manifest in catalogue.manifests:
-        if manifest["file"].endswith(".jsonl"):
-            rows = read_log(get_experiments_dir() / manifest["file"]).rows
-            table = rows_to_table(manifest["name"], rows, pa)
-            names = [spelling.setdefault(name.lower(), name) for name in table.column_names]
-            tables.append(table.rename_columns(names))
-    return pa.concat_tables(tables, promote_options="default")
+def _mentions(sql: str, view: str) -> bool:
+    return re.search(rf"\b{view}\b", sql, re.IGNORECASE) is not None
 
 
-def _run_rows(manifests: list[dict[str, Any]]) -> pa.Table:
-    columns = {
-        name: pa.array([_cell(name, manifest.get(name)) for manifest in manifests], kind)
-        for name, kind in _RUN_COLUMNS.items()
-    }
-    return pa.table(columns)
+def _files(catalogue: Catalogue) -> tuple[list[str], list[str], list[str]]:
+    """The paths of the live logs, of the Parquet files of one experiment and of the packs."""
+    live: list[str] = []
+    loose: list[str] = []
+    packs: list[str] = []
+    for file in catalogue.files():
+        path = str(get_experiments_dir() / file)
+        (live if file.endswith(".jsonl") else packs if "/" in file else loose).append(path)
+    return live, loose, packs
+
+
+def _create_experiments(
+    connection: duckdb.DuckDBPyConnection,
+    schema: dict[str, str],
+    loose: list[str],
+    packs: list[str],
+) -> None:
+    fields = ", ".join(
+        f"{_text(name)}: {{name: {_text(name)}, type: '{kind}', default_value: NULL}}"
+        for name, kind in schema.items()
+    )
+    read = (
+        f"read_parquet([{{}}], schema = MAP {{{{{fields.replace('{', '{{').replace('}', '}}')}}}}}"
+    )
+    parts = ["SELECT * FROM live_rows"]
+    if loose:
+        # Named after its file, so that DuckDB opens only those files whose experiment is asked for.
+        name = "parse_filename(filename, true) AS experiment_name"
+        source = read.format(", ".join(map(_text, loose)))
+        parts.append(
+            f"SELECT * EXCLUDE (filename) REPLACE ({name}) FROM {source}, filename = true)"
+        )
+    if packs:
+        parts.append(f"SELECT * FROM {read.format(', '.join(map(_text, packs)))})")
+    connection.execute(f"CREATE VIEW experiments AS {' UNION ALL BY NAME '.join(parts)}")
+
+
+def _text(value: str) -> str:
+    """A text as SQL spells it."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _create_live_rows(
+    connection: duckdb.DuckDBPyConnection, schema: dict[str, str], logs: list[str]
+) -> None:
+    columns = ", ".join(f'"{name.replace(chr(34), chr(34) * 2)}" {k}' for name, k in schema.items())
+    connection.execute(f"CREATE TABLE live_rows ({columns})")
+    for log in logs:
+        from common.utils.experiment_storage.parquet import rows_to_table  # pyarrow, 0.3 s
+
+        content = read_log(Path(log))
+        rows = rows_to_table(Path(log).stem, content.rows, content.metrics)
+        connection.register("rows_of_log", rows)
+        connection.execute("INSERT INTO live_rows BY NAME SELECT * FROM rows_of_log")
+
+
+def _create_runs(connection: duckdb.DuckDBPyConnection, manifests: list[dict[str, Any]]) -> None:
+    rows = [{name: _cell(name, m.get(name)) for name in _RUN_COLUMNS} for m in manifests]
+    connection.execute(
+        """CREATE TABLE run_rows AS
+        SELECT unnest(from_json(?::JSON, ?::JSON), recursive := true)""",
+        [json.dumps(rows), json.dumps([_RUN_COLUMNS])],
+    )
+    connection.execute(
+        "CREATE VIEW runs AS SELECT * REPLACE (config::JSON AS config) FROM run_rows"
+    )
 
 
 def _cell(column: str, value: Any) -> Any:
     if column == "config":
         return json.dumps(value)
-    if column == "note" and value is not None and not isinstance(value, str):
-        return json.dumps(value)  # from the metadata of save_experiment
-    if column in ("started", "finished") and value:
-        return datetime.fromisoformat(value)
-    return value
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,8 +1,7 @@
-"""Names and files of the store: `<name>.jsonl` while a run is live, `<name>.parquet` once it is finished.
+"""Names and files of the store: `<name>.jsonl` while a run is live, `<name>.parquet` once it is
+finished, and `packs/` for the cold ones of a large store.
 
-A name is claimed by creating its log exclusively, so two processes never share one. A Parquet file
-is written once and never replaced: DuckDB opens each file twice, and a replaced one gives wrong
-counts. The manifest stands in the Parquet footer, so one file is the whole experiment.
+A name is claimed by creating its log exclusively, so two processes never share one.
 """
 
 from __future__ import annotations
@@ -11,13 +10,12 @@ import json
 import math
 import numbers
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ExperimentError
 from common.utils.experiment_storage.log import read_log
-from common.utils.files import atomic_path
 from common.utils.manifest import check_manifest, create_manifest, now
 from common.utils.paths import get_experiments_dir, get_runs_dir
 
@@ -25,8 +23,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FIXED_COLUMNS = ("experiment_name", "step", "epoch", "split", "time")
+MANIFEST_COLUMN = "manifest"  # of a pack
 FOOTER_KEY = b"experiment"
-ANNOTATIONS_ENDING = ".notes.json"
+_RESERVED = (*FIXED_COLUMNS, MANIFEST_COLUMN)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -38,12 +37,25 @@ def parquet_path(name: str) -> Path:
     return get_experiments_dir() / f"{name}.parquet"
 
 
-def annotations_path(name: str) -> Path:
-    return get_experiments_dir() / f"{name}{ANNOTATIONS_ENDING}"
+def packs_dir() -> Path:
+    return get_experiments_dir() / "packs"
 
 
 def exists(name: str) -> bool:
-    return parquet_path(name).exists() or log_path(name).exists()
+    return log_path(name).exists() or is_finished(name)
+
+
+def is_finished(name: str) -> bool:
+    """Whether `name` is stored, in a file of its own or in a pack."""
+    path = parquet_path(name)
+    # Looked for twice: it may move from a pack into a file in between.
+    return path.exists() or (packs_dir().exists() and (_is_packed(name) or path.exists()))
+
+
+def _is_packed(name: str) -> bool:
+    from common.utils.experiment_storage.catalogue import Catalogue
+
+    return name in Catalogue()
 
 
 def claim_name(name: str) -> None:
@@ -63,8 +75,8 @@ def claim_name(name: str) -> None:
     except FileExistsError:
         raise taken from None
     # Checked after the claim: a run that finishes now shows its Parquet file before its log goes.
-    if parquet_path(name).exists():
-        log_path(name).unlink()
+    if is_finished(name):
+        log_path(name).unlink(missing_ok=True)
         raise taken
 
 
@@ -121,9 +133,9 @@ def check_metrics(metrics: Mapping[str, Any], known: dict[str, str]) -> dict[str
         if type(value) is float and known.get(name.lower()) == name:
             checked[name] = value
             continue
-        if not name or name.lower() in FIXED_COLUMNS:
+        if not name or name.lower() in _RESERVED:
             raise ExperimentError(
-                f"a metric cannot be named '{name}'", f"reserved are {', '.join(FIXED_COLUMNS)}"
+                f"a metric cannot be named '{name}'", f"reserved are {', '.join(_RESERVED)}"
             )
         if known.setdefault(name.lower(), name) != name:
             other = known[name.lower()]
@@ -138,38 +150,12 @@ def check_metrics(metrics: Mapping[str, Any], known: dict[str, str]) -> dict[str
     return checked
 
 
-def write_parquet(manifest: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Write `<name>.parquet` from log rows: durable first, then visible under its name."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = rows_to_table(str(manifest["name"]), list(rows), pa)
-    table = table.replace_schema_metadata({FOOTER_KEY: json.dumps(manifest).encode()})
-    path = parquet_path(str(manifest["name"]))
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
-    return path
-
-
-def rows_to_table(name: str, rows: Sequence[Mapping[str, Any]], pa: Any) -> Any:
-    """An Arrow table with the fixed columns and one DOUBLE column per metric (`pa` is pyarrow)."""
-    columns = {
-        "experiment_name": pa.array([name] * len(rows), pa.string()),
-        "step": pa.array([row["step"] for row in rows], pa.int64()),
-        "epoch": pa.array([row["epoch"] for row in rows], pa.float64()),
-        "split": pa.array([row["split"] for row in rows], pa.string()),
-        "time": pa.array([row["time"] for row in rows], pa.float64()),
-    }
-    for metric in dict.fromkeys(key for row in rows for key in row["metrics"]):
-        values = [row["metrics"].get(metric) for row in rows]
-        columns[metric] = pa.array(values, pa.float64())
-    return pa.table(columns)
-
-
 def finish_log(name: str) -> Path:
     """Turn the log of `name` into its Parquet file; a crash in between loses nothing."""
+    from common.utils.experiment_storage.parquet import write_parquet
+
     content = read_log(log_path(name))
-    path = write_parquet(content.manifest, content.rows)
+    path = write_parquet(content.manifest, content.iter_rows(), content.metrics)
     log_path(name).unlink()
     return path
 
@@ -185,6 +171,8 @@ def save_experiment(
     columns of `runs`, the rest is kept beside them.
     Raises ExperimentError when the name is taken or a column does not fit.
     """
+    from common.utils.experiment_storage.parquet import write_parquet
+
     manifest = _manifest(name, dict(metadata or {}))
     rows = _dataframe_rows(dataframe)
     claim_name(name)
@@ -197,10 +185,12 @@ def save_experiment(
 
 
 def enter_into_catalogue() -> None:
-    """Let the catalogue read what was just stored."""
+    """Let the catalogue read what was just stored, and pack what is cold when there is much."""
     # Done here, where pyarrow is loaded already, so that the next --list need not load it.
     from common.utils.experiment_storage.catalogue import Catalogue
+    from common.utils.experiment_storage.packs import pack_cold_experiments
 
+    pack_cold_experiments()
     Catalogue()
 
 

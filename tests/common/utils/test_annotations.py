@@ -10,9 +10,14 @@ import pytest
 
 from common.errors import ExperimentError
 from common.utils import query_experiments, save_experiment, start_experiment
-from common.utils.experiment_storage.annotations import annotate_experiment
+from common.utils.experiment_storage.annotations import (
+    Annotation,
+    annotate_experiment,
+    annotations_path,
+    forget_annotations,
+)
 from common.utils.experiment_storage.catalogue import Catalogue
-from common.utils.experiment_storage.store import annotations_path, parquet_path
+from common.utils.experiment_storage.store import parquet_path
 from common.utils.paths import get_experiments_dir
 
 
@@ -28,14 +33,12 @@ def facts(name: str) -> tuple[list[str], str | None]:
 def test_tags_and_notes_change_and_the_experiment_does_not() -> None:
     save("a", ["first"])
     before = parquet_path("a").read_bytes()
-    assert facts("a") == (["first"], None)
+    assert facts("a") == (["first"], "")
     annotate_experiment("a", add_tags=["paper", "paper", "first"])
     assert facts("a") == (["first", "paper"], "")
     annotate_experiment("a", note="the one in the talk: ü\nand 'more'")
-    assert annotate_experiment("a", remove_tags=["first"]) == {
-        "tags": ["paper"],
-        "note": "the one in the talk: ü\nand 'more'",
-    }
+    said = Annotation(["paper"], "the one in the talk: ü\nand 'more'", False)
+    assert annotate_experiment("a", remove_tags=["first"]) == said
     assert facts("a") == (["paper"], "the one in the talk: ü\nand 'more'")
     annotate_experiment("a", note="")
     assert facts("a") == (["paper"], "")
@@ -51,8 +54,9 @@ def test_they_survive_a_rebuild_of_the_catalogue_and_the_end_of_a_run() -> None:
     assert facts("live") == (["early", "late"], "watch this")
     (get_experiments_dir() / ".catalogue.sqlite").unlink()
     assert facts("live") == (["early", "late"], "watch this")
-    annotations_path("live").unlink()
-    assert facts("live") == (["early"], None)
+    forget_annotations(["live"])
+    (get_experiments_dir() / ".catalogue.sqlite").unlink()
+    assert facts("live") == (["early"], "")
 
 
 def test_mistakes_are_told() -> None:
@@ -64,18 +68,34 @@ def test_mistakes_are_told() -> None:
     assert "x" in caught.value.hint
     with pytest.raises(ExperimentError, match="empty"):
         annotate_experiment("a", add_tags=[" "])
-    assert not annotations_path("a").exists()
+    assert not annotations_path().exists()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"tags": "x"}', '{"tags": [1], "note": ""}'])
-def test_a_damaged_file_of_notes_is_named_and_hides_nothing(
-    content: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    save("a", ["x"])
-    annotations_path("a").write_text(content)
+def test_a_damaged_record_is_named_and_costs_nothing_but_itself() -> None:
+    for name in "abc":
+        save(name)
+        annotate_experiment(name, add_tags=["t"])
+    lines = annotations_path().read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(b"t", b"x", 1)
+    annotations_path().write_bytes(b"".join(lines))
     catalogue = Catalogue()
-    assert catalogue.broken == [] and catalogue.manifest("a")["tags"] == ["x"]
-    assert "a.notes.json" in capfd.readouterr().err
+    assert [b.error for b in catalogue.broken] == ["1 of its records are damaged"]
+    (get_experiments_dir() / ".catalogue.sqlite").unlink()
+    assert [facts(name)[0] for name in "abc"] == [["t"], [], ["t"]]
+
+
+def test_an_archived_experiment_is_kept_and_left_out_of_lists_and_rankings() -> None:
+    save("a")
+    save("b")
+    annotate_experiment("a", archived=True)
+    catalogue = Catalogue()
+    assert [run.name for run in catalogue.overview()] == ["b"]
+    assert [run.name for run in catalogue.overview(archived=True)] == ["a", "b"]
+    assert [manifest["name"] for manifest, _ in catalogue.best("loss")] == ["b"]
+    assert {summary.name for summary in catalogue.summaries()} == {"b"}
+    assert len(query_experiments("SELECT * FROM runs WHERE archived")) == 1
+    annotate_experiment("a", archived=False)
+    assert [run.name for run in Catalogue().overview()] == ["a", "b"]
 
 
 @pytest.mark.slow
@@ -83,7 +103,12 @@ def test_two_processes_that_tag_at_once_lose_no_tag() -> None:
     save("a")
     script = """
 import sys
-from common.utils.experiment_storage.annotations import annotate_experiment
+from common.utils.experiment_storage.annotations import (
+    Annotation,
+    annotate_experiment,
+    annotations_path,
+    forget_annotations,
+)
 for i in range(15):
     annotate_experiment("a", add_tags=[f"{sys.argv[1]}{i}"])
 """

@@ -34,6 +34,7 @@ RUNS = [
     "tokens",
     "tags",
     "note",
+    "archived",
 ]
 
 

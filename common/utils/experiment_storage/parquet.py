@@ -1,0 +1,188 @@
+"""Finished experiments as Parquet files, one each, with the manifest in the footer.
+
+Imports pyarrow (0.3 s): what only lists or ranks does not import this module.
+A file is written once and never replaced: DuckDB opens each file twice, and a replaced one gives
+wrong counts. Every page has a checksum, and so have the manifest and the names of the columns.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from common.utils.experiment_storage.metrics import MetricSummary
+from common.utils.experiment_storage.store import FIXED_COLUMNS, FOOTER_KEY, parquet_path
+from common.utils.files import atomic_path
+
+ROW_GROUP_ROWS = 122_880  # what one thread of DuckDB reads at a time
+_CHECKSUM_KEY = b"checksum"
+_KINDS = {"experiment_name": pa.string(), "step": pa.int64(), "split": pa.string()}
+
+
+def schema_of(metrics: Iterable[str]) -> pa.Schema:
+    """The fixed columns, then one DOUBLE column per metric."""
+    return pa.schema(
+        [(name, _KINDS.get(name, pa.float64())) for name in (*FIXED_COLUMNS, *metrics)]
+    )
+
+
+def rows_to_table(name: str, rows: Sequence[Mapping[str, Any]], metrics: Iterable[str]) -> pa.Table:
+    """The rows of a log as a table of `schema_of(metrics)`."""
+    columns: list[list[Any]] = [[name] * len(rows)]
+    columns += [[row[column] for row in rows] for column in FIXED_COLUMNS[1:]]
+    columns += [[row["metrics"].get(metric) for row in rows] for metric in metrics]
+    schema = schema_of(metrics)
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema)
+
+
+def write_parquet(
+    manifest: Mapping[str, Any],
+    rows: Iterable[Mapping[str, Any]],
+    metrics: Sequence[str] | None = None,
+) -> Path:
+    """Write `<name>.parquet` from log rows: durable first, then visible under its name.
+
+    With `metrics`, the names of all of them, the rows are taken as they come, some at a time.
+    """
+    if metrics is None:
+        rows = list(rows)
+        metrics = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    name = str(manifest["name"])
+    remaining = iter(rows)
+    tables = (
+        rows_to_table(name, chunk, metrics)
+        for chunk in iter(lambda: list(islice(remaining, ROW_GROUP_ROWS)), [])
+    )
+    path = parquet_path(name)
+    with parquet_writer(path, schema_of(metrics), FOOTER_KEY, manifest) as writer:
+        for table in tables:
+            writer.write_table(table)
+    return path
+
+
+def write_table(manifest: Mapping[str, Any], table: pa.Table) -> Path:
+    """As `write_parquet`, of a table of `schema_of` its metrics."""
+    path = parquet_path(str(manifest["name"]))
+    with parquet_writer(path, table.schema, FOOTER_KEY, manifest) as writer:
+        writer.write_table(table)
+    return path
+
+
+@contextmanager
+def parquet_writer(
+    path: Path, schema: pa.Schema, key: bytes, footer: Mapping[str, Any]
+) -> Iterator[pq.ParquetWriter]:
+    """A writer of the file `path`, which appears when the block succeeds, whole and synced.
+
+    `footer` stands in its metadata under `key`, with a checksum of it and of the columns' names.
+    """
+    text = json.dumps(footer).encode()
+    checksum = b"%08x" % _footer_checksum(text, schema)
+    schema = schema.with_metadata({key: text, _CHECKSUM_KEY: checksum})
+    options = {"compression": "zstd", "write_page_checksum": True}
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, **options) as writer:
+        yield writer
+
+
+def read_footer(file: pq.ParquetFile, key: bytes) -> Any:
+    """What stands in the footer under `key`, or None. Raises ValueError when its checksum differs."""
+    footer = file.metadata.metadata or {}
+    if key not in footer:
+        return None
+    stored = footer.get(_CHECKSUM_KEY)
+    if stored is not None and stored != b"%08x" % _footer_checksum(footer[key], file.schema_arrow):
+        raise ValueError("its footer does not fit its checksum")
+    return json.loads(footer[key])
+
+
+def _footer_checksum(text: bytes, schema: pa.Schema) -> int:
+    return zlib.crc32("\n".join(schema.names).encode(), zlib.crc32(text))
+
+
+def read_parquet(path: Path) -> tuple[dict[str, Any], pa.Table]:
+    """(manifest, table) of one experiment. Raises ValueError when the file is not what we write."""
+    with open_parquet(path) as file:
+        manifest = read_footer(file, FOOTER_KEY)
+        table = file.read(use_threads=False)  # small ones are read faster so
+    if manifest is None:
+        raise ValueError("not an experiment of this store (its footer holds no manifest)")
+    check_columns(table)
+    return manifest, table.replace_schema_metadata(None)
+
+
+def check_columns(table: pa.Table) -> None:
+    for column in dict.fromkeys([*FIXED_COLUMNS, *table.column_names]):
+        if column not in table.column_names:
+            raise ValueError(f"it has no column '{column}'")
+        if (found := table.schema.field(column).type) != _KINDS.get(column, pa.float64()):
+            raise ValueError(f"its column '{column}' has the type {found}")
+        if column in _KINDS and table[column].null_count:
+            raise ValueError(f"its column '{column}' has empty cells")
+
+
+def metrics_of(table: pa.Table) -> list[str]:
+    return [column for column in table.column_names if column not in FIXED_COLUMNS]
+
+
+@contextmanager
+def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    """The file with checked pages; Arrow's errors inside the block become ValueErrors."""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            yield file
+    except pa.ArrowException as error:
+        raise ValueError(str(error)) from error
+    except OSError as error:
+        if error.errno is None:  # how Arrow reports a damaged page
+            raise ValueError(str(error)) from error
+        raise
+
+
+def table_to_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """The rows as the log holds them."""
+    fixed = FIXED_COLUMNS[1:]
+    return [
+        {
+            **{column: row[column] for column in fixed},
+            "metrics": {k: v for k, v in row.items() if k not in FIXED_COLUMNS and v is not None},
+        }
+        for row in table.to_pylist()
+    ]
+
+
+def summarise_table(name: str, table: pa.Table) -> list[MetricSummary]:
+    """As `metrics.summarise_rows`, by whole columns."""
+    splits = table["split"].combine_chunks().dictionary_encode()
+    codes, steps = splits.indices.to_numpy(), table["step"].to_numpy()
+    summaries = []
+    for metric in metrics_of(table):
+        logged = pc.is_valid(table[metric]).to_numpy(zero_copy_only=False)
+        values = table[metric].to_numpy()
+        for code, split in enumerate(splits.dictionary.to_pylist()):
+            chosen = logged & (codes == code)
+            if chosen.any():
+                summaries.append(_summary(name, split, metric, values[chosen], steps[chosen]))
+    return summaries
+
+
+def _summary(name: str, split: str, metric: str, values: Any, steps: Any) -> MetricSummary:
+    finite = np.isfinite(values)
+    low = high = low_step = high_step = None
+    if finite.any():
+        at_low = int(np.argmin(np.where(finite, values, np.inf)))
+        at_high = int(np.argmax(np.where(finite, values, -np.inf)))
+        low, high = float(values[at_low]), float(values[at_high])
+        low_step, high_step = int(steps[at_low]), int(steps[at_high])
+    first, last = float(values[0]), float(values[-1])
+    extremes = (low, high, low_step, high_step, int(steps[-1]), int((~finite).sum()))
+    return MetricSummary(name, split, metric, len(values), first, last, *extremes)
