@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from datetime import datetime
 
 from common.errors import exit_on_error
-from common.utils.experiment_storage.catalogue import Catalogue, Overview
-from common.utils.experiment_storage.metrics import MetricSummary, metric_direction
-from common.utils.tables import FORMATS, format_duration, format_rows
+from common.utils.experiment_storage.catalogue import Catalogue
+from common.utils.experiment_storage.metrics import metric_direction
+from common.utils.tables import FORMATS, format_rows
 
 Table = tuple[list[str], list[list[object]]]
 EXAMPLES = """examples:
@@ -127,41 +126,24 @@ def _annotate(arguments: argparse.Namespace, name: str) -> Table:
 def _list(catalogue: Catalogue, for_people: bool) -> Table:
     columns = ["name", "status", "project", "started", "duration", "parameters", "step"]
     columns += ["best_loss", "tags"]
-    rows: list[list[object]] = []
-    for run in catalogue.overview():
-        started: object = run.started
-        duration: object = _duration(run)
-        if for_people:
-            started, duration = _moment(run.started), format_duration(_duration(run))
-        facts = [run.parameters, run.step, run.best_loss, ", ".join(run.tags)]
-        rows.append([run.name, run.status, run.project, started, duration, *facts])
+    if for_people:
+        return columns, catalogue.listing()
+    rows: list[list[object]] = [
+        [*run[: len(columns) - 1], ", ".join(run.tags)] for run in catalogue.overview()
+    ]
     return columns, rows
-
-
-def _moment(iso: str) -> str:
-    return datetime.fromisoformat(iso).astimezone().strftime("%Y-%m-%d %H:%M")
-
-
-def _duration(run: Overview) -> float | None:
-    if run.status == "running":
-        started = datetime.fromisoformat(run.started)
-        return (datetime.now().astimezone() - started).total_seconds()
-    return run.duration
 
 
 def _summary(catalogue: Catalogue) -> Table:
     """One row per metric: how many runs have it, and which one is best where that is known."""
-    groups: dict[tuple[str, str], list[MetricSummary]] = {}
-    for summary in catalogue.summaries():
-        groups.setdefault((summary.metric, summary.split), []).append(summary)
     rows: list[list[object]] = []
-    for (metric, split), found in sorted(groups.items()):
+    for metric, split, experiments, values in catalogue.counts():
         direction = metric_direction(metric)
         best, name = None, None
         if direction is not None:
-            ((manifest, summary),) = catalogue.best(metric, direction, split, top=1)
-            best, name = summary.best(direction), manifest["name"]
-        rows.append([metric, split, len(found), sum(s.num_values for s in found), best, name])
+            ((_, summary),) = catalogue.best(metric, direction, split, top=1)
+            best, name = summary.best(direction), summary.name
+        rows.append([metric, split, experiments, values, best, name])
     statuses = [run.status for run in catalogue.overview()]
     counts = ", ".join(f"{statuses.count(s)} {s}" for s in sorted(set(statuses)))
     print(f"{len(statuses)} experiments ({counts or 'none'})", file=sys.stderr)

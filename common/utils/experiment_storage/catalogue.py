@@ -9,7 +9,12 @@ from typing import Any, NamedTuple
 
 from common.errors import ExperimentError, did_you_mean
 from common.utils.experiment_storage.annotations import Annotation
-from common.utils.experiment_storage.catalogue_cache import cache_path, open_cache, update_cache
+from common.utils.experiment_storage.catalogue_cache import (
+    cache_path,
+    open_cache,
+    status_now,
+    update_cache,
+)
 from common.utils.experiment_storage.metrics import (
     MetricSummary,
     metric_direction,
@@ -17,7 +22,11 @@ from common.utils.experiment_storage.metrics import (
 )
 
 _OLDEST_FIRST = "ORDER BY started_us, name"
-_FACTS = "file, manifest, tags, note, archived"
+_FACTS = "SELECT file, manifest, tags, note, archived FROM experiments JOIN manifests USING (name)"
+# Every experiment as it is at this moment.
+_NOW = """(SELECT *, CASE state WHEN 'running' THEN strftime('%s') - started_us / 1e6 ELSE duration END
+    AS seconds FROM (SELECT *, CASE status WHEN 'running' THEN status_now(status, name)
+    ELSE status END AS state FROM experiments WHERE archived <= ?))"""
 _IN_USE = "name NOT IN (SELECT name FROM experiments WHERE archived)"
 
 
@@ -92,12 +101,12 @@ class Catalogue:
     @cached_property
     def manifests(self) -> list[dict[str, Any]]:
         """The facts of every run, archived ones included, with its `file`; oldest run first."""
-        rows = self._query(f"SELECT {_FACTS} FROM experiments {_OLDEST_FIRST}")
+        rows = self._query(f"{_FACTS} {_OLDEST_FIRST}")
         return [_manifest(*row) for row in rows]
 
     def manifest(self, name: str) -> dict[str, Any]:
         """The manifest of one experiment. Raises ExperimentError with the nearest name."""
-        rows = self._query(f"SELECT {_FACTS} FROM experiments WHERE name = ?", (name,))
+        rows = self._query(f"{_FACTS} WHERE name = ?", (name,))
         if rows:
             return _manifest(*rows[0])
         names = self.names()
@@ -111,15 +120,30 @@ class Catalogue:
 
     def overview(self, archived: bool = False) -> list[Overview]:
         """Every run, oldest first, without reading its whole manifest."""
-        columns = ", ".join(Overview._fields)
-        which = "" if archived else "WHERE NOT archived"
-        rows = self._query(f"SELECT {columns} FROM experiments {which} {_OLDEST_FIRST}")
+        rows = self._query(
+            f"""SELECT name, state, project, started, seconds, parameters, step, best_loss, tags, note,
+            archived, config_hash FROM {_NOW} {_OLDEST_FIRST}""",
+            (archived,),
+        )
         return [
-            Overview(
-                *(name, _status(status, name), *facts, json.loads(tags), note, bool(kept), key)
-            )
-            for name, status, *facts, tags, note, kept, key in rows
+            Overview(*(*facts, json.loads(tags), note, bool(kept), key))
+            for *facts, tags, note, kept, key in rows
         ]
+
+    def listing(self, archived: bool = False) -> list[list[object]]:
+        """`overview` up to the tags for people to read, in local time: SQLite writes it fastest."""
+        rows = self._query(
+            f"""SELECT name, state, project,
+            strftime('%Y-%m-%d %H:%M', started_us / 1000000, 'unixepoch', 'localtime'),
+            CASE WHEN whole IS NULL THEN NULL WHEN whole < 60 THEN printf('%ds', whole)
+                 WHEN whole < 3600 THEN printf('%dm%02ds', whole / 60, whole % 60)
+                 ELSE printf('%dh%02dm', whole / 3600, whole / 60 % 60) END,
+            parameters, step, best_loss, tags
+            FROM (SELECT *, CAST(round(seconds) AS INTEGER) AS whole FROM {_NOW}) {_OLDEST_FIRST}""",
+            (archived,),
+        )
+        tags = {text: ", ".join(json.loads(text)) for text in {row[-1] for row in rows}}
+        return [[*row[:-1], tags[row[-1]]] for row in rows]
 
     def summaries(self, metric: str | None = None, name: str | None = None) -> list[MetricSummary]:
         """Summaries of `metric`, or of every metric, of one experiment, or of every one in use."""
@@ -129,6 +153,11 @@ class Catalogue:
         where = " AND ".join(conditions)
         rows = self._query(f"SELECT * FROM metrics WHERE {where}", parameters)
         return [MetricSummary(*row) for row in rows]
+
+    def counts(self) -> list[tuple[str, str, int, int]]:
+        """(metric, split, number of experiments, number of values), sorted."""
+        counted = "SELECT metric, split, count(*), sum(num_values) FROM metrics"
+        return self._query(f"{counted} WHERE {_IN_USE} GROUP BY metric, split")
 
     def metrics(self) -> list[str]:
         """The name of every metric, sorted."""
@@ -197,16 +226,6 @@ class Catalogue:
 
 def _manifest(file: str, text: str, tags: str, note: str, archived: int) -> dict[str, Any]:
     manifest = json.loads(text)
-    status = _status(manifest["status"], manifest["name"])
+    status = status_now(manifest["status"], manifest["name"])
     annotation = {"tags": json.loads(tags), "note": note, "archived": bool(archived)}
     return {**manifest, **annotation, "file": file, "status": status}
-
-
-def _status(status: str, name: str) -> str:
-    """`status` as it was logged, but `died` where it says running and no process holds the run."""
-    if status != "running":
-        return status
-    # filelock takes 70 ms to import, so only where a run may be alive.
-    from common.utils.experiment_storage.run import is_running
-
-    return "running" if is_running(name) else "died"

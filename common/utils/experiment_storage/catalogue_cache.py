@@ -28,16 +28,18 @@ from common.utils.manifest import check_manifest
 from common.utils.paths import get_experiments_dir
 
 Stamp = tuple[int, int]  # (size, mtime_ns)
-_SCHEMA_VERSION = 3
+_SCHEMA_VERSION = 4
 _SCHEMA = f"""
 DROP TABLE IF EXISTS files;
 DROP TABLE IF EXISTS experiments;
+DROP TABLE IF EXISTS manifests;
 DROP TABLE IF EXISTS metrics;
 CREATE TABLE files (file TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, error TEXT,
     replaces TEXT, head BLOB, consumed INTEGER);
 CREATE TABLE experiments (name TEXT PRIMARY KEY, file TEXT, status TEXT, project TEXT, started TEXT,
     started_us INTEGER, duration REAL, parameters INTEGER, step INTEGER, best_loss REAL, tags TEXT,
-    note TEXT, archived INTEGER, config_hash TEXT, manifest TEXT);
+    note TEXT, archived INTEGER, config_hash TEXT);
+CREATE TABLE manifests (name TEXT PRIMARY KEY, manifest TEXT);
 CREATE INDEX experiments_of_file ON experiments (file);
 CREATE INDEX archived_experiments ON experiments (name) WHERE archived;
 CREATE TABLE metrics (name TEXT, split TEXT, metric TEXT, num_values INTEGER, first REAL, last REAL,
@@ -69,10 +71,21 @@ def open_cache() -> sqlite3.Connection:
 
 def _connect(path: str) -> sqlite3.Connection:
     database = sqlite3.connect(path, timeout=30)
+    database.create_function("status_now", 2, status_now)
     if database.execute("PRAGMA user_version").fetchone()[0] != _SCHEMA_VERSION:
         database.executescript(_SCHEMA)
     update_cache(database)
     return database
+
+
+def status_now(status: str, name: str) -> str:
+    """`status` as it was logged, but `died` where it says running and no process holds the run."""
+    if status != "running":
+        return status
+    # filelock takes 70 ms to import, so only where a run may be alive.
+    from common.utils.experiment_storage.run import is_running
+
+    return "running" if is_running(name) else "died"
 
 
 def update_cache(database: sqlite3.Connection) -> None:
@@ -148,9 +161,9 @@ def _list(directory: Path, ending: str) -> list[str]:
 
 def _forget(database: sqlite3.Connection, file: str) -> None:
     database.execute("DELETE FROM files WHERE file = ?", (file,))
-    database.execute(
-        "DELETE FROM metrics WHERE name IN (SELECT name FROM experiments WHERE file = ?)", (file,)
-    )
+    for table in ("metrics", "manifests"):
+        names = "SELECT name FROM experiments WHERE file = ?"
+        database.execute(f"DELETE FROM {table} WHERE name IN ({names})", (file,))
     database.execute("DELETE FROM experiments WHERE file = ?", (file,))
 
 
@@ -256,8 +269,8 @@ def _read_before(
     database: sqlite3.Connection, file: str, head: bytes
 ) -> tuple[dict[str, Any], list[MetricSummary], int]:
     row = database.execute(
-        """SELECT manifest, consumed, name, size FROM files JOIN experiments USING (file)
-        WHERE file = ? AND head = ?""",
+        """SELECT manifest, consumed, name, size
+        FROM files JOIN experiments USING (file) JOIN manifests USING (name) WHERE file = ? AND head = ?""",
         (file, head),
     ).fetchone()
     if row is None or row[3] > (get_experiments_dir() / file).stat().st_size:
@@ -281,6 +294,9 @@ def _enter(
 ) -> None:
     database.execute("DELETE FROM metrics WHERE name = ?", (manifest["name"],))
     database.executemany(f"INSERT INTO metrics VALUES ({', '.join('?' * 12)})", summaries)
+    kept = {key: value for key, value in manifest.items() if key != "git_diff"}
+    manifest_row = (manifest["name"], json.dumps(kept))
+    database.execute("INSERT OR REPLACE INTO manifests VALUES (?, ?)", manifest_row)
     facts = _facts(file, manifest, summaries)
     marks = ", ".join("?" * len(facts))
     database.execute(f"INSERT OR REPLACE INTO experiments VALUES ({marks})", facts)
@@ -306,7 +322,6 @@ def _facts(
         _note(manifest.get("note")),
         False,
         config_hash(manifest),
-        json.dumps({key: value for key, value in manifest.items() if key != "git_diff"}),
     )
 
 

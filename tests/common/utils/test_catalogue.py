@@ -322,3 +322,23 @@ def test_a_name_that_is_claimed_but_not_yet_started_is_no_error() -> None:
     catalogue = Catalogue()
     assert catalogue.manifests == [] and catalogue.broken == []
     assert query_rows("SELECT * FROM runs")[1] == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, None),
+        (0, "0s"),
+        (59.4, "59s"),
+        (59.6, "1m00s"),
+        (75, "1m15s"),
+        (3599.9, "1h00m"),
+        (90000, "25h00m"),
+    ],
+)
+def test_durations_are_rounded_before_they_are_split(
+    seconds: float | None, text: str | None
+) -> None:
+    save_experiment("a", pd.DataFrame({"loss": [1.0]}), {"duration": seconds, "tags": ["x", "y"]})
+    (row,) = Catalogue().listing()
+    assert row[:3] == ["a", "finished", ""] and row[4:] == [text, None, 0, 1.0, "x, y"]

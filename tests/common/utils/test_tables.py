@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.utils.tables import format_duration, format_rows
+from common.utils.tables import format_rows
 
 COLUMNS = ["name", "loss", "note"]
 texts = st.text(max_size=8).filter(lambda text: "\r" not in text)
@@ -88,19 +88,3 @@ def test_sums_of_integers_and_times_can_be_written_in_every_format() -> None:
     for style in ("table", "csv", "json", "markdown"):
         text = format_rows(["a", "b", "c", "d", "e"], [row], style)
         assert str(2**70) in text and "0.5" in text and "2020" in text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (None, ""),
-        (0, "0s"),
-        (59.4, "59s"),
-        (59.6, "1m00s"),
-        (75, "1m15s"),
-        (3599.9, "1h00m"),
-        (90000, "25h00m"),
-    ],
-)
-def test_durations_are_rounded_before_they_are_split(seconds: float | None, text: str) -> None:
-    assert format_duration(seconds) == text
