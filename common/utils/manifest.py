@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 from datetime import datetime
+from functools import lru_cache
 from types import NoneType
 from typing import Any
 
@@ -42,6 +43,7 @@ def create_manifest(
         "platform": platform.platform(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
+        "environment": environment_fingerprint(),
     }
 
 
@@ -80,11 +82,33 @@ def check_manifest(manifest: Any) -> dict[str, Any]:
     return manifest
 
 
+_MOST_DIFF_BYTES = 1_000_000
+
+
 def git_state() -> dict[str, Any]:
-    """`git_commit` and `git_dirty` (uncommitted changes) of this repository; None outside of git."""
+    """`git_commit`, `git_dirty` (uncommitted changes) and `git_diff` (those to tracked files, as
+    `git apply` takes them; None above 1 MB) of this repository; all None outside of git."""
     commit = _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain") if commit else None
-    return {"git_commit": commit, "git_dirty": bool(changes) if changes is not None else None}
+    diff = _git("diff", "--binary", "HEAD") if changes else changes
+    if diff and len(diff) > _MOST_DIFF_BYTES:
+        diff = None
+    return {
+        "git_commit": commit.strip() if commit else None,
+        "git_dirty": bool(changes) if changes is not None else None,
+        "git_diff": diff,
+    }
+
+
+@lru_cache(maxsize=1)
+def environment_fingerprint() -> str:
+    """16 hex digits, equal where Python, the platform and every installed package are the same."""
+    from hashlib import sha256
+    from importlib.metadata import distributions
+
+    packages = sorted({f"{found.name}=={found.version}" for found in distributions()})
+    facts = [platform.python_version(), platform.platform(), *packages]
+    return sha256("\n".join(facts).encode()).hexdigest()[:16]
 
 
 def _git(*arguments: str) -> str | None:
@@ -92,11 +116,16 @@ def _git(*arguments: str) -> str | None:
 
     try:
         result = subprocess.run(
-            ["git", *arguments], cwd=REPOSITORY_ROOT, capture_output=True, text=True, timeout=10
+            ["git", *arguments],
+            cwd=REPOSITORY_ROOT,
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",  # a diff may hold any bytes
+            timeout=10,
         )
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None  # git is not installed or hangs: the manifest says so with a null
-    return result.stdout.strip() if result.returncode == 0 else None
+    return result.stdout if result.returncode == 0 else None
 
 
 def _version(package: str) -> str | None:

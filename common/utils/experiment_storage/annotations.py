@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import ExperimentError
-from common.utils.experiment_storage.log import LogWriter, Record, read_records
+from common.utils.experiment_storage.log import append_records, read_records
 from common.utils.paths import get_experiments_dir
 
 
@@ -68,7 +68,8 @@ def annotate_experiment(
             before.note if note is None else note,
             before.archived if archived is None else archived,
         )
-        _append([{"kind": "annotate", "name": name, **after._asdict()}])
+        record = {"kind": "annotate", "name": name, **after._asdict()}
+        append_records(annotations_path(), [record])
     return after
 
 
@@ -92,13 +93,5 @@ def _changed_tags(
 def forget_annotations(names: Iterable[str]) -> None:
     """A later experiment of one of these names begins without what was said of this one."""
     said, _ = read_annotations()
-    _append([{"kind": "forget", "name": name} for name in names if name in said])
-
-
-def _append(records: list[Record]) -> None:
-    if records:
-        annotations_path().touch()
-        writer = LogWriter(annotations_path())
-        for record in records:
-            writer.append(record)
-        writer.close()
+    if records := [{"kind": "forget", "name": name} for name in names if name in said]:
+        append_records(annotations_path(), records)

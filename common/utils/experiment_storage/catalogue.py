@@ -24,7 +24,8 @@ from common.utils.experiment_storage.metrics import (
 _OLDEST_FIRST = "ORDER BY started_us, name"
 _FACTS = "SELECT file, manifest, tags, note, archived FROM experiments JOIN manifests USING (name)"
 # Every experiment as it is at this moment.
-_NOW = """(SELECT *, CASE state WHEN 'running' THEN strftime('%s') - started_us / 1e6 ELSE duration END
+_NOW = """(SELECT *, CASE state WHEN 'running' THEN
+    max(0, (julianday('now') - 2440587.5) * 86400.0 - started_us / 1e6) ELSE duration END
     AS seconds FROM (SELECT *, CASE status WHEN 'running' THEN status_now(status, name)
     ELSE status END AS state FROM experiments WHERE archived <= ?))"""
 _IN_USE = "name NOT IN (SELECT name FROM experiments WHERE archived)"

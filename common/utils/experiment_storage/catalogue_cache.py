@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common.utils.experiment_storage.annotations import annotations_path, read_annotations
+from common.utils.experiment_storage.checksums import checksums_path
 from common.utils.experiment_storage.log import LogContent
 from common.utils.experiment_storage.metrics import (
     MetricSummary,
@@ -143,8 +144,10 @@ def _scan() -> dict[str, Stamp]:
     present = {}
     finished = set(loose)
     for file in [*(f"packs/{pack}" for pack in packs), *loose, *logs]:
-        # A log beside its finished Parquet file does not count.
-        if file.endswith(".jsonl") and f"{file[:-6]}.parquet" in finished:
+        # The list of checksums is no log of a run, and one beside its Parquet file does not count.
+        if file == checksums_path().name or (
+            file.endswith(".jsonl") and f"{file[:-6]}.parquet" in finished
+        ):
             continue
         status = os.stat(f"{directory}/{file}")  # noqa: PTH116 (three times as fast)
         present[file] = (status.st_size, status.st_mtime_ns)

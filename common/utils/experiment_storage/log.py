@@ -19,7 +19,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,15 @@ class LogWriter:
         self.flush()
         os.close(self._descriptor)
         self._descriptor = -1
+
+
+def append_records(path: Path, records: Iterable[Record]) -> None:
+    """Append to a log that many processes write to, now and then; it is made where there is none."""
+    path.touch()
+    writer = LogWriter(path)
+    for record in records:
+        writer.append(record)
+    writer.close()
 
 
 def read_records(path: Path, start: int = 0) -> Iterator[tuple[Record | None, int]]:

@@ -215,9 +215,12 @@ def _pack_of(name: str) -> Path:
 
 
 def delete_from_packs(names: Collection[str]) -> None:
-    """Take experiments out of their packs for good. The caller holds `packs_lock`."""
-    for pack in {_pack_of(name) for name in names}:
-        _take_out(pack, names)
+    """Take out for good those of these experiments that are packed. The caller holds `packs_lock`."""
+    catalogue = Catalogue()
+    files = {catalogue.file_of(name) or "" for name in names}
+    for file in files:
+        if file.startswith("packs/"):
+            _take_out(get_experiments_dir() / file, names)
 
 
 def _take_out(pack: Path, names: Collection[str]) -> None:

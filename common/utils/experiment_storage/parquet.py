@@ -2,13 +2,13 @@
 
 Imports pyarrow (0.3 s): what only lists or ranks does not import this module.
 A file is written once and never replaced: DuckDB opens each file twice, and a replaced one gives
-wrong counts. Every page has a checksum, and so have the manifest and the names of the columns.
+wrong counts. Every page has a checksum, which is looked at whenever it is read, and every file one
+that `--check` looks at.
 """
 
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -20,12 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from common.utils.experiment_storage.checksums import record_checksum
 from common.utils.experiment_storage.metrics import MetricSummary
 from common.utils.experiment_storage.store import FIXED_COLUMNS, FOOTER_KEY, parquet_path
 from common.utils.files import atomic_path
 
 ROW_GROUP_ROWS = 122_880  # what one thread of DuckDB reads at a time
-_CHECKSUM_KEY = b"checksum"
 _KINDS = {"experiment_name": pa.string(), "step": pa.int64(), "split": pa.string()}
 
 
@@ -84,29 +84,19 @@ def parquet_writer(
 ) -> Iterator[pq.ParquetWriter]:
     """A writer of the file `path`, which appears when the block succeeds, whole and synced.
 
-    `footer` stands in its metadata under `key`, with a checksum of it and of the columns' names.
+    `footer` stands in its metadata under `key`.
     """
-    text = json.dumps(footer).encode()
-    checksum = b"%08x" % _footer_checksum(text, schema)
-    schema = schema.with_metadata({key: text, _CHECKSUM_KEY: checksum})
+    schema = schema.with_metadata({key: json.dumps(footer).encode()})
     options = {"compression": "zstd", "write_page_checksum": True}
-    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, **options) as writer:
-        yield writer
+    with atomic_path(path) as temporary:
+        with pq.ParquetWriter(temporary, schema, **options) as writer:
+            yield writer
+        record_checksum(path, temporary)
 
 
 def read_footer(file: pq.ParquetFile, key: bytes) -> Any:
-    """What stands in the footer under `key`, or None. Raises ValueError when its checksum differs."""
-    footer = file.metadata.metadata or {}
-    if key not in footer:
-        return None
-    stored = footer.get(_CHECKSUM_KEY)
-    if stored is not None and stored != b"%08x" % _footer_checksum(footer[key], file.schema_arrow):
-        raise ValueError("its footer does not fit its checksum")
-    return json.loads(footer[key])
-
-
-def _footer_checksum(text: bytes, schema: pa.Schema) -> int:
-    return zlib.crc32("\n".join(schema.names).encode(), zlib.crc32(text))
+    """What stands in the footer under `key`, or None."""
+    return json.loads((file.metadata.metadata or {}).get(key, b"null"))
 
 
 def read_parquet(path: Path) -> tuple[dict[str, Any], pa.Table]:

@@ -18,6 +18,7 @@ from common.utils.experiment_storage.log import LogContent, LogWriter, read_log
 from common.utils.files import write_json_atomic, write_text_atomic
 from common.utils.manifest import check_manifest, create_manifest, now
 from common.utils.paths import get_experiments_dir, get_runs_dir
+from common.utils.system_metrics import SystemMetrics
 
 
 def lock_of(name: str) -> FileLock:
@@ -58,10 +59,12 @@ def start_experiment(
     seed: int | None = None,
     tags: Sequence[str] = (),
     resume: bool = False,
+    system_metrics_seconds: float | None = 10.0,
 ) -> Run:
     """Claim `name` (or the next free `<prefix>_NNN`) and return the run to log to.
 
-    With `resume`, an unfinished run of that name is continued: call `Run.resume_from` with the
+    Every `system_metrics_seconds` (None: never) the row that is logged next also says what the
+    machine does, see `SystemMetrics`. With `resume`, an unfinished run of that name is continued: call `Run.resume_from` with the
     number of rows that are still true. Raises ExperimentError when the name is taken, when there is
     nothing to resume, when the run is finished, or when another process is running it.
     """
@@ -85,7 +88,7 @@ def start_experiment(
         lock.acquire(timeout=2)  # a reader that asks `is_running` holds it for a moment
     except Timeout:
         raise ExperimentError(f"experiment '{name}' is running in another process") from None
-    run = Run(name, lock)
+    run = Run(name, lock, system_metrics_seconds)
     if not run.manifest:  # new, or killed before its first record
         run.start(manifest | {"name": name}, config_text)
     return run
@@ -117,7 +120,9 @@ class Run:
     the block's end finishes it, Ctrl-C marks it interrupted, any other exception failed.
     """
 
-    def __init__(self, name: str, lock: FileLock) -> None:
+    def __init__(
+        self, name: str, lock: FileLock, system_metrics_seconds: float | None = None
+    ) -> None:
         self.name = name
         self.directory: Path = get_runs_dir() / name
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -125,6 +130,7 @@ class Run:
         self._ended = False
         self._writer = LogWriter(store.log_path(name))
         self._metric_names: dict[str, str] = {}
+        self._system = SystemMetrics(system_metrics_seconds) if system_metrics_seconds else None
         self._take_up(read_log(store.log_path(name)))
 
     def _take_up(self, content: LogContent) -> None:
@@ -157,6 +163,8 @@ class Run:
     ) -> None:
         """Append one row. `metrics` maps names to numbers; once this returns, a kill loses nothing."""
         elapsed = round(self._time_before + time.monotonic() - self._started, 6)
+        if self._system is not None and (measured := self._system.sample()):
+            metrics = measured | dict(metrics)  # what the caller says has precedence
         row = store.make_row(step, split, epoch, elapsed, metrics, self._metric_names)
         self._writer.append({"kind": "row", **row})
         self.rows += 1

@@ -208,8 +208,9 @@ def _files(catalogue: Catalogue) -> tuple[list[str], list[str], list[str]]:
     live: list[str] = []
     loose: list[str] = []
     packs: list[str] = []
+    directory = str(get_experiments_dir())
     for file in catalogue.files():
-        path = str(get_experiments_dir() / file)
+        path = f"{directory}/{file}"
         (live if file.endswith(".jsonl") else packs if "/" in file else loose).append(path)
     return live, loose, packs
 

@@ -58,9 +58,13 @@ def _is_packed(name: str) -> bool:
     return name in Catalogue()
 
 
+def is_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None
+
+
 def claim_name(name: str) -> None:
     """Reserve `name` by creating its empty log. Raises ExperimentError when it is taken or not a name."""
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise ExperimentError(
             f"'{name}' cannot name an experiment",
             "use letters, digits, '.', '_' and '-' (at most 128), a letter or digit first",

@@ -1,0 +1,71 @@
+"""What a manifest records is enough to get the code back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from common.utils import manifest
+
+
+def git(directory: Path, *arguments: str, text: str | None = None) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false"]
+    command = ["git", *identity, *arguments]
+    result = subprocess.run(
+        command,
+        cwd=directory,
+        input=None if text is None else text.encode("utf-8", "surrogateescape"),
+        capture_output=True,
+        check=True,
+    )
+    return result.stdout.decode()
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    directory = tmp_path / "repository"
+    directory.mkdir()
+    git(directory, "init", "--quiet")
+    (directory / "model.py").write_bytes(b"a = 1\n\xff\n \n")
+    (directory / "weights.bin").write_bytes(bytes(range(256)))
+    git(directory, "add", ".")
+    git(directory, "commit", "--quiet", "-m", "first")
+    monkeypatch.setattr(manifest, "REPOSITORY_ROOT", directory)
+    return directory
+
+
+def test_a_clean_repository_has_a_commit_and_an_empty_diff(repository: Path) -> None:
+    commit = git(repository, "rev-parse", "HEAD").strip()
+    assert manifest.git_state() == {"git_commit": commit, "git_dirty": False, "git_diff": ""}
+
+
+def test_the_diff_brings_uncommitted_changes_back_byte_for_byte(repository: Path) -> None:
+    changed = {"model.py": b"a = 2\n\xfe\n \n\t\n\n", "weights.bin": bytes(range(255, -1, -1))}
+    for name, content in changed.items():
+        (repository / name).write_bytes(content)
+    state = json.loads(json.dumps(manifest.git_state()))
+    assert state["git_dirty"] is True
+    git(repository, "checkout", "--quiet", ".")
+    git(repository, "apply", "-", text=state["git_diff"])
+    assert {name: (repository / name).read_bytes() for name in changed} == changed
+
+
+def test_a_huge_diff_is_left_out_and_the_repository_called_dirty(repository: Path) -> None:
+    (repository / "model.py").write_text("x = 1\n" * 200_000)
+    state = manifest.git_state()
+    assert state["git_diff"] is None and state["git_dirty"] is True
+
+
+def test_outside_of_git_nothing_is_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "REPOSITORY_ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert set(manifest.git_state().values()) == {None}
+
+
+def test_the_environment_has_one_fingerprint() -> None:
+    first = manifest.environment_fingerprint()
+    manifest.environment_fingerprint.cache_clear()
+    assert manifest.environment_fingerprint() == first and len(first) == 16
