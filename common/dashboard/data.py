@@ -11,6 +11,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -21,7 +22,11 @@ from common.dashboard.curves import Floats
 from common.errors import ExperimentError
 from common.utils.experiment_storage.annotations import annotate_experiment
 from common.utils.experiment_storage.catalogue import Broken, Catalogue, Overview
-from common.utils.experiment_storage.comparison import config_hash, diff_configs
+from common.utils.experiment_storage.comparison import (
+    compare_groups,
+    config_hash,
+    diff_configs,
+)
 from common.utils.experiment_storage.log import read_log
 from common.utils.experiment_storage.metrics import (
     MetricSummary,
@@ -218,16 +223,44 @@ def compare(names: Sequence[str]) -> dict[str, Any]:
         _compared(metric, split, summaries, judges=split == preferred_split(splits[metric]))
         for (metric, split), summaries in found.items()
     ]
-    rows.sort(
-        key=lambda row: (
-            row["direction"] is None,
-            row["metric"] != "loss",
-            row["metric"],
-            not row["judges"],
-        )
-    )
+    rows.sort(key=_most_telling)
     configs = [catalogue.manifest(name)["config"] for name in names]
     return {"metrics": rows, "configs": diff_configs(configs)}
+
+
+def _most_telling(row: dict[str, Any]) -> tuple[object, ...]:
+    return row["direction"] is None, row["metric"] != "loss", row["metric"], not row["judges"]
+
+
+def compare_seeds(names: Sequence[str]) -> dict[str, Any]:
+    """The configurations of the runs, each by all its finished seeds that have not diverged.
+
+    {"groups": the run that stands for each, "rows": [{"metric", "split", "direction", "cells"}]}.
+    A cell has mean, half_width of its 95% interval, runs; and, beside the first group, p_value
+    (Welch), more_runs (seeds still needed per group) and better (None: not told apart).
+    """
+    catalogue = Catalogue()
+    groups = list({config_hash(catalogue.manifest(name)): name for name in names[::-1]}.values())
+    groups.sort(key=names.index)
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for result in compare_groups(catalogue, groups):
+        facts = {"metric": result.metric, "split": result.split, "direction": result.direction}
+        row = rows.setdefault(
+            (result.metric, result.split), {**facts, "cells": [None] * len(groups)}
+        )
+        cell = {**asdict(result.estimate), "p_value": None, "more_runs": None, "better": None}
+        if (other := result.comparison) is not None:
+            significant = other.p_value is not None and other.p_value < 0.05
+            lower = (other.difference < 0) == (result.direction == "min")
+            cell |= {"p_value": other.p_value, "more_runs": other.more_runs}
+            cell["better"] = lower if significant else None
+        row["cells"][groups.index(result.group)] = cell
+    splits: dict[str, list[str]] = {}
+    for metric, split in rows:
+        splits.setdefault(metric, []).append(split)
+    for (metric, split), row in rows.items():
+        row["judges"] = split == preferred_split(splits[metric])
+    return {"groups": groups, "rows": sorted(rows.values(), key=_most_telling)}
 
 
 def _compared(

@@ -13,15 +13,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
 
-# plotly.js adds an empty <style>, which it fills by script (the hash is that of the empty text), and
-# saves pictures by way of blob: and data: addresses. It needs no eval for lines. The style of its maps,
-# which we do not draw, is refused; the browser's console says so once.
+# What plotly.js needs: an empty <style>, which it fills by script (the hash is that of the empty text),
+# style attributes (raised exponents), and blob: and data: addresses for the pictures it saves. It needs
+# no eval for lines. The style of its maps, which we do not draw, is refused; the console says so once.
 _EMPTY_STYLE = "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='"
 _POLICY = "; ".join(
     [
         "default-src 'none'",
         "script-src 'self'",
         f"style-src 'self' {_EMPTY_STYLE}",
+        "style-src-attr 'unsafe-inline'",
         "img-src 'self' data: blob:",
         "connect-src 'self'",
         "base-uri 'none'",

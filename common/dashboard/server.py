@@ -114,6 +114,12 @@ def _create_api() -> FastAPI:
             {"runs": compared, "left_out": len(names) - len(compared), **data.compare(compared)}
         )
 
+    @api.post("/compare-seeds")
+    def compare_seeds(request: Names) -> FiniteJSON:
+        known = table.config_hashes()
+        names = [name for name in dict.fromkeys(request.runs) if name in known]
+        return FiniteJSON(data.compare_seeds(names[:MOST_COMPARED]))
+
     @api.get("/run")
     def run(name: str) -> FiniteJSON:
         return FiniteJSON(data.read_manifest(name))

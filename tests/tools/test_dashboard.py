@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -263,7 +264,7 @@ def write_many() -> None:
         }
         footer = {FOOTER_KEY: json.dumps(manifest).encode()}
         # Written plainly: made durable one by one they would take minutes.
-        table = rows_to_table(name, rows, __import__("pyarrow")).replace_schema_metadata(footer)
+        table = rows_to_table(name, rows, pa).replace_schema_metadata(footer)
         pq.write_table(table, parquet_path(name), compression="none", write_statistics=False)
 
 
@@ -376,6 +377,8 @@ def test_seeds_are_drawn_as_a_band(page: Page) -> None:
         "return document.querySelector('.plot').data.some((line) => line.fill === 'tonexty')"
     )
     assert page.curves()[-1]["y"] == pytest.approx([3.0, 2.1])
+    page.click("[role=tab]", "Compare")
+    page.wait_for(".compare tbody", "2.1000 ± 0.25")
 
 
 def test_zoom_shows_every_point(page: Page) -> None:

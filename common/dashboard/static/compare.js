@@ -1,14 +1,15 @@
 // The view "compare": metrics side by side, and where the configurations differ.
 
 import { post } from "./api.js";
-import { el, oneAtATime, segmented, swatch } from "./dom.js";
+import { el, oneAtATime, renew, segmented, swatch, toggle } from "./dom.js";
 import * as format from "./format.js";
 import { colour } from "./runs.js";
 import { change, state } from "./state.js";
 
 let root;
 let answer = null;
-let fetched = null; // the selection that the answer is about
+let seeds = null; // the comparison of configurations, where it is asked for
+let fetched = null; // the selection that the answers are about
 
 export function show(view) {
   root = el("div", { class: "compare" });
@@ -17,7 +18,7 @@ export function show(view) {
 }
 
 export function refresh(changed) {
-  if (changed ? state.runs.some((name) => changed.has(name)) : fetched !== state.runs) fetchComparison();
+  if (changed ? state.runs.some((name) => changed.has(name)) : fetched !== state.runs || state.group !== Boolean(seeds)) fetchComparison();
   else draw();
 }
 
@@ -30,6 +31,7 @@ const fetchComparison = oneAtATime(async () => {
   }
   try {
     answer = await post("compare", { runs });
+    seeds = state.group ? await post("compare-seeds", { runs }) : null;
     fetched = runs;
     draw();
   } catch (error) {
@@ -41,12 +43,15 @@ function draw() {
   if (!answer || !state.runs.length) return;
   const choice = segmented("Value", [["best", "Best"], ["last", "Last"]], state.value, (value) => change({ value }));
   const names = answer.runs;
-  root.replaceChildren(
-    el("div", { class: "bar" }, el("h2", {}, "Metrics"), choice, el("span", { class: "muted" }, "the better one is marked; diverged runs are not considered")),
-    answer.left_out ? el("p", { class: "muted" }, `The first ${names.length} of ${state.runs.length} selected runs are compared`) : "",
-    el("div", { class: "scroll" }, metrics(names)),
+  const grouping = toggle("group seeds", state.group, (group) => change({ group }), "Compare configurations by all their finished seeds");
+  const remark = seeds ? "mean ± 95% interval over all finished seeds; p: Welch's t test against the first" : "the better one is marked; diverged runs are not considered";
+  renew(
+    root,
+    el("div", { class: "bar" }, el("h2", {}, "Metrics"), !seeds && choice, grouping, el("span", { class: "muted" }, remark)),
+    answer.left_out > 0 && el("p", { class: "muted" }, `The first ${names.length} of ${state.runs.length} selected runs are compared`),
+    el("div", { class: "scroll" }, seeds ? configurationsBySeeds() : metrics(names)),
     el("div", { class: "bar" }, el("h2", {}, "Configuration"), el("span", { class: "muted" }, "keys that differ")),
-    el("div", { class: "scroll" }, configurations(names)),
+    el("div", { class: "scroll" }, configurations(seeds ? seeds.groups : names)),
   );
 }
 
@@ -54,15 +59,34 @@ const heading = (names) => names.map((name) => el("th", { class: "right", scope:
 
 function metrics(names) {
   const rows = answer.metrics.map((row) => {
-    const arrow = { min: "↓", max: "↑" }[row.direction] || "";
-    const meaning = { min: "lower is better", max: "higher is better" }[row.direction] || "not known which way is better: the last value";
     const kind = row.direction ? state.value : "last";
     const better = new Set(row.better[kind] || []);
-    const title = el("th", { scope: "row", title: meaning }, row.metric, el("span", { class: "muted" }, ` ${row.split} ${arrow}`));
-    return el("tr", { class: row.judges ? "" : "minor" }, title, row.cells.map((cell, index) => value(cell, kind, better.has(index))));
+    return el("tr", { class: row.judges ? "" : "minor" }, rowTitle(row), row.cells.map((cell, index) => value(cell, kind, better.has(index))));
   });
   if (!rows.length) return el("p", { class: "hint" }, "They have logged nothing yet.");
   return el("table", { class: "data" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "metric"), heading(names))), el("tbody", {}, rows));
+}
+
+function rowTitle(row) {
+  const arrow = { min: "↓", max: "↑" }[row.direction] || "";
+  const meaning = { min: "lower is better", max: "higher is better" }[row.direction] || "not known which way is better: the last value";
+  return el("th", { scope: "row", title: meaning }, row.metric, el("span", { class: "muted" }, ` ${row.split} ${arrow}`));
+}
+
+function configurationsBySeeds() {
+  const rows = seeds.rows.map((row) => el("tr", { class: row.judges ? "" : "minor" }, rowTitle(row), row.cells.map(estimate)));
+  if (!rows.length) return el("p", { class: "hint" }, "No seed of these configurations has finished yet.");
+  return el("table", { class: "data" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "metric"), heading(seeds.groups))), el("tbody", {}, rows));
+}
+
+function estimate(cell) {
+  if (!cell) return el("td", { class: "right muted" }, "–");
+  const half = cell.half_width === null ? "" : ` ± ${format.half(cell.half_width)}`;
+  const verdict = cell.better === null ? "not told apart" : cell.better ? "better" : "worse";
+  const more = cell.more_runs ? `; about ${format.plural(cell.more_runs, "more seed")} per configuration would tell` : "";
+  const p = cell.p_value === null ? "" : ` p=${cell.p_value.toPrecision(2)}`;
+  const title = p ? `${verdict} than the first${more}`.replace("not told apart than", "not told apart from") : "";
+  return el("td", { class: `right${cell.better ? " better" : ""}`, title }, el("span", {}, format.number(cell.mean) + half), el("span", { class: "muted step" }, `n=${cell.runs}${p}`));
 }
 
 function value(cell, kind, better) {
@@ -75,7 +99,11 @@ function value(cell, kind, better) {
 }
 
 function configurations(names) {
-  const keys = Object.entries(answer.configs);
+  const positions = names.map((name) => answer.runs.indexOf(name));
+  const text = (item) => JSON.stringify(item);
+  const keys = Object.entries(answer.configs)
+    .map(([key, values]) => [key, positions.map((position) => values[position])])
+    .filter(([, values]) => values.some((item) => text(item) !== text(values[0])));
   if (!keys.length) return el("p", { class: "hint" }, names.length > 1 ? "Their configurations are the same." : "Select a second run to see where they differ.");
   const rows = keys.map(([key, values]) => el("tr", {}, el("th", { scope: "row" }, el("code", {}, key)), values.map((item) => el("td", { class: "right" }, format.value(item)))));
   return el("table", { class: "data" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "key"), heading(names))), el("tbody", {}, rows));

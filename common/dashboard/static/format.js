@@ -14,6 +14,11 @@ export function number(value) {
   return value.toFixed(4);
 }
 
+/** Half the width of an interval, with the two digits that it deserves: 0.018 4.1 210 */
+export function half(value) {
+  return Math.abs(value) >= 10 ? value.toFixed(0) : String(Number(value.toPrecision(2)));
+}
+
 /** 1234567 -> 1.23M */
 export function compact(value) {
   if (value === null || value === undefined) return "";

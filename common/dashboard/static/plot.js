@@ -1,5 +1,7 @@
 // One plot, drawn by plotly.js, which is loaded when the first one is drawn.
 
+import * as format from "./format.js";
+
 const FEW_POINTS = 40; // below this each point is marked
 const MANY_LINES = 10; // above this the box beside the pointer shows one of them
 const TIME_UNITS = [[7200, 3600, "hours"], [300, 60, "minutes"], [0, 1, "seconds"]];
@@ -29,7 +31,8 @@ export async function drawPlot(element, lines, view) {
   const Plotly = await load();
   if (!element.isConnected || element.latest.lines !== lines) return; // overtaken
   const unit = timeUnit(lines, view);
-  const traces = lines.flatMap((line) => tracesOf(line, unit.seconds, view));
+  const span = spanOf(lines, view.logy);
+  const traces = lines.flatMap((line) => tracesOf(line, unit.seconds, view, span));
   const first = !element.data;
   await Plotly.react(element, traces, layoutOf(element, lines, unit, view), {
     displaylogo: false,
@@ -66,7 +69,7 @@ const STYLES = {
   dash: { width: 1.5, dash: "dash" },
 };
 
-function tracesOf(line, seconds, view) {
+function tracesOf(line, seconds, view, span) {
   const x = seconds === 1 ? line.x : line.x.map((value) => value / seconds);
   const main = line.smooth || line.y;
   const style = STYLES[line.style];
@@ -76,7 +79,7 @@ function tracesOf(line, seconds, view) {
   const traces = [];
   if (line.low) {
     const edge = { ...base, mode: "lines", line: { width: 0 }, hoverinfo: "skip" };
-    const [low, high] = bandEdges(line, view.logy);
+    const [low, high] = bandEdges(line, view.logy, span);
     traces.push({ ...edge, y: low }, { ...edge, y: high, fill: "tonexty", fillcolor: translucent(line.colour, 0.2) });
   }
   if (line.smooth) {
@@ -90,8 +93,8 @@ function tracesOf(line, seconds, view) {
     line: { color: line.colour, width: style.width, dash: style.dash },
     opacity: line.smooth ? 1 : (style.opacity ?? 1),
     marker: { color: line.colour, size: 5 },
-    customdata: line.n,
-    hovertemplate: line.n ? "%{y:.5g} (n=%{customdata})" : "%{y:.5g}",
+    customdata: line.n?.map((n, index) => intervalText(n, line.high[index] - main[index])),
+    hovertemplate: line.n ? "%{y:.5g}%{customdata}" : "%{y:.5g}",
   });
   const last = main.findLastIndex((value) => value !== null);
   if (!line.low && last >= 0 && line.trouble.some((trouble) => trouble.diverged)) {
@@ -101,10 +104,32 @@ function tracesOf(line, seconds, view) {
   return traces;
 }
 
-/** Where one run alone has a value the band has no width; under a logarithm it ends above zero. */
-function bandEdges({ low, high, y }, logy) {
-  const edge = (values) => values.map((value, index) => (value === null ? y[index] : logy && value <= 0 ? y[index] / 100 : value));
+const intervalText = (n, half) => (n > 1 ? ` ± ${format.half(half)} (n=${n})` : " (n=1)");
+
+/** The band, cut where it leaves what the lines span by more than half as much again.
+ *
+ * The interval of two runs can be fifty times as wide as all the curves; the axis is theirs.
+ * Where one run alone has a value the band has no width.
+ */
+function bandEdges({ low, high, y }, logy, [bottom, top]) {
+  const [there, back] = logy ? [Math.log10, (value) => 10 ** value] : [(value) => value, (value) => value];
+  const room = (there(top) - there(bottom)) / 2;
+  const [least, most] = [back(there(bottom) - room), back(there(top) + room)];
+  const edge = (values) => values.map((value, index) => Math.min(Math.max(value ?? y[index], least), most));
   return [edge(low), edge(high)];
+}
+
+/** [smallest, largest] value of all lines; positive ones only under a logarithm. */
+function spanOf(lines, logy) {
+  let [bottom, top] = [Infinity, -Infinity];
+  for (const { y } of lines) {
+    for (const value of y) {
+      if (value === null || (logy && value <= 0)) continue;
+      bottom = Math.min(bottom, value);
+      top = Math.max(top, value);
+    }
+  }
+  return [bottom, top];
 }
 
 function translucent(hex, alpha) {

@@ -70,15 +70,23 @@ function table(sql, { columns, rows, total }) {
   const names = position < 0 ? [] : [...new Set(rows.map((row) => row[position]))].filter((name) => runs.has(name));
   if (names.length) parts.push(el("button", { type: "button", onclick: () => change({ runs: names, tab: "curves" }) }, `Select ${names.length === 1 ? "this run" : `these ${names.length} runs`}`));
   const numeric = columns.map((_, index) => rows.some((row) => typeof row[index] === "number") && rows.every((row) => row[index] === null || typeof row[index] === "number"));
+  const decimals = columns.map((_, index) => (numeric[index] ? Math.max(...rows.map((row) => places(row[index]))) : 0));
   const side = (index) => (numeric[index] ? "right" : "");
   const head = el("tr", {}, columns.map((column, index) => el("th", { scope: "col", class: side(index) }, column)));
-  const body = rows.map((row) => el("tr", {}, row.map((value, index) => cell(value, side(index)))));
+  const body = rows.map((row) => el("tr", {}, row.map((value, index) => cell(value, side(index), decimals[index]))));
   return [el("div", { class: "bar" }, parts), el("div", { class: "scroll" }, el("table", { class: "data" }, el("thead", {}, head), el("tbody", {}, body)))];
 }
 
-function cell(value, side) {
+const short = (value) => String(Number(value.toPrecision(7)));
+
+/** How many decimals seven digits of a number have; 0 where it is written with an exponent. */
+const places = (value) => (value === null ? 0 : (/^-?\d+\.(\d+)$/.exec(short(value))?.[1].length ?? 0));
+
+/** Numbers get as many decimals as any of their column needs, so that it lines up. */
+function cell(value, side, decimals) {
   if (value === null) return el("td", { class: `muted ${side}` }, "NULL");
-  const text = typeof value === "number" && !Number.isInteger(value) ? String(Number(value.toPrecision(7))) : String(value);
+  const plain = typeof value === "number" && Math.abs(value) < 1e7 && decimals && decimals <= 7;
+  const text = plain ? value.toFixed(decimals) : typeof value === "number" ? (Number.isInteger(value) ? String(value) : short(value)) : String(value);
   return el("td", { class: side, title: text.length > 60 ? text : "" }, text);
 }
 

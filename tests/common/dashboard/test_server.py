@@ -246,6 +246,19 @@ def test_comparison_marks_the_better_one_and_leaves_out_what_diverged(client: Te
     assert row["cells"][2]["best"] == 0.1 and row["cells"][2]["last"] is None
 
 
+def test_configurations_are_compared_by_their_seeds(client: TestClient) -> None:
+    for seed, value in enumerate([1.0, 1.02, 0.98]):
+        save(f"a{seed}", [3.0, value], config={"lr": 1, "seed": seed}, seed=seed)
+        save(f"b{seed}", [3.0, value - 0.5], config={"lr": 2, "seed": seed}, seed=seed)
+    answer = post(client, "compare-seeds", runs=["a1", "b0", "a0"])
+    assert answer["groups"] == ["a1", "b0"]
+    (row,) = answer["rows"]
+    first, second = row["cells"]
+    assert (row["metric"], row["split"], row["judges"]) == ("loss", "val", True)
+    assert first["runs"] == 3 and first["mean"] == pytest.approx(1.0) and first["p_value"] is None
+    assert second["mean"] == pytest.approx(0.5) and second["p_value"] < 0.001 and second["better"]
+
+
 def test_details_are_the_manifest_as_json(client: TestClient) -> None:
     with start_experiment("a", config={"clip": math.inf, "lr": 1e-3}, seed=7):
         pass
@@ -367,7 +380,7 @@ def test_every_answer_forbids_scripts_that_are_not_its_own(client: TestClient) -
         headers = client.get(path).headers
         policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
         assert policy["default-src"] == "'none'" and policy["script-src"] == "'self'"
-        assert "unsafe" not in headers["content-security-policy"]
+        assert "unsafe" not in policy["style-src"] and policy["connect-src"] == "'self'"
         assert headers["x-content-type-options"] == "nosniff"
 
 
