@@ -33,7 +33,7 @@ from common.utils.experiment_storage.metrics import (
     metric_direction,
     preferred_split,
 )
-from common.utils.experiment_storage.run import is_running
+from common.utils.experiment_storage.run import is_running, lock_of
 from common.utils.experiment_storage.store import FIXED_COLUMNS, log_path, parquet_path
 from common.utils.paths import get_experiments_dir, get_runs_dir
 
@@ -88,7 +88,9 @@ def read_state() -> StoreState | None:
                     status = entry.stat()
                 except FileNotFoundError:
                     return None
-                alive = is_running(entry.name.removesuffix(".jsonl"))
+                name = entry.name.removesuffix(".jsonl")
+                # To ask makes the lock's file, so it is not asked where no run can be alive.
+                alive = Path(lock_of(name).lock_file).exists() and is_running(name)
                 live.append((entry.name, status.st_size, status.st_mtime_ns, alive))
     return StoreState(changed_ns, files, tuple(sorted(live)))
 

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,25 @@ def test_a_run_that_is_gone_and_comes_again_is_told(client: TestClient) -> None:
     save("a", [0.5])
     third = get(client, "runs", since=second["revision"])
     assert third["removed"] == [] and third["columns"]["best_loss"] == [0.5]
+
+
+def test_looking_at_the_store_leaves_nothing_in_it(client: TestClient) -> None:
+    with pytest.raises(RuntimeError), start_experiment("failed") as run:
+        run.log({"loss": 1.0}, step=1)
+        raise RuntimeError
+    get(client, "runs")
+    before = sorted(path.name for path in get_experiments_dir().iterdir())
+    get(client, "runs")
+    assert sorted(path.name for path in get_experiments_dir().iterdir()) == before
+    assert before == [".catalogue.sqlite", "failed.jsonl"]
+
+
+def test_a_slow_query_holds_up_nobody(client: TestClient) -> None:
+    slow = "SELECT SUM(a.n * b.n) FROM range(20000) a(n), range(20000) b(n)"
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(post, client, "sql", sql=slow)
+        assert get(client, "runs")["complete"] and not answer.done()
+        assert answer.result()["total"] == 1
 
 
 def test_an_empty_store_has_an_answer(client: TestClient) -> None:
