@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -34,7 +35,13 @@ from common.utils.experiment_storage.metrics import (
     preferred_split,
 )
 from common.utils.experiment_storage.run import is_running, lock_of
-from common.utils.experiment_storage.store import FIXED_COLUMNS, log_path, parquet_path
+from common.utils.experiment_storage.store import (
+    FIXED_COLUMNS,
+    MANIFEST_COLUMN,
+    log_path,
+    packs_dir,
+    parquet_path,
+)
 from common.utils.paths import get_experiments_dir, get_runs_dir
 
 annotate = annotate_experiment
@@ -77,6 +84,8 @@ def read_state() -> StoreState | None:
     if not folder.exists():
         return StoreState(0, 0, ())
     changed_ns = folder.stat().st_mtime_ns
+    if packs_dir().exists():
+        changed_ns = max(changed_ns, packs_dir().stat().st_mtime_ns)
     if time.time_ns() - changed_ns < _SETTLED_SECONDS * 1e9:
         return None
     files, live = 0, []
@@ -97,17 +106,8 @@ def read_state() -> StoreState | None:
 
 def read_runs() -> Runs:
     catalogue = Catalogue()
-    diverged = {_run_of(summary) for summary in catalogue.summaries("loss") if summary.diverged}
+    diverged = {summary.name for summary in catalogue.summaries("loss") if summary.diverged}
     return Runs(catalogue.overview(), diverged, catalogue.broken)
-
-
-def read_config_hashes() -> dict[str, str]:
-    """{name: hash}, equal for runs that differ in the seed alone. Reads every manifest."""
-    return {manifest["name"]: config_hash(manifest) for manifest in Catalogue().manifests}
-
-
-def _run_of(summary: MetricSummary) -> str:
-    return summary.file.rpartition(".")[0]
 
 
 # Curves -------------------------------------------------------------------------------------------
@@ -119,14 +119,27 @@ def read_stamp(name: str) -> str:
 
 
 def _find(name: str) -> tuple[Path, str]:
-    for _ in range(2):  # a run that finishes in this moment is found the second time
-        for path in (parquet_path(name), log_path(name)):
+    for _ in range(2):  # a run that is finished or packed in this moment is found the second time
+        for path in (parquet_path(name), log_path(name), _packs().get(name)):
+            if path is None:
+                continue
             try:
                 status = path.stat()
             except FileNotFoundError:
                 continue
             return path, f"{path.suffix}-{status.st_size}-{status.st_mtime_ns}"
     raise ExperimentError(f"there is no experiment '{name}'", "it may have been deleted")
+
+
+def _packs() -> dict[str, Path]:
+    """{experiment: the pack that it is in}"""
+    changed_ns = packs_dir().stat().st_mtime_ns if packs_dir().exists() else 0
+    return _packs_at(get_experiments_dir(), changed_ns)
+
+
+@lru_cache(maxsize=1)
+def _packs_at(folder: Path, changed_ns: int) -> dict[str, Path]:
+    return {name: folder / file for name, file in Catalogue().packed().items()}
 
 
 class SeriesCache:
@@ -144,7 +157,7 @@ class SeriesCache:
                 self._kept.move_to_end(name)
                 return stamp, self._kept[name][1]
         try:
-            series = _from_parquet(path) if path.suffix == ".parquet" else _from_log(path)
+            series = _from_parquet(path, name) if path.suffix == ".parquet" else _from_log(path)
         except (OSError, ValueError) as error:
             raise ExperimentError(f"cannot read {path.name}: {error}") from error
         size = sum(column.nbytes for entry in series.values() for column in entry)
@@ -158,13 +171,12 @@ class SeriesCache:
         return stamp, series
 
 
-def _from_parquet(path: Path) -> AllSeries:
+def _from_parquet(path: Path, name: str) -> AllSeries:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(path) as file:
-            table = file.read(use_threads=False)
+    try:  # a pack holds others as well
+        table = pq.read_table(path, filters=[("experiment_name", "=", name)], use_threads=False)
     except pa.ArrowException as error:
         raise ValueError(str(error)) from error
     fixed = {name: table[name].to_numpy().astype(np.float64) for name in ("step", "epoch", "time")}
@@ -172,7 +184,7 @@ def _from_parquet(path: Path) -> AllSeries:
     codes = splits.indices.to_numpy()
     series: AllSeries = {}
     for metric in table.column_names:
-        if metric in FIXED_COLUMNS:
+        if metric in (*FIXED_COLUMNS, MANIFEST_COLUMN):
             continue
         logged = ~table[metric].is_null().to_numpy()  # an empty cell was not logged; NaN was
         values = table[metric].to_numpy()
@@ -186,7 +198,7 @@ def _from_parquet(path: Path) -> AllSeries:
 
 def _from_log(path: Path) -> AllSeries:
     points: dict[tuple[str, str], list[tuple[Any, ...]]] = {}
-    for row in read_log(path).rows:
+    for row in read_log(path).iter_rows():
         for metric, value in row["metrics"].items():
             point = (row["step"], row["epoch"], row["time"], value)
             points.setdefault((metric, row["split"]), []).append(point)
@@ -214,8 +226,8 @@ def compare(names: Sequence[str]) -> dict[str, Any]:
     catalogue = Catalogue()
     index = {name: position for position, name in enumerate(names)}
     found: dict[tuple[str, str], list[MetricSummary | None]] = {}
-    for summary in catalogue.summaries():
-        if (position := index.get(_run_of(summary))) is not None:
+    for name, position in index.items():
+        for summary in catalogue.summaries(name=name):
             row = found.setdefault((summary.metric, summary.split), [None] * len(names))
             row[position] = summary
     splits: dict[str, list[str]] = {}

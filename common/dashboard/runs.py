@@ -21,6 +21,7 @@ COLUMNS = (
     "config_hash",
     "diverged",
 )
+_FACTS = COLUMNS.index("config_hash")  # before it, the fields of an Overview
 _HASH_LENGTH = 12  # of 64: as much as a person compares
 
 
@@ -30,7 +31,6 @@ class RunsTable:
     def __init__(self) -> None:
         self._lock = Lock()
         self._state: data.StoreState | None = None
-        self._hashes: dict[tuple[str, str], str] = {}  # by (name, started): a name may come again
         self._rows: dict[str, tuple[Any, ...]] = {}
         self._changed: dict[str, int] = {}
         self._removed: dict[str, int] = {}
@@ -73,14 +73,8 @@ class RunsTable:
         runs = data.read_runs()
         self._state = state
         self._broken = [[broken.file, broken.error] for broken in runs.broken]
-        identities = {(run.name, run.started) for run in runs.overview}
-        if not identities <= self._hashes.keys():
-            fresh = data.read_config_hashes()
-            self._hashes = {
-                (name, started): fresh.get(name, "")[:_HASH_LENGTH] for name, started in identities
-            }
         rows = {
-            run.name: (*run, self._hashes[run.name, run.started], run.name in runs.diverged)
+            run.name: (*run[:_FACTS], run.config_hash[:_HASH_LENGTH], run.name in runs.diverged)
             for run in runs.overview
         }
         revision = self._revision + 1

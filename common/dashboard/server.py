@@ -132,7 +132,7 @@ def _create_api() -> FastAPI:
     @api.post("/annotate")
     def annotate(request: Annotation) -> FiniteJSON:
         data.check_known([request.name], table.config_hashes())
-        return FiniteJSON(data.annotate(**request.model_dump()))
+        return FiniteJSON(data.annotate(**request.model_dump())._asdict())
 
     @api.post("/sql")
     def sql(request: Statement) -> FiniteJSON:

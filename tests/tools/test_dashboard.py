@@ -19,11 +19,11 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from common.utils import save_experiment, start_experiment
-from common.utils.experiment_storage.store import FOOTER_KEY, parquet_path, rows_to_table
+from common.utils.experiment_storage.packs import PACK_SIZE, write_pack
+from common.utils.experiment_storage.parquet import rows_to_table
 from common.utils.manifest import create_manifest
 from common.utils.paths import REPOSITORY_ROOT, get_experiments_dir, get_runs_dir
 
@@ -249,23 +249,23 @@ def many(driver: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page
 
 
 def write_many() -> None:
-    get_experiments_dir().mkdir(parents=True)
     common = create_manifest("", project="", config={}, seed=None, tags=[])
-    for index in range(MANY):
-        name = f"run_{index:05d}"
+    names = [f"run_{index:05d}" for index in range(MANY)]
+
+    def member(index: int) -> tuple[dict[str, Any], pa.Table]:
         row = {"step": index, "epoch": None, "split": "val", "time": 1.0}
         rows = [row | {"metrics": {"loss": 1.0 + (index * 7919 % MANY) / MANY}}]
         manifest = common | {
-            "name": name,
+            "name": names[index],
             "status": "finished",
             "project": ("alpha", "beta", "gamma")[index % 3],
             "config": {"lr": index // 5, "seed": index % 5},
             "tags": ["rare"] if index % 1000 == 0 else [],
         }
-        footer = {FOOTER_KEY: json.dumps(manifest).encode()}
-        # Written plainly: made durable one by one they would take minutes.
-        table = rows_to_table(name, rows, pa).replace_schema_metadata(footer)
-        pq.write_table(table, parquet_path(name), compression="none", write_statistics=False)
+        return manifest, rows_to_table(names[index], rows, ["loss"])
+
+    for first in range(0, MANY, PACK_SIZE):
+        write_pack(map(member, range(first, min(first + PACK_SIZE, MANY))), ["loss"])
 
 
 def save(name: str, losses: list[float], **metadata: Any) -> None:

@@ -91,6 +91,11 @@ class Catalogue:
         """Every file that holds experiments."""
         return [file for (file,) in self._query("SELECT DISTINCT file FROM experiments")]
 
+    def packed(self) -> dict[str, str]:
+        """{experiment: its pack, relative to the store}"""
+        packed = "SELECT name, file FROM experiments WHERE file LIKE 'packs/%'"
+        return dict(self._query(packed))
+
     def replaced_packs(self) -> list[str]:
         """The names of packs that others have taken the place of."""
         rows = self._query("SELECT replaces FROM files WHERE replaces <> '[]'")

@@ -140,7 +140,7 @@ def _pack(names: Sequence[str]) -> int:
                 loose.append(name)
             elif file is not None:  # a crash has left it behind
                 parquet_path(name).unlink(missing_ok=True)
-        moved = _write_pack(*_loose_members(loose))
+        moved = write_pack(*_loose_members(loose))
         for name in moved:
             parquet_path(name).unlink()
         packed += len(moved)
@@ -162,7 +162,7 @@ def _loose_members(names: Iterable[str]) -> tuple[Iterator[Member], list[str]]:
     return map(read_parquet, chosen), list(spelling.values())
 
 
-def _write_pack(
+def write_pack(
     members: Iterable[Member], metrics: Sequence[str], replaces: Sequence[str] = ()
 ) -> list[str]:
     """Write a pack and return the names of the experiments in it; without any there is no pack."""
@@ -228,5 +228,5 @@ def _take_out(pack: Path, names: Collection[str]) -> None:
         fixed = (*FIXED_COLUMNS, MANIFEST_COLUMN)
         metrics = [name for name in file.schema_arrow.names if name not in fixed]
     staying = (member for member in read_pack(pack) if member[0]["name"] not in names)
-    _write_pack(staying, metrics, replaces=[pack.name])
+    write_pack(staying, metrics, replaces=[pack.name])
     pack.unlink()

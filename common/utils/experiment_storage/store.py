@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 FIXED_COLUMNS = ("experiment_name", "step", "epoch", "split", "time")
 MANIFEST_COLUMN = "manifest"  # of a pack
 FOOTER_KEY = b"experiment"
-_RESERVED = (*FIXED_COLUMNS, MANIFEST_COLUMN)
+RESERVED_NAMES = (*FIXED_COLUMNS, MANIFEST_COLUMN)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -137,9 +137,9 @@ def check_metrics(metrics: Mapping[str, Any], known: dict[str, str]) -> dict[str
         if type(value) is float and known.get(name.lower()) == name:
             checked[name] = value
             continue
-        if not name or name.lower() in _RESERVED:
+        if not name or name.lower() in RESERVED_NAMES:
             raise ExperimentError(
-                f"a metric cannot be named '{name}'", f"reserved are {', '.join(_RESERVED)}"
+                f"a metric cannot be named '{name}'", f"reserved are {', '.join(RESERVED_NAMES)}"
             )
         if known.setdefault(name.lower(), name) != name:
             other = known[name.lower()]

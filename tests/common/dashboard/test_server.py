@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
@@ -21,8 +20,9 @@ from common.dashboard.launch import serve
 from common.dashboard.server import create_app
 from common.errors import MissingPackageError
 from common.utils import save_experiment, start_experiment
+from common.utils.experiment_storage.parquet import read_parquet, write_table
 from common.utils.experiment_storage.statistics import estimate
-from common.utils.experiment_storage.store import FOOTER_KEY, parquet_path
+from common.utils.experiment_storage.store import parquet_path
 from common.utils.paths import get_experiments_dir, get_runs_dir
 
 ADDRESS = "http://127.0.0.1:8420"
@@ -185,9 +185,8 @@ def test_only_curves_that_grew_are_sent_again(client: TestClient) -> None:
 
 def write_long(name: str, values: np.ndarray[Any, Any]) -> None:
     save(name, [1.0])
-    path = parquet_path(name)
-    manifest = pq.read_schema(path).metadata[FOOTER_KEY]
-    path.unlink()
+    manifest, _ = read_parquet(parquet_path(name))
+    parquet_path(name).unlink()
     columns = {
         "experiment_name": pa.array([name] * len(values)),
         "step": pa.array(np.arange(len(values))),
@@ -196,7 +195,7 @@ def write_long(name: str, values: np.ndarray[Any, Any]) -> None:
         "time": pa.array(np.arange(len(values)) / 100),
         "loss": pa.array(values),
     }
-    pq.write_table(pa.table(columns).replace_schema_metadata({FOOTER_KEY: manifest}), path)
+    write_table(manifest, pa.table(columns))
 
 
 def test_a_million_points_are_reduced_and_exact_where_zoomed_in(client: TestClient) -> None:
@@ -290,7 +289,7 @@ def test_details_are_the_manifest_as_json(client: TestClient) -> None:
 def test_tags_and_note_are_kept(client: TestClient) -> None:
     save("a", [1.0], tags=["old"])
     now = post(client, "annotate", name="a", add_tags=["<b>"], remove_tags=["old"], note="so <i>")
-    assert now == {"tags": ["<b>"], "note": "so <i>"}
+    assert now == {"tags": ["<b>"], "note": "so <i>", "archived": False}
     assert get(client, "run", name="a")["note"] == "so <i>"
     assert get(client, "runs")["columns"]["tags"] == [["<b>"]]
     assert "no tag" in post(client, "annotate", code=400, name="a", remove_tags=["x"])["error"]
@@ -385,7 +384,7 @@ def test_a_post_of_another_page_is_refused(
     save("a", [1.0])
     body = json.dumps({"name": "a", "note": "pwned", "sql": "SELECT 1", "runs": []})
     assert client.post(f"/api/{path}", content=body, headers=headers).status_code == 403
-    assert "note" not in get(client, "run", name="a")
+    assert get(client, "run", name="a")["note"] == ""
 
 
 def test_a_post_of_this_page_is_accepted(client: TestClient) -> None:

@@ -147,6 +147,8 @@ class _Importer:
 
     def _store(self, manifest: dict[str, Any], rows: Iterable[dict[str, Any]]) -> str:
         """The name under which it was stored; "" when its own is taken and it may have no other."""
+        from common.utils.experiment_storage.parquet import write_parquet
+
         wish = manifest["name"]
         for name in self._candidates(wish):
             try:
@@ -157,7 +159,7 @@ class _Importer:
                     return ""
         manifest["name"] = name
         try:
-            store.write_parquet(manifest, rows)
+            write_parquet(manifest, rows)
         finally:
             store.log_path(name).unlink(missing_ok=True)
         return name

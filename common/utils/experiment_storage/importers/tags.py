@@ -19,7 +19,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from common.utils.experiment_storage.importers.foreign import tidy_text
-from common.utils.experiment_storage.store import FIXED_COLUMNS, make_row
+from common.utils.experiment_storage.store import RESERVED_NAMES, make_row
 
 _WORDS = {
     "train": ("train", "training"),
@@ -97,7 +97,7 @@ def place_tags(tags: Iterable[str]) -> tuple[dict[str, Place], list[str]]:
 def distinct_names(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     """({column: metric}, warnings) for columns that are metrics already: no split is looked for."""
     metrics: dict[str, str] = {}
-    taken = set(FIXED_COLUMNS)
+    taken = set(RESERVED_NAMES)
     renamed = []
     for name in names:
         wish = tidy_text(name) or "unnamed"
@@ -138,7 +138,7 @@ def _candidates(tag: str, wish: Place, spelling: dict[str, str]) -> Iterator[Pla
 
 
 def _unreserved(metric: str) -> str:
-    return f"logged_{metric}" if metric.lower() in FIXED_COLUMNS else metric
+    return f"logged_{metric}" if metric.lower() in RESERVED_NAMES else metric
 
 
 def _numbered(name: str) -> Iterator[str]:
