@@ -1,16 +1,24 @@
-"""Ask about every experiment: list, rank, compare, SQL."""
+"""Ask about every experiment: list, rank, compare, plot, SQL; and look after them."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
-from common.errors import exit_on_error
-from common.utils.experiment_storage.catalogue import Catalogue
-from common.utils.experiment_storage.metrics import metric_direction
+from common.errors import ExperimentError, exit_on_error
+from common.utils.experiment_storage.reports import (
+    Report,
+    best_experiments,
+    compare_experiments,
+    compare_seeds,
+    diff_experiments,
+    list_experiments,
+    summarise_experiments,
+)
 from common.utils.tables import FORMATS, format_rows
 
-Table = tuple[list[str], list[list[object]]]
 EXAMPLES = """examples:
   python tools/query_experiments.py --list
   python tools/query_experiments.py --best perplexity --top 5
@@ -18,207 +26,278 @@ EXAMPLES = """examples:
   python tools/query_experiments.py --compare exp_001 exp_002
   python tools/query_experiments.py --compare exp_001 exp_007 --group
   python tools/query_experiments.py --diff exp_001 exp_007
+  python tools/query_experiments.py --plot loss exp_001 exp_007 --output loss.png
   python tools/query_experiments.py --tag exp_001 baseline paper
+  python tools/query_experiments.py --import mlruns
+  python tools/query_experiments.py --export results.csv exp_001 exp_007
   python tools/query_experiments.py --sql "SELECT experiment_name, MIN(loss) FROM experiments
                                            WHERE split = 'val' GROUP BY experiment_name"
   python tools/query_experiments.py --sql "SELECT name, config->>'$.optimizer.lr' AS lr FROM runs"
 
 `experiments` has a row per logged step: experiment_name, step, epoch, split, time (seconds since the
 start), then a column per metric. `runs` has a row per experiment: name, status, project, started,
-finished, duration (seconds), config, git_commit, seed, host, parameters, tokens, tags, note."""
+finished, duration (seconds), config, git_commit, seed, host, parameters, tokens, tags, note, archived.
+The same in a browser: python tools/dashboard.py"""
+
+# The actions that an option belongs to; given with another it is a mistake, not a no-op.
+_BELONGS = {
+    "top": ["best"],
+    "split": ["best", "plot"],
+    "max": ["best"],
+    "min": ["best"],
+    "group": ["compare"],
+    "archived": ["list"],
+    "output": ["plot"],
+    "limit": ["sql"],
+    "timeout": ["sql"],
+    "yes": ["delete"],
+}
 
 
 def main() -> None:
+    parser = _parser()
+    arguments = parser.parse_args()
+    given = {name for name, v in vars(arguments).items() if v is not None and v is not False}
+    for option, actions in _BELONGS.items():
+        if option in given and given.isdisjoint(actions):
+            parser.error(f"--{option} goes with --{' or --'.join(actions)}")
+    for option in ("top", "limit", "timeout"):
+        if option in given and not getattr(arguments, option) > 0:
+            parser.error(f"--{option} must be more than 0, got {getattr(arguments, option):g}")
+    for option in ("tag", "untag"):
+        if option in given and len(getattr(arguments, option)) < 2:
+            parser.error(f"--{option} takes the name of an experiment and at least one tag")
+    with exit_on_error():
+        for action, answer in _ACTIONS.items():
+            if action in given:
+                answer(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        usage="query_experiments.py ACTION [options]",
     )
-    action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("--list", action="store_true", help="every experiment, oldest first")
-    action.add_argument("--summary", action="store_true", help="the store in numbers")
-    action.add_argument("--best", metavar="METRIC", help="rank by the best value of METRIC")
-    action.add_argument("--compare", nargs="+", metavar="NAME", help="metrics side by side")
-    action.add_argument("--diff", nargs="+", metavar="NAME", help="configuration keys that differ")
-    action.add_argument("--tag", nargs="+", metavar=("NAME", "TAG"), help="add tags to NAME")
-    action.add_argument("--untag", nargs="+", metavar=("NAME", "TAG"), help="take tags from NAME")
-    action.add_argument("--note", nargs=2, metavar=("NAME", "TEXT"), help="write a note to NAME")
-    action.add_argument("--sql", metavar="SELECT", help="SQL over `experiments` and `runs`")
-    parser.add_argument("--top", type=int, default=10, metavar="N", help="of --best (default 10)")
-    parser.add_argument("--split", help="of --best (default: test, else val, else train)")
-    parser.add_argument(
-        "--group", action="store_true", help="of --compare: all seeds of each configuration"
-    )
-    parser.add_argument(
-        "--limit",
-        type=int,
-        metavar="N",
-        help="of --sql: more rows are an error (default 1,000,000)",
-    )
-    parser.add_argument(
-        "--timeout", type=float, metavar="SECONDS", help="of --sql: stop it then (default 60)"
-    )
-    direction = parser.add_mutually_exclusive_group()
-    direction.add_argument("--max", action="store_true", help="higher is better")
-    direction.add_argument("--min", action="store_true", help="lower is better")
-    parser.add_argument("--format", choices=FORMATS, default="table")
-    arguments = parser.parse_args()
-    if arguments.top < 1:
-        parser.error(f"--top must be at least 1, got {arguments.top}")
-    for option in ("limit", "timeout"):
-        value = getattr(arguments, option)
-        if value is not None and not (value > 0 and arguments.sql is not None):
-            parser.error(f"--{option} goes with --sql and must be more than 0")
-    for option in ("tag", "untag"):
-        if len(getattr(arguments, option) or ["", ""]) < 2:
-            parser.error(f"--{option} takes the name of an experiment and at least one tag")
-    if arguments.group and not arguments.compare:
-        parser.error("--group goes with --compare")
-    with exit_on_error():
-        columns, rows = _answer(arguments)
-        print(format_rows(columns, rows, arguments.format))
+    actions = parser.add_argument_group("actions, one a call")
+    action = actions.add_mutually_exclusive_group(required=True)
+    add = action.add_argument
+    add("--list", action="store_true", help="every experiment, oldest first")
+    add("--summary", action="store_true", help="the store in numbers")
+    add("--best", metavar="METRIC", help="rank by the best value of METRIC")
+    add("--compare", nargs="+", metavar="NAME", help="metrics side by side")
+    add("--diff", nargs="+", metavar="NAME", help="configuration keys that differ")
+    add("--plot", nargs="+", metavar=("METRIC", "NAME"), help="curves (of the best 5 by default)")
+    add("--sql", metavar="SELECT", help="SQL over `experiments` and `runs`")
+    add("--tag", nargs="+", metavar=("NAME", "TAG"), help="add tags to NAME")
+    add("--untag", nargs="+", metavar=("NAME", "TAG"), help="take tags from NAME")
+    add("--note", nargs=2, metavar=("NAME", "TEXT"), help="write a note to NAME")
+    add("--archive", nargs="+", metavar="NAME", help="keep, but leave out of lists and rankings")
+    add("--unarchive", nargs="+", metavar="NAME", help="undo --archive")
+    add("--delete", nargs="+", metavar="NAME", help="for good, with the run's folder (asks first)")
+    add("--check", action="store_true", help="verify every file, remove what crashes left behind")
+    add("--pack", action="store_true", help="move all finished experiments into packs now")
+    add("--unpack", nargs="+", metavar="NAME", help="bring NAME back into a file of its own")
+    add("--import", metavar="PATH", help="TensorBoard, W&B offline, MLflow, CSV, JSON lines")
+    add("--export", nargs="+", metavar=("FILE", "NAME"), help="to .csv, .json or .parquet")
+    add("--sync", action="store_true", help="with the object store RESEARCH_EXPERIMENTS_URI")
+    options = parser.add_argument_group("options of these")
+    add = options.add_argument
+    add("--format", choices=FORMATS, default="table", help="of what is printed (default table)")
+    add("--top", type=int, metavar="N", help="of --best (default 10)")
+    add("--split", help="of --best, --plot (default: test, else val, else train)")
+    direction = options.add_mutually_exclusive_group()
+    direction.add_argument("--max", action="store_true", help="of --best: higher is better")
+    direction.add_argument("--min", action="store_true", help="of --best: lower is better")
+    add("--group", action="store_true", help="of --compare: all seeds of each configuration")
+    add("--archived", action="store_true", help="of --list: archived ones too")
+    add("--output", metavar="FILE", help="of --plot: also to this PNG, SVG or PDF")
+    add("--limit", type=int, metavar="N", help="of --sql: more rows are an error (default 1000000)")
+    add("--timeout", type=float, metavar="SECONDS", help="of --sql: stop it then (default 60)")
+    add("--yes", action="store_true", help="of --delete: do not ask")
+    return parser
 
 
-def _answer(arguments: argparse.Namespace) -> Table:
-    if arguments.sql is not None:
-        return _sql(arguments)
-    if changed := arguments.tag or arguments.untag or arguments.note:
-        return _annotate(arguments, changed[0])
-    catalogue = Catalogue()
-    for broken in catalogue.broken:
+def _show(arguments: argparse.Namespace, report: Report) -> None:
+    for broken in report.broken:
         print(f"warning: left out {broken.file}: {broken.error}", file=sys.stderr)
+    if report.title:
+        print(report.title, file=sys.stderr)
+    print(format_rows(report.columns, report.rows, arguments.format))
+
+
+def _list(arguments: argparse.Namespace) -> None:
     for_people = arguments.format in ("table", "markdown")
-    if arguments.list:
-        return _list(catalogue, for_people)
-    if arguments.summary:
-        return _summary(catalogue)
-    if arguments.diff:
-        return _diff(catalogue, list(dict.fromkeys(arguments.diff)))
-    if arguments.compare:
-        names = list(dict.fromkeys(arguments.compare))
-        return (_compare_groups if arguments.group else _compare)(catalogue, names)
+    report = list_experiments(archived=arguments.archived, for_people=for_people)
+    _show(arguments, report)
+
+
+def _summary(arguments: argparse.Namespace) -> None:
+    _show(arguments, summarise_experiments())
+
+
+def _best(arguments: argparse.Namespace) -> None:
     direction = "max" if arguments.max else "min" if arguments.min else None
-    return _best(catalogue, arguments.best, direction, arguments.split, arguments.top)
+    report = best_experiments(
+        arguments.best,
+        direction=direction,
+        split=arguments.split,
+        top=arguments.top or 10,
+    )
+    _show(arguments, report)
 
 
-def _sql(arguments: argparse.Namespace) -> Table:
+def _compare(arguments: argparse.Namespace) -> None:
+    compare = compare_seeds if arguments.group else compare_experiments
+    _show(arguments, compare(arguments.compare))
+
+
+def _diff(arguments: argparse.Namespace) -> None:
+    _show(arguments, diff_experiments(arguments.diff))
+
+
+def _sql(arguments: argparse.Namespace) -> None:
     from common.utils.experiment_storage.sql import query_rows
 
     bounds = {"limit": arguments.limit, "timeout_seconds": arguments.timeout}
-    return query_rows(
-        arguments.sql, **{key: value for key, value in bounds.items() if value is not None}
-    )
+    given = {key: value for key, value in bounds.items() if value is not None}
+    _show(arguments, Report(*query_rows(arguments.sql, **given)))
 
 
-def _annotate(arguments: argparse.Namespace, name: str) -> Table:
+def _plot(arguments: argparse.Namespace) -> None:
+    metric, *names = arguments.plot
+    if not names:
+        names = [str(row[1]) for row in best_experiments(metric, top=5).rows]
+    from shutil import get_terminal_size
+
+    from common.visualization.terminal import draw_in_terminal
+
+    size = get_terminal_size((100, 30))
+    shape = {"width": size.columns, "height": min(size.lines - 2, 30)}
+    splits = [arguments.split] if arguments.split else None
+    print(draw_in_terminal(names, metric, splits=splits, colours=sys.stdout.isatty(), **shape))
+    if arguments.output:
+        from common.visualization import plot_training_curves
+
+        plot_training_curves(names, metric, splits=splits, output=arguments.output)
+        print(f"saved {arguments.output}", file=sys.stderr)
+
+
+def _annotate(arguments: argparse.Namespace) -> None:
     from common.utils.experiment_storage.annotations import annotate_experiment
 
+    name = (arguments.tag or arguments.untag or arguments.note)[0]
     now = annotate_experiment(
         name,
         add_tags=arguments.tag[1:] if arguments.tag else (),
         remove_tags=arguments.untag[1:] if arguments.untag else (),
         note=arguments.note[1] if arguments.note else None,
     )
-    return ["name", "tags", "note"], [[name, ", ".join(now.tags), now.note]]
+    _show(arguments, Report(["name", "tags", "note"], [[name, ", ".join(now.tags), now.note]]))
 
 
-def _list(catalogue: Catalogue, for_people: bool) -> Table:
-    columns = ["name", "status", "project", "started", "duration", "parameters", "step"]
-    columns += ["best_loss", "tags"]
-    if for_people:
-        return columns, catalogue.listing()
-    rows: list[list[object]] = [
-        [*run[: len(columns) - 1], ", ".join(run.tags)] for run in catalogue.overview()
-    ]
-    return columns, rows
+def _archive(arguments: argparse.Namespace) -> None:
+    from common.utils.experiment_storage.annotations import archive_experiments
+
+    names = arguments.archive or arguments.unarchive
+    archive_experiments(names, archived=bool(arguments.archive))
+    print(f"{'archived' if arguments.archive else 'in use again'}: {', '.join(names)}")
 
 
-def _summary(catalogue: Catalogue) -> Table:
-    """One row per metric: how many runs have it, and which one is best where that is known."""
-    rows: list[list[object]] = []
-    for metric, split, experiments, values in catalogue.counts():
-        direction = metric_direction(metric)
-        best, name = None, None
-        if direction is not None:
-            ((_, summary),) = catalogue.best(metric, direction, split, top=1)
-            best, name = summary.best(direction), summary.name
-        rows.append([metric, split, experiments, values, best, name])
-    statuses = [run.status for run in catalogue.overview()]
-    counts = ", ".join(f"{statuses.count(s)} {s}" for s in sorted(set(statuses)))
-    print(f"{len(statuses)} experiments ({counts or 'none'})", file=sys.stderr)
-    return ["metric", "split", "experiments", "values", "best", "best_experiment"], rows
+def _delete(arguments: argparse.Namespace) -> None:
+    from common.utils.experiment_storage.maintenance import (
+        check_deletable,
+        delete_experiments,
+        size_of,
+    )
+
+    names = list(dict.fromkeys(arguments.delete))
+    check_deletable(names)
+    size = sum(map(size_of, names)) / 2**20
+    if not arguments.yes:
+        if not sys.stdin.isatty():
+            raise ExperimentError("--delete asks first, and nobody is there", "add --yes")
+        what = f"{', '.join(names)} with {size:,.1f} MiB of checkpoints and metrics"
+        if input(f"delete {what} for good? [y/N] ").strip().lower() not in ("y", "yes"):
+            print("nothing was deleted")
+            return
+    delete_experiments(names)
+    print(f"deleted {', '.join(names)} ({size:,.1f} MiB)")
 
 
-def _best(
-    catalogue: Catalogue, metric: str, direction: str | None, split: str | None, top: int
-) -> Table:
-    direction = direction or metric_direction(metric)
-    ranked = catalogue.best(metric, direction, split, top)
-    rows: list[list[object]] = []
-    for rank, (manifest, summary) in enumerate(ranked, start=1):
-        status = "diverged" if summary.diverged else manifest["status"]
-        value, step = summary.best(direction or "min"), summary.best_step(direction or "min")
-        rows.append(
-            [rank, manifest["name"], value, step, summary.split, status, manifest["project"]]
-        )
-    return ["rank", "name", metric, "step", "split", "status", "project"], rows
+def _check(arguments: argparse.Namespace) -> None:
+    from common.utils.experiment_storage.maintenance import check_store
+
+    findings = check_store()
+    _show(arguments, Report(["file", "problem", "action"], [list(f[:3]) for f in findings]))
+    damaged = sum(not finding.mended for finding in findings)
+    if damaged:
+        raise ExperimentError(f"{damaged} files of the store are damaged", "see the table")
+    print("every file of the store is whole", file=sys.stderr)
 
 
-def _compare(catalogue: Catalogue, names: list[str]) -> Table:
-    values: dict[tuple[str, str], dict[str, float | None]] = {}
-    diverged: dict[tuple[str, str], set[str]] = {}
-    for name in names:
-        catalogue.manifest(name)  # raises where there is none
-        for summary in catalogue.summaries(name=name):
-            direction = metric_direction(summary.metric)
-            value = summary.best(direction) if direction else summary.last
-            values.setdefault((summary.metric, summary.split), {})[name] = value
-            if summary.diverged:
-                diverged.setdefault((summary.metric, summary.split), set()).add(name)
-    rows: list[list[object]] = []
-    for (metric, split), found in sorted(values.items()):
-        direction = metric_direction(metric)
-        fallen = diverged.get((metric, split), set())
-        known = {n: value for n, value in found.items() if value is not None and n not in fallen}
-        better = None
-        if direction and len(found) > 1 and known:
-            better = (min if direction == "min" else max)(known, key=lambda name: known[name])
-        shown = {"min": "lowest", "max": "highest", None: "last"}[direction]
-        rows.append([metric, split, shown, *(found.get(name) for name in names), better])
-    return ["metric", "split", "value", *names, "better"], rows
+def _pack(arguments: argparse.Namespace) -> None:
+    from common.utils.experiment_storage.packs import pack_experiments
+
+    print(f"packed {pack_experiments()} experiments")
 
 
-def _diff(catalogue: Catalogue, names: list[str]) -> Table:
-    from common.utils.experiment_storage.comparison import diff_configs
+def _unpack(arguments: argparse.Namespace) -> None:
+    from common.utils.experiment_storage.packs import unpack_experiment
 
-    configs = [catalogue.manifest(name)["config"] for name in names]
-    different = diff_configs(configs)
-    if not different:
-        print("their configurations are the same", file=sys.stderr)
-    return ["key", *names], [[key, *values] for key, values in different.items()]
+    for name in arguments.unpack:
+        print(unpack_experiment(name))
 
 
-def _compare_groups(catalogue: Catalogue, names: list[str]) -> Table:
-    """One row per metric and configuration; from the second on also the difference from the first."""
-    from common.utils.experiment_storage.comparison import compare_groups
+def _import(arguments: argparse.Namespace) -> None:
+    from common.utils.experiment_storage.importers import import_experiments
 
-    rows: list[list[object]] = []
-    for result in compare_groups(catalogue, names):
-        mean, other = result.estimate, result.comparison
-        row: list[object] = [result.metric, result.split, result.group, mean.runs]
-        row += [mean.mean, mean.half_width]
-        if other is None:
-            rows.append([*row, *[None] * 6])
-            continue
-        significant = other.p_value is not None and other.p_value < 0.05
-        better = (other.difference < 0) == (result.direction == "min")
-        verdict = ("better" if better else "worse") if significant else "not told apart"
-        interval = [other.bootstrap_low, other.bootstrap_high]
-        rows.append([*row, other.difference, other.p_value, *interval, other.more_runs, verdict])
-    columns = ["metric", "split", "configuration", "runs", "mean", "ci95"]
-    columns += ["difference", "p", "bootstrap_low", "bootstrap_high", "more_seeds", "verdict"]
-    return columns, rows
+    report = import_experiments(Path(getattr(arguments, "import")))
+    rows: list[list[object]] = [["imported", name, None] for name in report.imported]
+    rows += [["skipped", run, why] for run, why in report.skipped]
+    rows += [["refused", run, why] for run, why in report.refused]
+    _show(arguments, Report(["", "experiment", "why"], rows))
+    if report.refused:
+        raise ExperimentError(f"{len(report.refused)} could not be imported", "see the table")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from common.utils.experiment_storage.exports import export_experiments
+
+    file, *names = arguments.export
+    print(f"wrote {export_experiments(Path(file), names)} experiments to {file}")
+
+
+def _sync(arguments: argparse.Namespace) -> None:
+    from common.utils.experiment_storage.remote import sync_experiments
+
+    done = sync_experiments()
+    print(f"uploaded {len(done.uploaded)}, downloaded {len(done.downloaded)} experiments")
+
+
+_ACTIONS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "list": _list,
+    "summary": _summary,
+    "best": _best,
+    "compare": _compare,
+    "diff": _diff,
+    "plot": _plot,
+    "sql": _sql,
+    "tag": _annotate,
+    "untag": _annotate,
+    "note": _annotate,
+    "archive": _archive,
+    "unarchive": _archive,
+    "delete": _delete,
+    "check": _check,
+    "pack": _pack,
+    "unpack": _unpack,
+    "import": _import,
+    "export": _export,
+    "sync": _sync,
+}
 
 
 if __name__ == "__main__":

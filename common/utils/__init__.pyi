@@ -1,3 +1,8 @@
+from .experiment_storage.exports import export_experiments as export_experiments
+from .experiment_storage.importers import import_experiments as import_experiments
+from .experiment_storage.reports import best_experiments as best_experiments
+from .experiment_storage.reports import compare_experiments as compare_experiments
+from .experiment_storage.reports import list_experiments as list_experiments
 from .experiment_storage.run import Run as Run
 from .experiment_storage.run import start_experiment as start_experiment
 from .experiment_storage.sql import query_experiments as query_experiments

@@ -42,6 +42,23 @@ def format_rows(columns: Sequence[str], rows: Sequence[Sequence[object]], style:
     return _aligned(columns, texts, numeric)
 
 
+def format_html(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> str:
+    """As a notebook shows it; every text is escaped."""
+    from html import escape
+
+    cells = [list(column) for column in zip(*rows, strict=True)]
+    numeric = [_is_numeric({type(value) for value in column} - {NoneType}) for column in cells]
+    aligns = ["right" if is_numeric else "left" for is_numeric in numeric or [False] * len(columns)]
+
+    def line(tag: str, texts: Sequence[str]) -> str:
+        pairs = zip(texts, aligns, strict=True)
+        return "".join(f'<{tag} style="text-align:{a}">{escape(t)}</{tag}>' for t, a in pairs)
+
+    body = "".join(f"<tr>{line('td', list(map(_text, row)))}</tr>" for row in rows)
+    caption = f"<caption>{escape(title)}</caption>" if title else ""
+    return f"<table>{caption}<thead><tr>{line('th', columns)}</tr></thead><tbody>{body}</tbody></table>"
+
+
 def _is_numeric(kinds: set[type]) -> bool:
     return bool(kinds) and all(k in (int, float) or _is_decimal(k) for k in kinds)
 

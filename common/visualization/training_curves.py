@@ -41,12 +41,10 @@ def plot_training_curves(
     names = [experiments] if isinstance(experiments, str) else list(experiments)
     if x not in _X_LABELS:
         raise ExperimentError(f"x cannot be '{x}'", did_you_mean(x, list(_X_LABELS)))
-    rows = _read(names, metric, x)
-    found = rows["split"].unique().tolist()
-    shown = list(splits) if splits is not None else sorted(found, key=lambda s: (s != "train", s))
-    for split in shown:
-        if split not in found:
-            raise ExperimentError(f"no '{metric}' on split '{split}'", did_you_mean(split, found))
+    rows = read_curves(names, metric, x)
+    shown = sorted(rows["split"].unique().tolist(), key=lambda s: (s != "train", s))
+    if splits is not None:
+        shown = check_splits(splits, rows, metric)
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for number, name in enumerate(names):
@@ -80,7 +78,18 @@ def plot_training_curves(
     return figure
 
 
-def _read(names: list[str], metric: str, x: str) -> pd.DataFrame:
+def check_splits(splits: Sequence[str], rows: pd.DataFrame, metric: str) -> list[str]:
+    """`splits`. Raises ExperimentError for one that is not in `rows`."""
+    found = rows["split"].unique().tolist()
+    for split in splits:
+        if split not in found:
+            raise ExperimentError(f"no '{metric}' on split '{split}'", did_you_mean(split, found))
+    return list(splits)
+
+
+def read_curves(names: Sequence[str], metric: str, x: str = "step") -> pd.DataFrame:
+    """Columns experiment_name, split, `x` and `metric`, in the order of the steps. Raises
+    ExperimentError for an experiment or metric that is not there."""
     catalogue = Catalogue()
     metrics = catalogue.metrics()
     if metric not in metrics:

@@ -109,19 +109,26 @@ def test_a_top_that_is_no_positive_number_is_refused(query, store, top: str) -> 
     assert "--top" in query("--best", "loss", "--top", top, code=2).stderr
 
 
-def test_a_comparison_names_the_better_one_but_never_a_diverged_one(query, store) -> None:
-    loss, reward = rows(query("--compare", "exp_001", "exp_003", "--format", "json"))
-    assert loss == {
+def test_a_comparison_says_which_is_better_and_by_how_much(query, store) -> None:
+    answer = rows(query("--compare", "exp_001", "exp_003", "--format", "json"))
+    base, loss = [row for row in answer if row["metric"] == "loss"]
+    assert base == {
         "metric": "loss",
         "split": "val",
-        "value": "lowest",
-        "exp_001": 2.0,
-        "exp_003": 1.25,
-        "better": "exp_003",
+        "better_is": "lower",
+        "name": "exp_001",
+        "best": 2.0,
+        "step": 10,
+        "last": 2.5,
+        "difference": None,
+        "verdict": None,
     }
-    assert reward["value"] == "last" and reward["better"] is None, "its direction is not known"
-    loss, _ = rows(query("--compare", "exp_001", "exp_002", "--format", "json"))
-    assert loss["better"] != "exp_002", "--best ranks a diverged run last, so does --compare"
+    assert (loss["name"], loss["best"], loss["difference"]) == ("exp_003", 1.25, -0.75)
+    assert loss["verdict"] == "better"
+    reward = [row for row in answer if row["metric"] == "reward"][-1]
+    assert reward["better_is"] is None and reward["verdict"] is None
+    diverged = rows(query("--compare", "exp_001", "exp_002", "--format", "json"))[1]
+    assert diverged["verdict"] == "diverged", "--best ranks it last, so does --compare"
 
 
 def test_the_summary_counts_and_names_the_best(query, store) -> None:
@@ -273,3 +280,125 @@ def test_tags_and_a_note_are_written_from_the_command_line(query: Any, store: No
     assert [entry["tags"] for entry in listed] == ["beta", "", ""]
     assert "at least one tag" in query("--tag", "exp_001", code=2).stderr
     assert "did you mean 'exp_001'" in query("--tag", "exp_01", "x", code=2).stderr
+
+
+def test_curves_are_drawn_in_the_terminal_and_to_a_file(query, store, tmp_path: Path) -> None:
+    drawn = query("--plot", "loss", "exp_001", "exp_002", "--output", str(tmp_path / "p.png"))
+    assert "exp_001 (val)" in drawn.stdout and "exp_002 (val), 1 not finite" in drawn.stdout
+    assert "\x1b" not in drawn.stdout, "no colours where there is no terminal"
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert "exp_003 (val)" in query("--plot", "loss").stdout, "the best, without names"
+    assert "'loss'" in query("--plot", "los", "exp_001", code=2).stderr
+    assert "split 'test'" in query("--plot", "loss", "--split", "test", code=2).stderr
+
+
+def test_archived_experiments_are_out_of_sight_until_they_are_wanted(query, store) -> None:
+    assert query("--archive", "exp_003", "exp_001").stdout == "archived: exp_003, exp_001\n"
+    assert [row["name"] for row in rows(query("--list", "--format", "json"))] == ["exp_002"]
+    assert len(rows(query("--list", "--archived", "--format", "json"))) == 3
+    assert [row["name"] for row in rows(query("--best", "loss", "--format", "json"))] == ["exp_002"]
+    query("--unarchive", "exp_003")
+    assert rows(query("--best", "loss", "--format", "json"))[0]["name"] == "exp_003"
+    assert "'exp_002'" in query("--archive", "exp_003", "exp_02", code=2).stderr
+    assert len(rows(query("--list", "--format", "json"))) == 2, "nothing was archived by half"
+
+
+def test_deleting_asks_first_and_takes_the_runs_folder_with_it(
+    query, store, assets_dir: Path
+) -> None:
+    folder = assets_dir / "outputs" / "runs" / "exp_002"
+    folder.mkdir(parents=True)
+    (folder / "weights").write_bytes(bytes(2**20))
+    assert "add --yes" in query("--delete", "exp_002", code=2).stderr
+    assert "no experiment 'x'" in query("--delete", "exp_002", "x", "--yes", code=2).stderr
+    assert folder.exists()
+    query("--tag", "exp_002", "old")
+    deleted = query("--delete", "exp_002", "--yes").stdout
+    assert deleted.startswith("deleted exp_002 (1.") and not folder.exists()
+    assert len(rows(query("--list", "--format", "json"))) == 2
+    save_experiment("exp_002", pd.DataFrame({"loss": [1.0]}))
+    assert rows(query("--list", "--format", "json"))[-1]["tags"] == "", "a new one of that name"
+
+
+def test_a_running_experiment_is_not_deleted(query, store) -> None:
+    with start_experiment("live") as run:
+        run.log({"loss": 1.0}, step=0)
+        assert "is running" in query("--delete", "live", "--yes", code=2).stderr
+    assert "deleted live" in query("--delete", "live", "--yes").stdout
+
+
+def test_packs_are_made_and_undone_by_hand(query, store) -> None:
+    before = query("--list", "--format", "json").stdout
+    assert query("--pack").stdout == "packed 3 experiments\n"
+    assert query("--list", "--format", "json").stdout == before
+    assert "exp_002.parquet" in query("--unpack", "exp_002").stdout
+    query("--delete", "exp_001", "--yes")
+    assert [row["name"] for row in rows(query("--list", "--format", "json"))] == [
+        "exp_002",
+        "exp_003",
+    ]
+
+
+def test_the_check_names_what_is_damaged_and_mends_what_it_can(query, store) -> None:
+    sound = query("--check")
+    assert "every file of the store is whole" in sound.stderr and len(sound.stdout.split("\n")) == 3
+    left = get_experiments_dir() / "exp_001.jsonl"
+    left.touch()
+    damaged = get_experiments_dir() / "exp_002.parquet"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    result = query("--check", "--format", "json", code=2)
+    found = {row["file"]: row["action"] for row in rows(result)}
+    assert found["exp_001.jsonl"] == "removed" and not left.exists()
+    assert "restore it" in found["exp_002.parquet"] and damaged.read_bytes() == content
+    assert "1 files of the store are damaged" in result.stderr
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_what_is_exported_comes_back_the_same(query, store, tmp_path: Path, ending: str) -> None:
+    asked = "SELECT * FROM experiments ORDER BY ALL"
+    before = query("--sql", asked, "--format", "csv").stdout
+    query("--pack")
+    query("--unpack", "exp_003")
+    file = tmp_path / f"all.{ending}"
+    assert "wrote 3 experiments" in query("--export", str(file)).stdout
+    assert "exists" in query("--export", str(file), code=2).stderr
+    query("--delete", "exp_001", "exp_002", "exp_003", "--yes")
+    imported = rows(query("--import", str(file), "--format", "json"))
+    assert [row["experiment"] for row in imported] == ["exp_001", "exp_002", "exp_003"]
+    assert query("--sql", asked, "--format", "csv").stdout == before
+
+
+def test_json_holds_the_manifests_too(query, store, tmp_path: Path) -> None:
+    query("--export", str(tmp_path / "two.json"), "exp_002", "exp_001")
+    second, first = json.loads((tmp_path / "two.json").read_text())
+    assert (first["name"], first["project"], first["config"]) == ("exp_001", "alpha", {"lr": 0.1})
+    assert second["rows"][2]["metrics"]["loss"] == "NaN" and first["rows"][2]["step"] == 20
+    assert ".csv, .json, .parquet" in query("--export", "x.txt", code=2).stderr
+    assert "no experiment 'x'" in query("--export", str(tmp_path / "x.csv"), "x", code=2).stderr
+
+
+def test_nothing_to_import_is_told(query, tmp_path: Path) -> None:
+    assert "error [experiment]" in query("--import", str(tmp_path), code=2).stderr
+    assert "error [experiment]" in query("--import", str(tmp_path / "none"), code=2).stderr
+
+
+def test_an_object_store_is_needed_to_sync(query) -> None:
+    assert "RESEARCH_EXPERIMENTS_URI is not set" in query("--sync", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--list", "--yes"], "--yes goes with --delete"),
+        (["--list", "--split", "val"], "--split goes with --best or --plot"),
+        (["--sql", "SELECT 1", "--limit", "0"], "--limit must be more than 0"),
+        (["--list", "--summary"], "not allowed with"),
+        ([], "one of the arguments"),
+    ],
+)
+def test_options_without_their_action_are_mistakes(
+    query, arguments: list[str], expected: str
+) -> None:
+    assert expected in query(*arguments, code=2).stderr

@@ -73,6 +73,16 @@ def annotate_experiment(
     return after
 
 
+def archive_experiments(names: Collection[str], *, archived: bool = True) -> None:
+    """Set or clear the archive mark. Raises ExperimentError for an unknown name, before any."""
+    from common.utils.experiment_storage.catalogue import Catalogue
+
+    for name in names:
+        Catalogue().manifest(name)
+    for name in names:
+        annotate_experiment(name, archived=archived)
+
+
 def _changed_tags(
     name: str, before: list[str], add: Collection[str], remove: Collection[str]
 ) -> list[str]:

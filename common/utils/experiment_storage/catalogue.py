@@ -160,6 +160,11 @@ class Catalogue:
         rows = self._query(f"SELECT * FROM metrics WHERE {where}", parameters)
         return [MetricSummary(*row) for row in rows]
 
+    def statuses(self) -> dict[str, int]:
+        """{status: number of experiments}"""
+        counted = f"SELECT state, count(*) FROM {_NOW} GROUP BY state"
+        return dict(self._query(counted, (False,)))
+
     def counts(self) -> list[tuple[str, str, int, int]]:
         """(metric, split, number of experiments, number of values), sorted."""
         counted = "SELECT metric, split, count(*), sum(num_values) FROM metrics"

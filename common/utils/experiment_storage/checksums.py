@@ -17,7 +17,9 @@ def checksums_path() -> Path:
 
 
 def record_checksum(path: Path, written: Path) -> None:
-    """Remember that what stands in `written` is to stand in `path`, a file of the store."""
+    """Remember that what stands in `written` is to stand in `path`, if that is in the store."""
+    if not path.is_relative_to(get_experiments_dir()):
+        return
     file = str(path.relative_to(get_experiments_dir()))
     append_records(checksums_path(), [{"kind": "written", "file": file, "sha256": sha256(written)}])
 

@@ -25,6 +25,7 @@ from common.errors import ExperimentError
 from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.parquet import (
     ROW_GROUP_ROWS,
+    align,
     check_columns,
     metrics_of,
     open_parquet,
@@ -189,10 +190,7 @@ def write_pack(
 def _with_manifest(manifest: dict[str, Any], table: pa.Table, schema: pa.Schema) -> pa.Table:
     texts = [json.dumps(manifest), *[None] * (len(table) - 1)]
     table = table.append_column(MANIFEST_COLUMN, pa.array(texts, pa.string()))
-    missing = {field.name: field.type for field in schema if field.name not in table.column_names}
-    for name, kind in missing.items():
-        table = table.append_column(name, pa.nulls(len(table), kind))
-    return table.select(schema.names)
+    return align(table, schema)
 
 
 def unpack_experiment(name: str) -> Path:

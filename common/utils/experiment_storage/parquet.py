@@ -70,9 +70,9 @@ def write_parquet(
     return path
 
 
-def write_table(manifest: Mapping[str, Any], table: pa.Table) -> Path:
-    """As `write_parquet`, of a table of `schema_of` its metrics."""
-    path = parquet_path(str(manifest["name"]))
+def write_table(manifest: Mapping[str, Any], table: pa.Table, path: Path | None = None) -> Path:
+    """As `write_parquet`, of a table of `schema_of` its metrics; to another `path` on request."""
+    path = path or parquet_path(str(manifest["name"]))
     with parquet_writer(path, table.schema, FOOTER_KEY, manifest) as writer:
         writer.write_table(table)
     return path
@@ -118,6 +118,14 @@ def check_columns(table: pa.Table) -> None:
             raise ValueError(f"its column '{column}' has the type {found}")
         if column in _KINDS and table[column].null_count:
             raise ValueError(f"its column '{column}' has empty cells")
+
+
+def align(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """`table` with the columns of `schema`; those that it lacks are empty."""
+    for field in schema:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table.select(schema.names).replace_schema_metadata(None)
 
 
 def metrics_of(table: pa.Table) -> list[str]:

@@ -189,11 +189,22 @@ class Run:
         path = store.log_path(self.name)
         if status == "finished":
             path = store.finish_log(self.name)
-            store.enter_into_catalogue()
+            store.publish(self.name)
         self.manifest["file"] = str(path)
         self._lock.release()
         Path(self._lock.lock_file).unlink(missing_ok=True)
         return path
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the facts, and the last value of every metric."""
+        from common.utils.experiment_storage.catalogue import Catalogue
+        from common.utils.tables import format_html
+
+        facts = ", ".join(str(self.manifest[key]) for key in ("name", "status"))
+        summaries = Catalogue().summaries(name=self.name)
+        rows = [[s.metric, s.split, s.last_step, s.last, s.minimum, s.maximum] for s in summaries]
+        columns = ["metric", "split", "step", "last", "lowest", "highest"]
+        return format_html(columns, rows, f"{facts}, {self.rows} rows in {self.directory}")
 
     def _write_manifest_file(self) -> None:
         write_json_atomic(self.directory / "manifest.json", self.manifest)

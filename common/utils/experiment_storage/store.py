@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import numbers
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -184,8 +185,17 @@ def save_experiment(
         path = write_parquet(manifest, rows)
     finally:
         log_path(name).unlink(missing_ok=True)
-    enter_into_catalogue()
+    publish(name)
     return path
+
+
+def publish(name: str) -> None:
+    """What follows on a finish: the catalogue, and the object store where there is one."""
+    if os.environ.get("RESEARCH_EXPERIMENTS_URI"):
+        from common.utils.experiment_storage.remote import upload_finished
+
+        upload_finished(name)
+    enter_into_catalogue()
 
 
 def enter_into_catalogue() -> None:
@@ -217,9 +227,29 @@ def _manifest(name: str, metadata: dict[str, Any]) -> dict[str, Any]:
 def _dataframe_rows(dataframe: pd.DataFrame) -> list[dict[str, Any]]:
     known: dict[str, str] = {}
     rows = []
+    padding = _padding(dataframe)
     for index, record in enumerate(dataframe.to_dict(orient="records")):
         fixed = {key: record.get(key) for key in ("epoch", "time")}
-        metrics = {str(k): v for k, v in record.items() if k not in FIXED_COLUMNS and v is not None}
         step, split = record.get("step", index), record.get("split", "train")
+        metrics = {
+            str(name): value
+            for name, value in record.items()
+            if name not in FIXED_COLUMNS and value is not None and (split, name) not in padding
+        }
         rows.append(make_row(step, split, metrics=metrics, known=known, **fixed))
     return rows
+
+
+def _padding(dataframe: pd.DataFrame) -> set[tuple[Any, Any]]:
+    """The (split, metric) that were not logged: pandas writes NaN where a metric of one split has no
+    value on the rows of another. A metric that is NaN everywhere has diverged."""
+    if "split" not in dataframe:
+        return set()
+    metrics = [name for name in dataframe if name not in FIXED_COLUMNS]
+    empty = dataframe[metrics].isna().groupby(dataframe["split"]).all()
+    return {
+        (split, name)
+        for name in metrics
+        if not empty[name].all()
+        for split in empty.index[empty[name]]
+    }

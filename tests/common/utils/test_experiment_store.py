@@ -298,6 +298,20 @@ def test_without_a_step_column_the_rows_are_counted() -> None:
     ]
 
 
+def test_the_padding_of_pandas_between_splits_is_not_taken_for_nan() -> None:
+    frame = pd.DataFrame(
+        [
+            {"split": "train", "loss": 1.0, "lr": 0.1, "bad": math.nan},
+            {"split": "train", "loss": math.nan, "lr": 0.1, "bad": math.nan},
+            {"split": "val", "loss": 2.0, "bad": math.nan},
+        ]
+    )
+    save_experiment("a", frame)
+    summaries = {(s.split, s.metric): s for s in Catalogue().summaries()}
+    assert ("val", "lr") not in summaries, "it was never logged there"
+    assert summaries["train", "loss"].diverged and summaries["val", "bad"].diverged
+
+
 @pytest.mark.parametrize(
     "frame",
     [

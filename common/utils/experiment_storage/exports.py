@@ -1,0 +1,106 @@
+"""Experiments as one CSV, JSON or Parquet file for other programs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from common.errors import ExperimentError
+from common.utils.experiment_storage.catalogue import Catalogue
+from common.utils.experiment_storage.log import read_log
+from common.utils.experiment_storage.packs import Member, read_pack
+from common.utils.experiment_storage.parquet import (
+    align,
+    read_parquet,
+    rows_to_table,
+    schema_of,
+    table_to_rows,
+)
+from common.utils.files import atomic_path
+from common.utils.paths import get_experiments_dir
+
+
+def export_experiments(path: Path, names: Sequence[str] = ()) -> int:
+    """Write the experiments `names` (all of them without any) to `path` and return their number.
+
+    .csv and .parquet have the columns of the view `experiments`, a row per logged step; an empty
+    cell was not logged. .json has a list of manifests, each with its `rows`; NaN and infinities are
+    the texts "NaN", "Infinity" and "-Infinity". Raises ExperimentError for another ending, a file
+    that exists, and an unknown name.
+    """
+    write = _WRITERS.get(path.suffix)
+    if write is None:
+        raise ExperimentError(f"cannot export to '{path.name}'", f"end it in {_ENDINGS}")
+    if path.exists():
+        raise ExperimentError(f"{path} exists", "choose another file")
+    catalogue = Catalogue()
+    chosen = list(dict.fromkeys(names)) or [run.name for run in catalogue.overview()]
+    metrics = {s.metric: None for name in chosen for s in catalogue.summaries(name=name)}
+    with atomic_path(path) as temporary:
+        write(temporary, read_members(chosen), schema_of(metrics))
+    return len(chosen)
+
+
+def read_members(names: Sequence[str]) -> Iterator[Member]:
+    """(manifest, rows) of each, file by file. Raises ExperimentError for an unknown name."""
+    catalogue = Catalogue()
+    files: dict[str, set[str]] = {}
+    for name in names:
+        files.setdefault(catalogue.manifest(name)["file"], set()).add(name)
+    for file, wanted in files.items():
+        path = get_experiments_dir() / file
+        if file.endswith(".jsonl"):
+            content = read_log(path)
+            yield content.manifest, rows_to_table(path.stem, content.rows, content.metrics)
+        elif "/" in file:
+            yield from (member for member in read_pack(path) if member[0]["name"] in wanted)
+        else:
+            yield read_parquet(path)
+
+
+def _write_csv(path: Path, members: Iterator[Member], schema: pa.Schema) -> None:
+    with pa_csv.CSVWriter(path, schema) as writer:
+        for _, table in members:
+            writer.write_table(align(table, schema))
+
+
+def _write_parquet(path: Path, members: Iterator[Member], schema: pa.Schema) -> None:
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for _, table in members:
+            writer.write_table(align(table, schema))
+
+
+def _write_json(path: Path, members: Iterator[Member], schema: pa.Schema) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        before = "[\n"
+        for manifest, table in members:
+            entry = _plain({**manifest, "rows": table_to_rows(table)})
+            file.write(before + json.dumps(entry, ensure_ascii=False))
+            before = ",\n"
+        file.write("[]\n" if before == "[\n" else "\n]\n")
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinities."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+_WRITERS: dict[str, Callable[[Path, Iterator[Member], pa.Schema], None]] = {
+    ".csv": _write_csv,
+    ".json": _write_json,
+    ".parquet": _write_parquet,
+}
+_ENDINGS = ", ".join(_WRITERS)

@@ -1,0 +1,192 @@
+"""The questions that people ask of a store, answered as tables: lists, rankings, comparisons.
+
+A notebook shows a Report as a table, `print` as text, `to_pandas` makes a DataFrame of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from common.utils.experiment_storage.catalogue import Broken, Catalogue
+from common.utils.experiment_storage.metrics import MetricSummary, metric_direction
+from common.utils.tables import format_html, format_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Report:
+    """A table: the names of its columns, and rows of as many values. `broken` names the files of the
+    store that could not be read, so that nobody takes what is left for the whole."""
+
+    def __init__(
+        self,
+        columns: list[str],
+        rows: list[list[object]],
+        title: str = "",
+        broken: Sequence[Broken] = (),
+    ) -> None:
+        self.columns = columns
+        self.rows = rows
+        self.title = title
+        self.broken = broken
+
+    def __str__(self) -> str:
+        return format_rows(self.columns, self.rows, "table")
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        left_out = [f"left out {broken.file}: {broken.error}" for broken in self.broken]
+        return format_html(self.columns, self.rows, "; ".join([self.title, *left_out]).strip("; "))
+
+    def to_pandas(self) -> pd.DataFrame:
+        import pandas as pd
+
+        return pd.DataFrame(self.rows, columns=self.columns)
+
+
+_LIST = ["name", "status", "project", "started", "duration", "parameters", "step", "best_loss"]
+_LIST += ["tags"]
+
+
+def list_experiments(*, archived: bool = False, for_people: bool = True) -> Report:
+    """Every experiment, oldest first, archived ones on request.
+
+    For people times are local and durations in words; otherwise ISO 8601 and seconds.
+    """
+    catalogue = Catalogue()
+    if for_people:
+        return Report(_LIST, catalogue.listing(archived), broken=catalogue.broken)
+    rows: list[list[object]] = [
+        [*run[: len(_LIST) - 1], ", ".join(run.tags)] for run in catalogue.overview(archived)
+    ]
+    return Report(_LIST, rows, broken=catalogue.broken)
+
+
+def summarise_experiments() -> Report:
+    """One row per metric: how many runs have it, and which one is best where that is known."""
+    catalogue = Catalogue()
+    rows: list[list[object]] = []
+    for metric, split, experiments, values in catalogue.counts():
+        direction = metric_direction(metric)
+        best, name = None, None
+        if direction is not None:
+            ((_, summary),) = catalogue.best(metric, direction, split, top=1)
+            best, name = summary.best(direction), summary.name
+        rows.append([metric, split, experiments, values, best, name])
+    statuses = catalogue.statuses()
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
+    title = f"{sum(statuses.values())} experiments ({counts or 'none'})"
+    columns = ["metric", "split", "experiments", "values", "best", "best_experiment"]
+    return Report(columns, rows, title, catalogue.broken)
+
+
+def best_experiments(
+    metric: str, *, direction: str | None = None, split: str | None = None, top: int = 10
+) -> Report:
+    """The `top` runs by the best value of `metric`, diverged ones last. Raises as `Catalogue.best`."""
+    catalogue = Catalogue()
+    ranked = catalogue.best(metric, direction, split, top)
+    direction = direction or metric_direction(metric) or "min"
+    rows: list[list[object]] = []
+    for rank, (manifest, summary) in enumerate(ranked, start=1):
+        status = "diverged" if summary.diverged else manifest["status"]
+        value, step = summary.best(direction), summary.best_step(direction)
+        rows.append([rank, summary.name, value, step, summary.split, status, manifest["project"]])
+    columns = ["rank", "name", metric, "step", "split", "status", "project"]
+    return Report(columns, rows, broken=catalogue.broken)
+
+
+def compare_experiments(names: Sequence[str]) -> Report:
+    """One row per metric and run: its best value and where, its last, and the difference of the best
+    (of the last, where it is not known which way is better) from the first run's.
+
+    Raises ExperimentError for an unknown name.
+    """
+    names = list(dict.fromkeys(names))
+    catalogue = Catalogue()
+    found: dict[tuple[str, str], dict[str, MetricSummary]] = {}
+    for name in names:
+        catalogue.manifest(name)  # raises where there is none
+        for summary in catalogue.summaries(name=name):
+            found.setdefault((summary.metric, summary.split), {})[name] = summary
+    rows: list[list[object]] = []
+    for (metric, split), summaries in sorted(found.items()):
+        direction = metric_direction(metric)
+        base = summaries.get(names[0])
+        for name in [name for name in names if name in summaries]:
+            summary = summaries[name]
+            best = step = None
+            if direction is not None:
+                best, step = summary.best(direction), summary.best_step(direction)
+            row: list[object] = [
+                metric,
+                split,
+                {"min": "lower", "max": "higher"}.get(direction or ""),
+            ]
+            row += [name, best, step, summary.last]
+            rows.append([*row, *_difference(base, summary, direction)])
+    columns = ["metric", "split", "better_is", "name", "best", "step", "last"]
+    return Report([*columns, "difference", "verdict"], rows, broken=catalogue.broken)
+
+
+def _difference(
+    base: MetricSummary | None, other: MetricSummary, direction: str | None
+) -> tuple[float | None, str | None]:
+    """(difference of `other` from `base`, what it means)"""
+    if other.diverged and direction:
+        return None, "diverged"
+    if base is None or base is other:
+        return None, None
+    if direction is None:
+        pair = base.last, other.last
+    else:
+        pair = base.best(direction), other.best(direction)
+    if pair[0] is None or pair[1] is None:
+        return None, None
+    difference = pair[1] - pair[0]
+    if direction is None:
+        return difference, None
+    if base.diverged:
+        return difference, "better"
+    if difference == 0:
+        return difference, "equal"
+    return difference, "better" if (difference < 0) == (direction == "min") else "worse"
+
+
+def compare_seeds(names: Sequence[str]) -> Report:
+    """One row per metric and configuration, each by all its seeds; from the second on also the
+    difference from the first. Raises as `compare_groups`."""
+    from common.utils.experiment_storage.comparison import compare_groups
+
+    rows: list[list[object]] = []
+    catalogue = Catalogue()
+    for result in compare_groups(catalogue, list(dict.fromkeys(names))):
+        mean, other = result.estimate, result.comparison
+        row: list[object] = [result.metric, result.split, result.group, mean.runs]
+        row += [mean.mean, mean.half_width]
+        if other is None:
+            rows.append([*row, *[None] * 6])
+            continue
+        significant = other.p_value is not None and other.p_value < 0.05
+        better = (other.difference < 0) == (result.direction == "min")
+        verdict = ("better" if better else "worse") if significant else "not told apart"
+        interval = [other.bootstrap_low, other.bootstrap_high]
+        rows.append([*row, other.difference, other.p_value, *interval, other.more_runs, verdict])
+    columns = ["metric", "split", "configuration", "runs", "mean", "ci95"]
+    columns += ["difference", "p", "bootstrap_low", "bootstrap_high", "more_seeds", "verdict"]
+    return Report(columns, rows, broken=catalogue.broken)
+
+
+def diff_experiments(names: Sequence[str]) -> Report:
+    """The configuration keys on which the runs differ. Raises ExperimentError for an unknown name."""
+    from common.utils.experiment_storage.comparison import diff_configs
+
+    names = list(dict.fromkeys(names))
+    catalogue = Catalogue()
+    different = diff_configs([catalogue.manifest(name)["config"] for name in names])
+    title = "" if different else "their configurations are the same"
+    rows: list[list[object]] = [[key, *values] for key, values in different.items()]
+    return Report(["key", *names], rows, title, catalogue.broken)

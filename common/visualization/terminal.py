@@ -1,0 +1,57 @@
+"""Curves as characters, for a terminal without a screen."""
+
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Sequence
+
+import plotext
+
+from common.utils.experiment_storage.metrics import preferred_split
+from common.visualization.training_curves import check_splits, read_curves
+
+_COLOURS = ("blue", "orange", "green", "red", "magenta", "cyan", "yellow", "gray")
+
+
+def draw_in_terminal(
+    experiments: Sequence[str],
+    metric: str,
+    *,
+    splits: Sequence[str] | None = None,
+    width: int = 100,
+    height: int = 25,
+    colours: bool = True,
+) -> str:
+    """`metric` over the steps as lines of text, a curve per experiment and split; without `splits`
+    that which judges (see `preferred_split`), or of a single experiment all of them.
+
+    NaN and infinities are gaps. Without colours the curves are told apart by letters. Raises
+    ExperimentError for an experiment or metric that is not there.
+    """
+    rows = read_curves(experiments, metric)
+    if splits is None and len(experiments) > 1:
+        splits = [preferred_split(rows["split"])]
+    if splits is not None:
+        rows = rows[rows["split"].isin(check_splits(splits, rows, metric))]
+    plotext.clear_figure()
+    plotext.theme("clear")
+    plotext.plotsize(width, height)
+    plotext.title(metric)
+    plotext.xlabel("step")
+    for number, ((name, split), part) in enumerate(
+        rows.groupby(["experiment_name", "split"], sort=False)
+    ):
+        values = part[metric].tolist()
+        points = [(x, y) for x, y in zip(part["step"], values, strict=True) if math.isfinite(y)]
+        missing = len(values) - len(points)
+        label = f"{name} ({split})" + (f", {missing} not finite" if missing else "")
+        plotext.plot(
+            [x for x, _ in points],
+            [y for _, y in points],
+            label=label,
+            marker="braille" if colours else string.ascii_letters[number % 52],
+            color=_COLOURS[number % len(_COLOURS)],
+        )
+    text: str = plotext.build()
+    return text if colours else plotext.uncolorize(text)
