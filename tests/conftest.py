@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -48,3 +48,28 @@ def run_tool() -> RunTool:
         )
 
     return run
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A real file system; `small_disk(size)` mounts it, or gives it another size."""
+    path = tmp_path / "small_disk"
+    path.mkdir()
+    mounted = False
+
+    def mount(size: str) -> Path:
+        nonlocal mounted
+        options = f"remount,size={size}" if mounted else f"size={size}"
+        command = ["mount", "-t", "tmpfs", "-o", options, "none", str(path)]
+        try:
+            succeeded = subprocess.run(command, capture_output=True).returncode == 0
+        except FileNotFoundError:
+            succeeded = False
+        if not succeeded:
+            pytest.skip("cannot mount a file system here")
+        mounted = True
+        return path
+
+    yield mount
+    if mounted:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)

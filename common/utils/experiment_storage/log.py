@@ -19,6 +19,7 @@ import json
 import os
 import time
 import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,42 +29,84 @@ from common.errors import ExperimentError
 Record = dict[str, Any]
 _SYNC_EVERY_SECONDS = 1.0
 _encode = json.JSONEncoder(separators=(",", ":")).encode
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_MOST_WAITING = 100_000
 _sync = getattr(os, "fdatasync", os.fsync)  # macOS has fsync only
 
 
 class LogWriter:
-    """Appends records to the log at `path`, which must exist (claiming the name created it)."""
+    """Appends records to the log at `path`, which must exist (claiming the name created it).
+
+    While the disk is full the records wait in memory, in order, and are written as soon as there is
+    space: a training of days does not end for want of a kilobyte. That is told once.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = str(path)
         self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND)
         size = os.fstat(self._descriptor).st_size
-        # Half a line, left by a killed writer or a full disk, is closed off before the next record.
         self._synced = time.monotonic()
+        # Half a line, left by a killed writer or a full disk, is closed off before the next record.
         self._torn = size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"
+        self._waiting: deque[bytes] = deque()
 
     def append(self, record: Record) -> None:
-        """Write one record. Raises OSError when the disk is full; earlier records stay readable."""
+        """Write one record. Raises OSError when it cannot be written for another reason than a full
+        disk, or when a great many wait already."""
         if self._descriptor < 0:  # the number may belong to another file by now
             raise ExperimentError(f"the run of {self._path} has ended: nothing more can be logged")
         body = _encode(record).encode()
-        line = (b"\n" if self._torn else b"") + b"%08x %s\n" % (zlib.crc32(body), body)
-        written = os.write(self._descriptor, line)
-        self._torn = written < len(line)
-        if self._torn:
-            raise OSError(errno.ENOSPC, "the disk is full: the record was not written", self._path)
+        line = b"%08x %s\n" % (zlib.crc32(body), body)
+        if self._waiting:
+            self._wait(line)
+        else:
+            try:
+                self._write(line)
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                _warn(f"{self._path}: {error.strerror}; rows wait in memory until there is space")
+                self._wait(line)
         if time.monotonic() - self._synced > _SYNC_EVERY_SECONDS:
-            self.flush()
+            self._synced = time.monotonic()
+            try:
+                self.flush()
+            except OSError as error:  # still full, as was told
+                if error.errno not in _FULL:
+                    raise
+
+    def _wait(self, line: bytes) -> None:
+        if len(self._waiting) >= _MOST_WAITING:
+            raise OSError(errno.ENOSPC, "the disk has been full for too long", self._path)
+        self._waiting.append(line)
+
+    def _write(self, line: bytes) -> None:
+        written = os.write(self._descriptor, b"\n" + line if self._torn else line)
+        self._torn = written < len(line) + self._torn
+        if self._torn:
+            raise OSError(errno.ENOSPC, "the disk is full", self._path)
 
     def flush(self) -> None:
-        """Make everything appended so far survive a power loss."""
+        """Make everything appended so far survive a power loss. Raises OSError on a full disk."""
+        while self._waiting:
+            self._write(self._waiting[0])
+            self._waiting.popleft()
         _sync(self._descriptor)
         self._synced = time.monotonic()
 
     def close(self) -> None:
-        self.flush()
-        os.close(self._descriptor)
-        self._descriptor = -1
+        """Raises OSError when the disk is full and records still wait; they are lost then."""
+        try:
+            self.flush()
+        finally:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _warn(message: str) -> None:
+    from common.utils.logging import get_logger  # with logging, 15 ms that a list can do without
+
+    get_logger("experiments").warning(message)
 
 
 def append_records(path: Path, records: Iterable[Record]) -> None:

@@ -527,31 +527,6 @@ def test_evaluating_on_a_text_that_has_changed_is_refused(lab: Lab, whole: str) 
 # A full disk
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """A real file system; `small_disk(size)` mounts it, or gives it another size."""
-    path = tmp_path / "small_disk"
-    path.mkdir()
-    mounted = False
-
-    def mount(size: str) -> Path:
-        nonlocal mounted
-        options = f"remount,size={size}" if mounted else f"size={size}"
-        command = ["mount", "-t", "tmpfs", "-o", options, "none", str(path)]
-        try:
-            succeeded = subprocess.run(command, capture_output=True).returncode == 0
-        except FileNotFoundError:
-            succeeded = False
-        if not succeeded:
-            pytest.skip("cannot mount a file system here")
-        mounted = True
-        return path
-
-    yield mount
-    if mounted:
-        subprocess.run(["umount", "--lazy", str(path)], check=True)
-
-
 def test_a_disk_that_runs_full_ends_in_one_line_and_the_run_resumes_on_a_larger_one(
     lab: Lab, whole: str, small_disk: Callable[[str], Path]
 ) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
-import os
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.utils import start_experiment
 from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.log import LogWriter, read_log
 from common.utils.experiment_storage.sql import query_rows
@@ -109,21 +111,56 @@ def test_records_appended_after_half_a_line_are_kept(tmp_path: Path) -> None:
         assert steps(path) == expected
 
 
-def test_a_full_disk_is_told_and_later_records_are_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def fill(directory: Path) -> Path:
+    """A file that takes the rest of the disk, to the last byte."""
+    path = directory / "filler"
+    with path.open("wb", buffering=0) as file:
+        for size in (4096, 1):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+    return path
+
+
+def test_while_the_disk_is_full_rows_wait_and_none_is_lost_or_out_of_order(
+    small_disk: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / "a.jsonl"
+    disk = small_disk("256k")
+    path = disk / "a.jsonl"
     write(path, [start(), row(0)])
+    filler = fill(disk)
     writer = LogWriter(path)
-    real_write = os.write
-    with monkeypatch.context() as patch:  # a short write is how a disk that runs full answers
-        patch.setattr(os, "write", lambda fd, data: real_write(fd, data[: len(data) // 2]))
-        with pytest.raises(OSError, match="disk is full") as caught:
-            writer.append(row(1))
-    assert caught.value.filename == str(path)
-    writer.append(row(2))
+    for step in range(1, 500):  # the last page of the file takes the first of them
+        writer.append(row(step))
+    told = capfd.readouterr().err
+    assert told.count("rows wait in memory") == 1 and "a.jsonl" in told
+    on_disk = steps(path)
+    assert on_disk == list(range(len(on_disk))) and len(on_disk) < 500
+    with pytest.raises(OSError, match=r"full|space"):
+        writer.flush()
+    filler.unlink()
+    writer.append(row(500))
     writer.close()
-    assert steps(path) == [0, 2]
+    assert steps(path) == list(range(501)) and read_log(path).damaged_lines <= 1
+
+
+def test_a_run_that_finishes_on_a_full_disk_keeps_what_was_stored_and_can_be_finished_later(
+    small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = small_disk("2m")
+    monkeypatch.setenv("RESEARCH_ASSETS_DIR", str(disk))
+    run = start_experiment("a")
+    for step in range(20):
+        run.log({"loss": 1.0}, step=step)
+    filler = fill(disk)
+    with pytest.raises(OSError, match=r"space|full"):
+        run.finish()
+    log = get_experiments_dir() / "a.jsonl"
+    assert len(steps(log)) == 20 and not log.with_suffix(".parquet").exists()
+    filler.unlink()
+    assert query_rows("SELECT COUNT(*) FROM experiments")[1] == [[20]]
 
 
 def test_a_resume_record_drops_the_rows_after_it_and_only_those(tmp_path: Path) -> None:
