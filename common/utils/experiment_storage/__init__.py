@@ -1,13 +1,30 @@
-"""Experiments: an append-only log while a run is live, one Parquet file when it is finished, SQL over both.
+"""Experiments: an append-only log while a run is live, one Parquet file when it is finished, packs of many
+when there are many, SQL over all of them.
+
+    assets/outputs/experiments/
+      exp_007.jsonl            a live run: its log
+      exp_006.parquet          a finished one
+      packs/<time>.parquet     the cold ones of a large store
+      _annotations.jsonl       tags, notes and archive marks
+      _checksums.jsonl         what every Parquet file must be
+      .catalogue.sqlite        a cache, which can be deleted at any time
 
 log.py              the live log: one checksummed line per record, safe against kill -9
-store.py            names, the Parquet files, save_experiment
+store.py            names, checked rows, save_experiment
 run.py              start_experiment: the run that a training script logs to
-annotations.py      tags and notes, which may change at any time
+parquet.py          the Parquet file of one experiment
+packs.py            moving cold experiments into packs and back
+checksums.py        the SHA-256 of every Parquet file
+annotations.py      tags, notes and archive marks, which may change at any time
 metrics.py          the summary of a metric, and which way is better
 catalogue.py        the questions that --list, --best and --compare ask
 catalogue_cache.py  the SQLite cache that answers them, rebuilt from the files at any time
+reports.py          the answers as tables for a terminal or a notebook
 comparison.py       configuration differences, groups of seeds
 statistics.py       intervals, tests, power
 sql.py              query_experiments: DuckDB over every experiment
+maintenance.py      deleting, and checking every file
+exports.py          to CSV, JSON and Parquet
+importers/          from TensorBoard, W&B, MLflow and tables
+remote.py           an object store that several machines share
 """
