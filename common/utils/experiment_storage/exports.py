@@ -19,7 +19,7 @@ from common.utils.experiment_storage.packs import Member, read_pack
 from common.utils.experiment_storage.parquet import (
     align,
     read_parquet,
-    rows_to_table,
+    rows_to_tables,
     schema_of,
     table_to_rows,
 )
@@ -58,7 +58,9 @@ def read_members(names: Sequence[str]) -> Iterator[Member]:
         path = get_experiments_dir() / file
         if file.endswith(".jsonl"):
             content = read_log(path)
-            yield content.manifest, rows_to_table(path.stem, content.rows, content.metrics)
+            tables = rows_to_tables(path.stem, content.iter_rows(), content.metrics)
+            empty = schema_of(content.metrics).empty_table()
+            yield content.manifest, pa.concat_tables([empty, *tables])
         elif "/" in file:
             yield from (member for member in read_pack(path) if member[0]["name"] in wanted)
         else:

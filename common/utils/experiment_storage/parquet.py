@@ -45,6 +45,15 @@ def rows_to_table(name: str, rows: Sequence[Mapping[str, Any]], metrics: Iterabl
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema)
 
 
+def rows_to_tables(
+    name: str, rows: Iterable[Mapping[str, Any]], metrics: Sequence[str]
+) -> Iterator[pa.Table]:
+    """As `rows_to_table`, ROW_GROUP_ROWS at a time: those of a long run do not fit in memory."""
+    remaining = iter(rows)
+    while chunk := list(islice(remaining, ROW_GROUP_ROWS)):
+        yield rows_to_table(name, chunk, metrics)
+
+
 def write_parquet(
     manifest: Mapping[str, Any],
     rows: Iterable[Mapping[str, Any]],
@@ -58,14 +67,9 @@ def write_parquet(
         rows = list(rows)
         metrics = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
     name = str(manifest["name"])
-    remaining = iter(rows)
-    tables = (
-        rows_to_table(name, chunk, metrics)
-        for chunk in iter(lambda: list(islice(remaining, ROW_GROUP_ROWS)), [])
-    )
     path = parquet_path(name)
     with parquet_writer(path, schema_of(metrics), FOOTER_KEY, manifest) as writer:
-        for table in tables:
+        for table in rows_to_tables(name, rows, metrics):
             writer.write_table(table)
     return path
 

@@ -252,12 +252,12 @@ def _create_live_rows(
     columns = ", ".join(f'"{name.replace(chr(34), chr(34) * 2)}" {k}' for name, k in schema.items())
     connection.execute(f"CREATE TABLE live_rows ({columns})")
     for log in logs:
-        from common.utils.experiment_storage.parquet import rows_to_table  # pyarrow, 0.3 s
+        from common.utils.experiment_storage.parquet import rows_to_tables  # pyarrow, 0.3 s
 
         content = read_log(Path(log))
-        rows = rows_to_table(Path(log).stem, content.rows, content.metrics)
-        connection.register("rows_of_log", rows)
-        connection.execute("INSERT INTO live_rows BY NAME SELECT * FROM rows_of_log")
+        for table in rows_to_tables(Path(log).stem, content.iter_rows(), content.metrics):
+            connection.register("rows_of_log", table)
+            connection.execute("INSERT INTO live_rows BY NAME SELECT * FROM rows_of_log")
 
 
 def _create_runs(connection: duckdb.DuckDBPyConnection, manifests: list[dict[str, Any]]) -> None:
