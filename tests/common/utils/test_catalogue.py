@@ -16,11 +16,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from common.errors import ExperimentError
 from common.utils import save_experiment, start_experiment
-from common.utils.experiment_storage import store
+from common.utils.experiment_storage import log, store
 from common.utils.experiment_storage.catalogue import Catalogue
+from common.utils.experiment_storage.maintenance import delete_experiments
 from common.utils.experiment_storage.metrics import metric_direction, preferred_split
 from common.utils.experiment_storage.sql import query_rows
 from common.utils.paths import get_experiments_dir
@@ -342,3 +345,74 @@ def test_durations_are_rounded_before_they_are_split(
     save_experiment("a", pd.DataFrame({"loss": [1.0]}), {"duration": seconds, "tags": ["x", "y"]})
     (row,) = Catalogue().listing()
     assert row[:3] == ["a", "finished", ""] and row[4:] == [text, None, 0, 1.0, "x, y"]
+
+
+def both_ways() -> None:
+    """What the catalogue has followed is what it would read from the files anew."""
+    followed = sorted(Catalogue().summaries(), key=repr), repr(Catalogue().manifests)
+    cache().unlink()
+    read_anew = sorted(Catalogue().summaries(), key=repr), repr(Catalogue().manifests)
+    assert followed == read_anew
+
+
+VALUES = st.one_of(st.floats(), st.integers(-3, 3).map(float))
+ROWS = st.lists(
+    st.tuples(
+        st.sampled_from(["train", "val"]),
+        st.dictionaries(st.sampled_from(["loss", "acc", "x"]), VALUES, max_size=3),
+    ),
+    max_size=6,
+)
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.tuples(ROWS, st.sampled_from(["", "resume", "update"])), max_size=5))
+def test_a_log_that_is_followed_says_what_the_whole_log_says(
+    parts: list[tuple[list[tuple[str, dict[str, float]]], str]],
+) -> None:
+    name = f"run_{time.time_ns()}"  # hypothesis keeps the folder for all examples
+    run = start_experiment(name, system_metrics_seconds=None)
+    for rows, then in parts:
+        for split, metrics in rows:
+            run.log(metrics, step=run.rows, split=split)
+        both_ways()
+        if then == "resume":
+            run.resume_from(run.rows // 2)
+        if then == "update":
+            run.update(tokens=run.rows)
+        both_ways()
+    live = sorted(Catalogue().summaries(), key=repr)
+    run.finish()
+    assert sorted(Catalogue().summaries(), key=repr) == live, "of its Parquet file, by columns"
+    delete_experiments([name])
+
+
+def test_only_what_was_appended_to_a_log_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = start_experiment("live", system_metrics_seconds=None)
+    for step in range(100):
+        run.log({"loss": float(step)}, step=step)
+    Catalogue()
+    starts = []
+    real = log.read_records
+    monkeypatch.setattr(
+        log, "read_records", lambda path, start=0: starts.append(start) or real(path, start)
+    )
+    run.log({"loss": -1.0}, step=100)
+    (summary,) = Catalogue().summaries("loss")
+    assert (summary.num_values, summary.minimum, summary.first) == (101, -1.0, 0.0)
+    assert starts and all(start > 0 for start in starts)
+    run.finish()
+
+
+def test_another_log_of_the_same_name_is_read_from_its_beginning() -> None:
+    with pytest.raises(RuntimeError), start_experiment("a") as run:
+        run.log({"loss": 5.0}, step=0)
+        Catalogue()
+        raise RuntimeError
+    store.log_path("a").unlink()
+    with start_experiment("a", project="a longer manifest than before" * 10) as run:
+        for step in range(5):
+            run.log({"accuracy": 0.5}, step=step)
+        assert [s.metric for s in Catalogue().summaries(name="a")] == ["accuracy"]
