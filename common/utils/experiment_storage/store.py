@@ -56,7 +56,7 @@ def is_finished(name: str) -> bool:
 def _is_packed(name: str) -> bool:
     from common.utils.experiment_storage.catalogue import Catalogue
 
-    return name in Catalogue()
+    return (Catalogue().file_of(name) or "").startswith("packs/")
 
 
 def is_name(name: str) -> bool:

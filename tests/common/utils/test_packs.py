@@ -111,6 +111,21 @@ def test_a_packed_name_is_taken() -> None:
     assert not store.log_path("a_001").exists()
 
 
+def test_a_run_that_was_left_can_be_resumed_in_a_store_with_packs() -> None:
+    save("a")
+    pack_experiments()
+    run = start_experiment("left")
+    run.log({"loss": 1.0}, step=0)
+    run.finish("interrupted")
+    resumed = start_experiment("left", resume=True)
+    resumed.resume_from(1)
+    resumed.log({"loss": 2.0}, step=1)
+    resumed.finish()
+    assert query_experiments("SELECT loss FROM experiments WHERE experiment_name = 'left'")[
+        "loss"
+    ].tolist() == [1.0, 2.0]
+
+
 def test_an_experiment_without_rows_and_a_broken_one_stay_where_they_are() -> None:
     start_experiment("empty").finish()
     save("cut")
