@@ -149,9 +149,16 @@ def _scan() -> dict[str, Stamp]:
             file.endswith(".jsonl") and f"{file[:-6]}.parquet" in finished
         ):
             continue
-        status = os.stat(f"{directory}/{file}")  # noqa: PTH116 (three times as fast)
-        present[file] = (status.st_size, status.st_mtime_ns)
+        present[file] = _stamp(f"{directory}/{file}")
     return present
+
+
+def _stamp(path: str) -> Stamp:
+    try:
+        status = os.stat(path)  # noqa: PTH116 (three times as fast)
+    except OSError:
+        status = os.lstat(path)  # a link that leads nowhere: reading it will say so
+    return status.st_size, status.st_mtime_ns
 
 
 def _list(directory: Path, ending: str) -> list[str]:
@@ -159,7 +166,13 @@ def _list(directory: Path, ending: str) -> list[str]:
         files = os.listdir(directory)  # noqa: PTH208 (names are enough)
     except FileNotFoundError:
         return []
-    return sorted(file for file in files if file.endswith(ending) and file[0] != ".")
+    found = [file for file in files if file.endswith(ending) and file[0] != "."]
+    # A name that is no text (undecodable bytes) is none of ours, and SQLite could not hold it.
+    return sorted(file for file in found if file.isascii() or _is_text(file))
+
+
+def _is_text(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _forget(database: sqlite3.Connection, file: str) -> None:
@@ -198,9 +211,9 @@ def _read_file(
                 return
             return _read_parquet(database, file, stamp)
         _read_live(database, file, stamp)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, FileNotFoundError) and not path.is_symlink():
+            raise  # it was there a moment ago
         _forget(database, file)
         _remember(database, file, stamp, str(error).splitlines()[0])
 

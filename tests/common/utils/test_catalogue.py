@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ from common.utils import save_experiment, start_experiment
 from common.utils.experiment_storage import log, store
 from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.maintenance import delete_experiments
+from common.utils.experiment_storage.log import append_records
 from common.utils.experiment_storage.metrics import metric_direction, preferred_split
 from common.utils.experiment_storage.sql import query_rows
 from common.utils.paths import get_experiments_dir
@@ -210,6 +212,42 @@ def test_other_files_in_the_folder_are_left_alone() -> None:
     assert names(catalogue) == ["a"] and catalogue.broken == []
     (get_experiments_dir() / "folder.parquet").mkdir()
     assert names(Catalogue()) == ["a"]
+
+
+@pytest.mark.parametrize("file", ["gone.parquet", "gone.jsonl", "packs/gone.parquet"])
+@pytest.mark.parametrize("target", ["/nowhere/x.parquet", "{itself}"])
+def test_a_link_that_leads_nowhere_is_named_and_hides_nothing(file: str, target: str) -> None:
+    save("a", loss=[1.0])
+    link = get_experiments_dir() / file
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(target.format(itself=link))
+    script = (
+        "from common.utils.experiment_storage.catalogue import Catalogue; print(Catalogue().broken)"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", script], timeout=30, capture_output=True, text=True
+    )
+    assert file in process.stdout, process.stderr
+    assert names(Catalogue()) == ["a"]
+    assert query_rows("SELECT loss FROM experiments")[1] == [[1.0]]
+    link.unlink()
+    assert Catalogue().broken == []
+
+
+def test_a_file_whose_name_is_no_text_is_left_alone() -> None:
+    save("a", loss=[1.0])
+    for ending in (b".parquet", b".jsonl"):
+        Path(os.fsdecode(os.fsencode(get_experiments_dir()) + b"/\xff" + ending)).touch()
+    assert names(Catalogue()) == ["a"] and Catalogue().broken == []
+
+
+@pytest.mark.parametrize("record", [[1], 5, None, {}, {"kind": "row"}, {"kind": "start"}], ids=str)
+def test_a_log_of_something_else_is_named_and_hides_nothing(record: Any) -> None:
+    save("a", loss=[1.0])
+    append_records(get_experiments_dir() / "odd.jsonl", [record])
+    catalogue = Catalogue()
+    assert names(catalogue) == ["a"]
+    assert [broken.file for broken in catalogue.broken] == ["odd.jsonl"]
 
 
 # --- ranking ---------------------------------------------------------------------------------------
