@@ -34,6 +34,7 @@ DEFAULT_LIMIT = 1_000_000  # rows
 DEFAULT_TIMEOUT_SECONDS = 60.0
 _ATTEMPTS = 10
 _EXPLAIN = re.compile(r"^\s*EXPLAIN\s+(ANALYZE\s+|\([^)]*\)\s*)?", re.IGNORECASE)
+_FILE = "_file_of_the_store"  # a column of DuckDB's making; a metric may well be named filename
 _KINDS = {"experiment_name": "VARCHAR", "step": "BIGINT", "split": "VARCHAR"}  # others: DOUBLE
 _RUN_COLUMNS = {
     "name": "VARCHAR",
@@ -231,10 +232,10 @@ def _create_experiments(
     parts = ["SELECT * FROM live_rows"]
     if loose:
         # Named after its file, so that DuckDB opens only those files whose experiment is asked for.
-        name = "parse_filename(filename, true) AS experiment_name"
+        name = f"parse_filename({_FILE}, true) AS experiment_name"
         source = read.format(", ".join(map(_text, loose)))
         parts.append(
-            f"SELECT * EXCLUDE (filename) REPLACE ({name}) FROM {source}, filename = true)"
+            f"SELECT * EXCLUDE ({_FILE}) REPLACE ({name}) FROM {source}, filename = '{_FILE}')"
         )
     if packs:
         parts.append(f"SELECT * FROM {read.format(', '.join(map(_text, packs)))})")

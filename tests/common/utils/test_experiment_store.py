@@ -26,6 +26,7 @@ from common.utils import query_experiments, save_experiment, start_experiment
 from common.utils.experiment_storage import store
 from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.log import read_log
+from common.utils.experiment_storage.packs import pack_experiments
 from common.utils.experiment_storage.sql import query_rows
 from common.utils.paths import get_experiments_dir, get_runs_dir
 
@@ -219,6 +220,25 @@ def test_metrics_that_differ_only_in_case_are_refused() -> None:
     with pytest.raises(ExperimentError, match="differ only in case"):
         save_experiment("other", pd.DataFrame({"a": [1.0], "A": [2.0]}))
     assert not store.exists("other"), "a refused table takes no name"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("filename", "Filename", "file_row_number", "file_index", "rowid", "manifests", "NULL"),
+        *("{0}", "a\nb", "a;--", "%s", "\\", "$1", "?", " ", "1", "🙂", "é", "İ", "ß"),
+    ],
+)
+def test_a_metric_may_have_a_name_that_means_something_elsewhere(name: str) -> None:
+    save_experiment("other", pd.DataFrame({"loss": [2.0]}))
+    with start_experiment("exp") as run:
+        run.log({name: 1.0}, step=1)
+        live = query_rows("SELECT * EXCLUDE time FROM experiments ORDER BY 1")
+    assert live[0][-2:] == sorted([name, "loss"])
+    assert [1.0] in [sorted(filter(None, row[-2:])) for row in live[1]]
+    assert query_rows("SELECT * EXCLUDE time FROM experiments ORDER BY 1") == live
+    assert pack_experiments() == 2
+    assert query_rows("SELECT * EXCLUDE time FROM experiments ORDER BY 1") == live
 
 
 @pytest.mark.parametrize("name", ['a"b', "a b", "val/loss", "é", "select", "a.b", "a'b", "x" * 300])
