@@ -191,9 +191,10 @@ def _connect(catalogue: Catalogue, sql: str) -> duckdb.DuckDBPyConnection:
     connection.execute("SET lock_configuration = true")
     _create_runs(connection, catalogue.manifests if _mentions(sql, "runs") else [])
     schema = {name: _KINDS.get(name, "DOUBLE") for name in FIXED_COLUMNS}
-    spelling: dict[str, str] = {}  # `Loss` and `loss` of two runs are one column
+    spelling: dict[bytes, str] = {}  # `Loss` and `loss` of two runs are one column
     for metric in catalogue.metrics():
-        schema[spelling.setdefault(metric.lower(), metric)] = "DOUBLE"
+        # Letters beyond ASCII are never one to DuckDB: `É` and `é` are two columns.
+        schema[spelling.setdefault(metric.encode().lower(), metric)] = "DOUBLE"
     _create_live_rows(connection, schema, live if _mentions(sql, "experiments") else [])
     _create_experiments(connection, schema, loose, packs)
     connection.execute("BEGIN TRANSACTION READ ONLY")  # a SELECT may hold a DELETE in its WITH

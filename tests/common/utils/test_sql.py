@@ -16,6 +16,7 @@ import pytest
 
 from common.errors import ExperimentError
 from common.utils import query_experiments, save_experiment, start_experiment
+from common.utils.experiment_storage.packs import pack_experiments
 from common.utils.experiment_storage.sql import query_rows
 
 FIXED = ["experiment_name", "step", "epoch", "split", "time"]
@@ -88,6 +89,18 @@ def test_one_metric_in_two_spellings_is_one_column_not_a_renamed_one(live: bool)
     assert query_rows("SELECT loss FROM experiments ORDER BY experiment_name")[1] == [[1.0], [2.0]]
     for run in runs if live else []:
         run.finish()
+
+
+@pytest.mark.parametrize("spellings", [("É", "é"), ("\u212a", "k"), ("\u017f", "s"), ("Ⅷ", "ⅷ")])
+def test_metrics_whose_spelling_differs_beyond_ascii_are_two(spellings: tuple[str, str]) -> None:
+    save("a", **{spellings[0]: [1.0]})
+    with start_experiment("b") as run:
+        run.log({spellings[1]: 2.0}, step=0)
+        sql = f'SELECT "{spellings[0]}", "{spellings[1]}" FROM experiments ORDER BY experiment_name'
+        assert query_rows(sql)[1] == [[1.0, None], [None, 2.0]]
+    assert query_rows(sql)[1] == [[1.0, None], [None, 2.0]]
+    pack_experiments()
+    assert query_rows(sql)[1] == [[1.0, None], [None, 2.0]]
 
 
 def test_runs_have_their_facts_and_a_config_that_json_operators_read() -> None:
