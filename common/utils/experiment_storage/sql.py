@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,7 +22,7 @@ import duckdb
 
 from common.errors import ExperimentError
 from common.utils.experiment_storage.catalogue import Catalogue
-from common.utils.experiment_storage.log import read_log
+from common.utils.experiment_storage.log import LogContent, read_log
 from common.utils.experiment_storage.store import FIXED_COLUMNS
 from common.utils.logging import get_logger
 from common.utils.paths import get_experiments_dir
@@ -190,12 +191,14 @@ def _connect(catalogue: Catalogue, sql: str) -> duckdb.DuckDBPyConnection:
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     _create_runs(connection, catalogue.manifests if _mentions(sql, "runs") else [])
+    logs = [read_log(Path(log)) for log in live] if _mentions(sql, "experiments") else []
     schema = {name: _KINDS.get(name, "DOUBLE") for name in FIXED_COLUMNS}
     spelling: dict[bytes, str] = {}  # `Loss` and `loss` of two runs are one column
-    for metric in catalogue.metrics():
+    # A live run may have logged a new metric since the catalogue was made.
+    for metric in chain(catalogue.metrics(), *(log.metrics for log in logs)):
         # Letters beyond ASCII are never one to DuckDB: `É` and `é` are two columns.
         schema[spelling.setdefault(metric.encode().lower(), metric)] = "DOUBLE"
-    _create_live_rows(connection, schema, live if _mentions(sql, "experiments") else [])
+    _create_live_rows(connection, schema, logs)
     _create_experiments(connection, schema, loose, packs)
     connection.execute("BEGIN TRANSACTION READ ONLY")  # a SELECT may hold a DELETE in its WITH
     return connection
@@ -249,15 +252,14 @@ def _text(value: str) -> str:
 
 
 def _create_live_rows(
-    connection: duckdb.DuckDBPyConnection, schema: dict[str, str], logs: list[str]
+    connection: duckdb.DuckDBPyConnection, schema: dict[str, str], logs: list[LogContent]
 ) -> None:
     columns = ", ".join(f'"{name.replace(chr(34), chr(34) * 2)}" {k}' for name, k in schema.items())
     connection.execute(f"CREATE TABLE live_rows ({columns})")
     for log in logs:
         from common.utils.experiment_storage.parquet import rows_to_tables  # pyarrow, 0.3 s
 
-        content = read_log(Path(log))
-        for table in rows_to_tables(Path(log).stem, content.iter_rows(), content.metrics):
+        for table in rows_to_tables(log.manifest["name"], log.iter_rows(), log.metrics):
             connection.register("rows_of_log", table)
             connection.execute("INSERT INTO live_rows BY NAME SELECT * FROM rows_of_log")
 

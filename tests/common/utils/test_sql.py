@@ -16,6 +16,8 @@ import pytest
 
 from common.errors import ExperimentError
 from common.utils import query_experiments, save_experiment, start_experiment
+from common.utils.experiment_storage import sql
+from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.packs import pack_experiments
 from common.utils.experiment_storage.sql import query_rows
 
@@ -101,6 +103,25 @@ def test_metrics_whose_spelling_differs_beyond_ascii_are_two(spellings: tuple[st
     assert query_rows(sql)[1] == [[1.0, None], [None, 2.0]]
     pack_experiments()
     assert query_rows(sql)[1] == [[1.0, None], [None, 2.0]]
+
+
+def test_a_metric_that_a_run_logs_while_the_question_is_asked_is_no_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = start_experiment("a")
+    run.log({"loss": 2.0}, step=0)
+
+    class Slow(Catalogue):
+        def __init__(self) -> None:
+            super().__init__()
+            run.log({"loss": 1.0, "accuracy": 0.5}, step=1)
+
+    monkeypatch.setattr(sql, "Catalogue", Slow)
+    assert query_rows("SELECT loss, accuracy FROM experiments ORDER BY step")[1][:2] == [
+        [2.0, None],
+        [1.0, 0.5],
+    ]
+    run.finish()
 
 
 def test_runs_have_their_facts_and_a_config_that_json_operators_read() -> None:
