@@ -11,6 +11,7 @@ from common.errors import ExperimentError, did_you_mean
 from common.utils.experiment_storage.annotations import Annotation
 from common.utils.experiment_storage.catalogue_cache import (
     cache_path,
+    is_busy,
     open_cache,
     status_now,
     update_cache,
@@ -193,9 +194,10 @@ class Catalogue:
     def _query(self, sql: str, parameters: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         try:
             return self._database.execute(sql, parameters).fetchall()
-        except sqlite3.DatabaseError:  # a damaged page: the files are the truth, begin anew
+        except sqlite3.DatabaseError as error:
             self._database.close()
-            cache_path().unlink(missing_ok=True)
+            if not is_busy(error):  # a damaged page: the files are the truth, begin anew
+                cache_path().unlink(missing_ok=True)
             self._database = open_cache()
             return self._database.execute(sql, parameters).fetchall()
 

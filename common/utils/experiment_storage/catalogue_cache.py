@@ -29,6 +29,7 @@ from common.utils.manifest import check_manifest
 from common.utils.paths import get_experiments_dir
 
 Stamp = tuple[int, int]  # (size, mtime_ns)
+_LONGEST_WAIT_SECONDS = 2.0
 _SCHEMA_VERSION = 4
 _SCHEMA = f"""
 DROP TABLE IF EXISTS files;
@@ -61,7 +62,9 @@ def open_cache() -> sqlite3.Connection:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         return _connect(str(path))
-    except sqlite3.DatabaseError:
+    except sqlite3.DatabaseError as error:
+        if is_busy(error):
+            return _connect(":memory:")
         with suppress(OSError):  # a store on a read-only disk can still be read, only slower
             path.unlink(missing_ok=True)
     try:
@@ -70,12 +73,31 @@ def open_cache() -> sqlite3.Connection:
         return _connect(":memory:")
 
 
+def is_busy(error: sqlite3.Error) -> bool:
+    """Whether others hold the cache: it is sound, and deleting it would pull it from under them."""
+    return getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
 def _connect(path: str) -> sqlite3.Connection:
-    database = sqlite3.connect(path, timeout=30)
-    database.create_function("status_now", 2, status_now)
+    database = _open(path)
     if database.execute("PRAGMA user_version").fetchone()[0] != _SCHEMA_VERSION:
         database.executescript(_SCHEMA)
-    update_cache(database)
+    try:
+        update_cache(database)
+    except sqlite3.OperationalError as error:
+        if not is_busy(error):
+            raise
+        # Many others stand in line to write, so this one is brought up to date for us alone.
+        shared, database = database, _open(":memory:")
+        shared.backup(database)
+        shared.close()
+        update_cache(database)
+    return database
+
+
+def _open(path: str) -> sqlite3.Connection:
+    database = sqlite3.connect(path, timeout=_LONGEST_WAIT_SECONDS)
+    database.create_function("status_now", 2, status_now)
     return database
 
 
@@ -91,7 +113,11 @@ def status_now(status: str, name: str) -> str:
 
 def update_cache(database: sqlite3.Connection) -> None:
     """Read the files that are new or changed, forget those that are gone."""
+    if not _is_behind(database):
+        return
     with database:
+        # Whoever waits here finds that others have done the work meanwhile.
+        database.execute("BEGIN IMMEDIATE")
         while True:
             try:
                 return _read_changes(database)
@@ -99,12 +125,20 @@ def update_cache(database: sqlite3.Connection) -> None:
                 pass  # a run was finished, packed or deleted in this moment: look again
 
 
+def _is_behind(database: sqlite3.Connection) -> bool:
+    known = _known(database)
+    while True:
+        with suppress(FileNotFoundError):
+            return known != _scan()
+
+
+def _known(database: sqlite3.Connection) -> dict[str, Stamp]:
+    rows = database.execute("SELECT file, size, mtime_ns FROM files")
+    return {file: (size, mtime_ns) for file, size, mtime_ns in rows}
+
+
 def _read_changes(database: sqlite3.Connection) -> None:
-    known = {
-        file: (size, mtime_ns)
-        for file, size, mtime_ns in database.execute("SELECT file, size, mtime_ns FROM files")
-    }
-    present = _scan()
+    known, present = _known(database), _scan()
     changed = {file: stamp for file, stamp in present.items() if known.get(file) != stamp}
     gone = known.keys() - present.keys()
     for file in gone:

@@ -27,6 +27,7 @@ from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.maintenance import delete_experiments
 from common.utils.experiment_storage.log import append_records
 from common.utils.experiment_storage.metrics import metric_direction, preferred_split
+from common.utils.experiment_storage.parquet import write_parquet
 from common.utils.experiment_storage.sql import query_rows
 from common.utils.paths import get_experiments_dir
 
@@ -118,6 +119,21 @@ for round in range(15):
             time.sleep(0.001)
     errors = [process.communicate(timeout=60)[1] for process in started]
     assert errors == [""] * 4
+
+
+@pytest.mark.parametrize("mode", ["IMMEDIATE", "EXCLUSIVE"])
+def test_a_cache_that_another_process_holds_is_done_without_and_left_alone(mode: str) -> None:
+    import sqlite3
+
+    save("a", loss=[2.0])
+    other = sqlite3.connect(cache(), isolation_level=None)
+    other.execute(f"BEGIN {mode}")
+    inode = cache().stat().st_ino
+    write_parquet(Catalogue().manifest("a") | {"name": "b"}, [])
+    assert names(Catalogue()) == ["a", "b"] and ranked("loss") == ["a"]
+    other.execute("COMMIT")
+    other.close()
+    assert names(Catalogue()) == ["a", "b"] and cache().stat().st_ino == inode
 
 
 def test_changed_added_and_deleted_files_are_noticed() -> None:
