@@ -12,6 +12,7 @@ import pytest
 
 from common.utils.paths import REPOSITORY_ROOT
 
+SmallDisk = Callable[[str], Path]
 RunTool = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -51,8 +52,8 @@ def run_tool() -> RunTool:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """A real file system; `small_disk(size)` mounts it, or gives it another size."""
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A real file system: `small_disk("256k")` mounts it, `small_disk("1m")` gives it another size."""
     path = tmp_path / "small_disk"
     path.mkdir()
     mounted = False
