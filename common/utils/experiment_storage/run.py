@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -27,24 +28,37 @@ def lock_of(name: str) -> FileLock:
 
 
 def is_running(name: str) -> bool:
-    """Whether a process that still exists holds the run."""
-    lock = lock_of(name)
+    """Whether a process that still exists holds the run; asking changes nothing in the store."""
+    if sys.platform == "win32":
+        lock = lock_of(name)
+        try:
+            with lock.acquire(blocking=False):
+                return False
+        except Timeout:
+            return True
+    import fcntl
+
     try:
-        with lock.acquire(blocking=False):
-            return False
-    except Timeout:
+        with Path(lock_of(name).lock_file).open("rb") as file:
+            # Shared, so that those who ask do not take one another for the run itself.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
         return True
+    return False
 
 
 def complete_finish(name: str) -> bool:
-    """Finish a run whose process was killed while it finished; False when somebody else does."""
+    """Finish a run whose process was killed while it finished; False when somebody else does, or when
+    it cannot be done now (a full disk, a store that may only be read): its log says the same."""
     lock = lock_of(name)
     try:
         with lock.acquire(blocking=False):
             if store.log_path(name).exists() and not store.parquet_path(name).exists():
                 store.finish_log(name)
             Path(lock.lock_file).unlink(missing_ok=True)
-    except (Timeout, PermissionError):  # at work in another process, or a store we may only read
+    except (Timeout, OSError):
         return False
     return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,10 @@ from common.utils.experiment_storage import store
 from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.log import read_log
 from common.utils.experiment_storage.packs import pack_experiments
+from common.utils.experiment_storage.run import is_running
 from common.utils.experiment_storage.sql import query_rows
 from common.utils.paths import get_experiments_dir, get_runs_dir
+from tests.conftest import SmallDisk
 
 
 def processes(script: str, count: int, *arguments: str) -> list[subprocess.Popen[str]]:
@@ -391,6 +395,81 @@ def test_no_metadata_of_one_experiment_makes_the_others_unreadable(
     assert ["good"] in query_rows("SELECT name FROM runs ORDER BY started")[1]
     assert ["good", None] in query_rows("SELECT name, config->>'$.lr' FROM runs")[1]
     assert [1.0] in query_rows("SELECT loss FROM experiments")[1]
+
+
+# --- stores that cannot be written -----------------------------------------------------------------
+
+
+@pytest.fixture
+def read_only(small_disk: SmallDisk, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """(a disk, the same disk as one sees it who may only read)"""
+    disk, view = small_disk("8m"), tmp_path / "view"
+    view.mkdir()
+    subprocess.run(["mount", "--bind", str(disk), str(view)], check=True)
+    subprocess.run(["mount", "-o", "remount,ro,bind", str(view)], check=True)
+    yield disk, view
+    subprocess.run(["umount", "--lazy", str(view)], check=True)
+
+
+def test_a_store_that_may_only_be_read_says_what_it_said(
+    read_only: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, view = read_only
+    monkeypatch.setenv("RESEARCH_ASSETS_DIR", str(disk))
+    save_experiment("done", pd.DataFrame({"loss": [1.0]}))
+    start_experiment("left").finish("interrupted")
+    _begin_to_finish("half", rows=1)
+    going = start_experiment("going")
+    going.log({"loss": 2.0}, step=0)
+    expected = {"done": "finished", "half": "finished", "left": "interrupted", "going": "running"}
+    monkeypatch.setenv("RESEARCH_ASSETS_DIR", str(view))
+    for _ in range(2):
+        assert {run.name: run.status for run in Catalogue().overview()} == expected
+        assert query_rows("SELECT count(*) FROM experiments")[1] == [[3]]
+    with pytest.raises(OSError, match="Read-only file system"):
+        start_experiment("new")
+
+
+def _begin_to_finish(name: str, rows: int) -> None:
+    """Leave `name` as a process does that is killed before it has written the Parquet file."""
+    run = start_experiment(name)
+    for step in range(rows):
+        run.log({"loss": 1.0}, step=step)
+    run.update(status="finished", finished=run.manifest["started"], duration=1.0)
+    run._writer.close()
+    run._lock.release()
+
+
+def test_a_finish_that_finds_the_disk_full_is_made_up_for_later(
+    small_disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = small_disk("4m")
+    monkeypatch.setenv("RESEARCH_ASSETS_DIR", str(disk))
+    save_experiment("done", pd.DataFrame({"loss": [1.0]}))
+    _begin_to_finish("half", rows=50)
+    with pytest.raises(OSError, match="No space"), (disk / "filler").open("wb", 0) as filler:
+        while True:
+            filler.write(bytes(4096))
+    for _ in range(2):
+        assert {r.name: r.status for r in Catalogue().overview()} == dict.fromkeys(
+            ("done", "half"), "finished"
+        )
+        assert query_rows("SELECT count(*) FROM experiments")[1] == [[51]]
+    (disk / "filler").unlink()
+    assert query_rows("SELECT count(*) FROM experiments")[1] == [[51]]
+    assert store.parquet_path("half").exists() and not store.log_path("half").exists()
+
+
+def test_those_who_ask_whether_a_run_is_alive_do_not_take_one_another_for_it() -> None:
+    run = start_experiment("exp")
+    lock = Path(run._lock.lock_file)
+    assert is_running("exp")
+    run._lock.release()
+    with lock.open("rb") as another_reader:
+        fcntl.flock(another_reader, fcntl.LOCK_SH)
+        assert not is_running("exp")
+    lock.unlink()
+    assert not is_running("exp") and not lock.exists()
 
 
 # --- death and resurrection ------------------------------------------------------------------------
