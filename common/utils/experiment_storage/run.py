@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -184,7 +185,15 @@ class Run:
         self.rows += 1
 
     def update(self, **facts: Any) -> None:
-        """Record facts learnt on the way, such as `parameters` or `tokens`."""
+        """Record facts learnt on the way, such as `parameters` or `tokens`. Raises ExperimentError for
+        what the store could not show: such a run would be unreadable once it is finished."""
+        try:
+            json.dumps(facts)
+            check_manifest(self.manifest | facts)
+        except (TypeError, ValueError) as error:
+            raise ExperimentError(f"'{self.name}' cannot be updated so: {error}") from error
+        if facts.get("name", self.name) != self.name:
+            raise ExperimentError(f"'{self.name}' cannot be given another name")
         self.manifest |= facts
         self._writer.append({"kind": "update", "manifest": facts})
         self._write_manifest_file()

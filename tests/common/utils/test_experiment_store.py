@@ -271,6 +271,29 @@ def test_a_row_that_would_not_fit_the_file_is_refused_when_it_is_logged(
     assert query_rows("SELECT step, epoch FROM experiments")[1] == [[1, 1.0]]
 
 
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"tokens": 1.5e9},
+        {"parameters": 2**70},
+        {"tokens": np.int64(5)},
+        {"tags": None},
+        {"name": "other"},
+        {"seed": "x"},
+        {"x": object()},
+    ],
+    ids=str,
+)
+def test_a_fact_that_the_store_cannot_show_is_refused_at_once(facts: dict[str, Any]) -> None:
+    run = start_experiment("exp")
+    run.log({"loss": 1.0}, step=0)
+    with pytest.raises(ExperimentError, match="'exp' cannot be"):
+        run.update(**facts)
+    run.update(tokens=5)
+    run.finish()
+    assert query_rows("SELECT name, tokens FROM runs")[1] == [["exp", 5]]
+
+
 def test_logging_after_the_end_writes_to_no_other_file(tmp_path: Path) -> None:
     run = start_experiment("exp")
     run.log({"loss": 1.0}, step=1)
