@@ -27,6 +27,7 @@ FIXED_COLUMNS = ("experiment_name", "step", "epoch", "split", "time")
 MANIFEST_COLUMN = "manifest"  # of a pack
 FOOTER_KEY = b"experiment"
 RESERVED_NAMES = (*FIXED_COLUMNS, MANIFEST_COLUMN)
+_NO_TEXT = "leave out what is no character (NUL, lone surrogates)"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -61,6 +62,13 @@ def _is_packed(name: str) -> bool:
 
 def is_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
+
+
+def is_text(value: str) -> bool:
+    """Whether Parquet, SQLite and DuckDB can all hold it: no NUL, no half of a surrogate pair."""
+    return value.isprintable() or (
+        "\0" not in value and value.encode(errors="ignore").decode() == value
+    )
 
 
 def claim_name(name: str) -> None:
@@ -112,7 +120,7 @@ def make_row(
     is_whole = type(step) is int or (isinstance(step, numbers.Real) and float(step).is_integer())
     if not is_whole or not -(2**63) <= int(step) < 2**63:
         raise ExperimentError(f"'step' must be a whole number of 64 bits, got {step!r}")
-    if not isinstance(split, str) or not split:
+    if not isinstance(split, str) or not split or not is_text(split):
         raise ExperimentError(f"'split' must be a text such as train or val, got {split!r}")
     for name, value in (("epoch", epoch), ("time", time)):
         if not (value is None or type(value) is float or isinstance(value, numbers.Real)):
@@ -142,6 +150,8 @@ def check_metrics(metrics: Mapping[str, Any], known: dict[str, str]) -> dict[str
             raise ExperimentError(
                 f"a metric cannot be named '{name}'", f"reserved are {', '.join(RESERVED_NAMES)}"
             )
+        if not is_text(name):
+            raise ExperimentError(f"a metric cannot be named {name!r}", _NO_TEXT)
         if known.setdefault(name.lower(), name) != name:
             other = known[name.lower()]
             raise ExperimentError(f"metrics '{other}' and '{name}' differ only in case")

@@ -215,6 +215,19 @@ def test_a_metric_cannot_have_a_reserved_name(name: str) -> None:
     run.finish()
 
 
+@pytest.mark.parametrize("name", ["\0", "a\0b", "\ud800", "a\udcff"])
+def test_a_name_that_is_no_text_is_refused(name: str) -> None:
+    run = start_experiment("exp")
+    with pytest.raises(ExperimentError, match="cannot be named"):
+        run.log({name: 1.0}, step=1)
+    with pytest.raises(ExperimentError, match="must be a text"):
+        run.log({"loss": 1.0}, step=1, split=name)
+    run.log({"loss": 1.0}, step=1)
+    assert query_rows("SELECT loss FROM experiments")[1] == [[1.0]]
+    run.finish()
+    assert query_rows("SELECT loss FROM experiments")[1] == [[1.0]]
+
+
 def test_metrics_that_differ_only_in_case_are_refused() -> None:
     run = start_experiment("exp")
     run.log({"Loss": 1.0}, step=1)
