@@ -52,7 +52,12 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 def write_json_atomic(path: Path, value: Any) -> None:
     """`value` is anything `json` can write."""
-    write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    if (
+        text.encode(errors="ignore").decode() != text
+    ):  # bytes that are no UTF-8, of a diff or a path
+        text = json.dumps(value, indent=2)
+    write_text_atomic(path, text + "\n")
 
 
 def read_json(path: Path, error: type[ResearchError], hint: str = "") -> Any:

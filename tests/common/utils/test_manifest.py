@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from common.utils import manifest
+from common.utils import manifest, start_experiment
 
 
 def git(directory: Path, *arguments: str, text: str | None = None) -> str:
@@ -35,6 +35,14 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     git(directory, "commit", "--quiet", "-m", "first")
     monkeypatch.setattr(manifest, "REPOSITORY_ROOT", directory)
     return directory
+
+
+def test_a_change_that_is_not_utf8_keeps_no_run_from_starting(repository: Path) -> None:
+    (repository / "model.py").write_bytes(b"a = 2\n\xfe\n")
+    run = start_experiment("exp")
+    written = json.loads((run.directory / "manifest.json").read_text())
+    assert b"+\xfe" in written["git_diff"].encode(errors="surrogateescape")
+    run.finish()
 
 
 def test_a_clean_repository_has_a_commit_and_an_empty_diff(repository: Path) -> None:
