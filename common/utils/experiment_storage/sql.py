@@ -278,5 +278,6 @@ def _create_runs(connection: duckdb.DuckDBPyConnection, manifests: list[dict[str
 
 def _cell(column: str, value: Any) -> Any:
     if column == "config":
-        return json.dumps(value)
+        # Half a surrogate pair (of a path that is no UTF-8, say) is no JSON to DuckDB.
+        return json.dumps(value, ensure_ascii=False).encode(errors="replace").decode()
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -142,6 +142,14 @@ def test_runs_have_their_facts_and_a_config_that_json_operators_read() -> None:
     assert abs((datetime.now().astimezone() - started).total_seconds()) < 60
 
 
+def test_a_config_that_is_no_text_hides_no_other_run() -> None:
+    save("a", loss=[1.0])
+    odd = {"path": "\udcff", "é": "🙂\0", "q": '"'}
+    save_experiment("b", pd.DataFrame({"loss": [1.0]}), metadata={"config": odd})
+    sql = "SELECT config->>'path', config->>'é', config->>'q' FROM runs ORDER BY name"
+    assert query_rows(sql)[1] == [[None, None, None], ["?", "🙂\0", '"']]
+
+
 def test_the_two_views_join() -> None:
     save_experiment("a", pd.DataFrame({"loss": [1.0, 0.5]}), metadata={"project": "p"})
     sql = "SELECT project, min(loss) FROM experiments e JOIN runs r ON r.name = e.experiment_name GROUP BY 1"
