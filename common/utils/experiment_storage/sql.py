@@ -205,7 +205,8 @@ def _connect(catalogue: Catalogue, sql: str) -> duckdb.DuckDBPyConnection:
 
 
 def _mentions(sql: str, view: str) -> bool:
-    return re.search(rf"\b{view}\b", sql, re.IGNORECASE) is not None
+    # query('...') and query_table('...') may put the name together.
+    return re.search(rf"\b({view}|query|query_table)\b", sql, re.IGNORECASE) is not None
 
 
 def _files(catalogue: Catalogue) -> tuple[list[str], list[str], list[str]]:

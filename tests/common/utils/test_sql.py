@@ -150,6 +150,21 @@ def test_a_config_that_is_no_text_hides_no_other_run() -> None:
     assert query_rows(sql)[1] == [[None, None, None], ["?", "🙂\0", '"']]
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "query('FROM exper' || 'iments')",
+        "query_table('exper' || 'iments')",
+        'main."Experiments"',
+        "query_table('ru' || 'ns')",
+        "QUERY_TABLE(['ru' || 'ns'])",
+    ],
+)
+def test_a_table_is_never_empty_because_its_name_was_not_recognised(source: str) -> None:
+    start_experiment("a").log({"loss": 1.0}, step=0)
+    assert query_rows(f"SELECT count(*) FROM {source}")[1] == [[1]]
+
+
 def test_the_two_views_join() -> None:
     save_experiment("a", pd.DataFrame({"loss": [1.0, 0.5]}), metadata={"project": "p"})
     sql = "SELECT project, min(loss) FROM experiments e JOIN runs r ON r.name = e.experiment_name GROUP BY 1"
