@@ -24,8 +24,8 @@ from common.errors import ExperimentError
 from common.utils import save_experiment, start_experiment
 from common.utils.experiment_storage import log, store
 from common.utils.experiment_storage.catalogue import Catalogue
-from common.utils.experiment_storage.maintenance import delete_experiments
 from common.utils.experiment_storage.log import append_records
+from common.utils.experiment_storage.maintenance import delete_experiments
 from common.utils.experiment_storage.metrics import metric_direction, preferred_split
 from common.utils.experiment_storage.parquet import write_parquet
 from common.utils.experiment_storage.sql import query_rows
