@@ -107,7 +107,8 @@ def pack_cold_experiments() -> int:
         loose = [entry.name for entry in entries if entry.name.endswith(".parquet")]
     if len(loose) <= LOOSE_LIMIT:
         return 0
-    coldest = sorted(loose, key=_last_change)[: len(loose) - LOOSE_LIMIT + PACK_SIZE]
+    whole_packs = -(-(len(loose) - LOOSE_LIMIT) // PACK_SIZE)
+    coldest = sorted(loose, key=_last_change)[: whole_packs * PACK_SIZE]
     try:
         with packs_lock().acquire(blocking=False):
             return _pack([Path(file).stem for file in coldest])

@@ -157,7 +157,8 @@ def test_the_coldest_are_packed_when_there_are_many(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(packs, "PACK_SIZE", 4)
     assert pack_cold_experiments() == 0
     save("run_7")
-    assert loose_names() == ["run_5", "run_6", "run_7"]
+    assert loose_names() == ["run_4", "run_5", "run_6", "run_7"]
+    assert len(pack_files()) == 1  # a whole one: the rest waits for the next
     assert Catalogue().names() == [f"run_{number}" for number in range(8)]
 
 
