@@ -2,4 +2,14 @@
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+# As in __init__.pyi, which takes 5 ms to read: every list of experiments would wait for that.
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "experiment_storage.run": ["Run", "start_experiment"],
+        "experiment_storage.sql": ["query_experiments"],
+        "experiment_storage.store": ["save_experiment"],
+        "logging": ["get_logger"],
+        "seeding": ["seed_everything"],
+    },
+)

@@ -92,14 +92,18 @@ def _distinct(columns: Sequence[str]) -> list[str]:
 def _aligned(
     columns: Sequence[str], texts: Sequence[Sequence[str]], numeric: Sequence[bool]
 ) -> str:
-    padded = []
-    for title, column, is_numeric in zip(columns, texts, numeric, strict=True):
-        lines = [line.replace("\n", " ") for line in [title, *column]]
-        width = max(map(len, lines))
-        lines.insert(1, "-" * width)
-        pad = str.rjust if is_numeric else str.ljust
-        padded.append([pad(line, width) for line in lines])
-    return "\n".join([line.rstrip() for line in map("  ".join, zip(*padded, strict=True))])
+    filled, widths = [], []
+    for title, column in zip(columns, texts, strict=True):
+        cells = [title, *column]
+        if "\n" in "".join(cells):
+            cells = [cell.replace("\n", " ") for cell in cells]
+        filled.append(cells)
+        widths.append(max(map(len, cells)))
+    marks = ["" if is_numeric else "-" for is_numeric in numeric]  # to the right, to the left
+    row = "  ".join(f"%{mark}{width}s" for mark, width in zip(marks, widths, strict=True))
+    lines = list(map(row.__mod__, zip(*filled, strict=True)))  # a row at a time, for long lists
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(map(str.rstrip, lines))
 
 
 def _json_value(value: object) -> object:

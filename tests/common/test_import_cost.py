@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lazy_loader
 import pandas as pd
 import pytest
 
+import common.utils
 from common.utils import save_experiment, start_experiment
 from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.paths import REPOSITORY_ROOT
@@ -89,3 +91,9 @@ def test_showing_a_configuration_needs_no_torch() -> None:
 @pytest.mark.parametrize("package", ["data", "models", "training", "utils", "visualization"])
 def test_a_package_costs_nothing_until_it_is_used(package: str, tmp_path: Path) -> None:
     assert not imported_by("-c", f"import common.{package}") & (HEAVY | {"pyarrow"})
+
+
+def test_common_utils_has_the_names_of_its_stub() -> None:
+    _, _, names = lazy_loader.attach_stub("common.utils", str(common.utils.__file__))
+    assert common.utils.__all__ == names
+    assert all(hasattr(common.utils, name) for name in names)

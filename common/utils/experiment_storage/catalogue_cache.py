@@ -177,11 +177,10 @@ def _scan() -> dict[str, Stamp]:
             break
     present = {}
     finished = set(loose)
+    checksums = checksums_path().name
     for file in [*(f"packs/{pack}" for pack in packs), *loose, *logs]:
         # The list of checksums is no log of a run, and one beside its Parquet file does not count.
-        if file == checksums_path().name or (
-            file.endswith(".jsonl") and f"{file[:-6]}.parquet" in finished
-        ):
+        if file == checksums or (file.endswith(".jsonl") and f"{file[:-6]}.parquet" in finished):
             continue
         present[file] = _stamp(f"{directory}/{file}")
     return present

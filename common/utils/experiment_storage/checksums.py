@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from common.utils.experiment_storage.log import append_records, read_records
+from common.utils.files import sha256_of
 from common.utils.paths import get_experiments_dir
 
 
@@ -21,7 +21,9 @@ def record_checksum(path: Path, written: Path) -> None:
     if not path.is_relative_to(get_experiments_dir()):
         return
     file = str(path.relative_to(get_experiments_dir()))
-    append_records(checksums_path(), [{"kind": "written", "file": file, "sha256": sha256(written)}])
+    append_records(
+        checksums_path(), [{"kind": "written", "file": file, "sha256": sha256_of(written)}]
+    )
 
 
 def read_checksums() -> dict[str, str]:
@@ -30,8 +32,3 @@ def read_checksums() -> dict[str, str]:
         return {}
     records = [record for record, _ in read_records(checksums_path()) if record is not None]
     return {record["file"]: record["sha256"] for record in records}
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

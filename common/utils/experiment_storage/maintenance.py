@@ -19,11 +19,12 @@ from common.utils.experiment_storage.annotations import (
 )
 from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.catalogue_cache import cache_path
-from common.utils.experiment_storage.checksums import checksums_path, read_checksums, sha256
+from common.utils.experiment_storage.checksums import checksums_path, read_checksums
 from common.utils.experiment_storage.log import read_records
 from common.utils.experiment_storage.packs import delete_from_packs, packs_lock, read_pack
 from common.utils.experiment_storage.parquet import read_parquet
 from common.utils.experiment_storage.run import is_running, lock_of
+from common.utils.files import sha256_of
 from common.utils.paths import get_experiments_dir, get_runs_dir
 
 _LEFT_BEHIND_SECONDS = 3600.0
@@ -142,7 +143,7 @@ def _damage(
     path: Path, checksums: Mapping[str, str], read: Callable[[Path], object]
 ) -> Iterator[Finding]:
     file = str(path.relative_to(get_experiments_dir()))
-    if sha256(path) != checksums.get(file, sha256(path)):
+    if sha256_of(path) != checksums.get(file, sha256_of(path)):
         yield Finding(file, "it is not as it was written: its checksum differs", _LEFT, False)
         return
     try:

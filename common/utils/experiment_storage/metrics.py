@@ -7,12 +7,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-_LOWER_IS_BETTER = re.compile(
-    r"(^|_)(loss|perplexity|ppl|error|bits|nats|bpb|bpc|entropy|seconds|time|memory|mae|mse|rmse|wer|cer)(_|$)"
-)
-_HIGHER_IS_BETTER = re.compile(
-    r"(^|_)(accuracy|acc|f1|bleu|rouge|auc|mfu|precision|recall|r2|throughput|tokens_per_second)(_|$)"
-)
+# Compiled when they are first used: a list, which needs none of them, is to be there at once.
+_LOWER_IS_BETTER = r"(^|_)(loss|perplexity|ppl|error|bits|nats|bpb|bpc|entropy|seconds|time|memory|mae|mse|rmse|wer|cer)(_|$)"
+_HIGHER_IS_BETTER = r"(^|_)(accuracy|acc|f1|bleu|rouge|auc|mfu|precision|recall|r2|throughput|tokens_per_second)(_|$)"
 _SPLIT_ORDER = ("test", "val", "validation", "train")
 
 
@@ -47,9 +44,9 @@ class MetricSummary(NamedTuple):
 
 def metric_direction(metric: str) -> str | None:
     """`min` where lower is known to be better, `max` where higher is, else None."""
-    if _HIGHER_IS_BETTER.search(metric.lower()):
+    if re.search(_HIGHER_IS_BETTER, metric.lower()):
         return "max"
-    return "min" if _LOWER_IS_BETTER.search(metric.lower()) else None
+    return "min" if re.search(_LOWER_IS_BETTER, metric.lower()) else None
 
 
 def preferred_split(splits: Iterable[str]) -> str:

@@ -28,7 +28,7 @@ MANIFEST_COLUMN = "manifest"  # of a pack
 FOOTER_KEY = b"experiment"
 RESERVED_NAMES = (*FIXED_COLUMNS, MANIFEST_COLUMN)
 _NO_TEXT = "leave out what is no character (NUL, lone surrogates)"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 
 
 def log_path(name: str) -> Path:
@@ -61,7 +61,7 @@ def _is_packed(name: str) -> bool:
 
 
 def is_name(name: str) -> bool:
-    return _NAME.fullmatch(name) is not None
+    return re.fullmatch(_NAME, name) is not None
 
 
 def is_text(value: str) -> bool:
