@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from common.errors import ExperimentError, exit_on_error
+from common.utils.experiment_storage.catalogue import Broken
 from common.utils.experiment_storage.reports import (
     Report,
     best_experiments,
@@ -15,6 +16,7 @@ from common.utils.experiment_storage.reports import (
     compare_seeds,
     diff_experiments,
     list_experiments,
+    list_text,
     summarise_experiments,
 )
 from common.utils.tables import FORMATS, format_rows
@@ -121,15 +123,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _show(arguments: argparse.Namespace, report: Report) -> None:
-    for broken in report.broken:
-        print(f"warning: left out {broken.file}: {broken.error}", file=sys.stderr)
+    _warn(report.broken)
     if report.title:
         print(report.title, file=sys.stderr)
     print(format_rows(report.columns, report.rows, arguments.format))
 
 
+def _warn(broken: Sequence[Broken]) -> None:
+    for file, error in broken:
+        print(f"warning: left out {file}: {error}", file=sys.stderr)
+
+
 def _list(arguments: argparse.Namespace) -> None:
-    for_people = arguments.format in ("table", "markdown")
+    if arguments.format == "table":
+        text, broken = list_text(archived=arguments.archived)
+        _warn(broken)
+        print(text)
+        return
+    for_people = arguments.format == "markdown"
     report = list_experiments(archived=arguments.archived, for_people=for_people)
     _show(arguments, report)
 

@@ -28,13 +28,13 @@ from common.utils.experiment_storage.comparison import (
     config_hash,
     diff_configs,
 )
+from common.utils.experiment_storage.locks import is_running
 from common.utils.experiment_storage.log import read_log
 from common.utils.experiment_storage.metrics import (
     MetricSummary,
     metric_direction,
     preferred_split,
 )
-from common.utils.experiment_storage.run import is_running, lock_of
 from common.utils.experiment_storage.store import (
     FIXED_COLUMNS,
     MANIFEST_COLUMN,
@@ -98,9 +98,8 @@ def read_state() -> StoreState | None:
                 except FileNotFoundError:
                     return None
                 name = entry.name.removesuffix(".jsonl")
-                # To ask makes the lock's file, so it is not asked where no run can be alive.
-                alive = Path(lock_of(name).lock_file).exists() and is_running(name)
-                live.append((entry.name, status.st_size, status.st_mtime_ns, alive))
+                stamp = (status.st_size, status.st_mtime_ns)
+                live.append((entry.name, *stamp, is_running(name)))
     return StoreState(changed_ns, files, tuple(sorted(live)))
 
 

@@ -6,6 +6,13 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "experiment_storage.exports": ["export_experiments"],
+        "experiment_storage.importers": ["import_experiments"],
+        "experiment_storage.reports": [
+            "best_experiments",
+            "compare_experiments",
+            "list_experiments",
+        ],
         "experiment_storage.run": ["Run", "start_experiment"],
         "experiment_storage.sql": ["query_experiments"],
         "experiment_storage.store": ["save_experiment"],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ from common.utils.experiment_storage.catalogue_cache import (
     status_now,
     update_cache,
 )
+from common.utils.experiment_storage.locks import is_running
 from common.utils.experiment_storage.metrics import (
     MetricSummary,
     metric_direction,
@@ -160,6 +163,23 @@ class Catalogue:
         where = " AND ".join(conditions)
         rows = self._query(f"SELECT * FROM metrics WHERE {where}", parameters)
         return [MetricSummary(*row) for row in rows]
+
+    def kept_text(self, key: str, write: Callable[[], str]) -> str:
+        """What `write` makes of the store, kept until a file of it changes.
+
+        Not while a run is alive, whose duration changes by itself.
+        """
+        live = self._query("SELECT name FROM experiments WHERE status = 'running'")
+        if any(is_running(name) for (name,) in live):
+            return write()
+        ((number,),) = self._query("SELECT number FROM changes")
+        numbered = f"{number} {key}"  # so that nobody reads what another process wrote too late
+        if kept := self._query("SELECT text FROM texts WHERE key = ?", (numbered,)):
+            return str(kept[0][0])
+        text = write()
+        with suppress(sqlite3.OperationalError), self._database:  # full, busy or only to be read
+            self._database.execute("INSERT OR REPLACE INTO texts VALUES (?, ?)", (numbered, text))
+        return text
 
     def statuses(self) -> dict[str, int]:
         """{status: number of experiments}"""

@@ -18,6 +18,7 @@ from typing import Any
 
 from common.utils.experiment_storage.annotations import annotations_path, read_annotations
 from common.utils.experiment_storage.checksums import checksums_path
+from common.utils.experiment_storage.locks import is_running
 from common.utils.experiment_storage.log import LogContent
 from common.utils.experiment_storage.metrics import (
     MetricSummary,
@@ -30,11 +31,13 @@ from common.utils.paths import get_experiments_dir
 
 Stamp = tuple[int, int]  # (size, mtime_ns)
 _LONGEST_WAIT_SECONDS = 2.0
-_SCHEMA_VERSION = 4
+_SCHEMA_VERSION = 5
 _SCHEMA = f"""
 DROP TABLE IF EXISTS files;
 DROP TABLE IF EXISTS experiments;
 DROP TABLE IF EXISTS manifests;
+DROP TABLE IF EXISTS changes;
+DROP TABLE IF EXISTS texts;
 DROP TABLE IF EXISTS metrics;
 CREATE TABLE files (file TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, error TEXT,
     replaces TEXT, head BLOB, consumed INTEGER);
@@ -42,6 +45,10 @@ CREATE TABLE experiments (name TEXT PRIMARY KEY, file TEXT, status TEXT, project
     started_us INTEGER, duration REAL, parameters INTEGER, step INTEGER, best_loss REAL, tags TEXT,
     note TEXT, archived INTEGER, config_hash TEXT);
 CREATE TABLE manifests (name TEXT PRIMARY KEY, manifest TEXT);
+CREATE TABLE changes (number INTEGER);
+INSERT INTO changes VALUES (0);
+CREATE TABLE texts (key TEXT PRIMARY KEY, text TEXT);
+CREATE INDEX live_experiments ON experiments (name) WHERE status = 'running';
 CREATE INDEX experiments_of_file ON experiments (file);
 CREATE INDEX archived_experiments ON experiments (name) WHERE archived;
 CREATE TABLE metrics (name TEXT, split TEXT, metric TEXT, num_values INTEGER, first REAL, last REAL,
@@ -80,6 +87,12 @@ def is_busy(error: sqlite3.Error) -> bool:
 
 def _connect(path: str) -> sqlite3.Connection:
     database = _open(path)
+    if path != ":memory:":
+        pages, size = (
+            database.execute(f"PRAGMA page_{w}").fetchone()[0] for w in ("count", "size")
+        )
+        if Path(path).stat().st_size < pages * size:  # SQLite would read zeros
+            raise sqlite3.DatabaseError("the cache is cut")
     if database.execute("PRAGMA user_version").fetchone()[0] != _SCHEMA_VERSION:
         database.executescript(_SCHEMA)
     try:
@@ -103,12 +116,7 @@ def _open(path: str) -> sqlite3.Connection:
 
 def status_now(status: str, name: str) -> str:
     """`status` as it was logged, but `died` where it says running and no process holds the run."""
-    if status != "running":
-        return status
-    # filelock takes 70 ms to import, so only where a run may be alive.
-    from common.utils.experiment_storage.run import is_running
-
-    return "running" if is_running(name) else "died"
+    return "died" if status == "running" and not is_running(name) else status
 
 
 def update_cache(database: sqlite3.Connection) -> None:
@@ -141,6 +149,9 @@ def _read_changes(database: sqlite3.Connection) -> None:
     known, present = _known(database), _scan()
     changed = {file: stamp for file, stamp in present.items() if known.get(file) != stamp}
     gone = known.keys() - present.keys()
+    if changed or gone:
+        database.execute("UPDATE changes SET number = number + 1")
+        database.execute("DELETE FROM texts")
     for file in gone:
         _forget(database, file)
     # Packs first, the newest before those that it takes the place of.

@@ -20,10 +20,10 @@ from common.utils.experiment_storage.annotations import (
 from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.catalogue_cache import cache_path
 from common.utils.experiment_storage.checksums import checksums_path, read_checksums
+from common.utils.experiment_storage.locks import is_running, lock_of
 from common.utils.experiment_storage.log import read_records
 from common.utils.experiment_storage.packs import delete_from_packs, packs_lock, read_pack
 from common.utils.experiment_storage.parquet import read_parquet
-from common.utils.experiment_storage.run import is_running, lock_of
 from common.utils.files import sha256_of
 from common.utils.paths import get_experiments_dir, get_runs_dir
 

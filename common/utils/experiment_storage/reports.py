@@ -5,6 +5,8 @@ A notebook shows a Report as a table, `print` as text, `to_pandas` makes a DataF
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -63,6 +65,18 @@ def list_experiments(*, archived: bool = False, for_people: bool = True) -> Repo
         [*run[: len(_LIST) - 1], ", ".join(run.tags)] for run in catalogue.overview(archived)
     ]
     return Report(_LIST, rows, broken=catalogue.broken)
+
+
+def list_text(*, archived: bool = False) -> tuple[str, Sequence[Broken]]:
+    """(`list_experiments` as a table in text, the files left out). Kept by the catalogue: writing ten
+    thousand lines takes longer than all the rest."""
+    catalogue = Catalogue()
+    zone = f"{time.tzname} {time.timezone} {os.environ.get('TZ')}"
+
+    def write() -> str:
+        return format_rows(_LIST, catalogue.listing(archived), "table")
+
+    return catalogue.kept_text(f"list {archived} {zone}", write), catalogue.broken
 
 
 def summarise_experiments() -> Report:

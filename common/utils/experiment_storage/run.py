@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -12,42 +11,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, Timeout
 
 from common.errors import ExperimentError
 from common.utils.experiment_storage import store
+from common.utils.experiment_storage.locks import lock_of
 from common.utils.experiment_storage.log import LogContent, LogWriter, read_log
 from common.utils.files import write_json_atomic, write_text_atomic
 from common.utils.manifest import check_manifest, create_manifest, now
-from common.utils.paths import get_experiments_dir, get_runs_dir
+from common.utils.paths import get_runs_dir
 from common.utils.system_metrics import SystemMetrics
-
-
-def lock_of(name: str) -> FileLock:
-    """The lock that a live run holds; the system releases it however the process ends."""
-    return FileLock(get_experiments_dir() / f".{name}.lock")
-
-
-def is_running(name: str) -> bool:
-    """Whether a process that still exists holds the run; asking changes nothing in the store."""
-    if sys.platform == "win32":
-        lock = lock_of(name)
-        try:
-            with lock.acquire(blocking=False):
-                return False
-        except Timeout:
-            return True
-    import fcntl
-
-    try:
-        with Path(lock_of(name).lock_file).open("rb") as file:
-            # Shared, so that those who ask do not take one another for the run itself.
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 def complete_finish(name: str) -> bool:
@@ -136,7 +109,7 @@ class Run:
     """
 
     def __init__(
-        self, name: str, lock: FileLock, system_metrics_seconds: float | None = None
+        self, name: str, lock: BaseFileLock, system_metrics_seconds: float | None = None
     ) -> None:
         self.name = name
         self.directory: Path = get_runs_dir() / name

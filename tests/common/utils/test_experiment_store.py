@@ -27,9 +27,9 @@ from common.errors import ExperimentError
 from common.utils import query_experiments, save_experiment, start_experiment
 from common.utils.experiment_storage import store
 from common.utils.experiment_storage.catalogue import Catalogue
+from common.utils.experiment_storage.locks import is_running
 from common.utils.experiment_storage.log import read_log
 from common.utils.experiment_storage.packs import pack_experiments
-from common.utils.experiment_storage.run import is_running
 from common.utils.experiment_storage.sql import query_rows
 from common.utils.paths import get_experiments_dir, get_runs_dir
 from tests.conftest import SmallDisk
