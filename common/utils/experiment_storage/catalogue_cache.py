@@ -87,12 +87,8 @@ def is_busy(error: sqlite3.Error) -> bool:
 
 def _connect(path: str) -> sqlite3.Connection:
     database = _open(path)
-    if path != ":memory:":
-        pages, size = (
-            database.execute(f"PRAGMA page_{w}").fetchone()[0] for w in ("count", "size")
-        )
-        if Path(path).stat().st_size < pages * size:  # SQLite would read zeros
-            raise sqlite3.DatabaseError("the cache is cut")
+    if path != ":memory:" and _is_cut(database, Path(path)):
+        raise sqlite3.DatabaseError("SQLite would read zeros where the end is missing")
     if database.execute("PRAGMA user_version").fetchone()[0] != _SCHEMA_VERSION:
         database.executescript(_SCHEMA)
     try:
@@ -106,6 +102,14 @@ def _connect(path: str) -> sqlite3.Connection:
         shared.close()
         update_cache(database)
     return database
+
+
+def _is_cut(database: sqlite3.Connection, path: Path) -> bool:
+    pages, size = (database.execute(f"PRAGMA page_{w}").fetchone()[0] for w in ("count", "size"))
+    try:
+        return bool(path.stat().st_size < pages * size)
+    except FileNotFoundError:  # another process has just thrown it away
+        return False
 
 
 def _open(path: str) -> sqlite3.Connection:
