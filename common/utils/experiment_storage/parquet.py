@@ -115,8 +115,9 @@ def read_parquet(path: Path) -> tuple[dict[str, Any], pa.Table]:
 
 
 def check_columns(table: pa.Table) -> None:
-    for column in dict.fromkeys([*FIXED_COLUMNS, *table.column_names]):
-        if column not in table.column_names:
+    columns = set(table.column_names)  # the attribute makes a list anew each time
+    for column in (*FIXED_COLUMNS, *(columns - {*FIXED_COLUMNS})):
+        if column not in columns:
             raise ValueError(f"it has no column '{column}'")
         if (found := table.schema.field(column).type) != _KINDS.get(column, pa.float64()):
             raise ValueError(f"its column '{column}' has the type {found}")
@@ -126,8 +127,9 @@ def check_columns(table: pa.Table) -> None:
 
 def align(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """`table` with the columns of `schema`; those that it lacks are empty."""
+    present = set(table.column_names)
     for field in schema:
-        if field.name not in table.column_names:
+        if field.name not in present:
             table = table.append_column(field, pa.nulls(len(table), field.type))
     return table.select(schema.names).replace_schema_metadata(None)
 
