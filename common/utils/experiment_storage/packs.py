@@ -226,6 +226,10 @@ def _take_out(pack: Path, names: Collection[str]) -> None:
     with open_parquet(pack) as file:
         fixed = (*FIXED_COLUMNS, MANIFEST_COLUMN)
         metrics = [name for name in file.schema_arrow.names if name not in fixed]
+    for replaced in replaced_packs(
+        pack
+    ):  # left behind by a crash: `pack` alone says that it is void
+        (packs_dir() / replaced).unlink(missing_ok=True)
     staying = (member for member in read_pack(pack) if member[0]["name"] not in names)
     write_pack(staying, metrics, replaces=[pack.name])
     pack.unlink()

@@ -162,6 +162,22 @@ def test_deleting_from_a_pack_leaves_the_others() -> None:
     assert Catalogue().names() == [] and pack_files() == []
 
 
+@pytest.mark.parametrize("names", ["abc", "ab"])
+def test_what_was_deleted_does_not_come_back_when_its_void_pack_was_left_behind(names: str) -> None:
+    for name in names:
+        save(name)
+    pack_experiments()
+    (first,) = pack_files()
+    whole = first.read_bytes()
+    with packs_lock():
+        delete_from_packs(["a"])
+    first.write_bytes(whole)  # as if the process had been killed before it removed it
+    with packs_lock():
+        delete_from_packs(["b"])
+    (get_experiments_dir() / ".catalogue.sqlite").unlink()
+    assert Catalogue().names() == list(names[2:]) and Catalogue().broken == []
+
+
 def test_the_coldest_are_packed_when_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(7):
         save(f"run_{number}")
