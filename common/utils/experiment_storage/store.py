@@ -11,7 +11,7 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,12 @@ def _is_packed(name: str) -> bool:
     return (Catalogue().file_of(name) or "").startswith("packs/")
 
 
+def _packed_names() -> Collection[str]:
+    from common.utils.experiment_storage.catalogue import Catalogue
+
+    return Catalogue().packed() if packs_dir().exists() else ()
+
+
 def is_name(name: str) -> bool:
     return re.fullmatch(_NAME, name) is not None
 
@@ -97,11 +103,13 @@ def next_name(name: str) -> str:
     """The first free `<stem>_<number>` after `name`: exp_001 -> exp_002, baseline -> baseline_002."""
     match = re.fullmatch(r"(.*?)_?(\d+)", name)
     stem, number, width = (match[1], int(match[2]), len(match[2])) if match else (name, 1, 3)
+    packed = _packed_names()
     while True:
         number += 1
         ending = f"{number:0{width}d}"
         candidate = f"{stem[: 127 - len(ending)]}_{ending}" if stem else ending
-        if not exists(candidate) and not (get_runs_dir() / candidate).exists():
+        files = (log_path(candidate), parquet_path(candidate), get_runs_dir() / candidate)
+        if candidate not in packed and not any(path.exists() for path in files):
             return candidate
 
 

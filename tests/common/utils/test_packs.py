@@ -124,6 +124,19 @@ def test_a_packed_name_is_taken() -> None:
     assert not store.log_path("a_001").exists()
 
 
+def test_the_next_free_name_is_found_with_one_look_at_the_catalogue(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for number in range(1, 6):
+        save(f"a_00{number}")
+    pack_experiments()
+    looks = []
+    look = Catalogue.__init__
+    monkeypatch.setattr(Catalogue, "__init__", lambda self: looks.append(1) or look(self))
+    assert store.next_name("a_000") == "a_006"
+    assert len(looks) == 1
+
+
 def test_a_run_that_was_left_can_be_resumed_in_a_store_with_packs() -> None:
     save("a")
     pack_experiments()
