@@ -187,8 +187,9 @@ class Run:
             path = store.finish_log(self.name)
             store.publish(self.name)
         self.manifest["file"] = str(path)
-        self._lock.release()
+        # Before the release, or the file may be that of whoever resumes the run at this moment.
         Path(self._lock.lock_file).unlink(missing_ok=True)
+        self._lock.release()
         return path
 
     def _repr_html_(self) -> str:

@@ -496,6 +496,15 @@ def test_a_finish_that_finds_the_disk_full_is_made_up_for_later(
     assert store.parquet_path("half").exists() and not store.log_path("half").exists()
 
 
+def test_the_lock_file_is_gone_before_another_process_can_lock_it() -> None:
+    run = start_experiment("exp")
+    lock, release = Path(run._lock.lock_file), run._lock.release
+    seen = []
+    run._lock.release = lambda: seen.append(lock.exists()) or release()  # type: ignore[method-assign]
+    run.finish("interrupted")
+    assert seen == [False]
+
+
 def test_those_who_ask_whether_a_run_is_alive_do_not_take_one_another_for_it() -> None:
     run = start_experiment("exp")
     lock = Path(run._lock.lock_file)
