@@ -67,8 +67,11 @@ def delete_experiments(names: Sequence[str]) -> None:
         delete_from_packs(names)
         forget_annotations(names)
     for name in names:
-        if (get_runs_dir() / name).is_dir():
-            shutil.rmtree(get_runs_dir() / name)
+        folder = get_runs_dir() / name
+        if folder.is_symlink():  # what it leads to lies on another disk, and may not be ours alone
+            folder.unlink()
+        elif folder.is_dir():
+            shutil.rmtree(folder)
     Catalogue()
 
 
@@ -105,11 +108,12 @@ def _remove_leftovers() -> Iterator[Finding]:
         if (catalogue.file_of(path.stem) or "").startswith("packs/"):
             yield _remove(path, "it stands in a pack as well")
     for path in get_experiments_dir().glob("*.jsonl"):
-        if path in (annotations_path(), checksums_path()):
-            continue
-        if store.parquet_path(path.stem).exists():
+        name = path.stem
+        if path in (annotations_path(), checksums_path()) or is_running(name):
+            continue  # whoever finishes a run removes its log at this moment
+        if (catalogue.file_of(name) or path.name) != path.name:  # it can be read elsewhere
             yield _remove(path, "the log of a run that is finished")
-        elif path.stat().st_size == 0 and _is_old(path) and not is_running(path.stem):
+        elif _is_old(path) and path.stat().st_size == 0:
             yield _remove(path, "a name that was claimed and never used")
     for path in get_experiments_dir().glob(".*.lock"):
         name = path.name[1:-5]
@@ -123,12 +127,17 @@ def _remove_leftovers() -> Iterator[Finding]:
 
 
 def _remove(path: Path, problem: str) -> Finding:
-    path.unlink()
+    path.unlink(missing_ok=True)
     return Finding(str(path.relative_to(get_experiments_dir())), problem, "removed", True)
 
 
 def _is_old(path: Path) -> bool:
-    return time.time() - path.stat().st_mtime > _LEFT_BEHIND_SECONDS
+    try:
+        return time.time() - path.stat().st_mtime > _LEFT_BEHIND_SECONDS
+    except (
+        FileNotFoundError
+    ):  # somebody else has just removed it, or it is a link that leads nowhere
+        return False
 
 
 def _damaged_files() -> Iterator[Finding]:
@@ -143,17 +152,21 @@ def _damage(
     path: Path, checksums: Mapping[str, str], read: Callable[[Path], object]
 ) -> Iterator[Finding]:
     file = str(path.relative_to(get_experiments_dir()))
-    if sha256_of(path) != checksums.get(file, sha256_of(path)):
-        yield Finding(file, "it is not as it was written: its checksum differs", _LEFT, False)
-        return
     try:
+        if file in checksums and sha256_of(path) != checksums[file]:
+            yield Finding(file, "it is not as it was written: its checksum differs", _LEFT, False)
+            return
         read(path)
-    except (ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError) as error:
         yield Finding(file, str(error).splitlines()[0], _LEFT, False)
 
 
 def _damaged_logs() -> Iterator[Finding]:
     for path in sorted(get_experiments_dir().glob("*.jsonl")):
-        if damaged := sum(record is None for record, _ in read_records(path)):
+        try:
+            damaged = sum(record is None for record, _ in read_records(path))
+        except OSError:
+            continue  # finished or deleted in this moment, or no file: the catalogue names what is none
+        if damaged:
             problem = f"{damaged} damaged records"
             yield Finding(path.name, problem, "left out; every other record counts", False)

@@ -179,7 +179,7 @@ def finish_log(name: str) -> Path:
 
     content = read_log(log_path(name))
     path = write_parquet(content.manifest, content.iter_rows(), content.metrics)
-    log_path(name).unlink()
+    log_path(name).unlink(missing_ok=True)  # check_store may have been faster
     return path
 
 
