@@ -19,13 +19,13 @@ from typing import Any
 from common.utils.experiment_storage.annotations import annotations_path, read_annotations
 from common.utils.experiment_storage.checksums import checksums_path
 from common.utils.experiment_storage.locks import is_running
-from common.utils.experiment_storage.log import LogContent
+from common.utils.experiment_storage.log import LogContent, last_record
 from common.utils.experiment_storage.metrics import (
     MetricSummary,
     preferred_split,
     summarise_rows,
 )
-from common.utils.experiment_storage.store import packs_dir
+from common.utils.experiment_storage.store import log_path, packs_dir
 from common.utils.manifest import check_manifest
 from common.utils.paths import get_experiments_dir
 
@@ -120,7 +120,14 @@ def _open(path: str) -> sqlite3.Connection:
 
 def status_now(status: str, name: str) -> str:
     """`status` as it was logged, but `died` where it says running and no process holds the run."""
-    return "died" if status == "running" and not is_running(name) else status
+    if status != "running" or is_running(name):
+        return status
+    try:
+        last = last_record(log_path(name))
+    except FileNotFoundError:
+        return "finished"  # since the log was read
+    ended = last is not None and last["kind"] == "update" and last["manifest"].get("status")
+    return str(ended or "died")  # a run says as the last thing how it ended
 
 
 def update_cache(database: sqlite3.Connection) -> None:

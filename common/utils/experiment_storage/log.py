@@ -128,6 +128,13 @@ def read_records(path: Path, start: int = 0) -> Iterator[tuple[Record | None, in
                 yield _parse(text), start
 
 
+def last_record(path: Path) -> Record | None:
+    """The last record, where it is whole and no longer than 64 KB."""
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
+        return _parse(file.read().rstrip(b"\n").rpartition(b"\n")[2])
+
+
 def _parse(line: bytes) -> Record | None:
     checksum, _, body = line.partition(b" ")
     if checksum != b"%08x" % zlib.crc32(body):

@@ -381,6 +381,15 @@ def test_a_name_that_is_claimed_but_not_yet_started_is_no_error() -> None:
     assert query_rows("SELECT * FROM runs")[1] == []
 
 
+@pytest.mark.parametrize("status", ["finished", "interrupted", "failed"])
+def test_a_run_that_ends_after_the_catalogue_was_read_has_not_died(status: str) -> None:
+    run = start_experiment("exp")
+    run.log({"loss": 1.0}, step=0)
+    catalogue = Catalogue()
+    run.finish(status)
+    assert [run.status for run in catalogue.overview()] == [status]
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [

@@ -254,11 +254,13 @@ def test_nothing_is_lost_or_doubled_when_packing_is_killed_anywhere() -> None:
         mover = subprocess.Popen(
             [sys.executable, "-c", MOVER, *names[::3]], stdout=subprocess.PIPE, text=True
         )
-        assert mover.stdout is not None
-        mover.stdout.readline()
-        time.sleep(rng.uniform(0.0, 0.5))
-        mover.send_signal(signal.SIGKILL)
-        mover.wait()
+        try:
+            assert mover.stdout is not None
+            mover.stdout.readline()
+            time.sleep(rng.uniform(0.0, 0.5))
+        finally:
+            mover.send_signal(signal.SIGKILL)
+            mover.wait()
         assert everything() == before
 
 
@@ -270,16 +272,18 @@ def test_readers_see_every_row_while_experiments_move_in_and_out_of_packs() -> N
     mover = subprocess.Popen(
         [sys.executable, "-c", MOVER, *names[::3]], stdout=subprocess.PIPE, text=True
     )
-    assert mover.stdout is not None
-    mover.stdout.readline()
-    until = time.monotonic() + 6
-    counted = []
-    while time.monotonic() < until:
-        rows = query_experiments(
-            "SELECT COUNT(*) AS n, COUNT(DISTINCT experiment_name) AS names FROM experiments"
-        )
-        counted.append((rows["n"].item(), rows["names"].item(), len(Catalogue().names())))
-    still_going = mover.poll() is None
-    mover.kill()
-    mover.wait()
+    try:
+        assert mover.stdout is not None
+        mover.stdout.readline()
+        until = time.monotonic() + 6
+        counted = []
+        while time.monotonic() < until:
+            rows = query_experiments(
+                "SELECT COUNT(*) AS n, COUNT(DISTINCT experiment_name) AS names FROM experiments"
+            )
+            counted.append((rows["n"].item(), rows["names"].item(), len(Catalogue().names())))
+        still_going = mover.poll() is None
+    finally:
+        mover.kill()
+        mover.wait()
     assert still_going and len(counted) > 2 and set(counted) == {(600, 12, 12)}
