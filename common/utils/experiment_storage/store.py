@@ -208,12 +208,23 @@ def save_experiment(
 
 
 def publish(name: str) -> None:
-    """What follows on a finish: the catalogue, and the object store where there is one."""
+    """What follows on a finish: the catalogue, and the object store where there is one.
+
+    The experiment is stored by now, so what fails here is told and ends no training.
+    """
     if os.environ.get("RESEARCH_EXPERIMENTS_URI"):
         from common.utils.experiment_storage.remote import upload_finished
 
         upload_finished(name)
-    enter_into_catalogue()
+    try:
+        enter_into_catalogue()
+    except (OSError, ExperimentError, ValueError) as error:
+        from common.utils.logging import (
+            get_logger,
+        )  # with logging, 15 ms that a list can do without
+
+        message = f"{name} is stored, but the catalogue or a pack could not be written: {error}"
+        get_logger("experiments").warning(message)
 
 
 def enter_into_catalogue() -> None:

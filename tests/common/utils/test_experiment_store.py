@@ -690,3 +690,15 @@ for i in range(40):
     process.communicate()
     assert process.returncode == 0
     assert query_rows("SELECT count(*) FROM experiments")[1] == [[40]]
+
+
+def test_what_fails_after_an_experiment_is_stored_ends_no_training(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with start_experiment("a") as run:
+        run.log({"loss": 1.0}, step=0)
+        store.packs_dir().write_text("in the way")
+    assert store.parquet_path("a").exists() and not store.log_path("a").exists()
+    assert "a is stored, but" in capfd.readouterr().err
+    store.packs_dir().unlink()
+    assert status_of("a") == "finished"
