@@ -87,8 +87,11 @@ class _Remote:
         return {f.stem for f in files if f.suffix == ".parquet" and store.is_name(f.stem)}
 
     def write(self, name: str, content: bytes) -> None:
-        """All at once, so that a cut connection leaves nothing under the name."""
+        """All at once, so that a cut connection leaves nothing under the name. Raises ExperimentError
+        when another machine has used the name: nothing is ever replaced."""
         target = f"{self.folder}/{name}.parquet"
+        if self.system.get_file_info(target).type != fs.FileType.NotFound:
+            raise ExperimentError(f"another experiment '{name}' is there already")
         if self.system.type_name != "local":
             with self.system.open_output_stream(target) as stream:
                 stream.write(content)

@@ -52,6 +52,21 @@ def test_what_one_machine_finishes_the_other_can_ask_about(
     assert check_store() == [] and sync_experiments() == ([], [])
 
 
+def test_a_name_that_another_machine_used_is_never_overwritten(
+    objects: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    save("a", 1.0)
+    first = objects["experiments/a.parquet"]
+    monkeypatch.setenv("RESEARCH_ASSETS_DIR", str(tmp_path / "other"))
+    save("a", 2.0)
+    assert "another experiment 'a' is there already" in capfd.readouterr().err
+    assert objects["experiments/a.parquet"] == first and sync_experiments() == ([], [])
+    assert query_experiments("SELECT loss FROM experiments")["loss"].tolist() == [2.0]
+
+
 def test_packed_experiments_are_uploaded_one_by_one(
     objects: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
