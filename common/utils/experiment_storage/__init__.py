@@ -19,6 +19,7 @@ annotations.py      tags, notes and archive marks, which may change at any time
 metrics.py          the summary of a metric, and which way is better
 catalogue.py        the questions that --list, --best and --compare ask
 catalogue_cache.py  the SQLite cache that answers them, rebuilt from the files at any time
+scan.py             which files count at this moment
 reports.py          the answers as tables for a terminal or a notebook
 comparison.py       configuration differences, groups of seeds
 statistics.py       intervals, tests, power

@@ -8,7 +8,6 @@ that they are named and all others stay readable.
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from common.utils.experiment_storage.annotations import annotations_path, read_annotations
-from common.utils.experiment_storage.checksums import checksums_path
 from common.utils.experiment_storage.locks import is_running
 from common.utils.experiment_storage.log import LogContent, last_record
 from common.utils.experiment_storage.metrics import (
@@ -25,11 +23,11 @@ from common.utils.experiment_storage.metrics import (
     preferred_split,
     summarise_rows,
 )
-from common.utils.experiment_storage.store import log_path, packs_dir
+from common.utils.experiment_storage.scan import Stamp, scan_store
+from common.utils.experiment_storage.store import log_path
 from common.utils.manifest import check_manifest
 from common.utils.paths import get_experiments_dir
 
-Stamp = tuple[int, int]  # (size, mtime_ns)
 _LONGEST_WAIT_SECONDS = 2.0
 _SCHEMA_VERSION = 5
 _SCHEMA = f"""
@@ -148,7 +146,7 @@ def _is_behind(database: sqlite3.Connection) -> bool:
     known = _known(database)
     while True:
         with suppress(FileNotFoundError):
-            return known != _scan()
+            return known != scan_store()
 
 
 def _known(database: sqlite3.Connection) -> dict[str, Stamp]:
@@ -157,7 +155,7 @@ def _known(database: sqlite3.Connection) -> dict[str, Stamp]:
 
 
 def _read_changes(database: sqlite3.Connection) -> None:
-    known, present = _known(database), _scan()
+    known, present = _known(database), scan_store()
     changed = {file: stamp for file, stamp in present.items() if known.get(file) != stamp}
     gone = known.keys() - present.keys()
     if changed or gone:
@@ -185,49 +183,6 @@ def _is_pack(file: str) -> bool:
 
 def _is_annotations(file: str) -> bool:
     return file == annotations_path().name
-
-
-def _scan() -> dict[str, Stamp]:
-    """{file: (size, mtime_ns)} of the packs, logs, Parquet files and annotations of the store."""
-    directory = get_experiments_dir()
-    while True:
-        packs = _list(packs_dir(), ".parquet")
-        # The logs first: a run that is finished in between is seen as its log, its file, or both.
-        logs = _list(directory, ".jsonl")
-        loose = _list(directory, ".parquet")
-        if packs == _list(packs_dir(), ".parquet"):  # otherwise something may have moved past us
-            break
-    present = {}
-    finished = set(loose)
-    checksums = checksums_path().name
-    for file in [*(f"packs/{pack}" for pack in packs), *loose, *logs]:
-        # The list of checksums is no log of a run, and one beside its Parquet file does not count.
-        if file == checksums or (file.endswith(".jsonl") and f"{file[:-6]}.parquet" in finished):
-            continue
-        present[file] = _stamp(f"{directory}/{file}")
-    return present
-
-
-def _stamp(path: str) -> Stamp:
-    try:
-        status = os.stat(path)  # noqa: PTH116 (three times as fast)
-    except OSError:
-        status = os.lstat(path)  # a link that leads nowhere: reading it will say so
-    return status.st_size, status.st_mtime_ns
-
-
-def _list(directory: Path, ending: str) -> list[str]:
-    try:
-        files = os.listdir(directory)  # noqa: PTH208 (names are enough)
-    except FileNotFoundError:
-        return []
-    found = [file for file in files if file.endswith(ending) and file[0] != "."]
-    # A name that is no text (undecodable bytes) is none of ours, and SQLite could not hold it.
-    return sorted(file for file in found if file.isascii() or _is_text(file))
-
-
-def _is_text(name: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _forget(database: sqlite3.Connection, file: str) -> None:
