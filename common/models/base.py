@@ -43,6 +43,11 @@ class BaseLanguageModel(nn.Module):
         **kwargs: whatever the subclass needs to be built again; saved with every checkpoint.
     """
 
+    # Keep only the inputs of each block for the backward pass and compute the rest again (Chen et
+    # al. 2016, "Training Deep Nets with Sublinear Memory Cost"); for models that say they can.
+    activation_checkpointing = False
+    supports_activation_checkpointing = False
+
     def __init__(self, vocab_size: int, **kwargs: Any) -> None:
         super().__init__()
         self.vocab_size = vocab_size

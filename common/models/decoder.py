@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from common.errors import ModelError
 from common.models.base import BaseLanguageModel
 from common.models.config import DecoderConfig
 from common.models.feedforward import MLP, SwiGLU
-from common.models.loss import next_token_loss
+from common.models.loss import linear_next_token_loss, next_token_loss
 from common.models.mixers.attention import Attention
 from common.models.mixers.lstm import LSTM
 
@@ -60,6 +61,8 @@ class Block(nn.Module):
 
 class Decoder(BaseLanguageModel):
     """`Decoder(vocab_size, preset="gpt2", num_layers=4, ...)`; the arguments are DecoderConfig's."""
+
+    supports_activation_checkpointing = True
 
     def __init__(self, vocab_size: int, **kwargs: Any) -> None:
         try:
@@ -110,11 +113,18 @@ class Decoder(BaseLanguageModel):
     ) -> dict[str, torch.Tensor]:
         """See BaseLanguageModel.forward. Raises ModelError for more tokens than the context holds."""
         hidden = self._hidden(input_ids, cache)
-        weight = self.token_embedding.weight if self.head is None else self.head.weight
-        output = {"logits": F.linear(hidden, weight)}
+        output = {"logits": F.linear(hidden, self._output_weight)}
         if labels is not None:
             output["loss"] = next_token_loss(output["logits"], labels)
         return output
+
+    def compute_loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The loss without the (batch, time, vocab_size) logits."""
+        return linear_next_token_loss(self._hidden(input_ids, None), self._output_weight, labels)
+
+    @property
+    def _output_weight(self) -> torch.Tensor:
+        return self.token_embedding.weight if self.head is None else self.head.weight
 
     def _hidden(self, input_ids: torch.Tensor, cache: DecoderCache | None) -> torch.Tensor:
         """(batch, time) int64 -> the normalised last residual (batch, time, hidden_size)."""
@@ -130,7 +140,10 @@ class Decoder(BaseLanguageModel):
             x = x + self.position_embedding(torch.arange(start, end, device=input_ids.device))
         x = self.dropout(x)
         for index, block in enumerate(self.blocks):
-            x = block(x, cache.layers[index] if cache else None)
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x, cache.layers[index] if cache else None)
         if cache is not None:
             cache.length = end
         hidden: torch.Tensor = self.final_norm(x)

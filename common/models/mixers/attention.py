@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.models.config import DecoderConfig
+
+
+_LONGEST_EXPLICIT = 1024  # tokens; beyond it the (time, time) weights cost more than they save
 
 
 @dataclass
@@ -49,6 +53,33 @@ class RotaryEmbedding(nn.Module):
         return x * cosine + torch.cat([-second, first], dim=-1) * sine
 
 
+def explicit_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float = 0.0
+) -> torch.Tensor:
+    """Causal attention written out: softmax(Q K^T / sqrt(head size)) V.
+
+    On CPUs PyTorch's fused kernel takes up to 6 times as long for training on short contexts, most
+    of it in its backward pass (measured in bf16: 7.4 and 1.3 ms at 64 tokens, 41 and 15 at 256).
+
+    Args:
+        query: (batch, heads, time, head size); key, value: the same with heads or a divisor of it.
+    """
+    batch, heads, time, size = query.shape
+    if key.shape[1] != heads:
+        key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):
+        # Norms and rotations may have left fp32; below nothing is cast, so the softmax stays small.
+        dtype = torch.get_autocast_dtype(kind)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    with torch.autocast(kind, enabled=False):
+        query, key, value = (x.reshape(batch * heads, time, size) for x in (query, key, value))
+        mask = torch.full((time, time), -math.inf, dtype=query.dtype, device=query.device).triu(1)
+        scores = torch.baddbmm(mask, query, key.transpose(1, 2), alpha=1 / math.sqrt(size))
+        weights = F.dropout(scores.softmax(dim=-1), dropout, training=dropout > 0)
+        return torch.bmm(weights, value).view(batch, heads, time, size)
+
+
 class Attention(nn.Module):
     """softmax(Q K^T / sqrt(head size)) V per head, each position seeing itself and those before it."""
 
@@ -84,6 +115,10 @@ class Attention(nn.Module):
             query, key = self.rope(query, start), self.rope(key, start)
         if cache is not None:
             key, value = cache.append(key, value)
+        if cache is None and query.device.type == "cpu" and time <= _LONGEST_EXPLICIT:
+            dropout = self.dropout if self.training else 0.0
+            mixed = explicit_attention(query, key, value, dropout)
+            return self.output(mixed.transpose(1, 2).reshape(batch, time, hidden))  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
         mixed = F.scaled_dot_product_attention(
             query,
             key,
