@@ -71,7 +71,6 @@ def _compute_dtype(hidden: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
-@torch.compiler.disable  # the loop is at its best as it is; compiled, it would be unrolled
 def _chunked(
     rows: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype, chunk: int
 ) -> torch.Tensor:

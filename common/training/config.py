@@ -12,20 +12,31 @@ from common.models.config import ModelConfig
 
 
 class OptimizerConfig(Config):
-    """AdamW; `weight_decay` acts on matrices only, never on biases and norms."""
+    """AdamW, or Muon for the matrices between embedding and output and AdamW for everything else.
 
-    lr: float = Field(1e-3, gt=0)
+    `weight_decay` acts on matrices only, never on biases and norms.
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: float = Field(1e-3, gt=0)  # of AdamW
     betas: tuple[float, float] = (0.9, 0.99)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.1, ge=0)
+    muon_lr: float = Field(0.02, gt=0)
+    muon_momentum: float = Field(0.95, ge=0, lt=1)
+    muon_weight_decay: float = Field(0.0, ge=0)
+    # Factors on the learning rate of parameters whose name matches, the first match counts:
+    # {"token_embedding.*": 5.0}
+    lr_factors: dict[str, float] = {}
 
 
 class ScheduleConfig(Config):
-    """Linear warm-up to `optimizer.lr`, then down to `min_lr_ratio` of it at the last step."""
+    """Linear warm-up to the learning rate, then down to `min_lr_ratio` of it at the last step."""
 
-    name: Literal["cosine", "linear", "constant"] = "cosine"
+    name: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     warmup_steps: int = Field(100, ge=0)
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    decay_fraction: float = Field(0.2, gt=0, le=1)  # of all steps; for wsd, which decays only then
 
 
 class TrainingConfig(Config):
@@ -34,14 +45,19 @@ class TrainingConfig(Config):
     max_steps: int = Field(1000, gt=0)
     gradient_accumulation_steps: int = Field(1, gt=0)
     max_grad_norm: float | None = Field(1.0, gt=0)  # clips the global norm; null: no clipping
+    ema_decay: float | None = Field(None, gt=0, lt=1)  # judge, sample and keep averaged weights
     log_every_steps: int = Field(10, gt=0)
     eval_every_steps: int = Field(250, gt=0)
     eval_batches: int | None = Field(None, gt=0)  # of evaluations on the way; the last one is full
     checkpoint_every_steps: int | None = Field(None, gt=0)  # besides one at each evaluation
     keep_checkpoints: int = Field(2, gt=0)  # the latest so many, and the best
+    save_in_background: bool = False  # writes while training goes on; one at a time, kept in memory
     early_stopping_patience: int | None = Field(None, gt=0)  # evaluations without a better loss
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "tf32", "bf32", "bf16", "fp16"] = "auto"
+    compile: Literal["auto"] | bool = "auto"  # torch.compile
+    activation_checkpointing: bool = False  # less memory, a third more computation
+    distributed: Literal["auto", "ddp", "fsdp"] = "auto"  # under torchrun; auto: ddp
     tensorboard: bool = False
 
 

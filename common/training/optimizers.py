@@ -1,28 +1,202 @@
-"""Optimizers made from a configuration."""
+"""AdamW and Muon in one optimizer: one step, one state, one place where gradients are scaled."""
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import Any
+
 import torch
 from torch import nn
+from torch.optim.adamw import adamw
 
 from common.training.config import OptimizerConfig
 
 
-def create_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019) with weight decay on matrices only.
+class AdamWMuon(torch.optim.Optimizer):
+    """Each parameter group says its `algorithm`: "adamw" or "muon".
+
+    Gradient clipping and loss scaling are one division; the fused AdamW kernel makes it while it
+    reads the gradient, so no pass over all gradients is spent on it.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, {})
+
+    # PyTorch's own two methods import its compiler when they are first called (1 s, 70 MB).
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        self.param_groups.append({"initial_lr": param_group["lr"], **param_group})
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    def set_learning_rate_factor(self, factor: float) -> None:
+        for group in self.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]  # PyTorch's returns the loss of the closure
+        self,
+        closure: Callable[[], float] | None = None,
+        *,
+        divisor: torch.Tensor | None = None,
+        skip: torch.Tensor | None = None,
+    ) -> None:
+        """Update every parameter that has a gradient.
+
+        Args:
+            divisor: scalar that every gradient is divided by.
+            skip: scalar, 1 where nothing is to be changed (a gradient is not finite), else 0.
+        """
+        for group in self.param_groups:
+            with_gradient = [p for p in group["params"] if p.grad is not None]
+            if with_gradient:
+                update = _muon if group["algorithm"] == "muon" else _adamw
+                update(group, with_gradient, self.state, divisor, skip)
+
+
+def create_optimizer(
+    model: nn.Module, config: OptimizerConfig, muon_dtype: torch.dtype = torch.float32
+) -> AdamWMuon:
+    """AdamW (Loshchilov and Hutter 2019) with weight decay on matrices only, and Muon if asked for.
 
     Biases and the gains of norms have one dimension; decaying them pulls the network towards zero
-    output without limiting its capacity.
+    output without limiting its capacity. Muon takes the matrices that are neither an embedding nor
+    the output projection, `muon_dtype` is what its iterations are computed in.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
+    embeddings = {
+        id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
+    }
+    settings = _adamw_settings(config)
+    muon: dict[str, Any] = {
+        "algorithm": "muon",
+        "momentum": config.muon_momentum,
+        "weight_decay": config.muon_weight_decay,
+        "dtype": str(muon_dtype).removeprefix("torch."),
+    }
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        is_matrix = parameter.ndim >= 2
+        hidden = parameter.ndim == 2 and id(parameter) not in embeddings
+        hidden = hidden and not name.startswith(("head.", "token_embedding", "position_embedding"))
+        if config.name == "muon" and hidden:
+            group = {**muon, "lr": config.muon_lr}
+        else:
+            decay = config.weight_decay if is_matrix else 0.0
+            group = {**settings, "weight_decay": decay, "lr": config.lr}
+        group["lr"] *= _factor(name, config.lr_factors)
+        key = (group["algorithm"], group["weight_decay"], group["lr"])
+        groups.setdefault(key, {**group, "params": []})["params"].append(parameter)
+    return AdamWMuon(list(groups.values()))
+
+
+def _adamw_settings(config: OptimizerConfig) -> dict[str, Any]:
+    return {"algorithm": "adamw", "betas": config.betas, "eps": config.eps}
+
+
+def _factor(name: str, factors: dict[str, float]) -> float:
+    return next((f for pattern, f in factors.items() if fnmatchcase(name, pattern)), 1.0)
+
+
+def _adamw(
+    group: dict[str, Any],
+    parameters: list[nn.Parameter],
+    states: dict[Any, Any],
+    divisor: torch.Tensor | None,
+    skip: torch.Tensor | None,
+) -> None:
+    for parameter in parameters:
+        if not states[parameter]:
+            states[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+    held = [states[parameter] for parameter in parameters]
+    adamw(
+        list(parameters),
+        [p.grad for p in parameters if p.grad is not None],
+        [state["exp_avg"] for state in held],
+        [state["exp_avg_sq"] for state in held],
+        [],
+        [state["step"] for state in held],
         fused=True,
+        grad_scale=divisor,
+        found_inf=skip,
+        amsgrad=False,
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
     )
+
+
+def _muon(
+    group: dict[str, Any],
+    parameters: list[nn.Parameter],
+    states: dict[Any, Any],
+    divisor: torch.Tensor | None,
+    skip: torch.Tensor | None,
+) -> None:
+    """Jordan et al. 2024, "Muon", with Nesterov momentum; matrices of one shape are one batch."""
+    momentum, rate = group["momentum"], group["lr"]
+    batches: dict[tuple[int, ...], list[tuple[nn.Parameter, torch.Tensor]]] = defaultdict(list)
+    for parameter in parameters:
+        gradient = parameter.grad
+        assert gradient is not None
+        if not states[parameter]:
+            states[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
+        buffer = states[parameter]["momentum_buffer"]
+        if divisor is not None:
+            gradient = gradient / divisor
+        if skip is not None:
+            gradient = torch.where(skip > 0, buffer, gradient)
+        buffer.lerp_(gradient, 1 - momentum)
+        update = gradient.lerp(buffer, momentum)
+        wide = update if update.shape[0] <= update.shape[1] else update.T
+        batches[tuple(wide.shape)].append((parameter, wide))
+    for batch in batches.values():
+        stacked = torch.stack([update for _, update in batch])
+        orthogonal = orthogonalize(stacked, getattr(torch, group["dtype"])).to(stacked.dtype)
+        for (parameter, _), wide in zip(batch, orthogonal, strict=True):
+            rows, columns = parameter.shape
+            # As in the reference: the update of a tall matrix grows, so that its rows do not shrink.
+            size = -rate * math.sqrt(max(1.0, rows / columns))
+            update = wide if rows <= columns else wide.T
+            keep: float | torch.Tensor = 1 - rate * group["weight_decay"]
+            if skip is not None:
+                update = torch.where(skip > 0, torch.zeros_like(update), update)
+                keep = torch.where(skip > 0, 1.0, keep)
+            parameter.mul_(keep).add_(update, alpha=size)
+
+
+def orthogonalize(
+    matrices: torch.Tensor, dtype: torch.dtype = torch.float32, steps: int = 5
+) -> torch.Tensor:
+    """The nearest semi-orthogonal matrix, roughly: singular values between 0.7 and 1.2 instead of 1.
+
+    Newton-Schulz iterations with the quintic polynomial of Jordan et al. 2024, "Muon", whose
+    coefficients make small singular values grow as fast as possible.
+
+    Args:
+        matrices: (batch, rows, columns) with rows <= columns.
+        dtype: of the iterations; bf16 is enough, and as fast as the device multiplies in it.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = x.to(dtype)
+    for _ in range(steps):
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return x
