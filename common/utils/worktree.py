@@ -1,0 +1,92 @@
+"""The repository as it was at an earlier commit, in a temporary folder of its own."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from common.errors import ExperimentError
+from common.utils.paths import REPOSITORY_ROOT
+
+
+@contextmanager
+def worktree(commit: str, patch: str = "", *, keep: bool = False) -> Iterator[Path]:
+    """A folder with the files of `commit` and the changes of `patch` (as `git diff` writes it).
+
+    It is a `git worktree`: the checkout, its branch and its uncommitted changes stay as they are.
+    Afterwards it is removed, however the block ends, unless `keep`.
+    Raises ExperimentError without git, for a commit that is not here, and a patch that does not fit.
+    """
+    _check_commit(commit)
+    holder = Path(tempfile.mkdtemp(prefix="worktree-")).resolve()
+    folder = holder / "repository"
+    try:
+        _git("worktree", "add", "--detach", "--quiet", str(folder), commit)
+        try:
+            if patch:
+                # With --index, so that files which were new then are tracked here too.
+                _git("apply", "--index", "--whitespace=nowarn", "-", cwd=folder, text=patch)
+            yield folder
+        finally:
+            if not keep:
+                with _uninterrupted():
+                    _git("worktree", "remove", "--force", str(folder))
+    finally:
+        if not keep:
+            shutil.rmtree(holder, ignore_errors=True)
+
+
+def _check_commit(commit: str) -> None:
+    try:
+        _git("rev-parse", "--git-dir")
+    except ExperimentError as error:
+        raise ExperimentError(
+            f"{REPOSITORY_ROOT} is no git repository: {error.message}",
+            "work in a clone of the repository that the experiment was run in",
+        ) from error
+    try:
+        _git("cat-file", "-e", f"{commit}^{{commit}}")
+    except ExperimentError as error:
+        raise ExperimentError(
+            f"commit {commit} is not in {REPOSITORY_ROOT}",
+            "fetch it (git fetch --all; in a shallow clone git fetch --unshallow), or work in the "
+            "clone that the experiment was run in",
+        ) from error
+
+
+def _git(*arguments: str, cwd: Path | None = None, text: str | None = None) -> None:
+    # Without the user's hooks: a post-checkout is meant for the folder that they work in.
+    command = ["git", "-c", "core.hooksPath=/dev/null", *arguments]
+    try:
+        result = subprocess.run(
+            command,
+            cwd=cwd or REPOSITORY_ROOT,
+            input=None if text is None else text.encode("utf-8", "surrogateescape"),
+            capture_output=True,
+        )
+    except FileNotFoundError as error:
+        raise ExperimentError("git is not installed", "install git") from error
+    if result.returncode != 0:
+        reason = " ".join(result.stderr.decode(errors="replace").split())
+        raise ExperimentError(f"git {arguments[0]} failed: {reason}")
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Neither a second Ctrl-C nor SIGTERM ends the block; the git that it starts ignores them too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
