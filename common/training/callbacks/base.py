@@ -20,6 +20,10 @@ class Callback:
 
     def on_step(self, trainer: Trainer) -> None: ...
 
+    def measure(self, trainer: Trainer, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        """Metrics to add to the row of the training split that is about to be logged."""
+        return {}
+
     def on_log(self, trainer: Trainer, metrics: Mapping[str, float]) -> None: ...
 
     def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float]) -> None: ...

@@ -16,10 +16,18 @@ if TYPE_CHECKING:
     from common.training.trainer import Trainer
 
 _LINE_EVERY_SECONDS = 10.0
+_SHOWN = {
+    "learning_rate": "lr {:.1e}",
+    "gradient_norm": "norm {:.2f}",
+    "tokens_per_second": "{:,.0f} tokens/s",
+    "mfu": "MFU {:.1%}",
+    "memory_gib": "{:.1f} GiB",
+    "gpu_memory_gib": "{:.1f} GiB on the GPU",
+}
 
 
 class ProgressBar(Callback):
-    """Step, training and validation loss, tokens per second, time left; on stderr."""
+    """Step, losses, what of `_SHOWN` is logged, time left; on stderr."""
 
     def __init__(self) -> None:
         columns = (
@@ -33,7 +41,7 @@ class ProgressBar(Callback):
         self._bar = Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
         self._interactive = sys.stderr.isatty()
         self._losses: dict[str, float] = {}
-        self._speed = 0.0
+        self._metrics: Mapping[str, float] = {}
         self._last_line = time.monotonic()
 
     def on_train_start(self, trainer: Trainer) -> None:
@@ -46,7 +54,7 @@ class ProgressBar(Callback):
 
     def on_log(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         self._losses["loss"] = metrics["loss"]
-        self._speed = metrics["tokens_per_second"]
+        self._metrics = metrics
         self._bar.update(self._task, text=self._text())
         if not self._interactive and time.monotonic() - self._last_line > _LINE_EVERY_SECONDS:
             self._print_line(trainer)
@@ -62,8 +70,10 @@ class ProgressBar(Callback):
             self._bar.stop()
 
     def _text(self) -> str:
-        losses = "  ".join(f"{name} {value:.3f}" for name, value in self._losses.items())
-        return f"{losses}  {self._speed:,.0f} tokens/s"
+        parts = [f"{name} {value:.3f}" for name, value in self._losses.items()]
+        found = self._metrics
+        parts += [text.format(found[name]) for name, text in _SHOWN.items() if name in found]
+        return "  ".join(parts)
 
     def _print_line(self, trainer: Trainer) -> None:
         self._last_line = time.monotonic()

@@ -1,0 +1,48 @@
+"""How well the device is used, and how much memory: in every logged row of the training split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+
+from common.training.callbacks.base import Callback
+from common.training.mfu import model_flops_per_token, peak_flops
+
+if TYPE_CHECKING:
+    from common.training.trainer import Trainer
+
+_GIB = 2**30
+
+
+class Efficiency(Callback):
+    """Adds `mfu` (0 to 1; only where model and device are known, see mfu.py) and memory.
+
+    Memory has the names that the store's own measurements of it have (utils/system_metrics.py):
+    `gpu_memory_gib`, the most that was allocated on a CUDA device, elsewhere `memory_gib`, what the
+    process holds now.
+
+    Args:
+        context_length: tokens per training sequence.
+    """
+
+    def __init__(self, context_length: int) -> None:
+        self.context_length = context_length
+        self._process = psutil.Process()
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        self._flops_per_token = model_flops_per_token(trainer.model, self.context_length)
+        self._peak_flops = peak_flops(trainer.device, trainer.precision)
+
+    def measure(self, trainer: Trainer, metrics: Mapping[str, float]) -> dict[str, float]:
+        found: dict[str, float] = {}
+        if self._flops_per_token and self._peak_flops:
+            flops = metrics["tokens_per_second"] * self._flops_per_token
+            found["mfu"] = flops / self._peak_flops
+        if trainer.device.type == "cuda":
+            found["gpu_memory_gib"] = torch.cuda.max_memory_allocated(trainer.device) / _GIB
+        else:
+            found["memory_gib"] = self._process.memory_info().rss / _GIB
+        return found
