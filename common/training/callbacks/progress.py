@@ -16,18 +16,19 @@ if TYPE_CHECKING:
     from common.training.trainer import Trainer
 
 _LINE_EVERY_SECONDS = 10.0
-_SHOWN = {
+# What stands beside the losses, where it is logged: on a terminal's one line there is less room.
+_IN_BAR = {"tokens_per_second": "{:,.0f} tokens/s", "mfu": "MFU {:.0%}"}
+_IN_LINE = {
     "learning_rate": "lr {:.1e}",
     "gradient_norm": "norm {:.2f}",
-    "tokens_per_second": "{:,.0f} tokens/s",
-    "mfu": "MFU {:.1%}",
+    **_IN_BAR,
     "memory_gib": "{:.1f} GiB",
     "gpu_memory_gib": "{:.1f} GiB on the GPU",
 }
 
 
 class ProgressBar(Callback):
-    """Step, losses, what of `_SHOWN` is logged, time left; on stderr."""
+    """Step, losses, speed, time left; on stderr."""
 
     def __init__(self) -> None:
         columns = (
@@ -55,13 +56,13 @@ class ProgressBar(Callback):
     def on_log(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         self._losses["loss"] = metrics["loss"]
         self._metrics = metrics
-        self._bar.update(self._task, text=self._text())
+        self._bar.update(self._task, text=self._text(_IN_BAR))
         if not self._interactive and time.monotonic() - self._last_line > _LINE_EVERY_SECONDS:
             self._print_line(trainer)
 
     def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         self._losses["val loss"] = metrics["loss"]
-        self._bar.update(self._task, text=self._text())
+        self._bar.update(self._task, text=self._text(_IN_BAR))
         if not self._interactive:
             self._print_line(trainer)
 
@@ -69,12 +70,15 @@ class ProgressBar(Callback):
         if self._interactive:
             self._bar.stop()
 
-    def _text(self) -> str:
+    def _text(self, shown: Mapping[str, str]) -> str:
         parts = [f"{name} {value:.3f}" for name, value in self._losses.items()]
         found = self._metrics
-        parts += [text.format(found[name]) for name, text in _SHOWN.items() if name in found]
+        parts += [text.format(found[name]) for name, text in shown.items() if name in found]
         return "  ".join(parts)
 
     def _print_line(self, trainer: Trainer) -> None:
         self._last_line = time.monotonic()
-        print(f"step {trainer.step}/{trainer.config.max_steps}  {self._text()}", file=sys.stderr)
+        print(
+            f"step {trainer.step}/{trainer.config.max_steps}  {self._text(_IN_LINE)}",
+            file=sys.stderr,
+        )
