@@ -91,7 +91,7 @@ def _number(value: float | None) -> str:
 
 def _weights(weights: WeightComparison | None) -> str:
     if weights is None:
-        return "not compared: the two have no checkpoint of one step"
+        return "not compared: no step has a checkpoint of both"
     total = f"{weights.tensors} tensors of step {weights.step}"
     if not weights.different:
         return f"identical: {total}"

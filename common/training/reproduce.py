@@ -67,7 +67,8 @@ def reproduce(
     limit = _last_step(manifest, rows, steps)
     comparison = RowComparison(_up_to(limit, rows))
     if not comparison.expected:
-        raise ExperimentError(f"'{experiment}' has logged no row up to step {limit}")
+        first = f"its first row is of step {rows[0]['step']}" if rows else "it ended before"
+        raise ExperimentError(f"'{experiment}' has logged nothing up to step {limit}", first)
     environment = compare_environments(
         manifest, create_manifest("", project="", config={}, seed=None, tags=[])
     )

@@ -312,8 +312,9 @@ def test_steps_before_the_first_row_are_refused() -> None:
     save_experiment("exp", table, metadata={"project": "baseline", "git_commit": "0" * 40})
     (get_runs_dir() / "exp").mkdir(parents=True)
     (get_runs_dir() / "exp" / "config.yaml").touch()
-    with pytest.raises(ExperimentError, match="no row up to step 3"):
+    with pytest.raises(ExperimentError, match="nothing up to step 3") as error:
         reproduce("exp", steps=3)
+    assert "step 10" in error.value.hint
 
 
 def test_the_command_line_refuses_no_steps(run_tool: Callable[..., object]) -> None:
