@@ -42,6 +42,11 @@ def train_main(schema: type[C], build_model: BuildModel[C], script: str) -> None
         "--resume", action="store_true", help="continue after a crash or Ctrl-C, exactly"
     )
     parser.add_argument(
+        "--resume-anyway",
+        action="store_true",
+        help="resume although configuration or data have changed, and say what has",
+    )
+    parser.add_argument(
         "--print-config", action="store_true", help="show the resolved configuration and stop"
     )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="changes to it")
@@ -62,14 +67,15 @@ def train_main(schema: type[C], build_model: BuildModel[C], script: str) -> None
             project=project.name,
             name=arguments.name,
             prefix=stem,
-            resume=arguments.resume,
+            resume=arguments.resume or arguments.resume_anyway,
+            resume_anyway=arguments.resume_anyway,
         )
 
 
 def _config_path(arguments: argparse.Namespace, project: Path) -> Path:
     if arguments.config:
         return Path(arguments.config)
-    if arguments.resume and arguments.name:
+    if (arguments.resume or arguments.resume_anyway) and arguments.name:
         return _run_config(arguments.name)
     found = sorted((project / "configs").glob("*"))
     choices = ", ".join(f"configs/{path.name}" for path in found)

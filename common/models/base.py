@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -50,6 +50,7 @@ class BaseLanguageModel(nn.Module):
 
     def __init__(self, vocab_size: int, **kwargs: Any) -> None:
         super().__init__()
+        self._compiled_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
         self.vocab_size = vocab_size
         self.arguments = kwargs
 
@@ -71,6 +72,14 @@ class BaseLanguageModel(nn.Module):
     def compute_loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The loss alone, as training needs it; override where logits need not be kept for it."""
         return self(input_ids, labels=labels)["loss"]  # type: ignore[no-any-return]  # nn.Module
+
+    def training_loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """`compute_loss` as the Trainer calls it: compiled, after `set_compile(True)`."""
+        return (self._compiled_loss or self.compute_loss)(input_ids, labels)
+
+    def set_compile(self, on: bool) -> None:
+        """Let `training_loss` run through torch.compile; override to compile only what repeats."""
+        self._compiled_loss = torch.compile(self.compute_loss, dynamic=False) if on else None
 
     @property
     def context_limit(self) -> int | None:

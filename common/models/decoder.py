@@ -80,6 +80,7 @@ class Decoder(BaseLanguageModel):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.final_norm = _norm(config)
+        self._compiled_blocks: list[Any] = []  # a plain list: no second set of weights
         self.head = None
         if not config.tie_embeddings:
             self.head = nn.Linear(config.hidden_size, vocab_size, bias=False)
@@ -95,6 +96,17 @@ class Decoder(BaseLanguageModel):
         for name, parameter in self.named_parameters():
             if name.endswith((".mixer.output.weight", ".feedforward.output.weight")):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.num_layers))
+
+    def set_compile(self, on: bool) -> None:
+        """The blocks only: they are alike, so one is compiled and serves for all."""
+        compiled = [torch.compile(block, dynamic=False) for block in self.blocks] if on else []
+        self._compiled_blocks = compiled
+
+    def _train_block(self, index: int, x: torch.Tensor) -> torch.Tensor:
+        run = self._compiled_blocks[index] if self._compiled_blocks else self.blocks[index]
+        if self.activation_checkpointing:
+            return checkpoint(run, x, use_reentrant=False)  # type: ignore[no-any-return]  # untyped
+        return run(x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     @property
     def context_limit(self) -> int | None:
@@ -140,8 +152,8 @@ class Decoder(BaseLanguageModel):
             x = x + self.position_embedding(torch.arange(start, end, device=input_ids.device))
         x = self.dropout(x)
         for index, block in enumerate(self.blocks):
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
+            if self.training and cache is None:
+                x = self._train_block(index, x)
             else:
                 x = block(x, cache.layers[index] if cache else None)
         if cache is not None:

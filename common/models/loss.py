@@ -114,7 +114,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return nats * factor
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError("the gradients of this loss were already used")
         (grad_rows, grad_weight), ctx.gradients = ctx.gradients, None

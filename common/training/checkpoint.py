@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +26,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from safetensors.torch import load_model as load_weights
-from safetensors.torch import save_model as save_weights
 
 from common.errors import CheckpointError, ResearchError, did_you_mean
 from common.models.base import BaseLanguageModel
@@ -47,22 +47,42 @@ class Checkpoint:
 
 def save_model(model: BaseLanguageModel, path: Path, state: Mapping[str, Any]) -> Path:
     """Write weights, arguments and `state` (JSON) to the folder `path`, replacing what is there."""
-    return save_checkpoint(model, path, state, {})
+    return save_checkpoint(path, weights_of(model), {"model": identity_of(model), **state}, {})
+
+
+def identity_of(model: BaseLanguageModel) -> dict[str, Any]:
+    """What `load_model` needs to build the model again."""
+    kind = type(model)
+    return {
+        "class": f"{kind.__module__}.{kind.__qualname__}",
+        "vocab_size": model.vocab_size,
+        "arguments": model.arguments,
+    }
+
+
+def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers by name; those that share memory (tied) once."""
+    kept = model.state_dict().keys()
+    found = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tensor.detach() for name, tensor in found if name in kept}
 
 
 def save_checkpoint(
-    model: BaseLanguageModel,
     path: Path,
+    weights: Mapping[str, torch.Tensor],
     state: Mapping[str, Any],
     tensors: Mapping[str, torch.Tensor],
 ) -> Path:
-    """Write a checkpoint folder. On an error (a full disk, say) nothing of it remains."""
+    """Write a checkpoint folder. On an error (a full disk, say) nothing of it remains.
+
+    `state["model"]` is what `identity_of` says; `tensors` is everything but the weights.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     building = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(building, ignore_errors=True)
     try:
         building.mkdir()
-        _write_files(building, model, state, tensors)
+        _write_files(building, weights, state, tensors)
         shutil.rmtree(_replaced(path), ignore_errors=True)
         if path.exists():
             path.rename(_replaced(path))
@@ -80,21 +100,15 @@ def save_checkpoint(
 
 def _write_files(
     directory: Path,
-    model: BaseLanguageModel,
+    weights: Mapping[str, torch.Tensor],
     state: Mapping[str, Any],
     tensors: Mapping[str, torch.Tensor],
 ) -> None:
-    save_weights(model, str(directory / "model.safetensors"))
-    if tensors:
-        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, directory / "training.safetensors")
-    kind = type(model)
-    identity = {
-        "class": f"{kind.__module__}.{kind.__qualname__}",
-        "vocab_size": model.vocab_size,
-        "arguments": model.arguments,
-    }
-    (directory / "state.json").write_text(json.dumps({"model": identity, **state}, indent=2))
+    for name, content in (("model", weights), ("training", tensors)):
+        if content:
+            contiguous = {key: tensor.contiguous() for key, tensor in content.items()}
+            save_file(contiguous, directory / f"{name}.safetensors")
+    (directory / "state.json").write_text(json.dumps(state, indent=2))
     (directory / "SHA256SUMS").write_text(_checksums(directory))
     for file in directory.iterdir():
         fsync_file(file)
@@ -181,13 +195,17 @@ def pack_optimizer(
     optimizer: torch.optim.Optimizer,
 ) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
     """(param groups as JSON, tensors by `optimizer.<parameter index>.<name>`)."""
-    packed = optimizer.state_dict()
+    # Not by state_dict(), whose first call imports PyTorch's compiler.
+    groups = [
+        {key: value for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
     tensors = {
         f"optimizer.{index}.{name}": value
-        for index, values in packed["state"].items()
-        for name, value in values.items()
+        for index, parameter in enumerate(_parameters(optimizer))
+        for name, value in optimizer.state[parameter].items()
     }
-    return packed["param_groups"], tensors
+    return groups, tensors
 
 
 def unpack_optimizer(
@@ -195,16 +213,88 @@ def unpack_optimizer(
     groups: list[dict[str, Any]],
     tensors: Mapping[str, torch.Tensor],
 ) -> None:
-    """Restore what `pack_optimizer` returned."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".", 2)
-            state.setdefault(int(index), {})[name] = value
-    try:
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
-    except ValueError as error:
-        raise CheckpointError(f"the optimizer state does not fit: {error}") from error
+    """Restore what `pack_optimizer` returned. Raises CheckpointError for other groups or shapes."""
+    parameters = _parameters(optimizer)
+    if len(groups) != len(optimizer.param_groups):
+        raise CheckpointError(
+            f"the optimizer state does not fit: {len(groups)} parameter groups were saved, "
+            f"there are {len(optimizer.param_groups)}"
+        )
+    for key, value in with_prefix(tensors, "optimizer.").items():
+        index, name = key.split(".", 1)
+        if int(index) >= len(parameters) or value.shape not in (
+            parameters[int(index)].shape,
+            torch.Size([]),
+        ):
+            raise CheckpointError(f"the optimizer state does not fit: parameter {index}, {name}")
+        optimizer.state[parameters[int(index)]][name] = value
+    for group, saved in zip(optimizer.param_groups, groups, strict=True):
+        group.update(saved)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def with_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose name begins so, without the prefix."""
+    return {k.removeprefix(prefix): tensor for k, tensor in tensors.items() if k.startswith(prefix)}
+
+
+class CheckpointWriter:
+    """Writes checkpoints, in the background if asked to: one at a time, so memory stays bounded.
+
+    In the background the tensors are copied first; the next save, and the end, wait for the one
+    before. An error in the background is raised by whatever waits for it.
+    """
+
+    def __init__(self, in_background: bool = False) -> None:
+        self._thread = ThreadPoolExecutor(1, "checkpoint") if in_background else None
+        self._pending: Future[None] | None = None
+
+    def write(
+        self,
+        model: BaseLanguageModel,
+        path: Path,
+        weights: Mapping[str, torch.Tensor],
+        state: Mapping[str, Any],
+        tensors: Mapping[str, torch.Tensor],
+        keep: int,
+    ) -> None:
+        """Save the checkpoint, then delete all but the latest `keep` and the best."""
+        state = {"model": identity_of(model), **state}
+        if self._thread is None:
+            _save_and_tidy(path, weights, state, tensors, keep)
+            return
+        self.wait()
+        copies = [
+            {name: tensor.to("cpu", copy=True) for name, tensor in group.items()}
+            for group in (weights, tensors)
+        ]
+        state = json.loads(json.dumps(state))
+        self._pending = self._thread.submit(_save_and_tidy, path, copies[0], state, copies[1], keep)
+
+    def wait(self) -> None:
+        """Return when everything is on disk. Raises what went wrong."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def close(self) -> None:
+        """Let a write that is under way come to its end."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
+
+
+def _save_and_tidy(
+    path: Path,
+    weights: Mapping[str, torch.Tensor],
+    state: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    keep: int,
+) -> None:
+    save_checkpoint(path, weights, state, tensors)
+    delete_old_checkpoints(path.parent, state["step"], keep)
 
 
 def steps_in(directory: Path) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from common.config import Config
 from common.data.config import DataConfig
@@ -27,7 +27,7 @@ class OptimizerConfig(Config):
     muon_weight_decay: float = Field(0.0, ge=0)
     # Factors on the learning rate of parameters whose name matches, the first match counts:
     # {"token_embedding.*": 5.0}
-    lr_factors: dict[str, float] = {}
+    lr_factors: dict[str, float] = Field(default_factory=dict)
 
 
 class ScheduleConfig(Config):
@@ -59,6 +59,20 @@ class TrainingConfig(Config):
     activation_checkpointing: bool = False  # less memory, a third more computation
     distributed: Literal["auto", "ddp", "fsdp"] = "auto"  # under torchrun; auto: ddp
     tensorboard: bool = False
+    wandb: Literal["off", "offline", "online"] = "off"
+    profile_steps: tuple[int, int] | None = None  # the first and the last, both included
+
+    @field_validator("wandb", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: object) -> object:
+        return "off" if value is False else value  # YAML reads `off` as false
+
+    @field_validator("profile_steps")
+    @classmethod
+    def _steps_in_order(cls, steps: tuple[int, int] | None) -> tuple[int, int] | None:
+        if steps is not None and not 1 <= steps[0] <= steps[1]:
+            raise ValueError("expected [first, last] with 1 <= first <= last")
+        return steps
 
 
 class SampleConfig(Config):

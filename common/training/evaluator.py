@@ -13,7 +13,8 @@ from torch import nn
 from common.errors import DataError
 from common.models.base import BaseLanguageModel
 from common.models.loss import IGNORE_INDEX, count_labels
-from common.training.precision import autocast
+from common.training.distributed import Processes
+from common.training.precision import autocast, matmul_precision
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +27,8 @@ class Evaluator:
         model: a BaseLanguageModel, or any module that is called and answers like a Hugging Face one.
         device: where to compute; None leaves the model where it is.
         token_bytes: (vocab_size,) bytes per token (`Tokenizer.token_bytes`), for bits per byte.
-        precision: fp32 or bf16.
+        precision: see training/precision.py.
+        processes: those that share the work; each computes some rows of every batch.
     """
 
     def __init__(
@@ -36,11 +38,13 @@ class Evaluator:
         *,
         token_bytes: Any = None,
         precision: str = "fp32",
+        processes: Processes | None = None,
     ) -> None:
         self.model = model if device is None else model.to(device)
         self.device = next(model.parameters()).device
         self._token_bytes = None if token_bytes is None else torch.as_tensor(np.array(token_bytes))
-        self._precision = precision
+        self.precision = precision
+        self._processes = processes or Processes(device=self.device)
 
     @torch.no_grad()
     def evaluate(self, dataloader: Iterable[Mapping[str, torch.Tensor]]) -> dict[str, float]:
@@ -56,8 +60,10 @@ class Evaluator:
         try:
             for batch in dataloader:
                 labels = batch.get("labels", batch["input_ids"])
+                batch = self._processes.rows({"input_ids": batch["input_ids"], "labels": labels})
+                labels = batch["labels"]
                 count = count_labels(labels)
-                if count == 0:
+                if count == 0 and self._processes.world_size == 1:
                     continue
                 total_nats += self._mean_loss(batch["input_ids"], labels) * count
                 num_tokens += count
@@ -67,13 +73,15 @@ class Evaluator:
                     num_bytes += int(self._token_bytes[predicted].sum())
         finally:
             self.model.train(was_training)
+        sums = torch.tensor([total_nats, num_tokens, num_bytes], dtype=torch.float64)
+        total_nats, num_tokens, num_bytes = (x.item() for x in self._processes.sum(sums))
         if num_tokens == 0:
             raise DataError("there is nothing to evaluate: no batch has a label to predict")
         loss = total_nats / num_tokens
         metrics = {
             "loss": loss,
             "perplexity": math.exp(loss) if loss < 700 else math.inf,
-            "num_tokens": num_tokens,
+            "num_tokens": int(num_tokens),
         }
         if num_bytes:
             metrics["bits_per_byte"] = total_nats / math.log(2) / num_bytes
@@ -81,7 +89,7 @@ class Evaluator:
 
     def _mean_loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> float:
         input_ids, labels = input_ids.to(self.device), labels.to(self.device)
-        with autocast(self._precision, self.device):
+        with matmul_precision(self.precision), autocast(self.precision, self.device):
             if isinstance(self.model, BaseLanguageModel):
                 return float(self.model.compute_loss(input_ids, labels))
             return float(self.model(input_ids, labels=labels)["loss"])

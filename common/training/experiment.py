@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,11 +17,13 @@ from common.models.base import BaseLanguageModel
 from common.training import checkpoint
 from common.training.callbacks.base import Callback
 from common.training.callbacks.early_stopping import EarlyStopping
+from common.training.callbacks.efficiency import Efficiency
 from common.training.callbacks.progress import ProgressBar
 from common.training.callbacks.samples import Samples
 from common.training.config import ExperimentConfig
+from common.training.distributed import Processes, join_processes
 from common.training.evaluator import Evaluator
-from common.training.precision import select_device, select_precision
+from common.training.precision import check_precision, select_device
 from common.training.trainer import Trainer
 from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.comparison import diff_configs
@@ -42,26 +45,50 @@ def train_experiment(
     name: str | None = None,
     prefix: str = "experiment",
     resume: bool = False,
+    resume_anyway: bool = False,
 ) -> dict[str, float]:
     """Run the experiment that `config` defines and return its final validation metrics.
 
     Everything that can be wrong with the input is found before the name of the experiment is
     taken. Raises ResearchErrors, and Interrupted after a signal.
     """
-    if resume:
-        name = name or _newest_resumable(config, project)
-        _check_same_config(config, name)
-    select_precision(config.training.precision, select_device(config.training.device))
-    data = prepare(config.data)
-    data.tokenizer.encode_batch(config.samples.prompts)
-    seed_everything(config.seed)
-    model = build_model(config, data.tokenizer.vocab_size)
-    train_data = RandomWindows(
-        data.tokens("train"),
-        batch_size=config.data.batch_size,
-        context_length=config.context_length,
-        seed=config.seed,
-    )
+    with join_processes(config.training.device) as processes:
+        if resume:
+            name = name or _newest_resumable(config, project)
+            _check_same_config(config, name, resume_anyway)
+        check_precision(config.training.precision, processes.device)
+        with processes.main_first():
+            data = prepare(config.data)
+        data.tokenizer.encode_batch(config.samples.prompts)
+        seed_everything(config.seed)
+        model = build_model(config, data.tokenizer.vocab_size)
+        with _start_run(config, processes, name, prefix, project, resume) as run:
+            trainer = _create_trainer(config, model, data, run, processes)
+            if resume:
+                trainer.resume(anyway=resume_anyway)
+            if run is not None:
+                _announce(config, data, trainer, run)
+            metrics = trainer.fit()
+            if run is not None:
+                run.update(tokens=trainer.tokens)
+        if run is not None:
+            _report(metrics, trainer, data, run)
+        return metrics
+
+
+@contextmanager
+def _start_run(
+    config: ExperimentConfig,
+    processes: Processes,
+    name: str | None,
+    prefix: str,
+    project: str,
+    resume: bool,
+) -> Iterator[Run | None]:
+    """The experiment in the store; of several processes only the main one has it."""
+    if not processes.is_main:
+        yield None
+        return
     with start_experiment(
         name,
         prefix=prefix,
@@ -71,31 +98,39 @@ def train_experiment(
         seed=config.seed,
         resume=resume,
     ) as run:
+        yield run
+
+
+def _create_trainer(
+    config: ExperimentConfig,
+    model: BaseLanguageModel,
+    data: TokenDataset,
+    run: Run | None,
+    processes: Processes,
+) -> Trainer:
+    train_data = RandomWindows(
+        data.tokens("train"),
+        batch_size=config.data.batch_size,
+        context_length=config.context_length,
+        seed=config.seed,
+    )
+    if run is not None:
         run.update(parameters=model.num_parameters(), floor_bits_per_byte=data.floor_bits_per_byte)
-        samples = Samples(
-            run.directory / "samples.jsonl", data.tokenizer, config.samples, config.seed
-        )
-        trainer = Trainer(
-            model,
-            train_data,
-            config.training,
-            optimizer=config.optimizer,
-            schedule=config.schedule,
-            val_data=eval_windows(config, data, "val"),
-            quick_val_data=eval_windows(config, data, "val", config.training.eval_batches),
-            run=run,
-            callbacks=[ProgressBar(), samples, *_optional_callbacks(config, run)],
-            token_bytes=data.tokenizer.token_bytes,
-            tokens_per_epoch=len(data.tokens("train")),
-            fingerprint=data.fingerprint,
-        )
-        if resume:
-            trainer.resume()
-        _announce(config, data, trainer, run)
-        metrics = trainer.fit()
-        run.update(tokens=trainer.tokens)
-    _report(metrics, samples, data, run)
-    return metrics
+    return Trainer(
+        model,
+        train_data,
+        config.training,
+        optimizer=config.optimizer,
+        schedule=config.schedule,
+        val_data=eval_windows(config, data, "val"),
+        quick_val_data=eval_windows(config, data, "val", config.training.eval_batches),
+        run=run,
+        callbacks=_callbacks(config, data, run),
+        token_bytes=data.tokenizer.token_bytes,
+        tokens_per_epoch=len(data.tokens("train")),
+        fingerprint=data.fingerprint,
+        processes=processes,
+    )
 
 
 def eval_windows(
@@ -110,14 +145,29 @@ def eval_windows(
     )
 
 
-def _optional_callbacks(config: ExperimentConfig, run: Run) -> list[Callback]:
+def _callbacks(config: ExperimentConfig, data: TokenDataset, run: Run | None) -> list[Callback]:
+    """What happens besides training; early stopping and samples concern every process."""
     callbacks: list[Callback] = []
+    if run is not None:
+        callbacks += [ProgressBar(), Efficiency(config.context_length)]
+    path = None if run is None else run.directory / "samples.jsonl"
+    callbacks.append(Samples(path, data.tokenizer, config.samples, config.seed))
     if config.training.early_stopping_patience is not None:
         callbacks.append(EarlyStopping(config.training.early_stopping_patience))
+    if run is None:
+        return callbacks
     if config.training.tensorboard:
         from common.training.callbacks.tensorboard import TensorBoard
 
         callbacks.append(TensorBoard(run.directory / "tensorboard"))
+    if config.training.wandb != "off":
+        from common.training.callbacks.wandb import WandB
+
+        callbacks.append(WandB(run, config.training.wandb))
+    if config.training.profile_steps is not None:
+        from common.training.callbacks.profiler import Profiler
+
+        callbacks.append(Profiler(run.directory / "profile", *config.training.profile_steps))
     return callbacks
 
 
@@ -135,31 +185,36 @@ def _newest_resumable(config: C, project: str) -> str:
     )
 
 
-def _check_same_config(config: C, name: str) -> None:
+def _check_same_config(config: C, name: str, anyway: bool) -> None:
     path = get_runs_dir() / name / "config.yaml"
     if not path.exists():
         return  # start_experiment says what is wrong with the name
     configs = [load_config(path, type(config)).model_dump(), config.model_dump()]
     different = diff_configs(configs).items()
     if different:
-        changes = [f"{key}: {before} -> {now}" for key, (before, now) in different]
-        raise ConfigError(
-            f"'{name}' was started with another configuration ({'; '.join(changes)})",
-            f"resume with its own: --name {name} --resume without --config and overrides",
-        )
+        changes = "; ".join(f"{key}: {before} -> {now}" for key, (before, now) in different)
+        if not anyway:
+            raise ConfigError(
+                f"'{name}' was started with another configuration ({changes})",
+                f"resume with its own: --name {name} --resume without --config and overrides, or "
+                "take the new one with --resume-anyway",
+            )
+        log.warning(f"resuming with another configuration: {changes}")
 
 
 def _announce(config: ExperimentConfig, data: TokenDataset, trainer: Trainer, run: Run) -> None:
     sizes = {split: f"{facts['tokens']:,}" for split, facts in data.meta["splits"].items()}
     log.info(
         f"{run.name}: {trainer.model.num_parameters():,} parameters on {trainer.device.type} "
-        f"({trainer.precision}); {data.meta['dataset']}: {sizes['train']} training and "
+        f"({trainer.precision}{', compiled' if trainer.compiled else ''}"
+        f"{f', {trainer.processes.world_size} processes' if trainer.processes.world_size > 1 else ''}); {data.meta['dataset']}: {sizes['train']} training and "
         f"{sizes['val']} validation tokens, vocabulary {data.tokenizer.vocab_size:,}"
     )
 
 
-def _report(metrics: dict[str, float], samples: Samples, data: TokenDataset, run: Run) -> None:
+def _report(metrics: dict[str, float], trainer: Trainer, data: TokenDataset, run: Run) -> None:
     """What a user wants to know at the end: the result, a sample, where everything is, what next."""
+    samples = next(c for c in trainer.callbacks if isinstance(c, Samples))
     for text in samples.latest:
         print(f"\n--- sample ---\n{text}")
     print("\n--- result ---")

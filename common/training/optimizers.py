@@ -121,6 +121,11 @@ def _adamw(
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
     held = [states[parameter] for parameter in parameters]
+    if divisor is not None and any(p.dtype == torch.float64 for p in parameters):
+        torch._foreach_div_(
+            [p.grad for p in parameters if p.grad is not None], divisor
+        )  # the kernel's divisor is fp32
+        divisor = None
     adamw(
         list(parameters),
         [p.grad for p in parameters if p.grad is not None],
@@ -129,7 +134,7 @@ def _adamw(
         [],
         [state["step"] for state in held],
         fused=True,
-        grad_scale=divisor,
+        grad_scale=None if divisor is None else divisor.float(),
         found_inf=skip,
         amsgrad=False,
         beta1=group["betas"][0],
@@ -193,7 +198,7 @@ def orthogonalize(
         dtype: of the iterations; bf16 is enough, and as fast as the device multiplies in it.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x: torch.Tensor = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     x = x.to(dtype)
     for _ in range(steps):
         gram = x @ x.mT

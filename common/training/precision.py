@@ -1,11 +1,11 @@
 """Which device to compute on and in which precision; what is not there is an error, never a fallback.
 
-    fp32   IEEE single precision
-    tf32   fp32 with products of TF32 on tensor cores (NVIDIA Ampere and later)
-    bf32   fp32 with oneDNN's products on CPU: of bf16 where the CPU has AMX, of fp32 elsewhere, and
-           even then twice as fast as the default on AMD
-    bf16   autocast: matrix products and activations in bfloat16, weights and sums in fp32
-    fp16   autocast in half precision with dynamic loss scaling, for cards without bf16
+fp32   IEEE single precision
+tf32   fp32 with products of TF32 on tensor cores (NVIDIA Ampere and later)
+bf32   fp32 with oneDNN's products on CPU: of bf16 where the CPU has AMX, of fp32 elsewhere, and
+       even then twice as fast as the default on AMD
+bf16   autocast: matrix products and activations in bfloat16, weights and sums in fp32
+fp16   autocast in half precision with dynamic loss scaling, for cards without bf16
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def select_device(name: str) -> torch.device:
 def supported_precisions(device: torch.device) -> list[str]:
     """What this device can compute in, plain fp32 first."""
     if device.type == "cpu":
-        onednn = torch.backends.mkldnn.is_available()
+        onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         return ["fp32", "bf32", "bf16"] if onednn else ["fp32", "bf16"]
     if device.type == "cuda":
         ampere = torch.cuda.get_device_capability(device) >= (8, 0)

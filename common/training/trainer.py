@@ -12,38 +12,53 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 
 from common.data.loader import Batch, BatchSource
+from common.data.prefetch import Prefetcher
 from common.errors import CheckpointError, Interrupted, TrainingError
 from common.models.base import BaseLanguageModel
 from common.models.loss import count_labels
 from common.training import checkpoint
 from common.training.callbacks.base import Callback
 from common.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
+from common.training.distributed import Processes, TrainingModule
+from common.training.ema import WeightAverage
 from common.training.evaluator import Evaluator
 from common.training.optimizers import create_optimizer
-from common.training.precision import autocast, select_device, select_precision
-from common.training.schedules import learning_rate
+from common.training.precision import (
+    LossScaler,
+    autocast,
+    check_precision,
+    matmul_precision,
+    select_device,
+)
+from common.training.probe import choose
+from common.training.schedules import learning_rate_factor
+from common.utils.experiment_storage.comparison import diff_configs
 from common.utils.experiment_storage.run import Run
 from common.utils.logging import get_logger
 from common.utils.seeding import get_rng_state, set_rng_state
+
+log = get_logger("training")
 
 
 class Trainer:
     """Trains `model` on `train_data`, judges it on `val_data`, logs to `run`.
 
     Args:
-        train_data: gives the batch of any index (see data/loader.py).
+        train_data: gives the batch of any index (see data/loader.py), the same in every process.
         val_data: batches of one pass over the validation split; None: no evaluation.
         quick_val_data: a part of it for the evaluations on the way; None: all of it.
+        other_val_data: more validation sets by name; judged at the end, logged as splits.
         run: where rows, checkpoints and samples go; None: nothing is written.
         token_bytes: as Evaluator takes it.
         tokens_per_epoch: size of the training split, for the `epoch` of logged rows.
         fingerprint: identifies the data (JSON); a resume on other data is refused.
+        processes: those that train together, from `join_processes`; None: this one alone.
     """
 
     def __init__(
@@ -56,34 +71,88 @@ class Trainer:
         schedule: ScheduleConfig | None = None,
         val_data: Iterable[Batch] | None = None,
         quick_val_data: Iterable[Batch] | None = None,
+        other_val_data: Mapping[str, Iterable[Batch]] | None = None,
         run: Run | None = None,
         callbacks: Sequence[Callback] = (),
         token_bytes: Any = None,
         tokens_per_epoch: int | None = None,
         fingerprint: Mapping[str, Any] | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.config = config or TrainingConfig()
-        self.device = select_device(self.config.device)
-        self.precision = select_precision(self.config.precision, self.device)
+        self.processes = processes or Processes(device=select_device(self.config.device))
+        self.device = self.processes.device
+        check_precision(self.config.precision, self.device)
         self.model = model.to(self.device)
+        self.model.activation_checkpointing = self._activation_checkpointing()
         self.optimizer_config = optimizer or OptimizerConfig()
         self.schedule = schedule or ScheduleConfig()
-        self.optimizer = create_optimizer(model, self.optimizer_config)
-        self.evaluator = Evaluator(model, token_bytes=token_bytes, precision=self.precision)
         self.train_data, self.val_data = train_data, val_data
         self.quick_val_data = quick_val_data if quick_val_data is not None else val_data
+        self.other_val_data = dict(other_val_data or {})
         self.run, self.callbacks = run, list(callbacks)
         self.tokens_per_epoch = tokens_per_epoch
         self.fingerprint = dict(fingerprint or {})
-        self.checkpoints = run.directory / "checkpoints" if run else None
+        self.checkpoints = self.processes.from_main(run.directory / "checkpoints" if run else None)
 
         self.step = 0  # optimizer steps done
         self.tokens = 0  # input tokens seen
         self.should_stop = False  # callbacks may set it
         self.best_loss = math.inf
         self._saved_step = 0  # of the newest checkpoint
-        self._window = {"loss": 0.0, "labels": 0, "tokens": 0, "seconds": 0.0}  # since the last log
+        self._window = {"labels": 0, "tokens": 0, "seconds": 0.0}  # since the last log
         self._full_evaluation: tuple[int, dict[str, float]] | None = None
+
+        self._module = TrainingModule(self.model, self.config.distributed, self.processes)
+        self.precision, self.compiled = self._settle_auto()
+        self.optimizer = create_optimizer(
+            self.model,
+            self.optimizer_config,
+            torch.bfloat16 if self.precision == "bf16" else torch.float32,
+        )
+        self.average = (
+            WeightAverage(self.model, self.config.ema_decay) if self.config.ema_decay else None
+        )
+        self.scaler = LossScaler(self.device) if self.precision == "fp16" else None
+        self.evaluator = Evaluator(
+            self.model,
+            token_bytes=token_bytes,
+            precision=self.precision,
+            processes=self.processes,
+        )
+        self._writer = checkpoint.CheckpointWriter(self.config.save_in_background)
+        # On the device, so that no step waits for it: the nats of the window, the last gradient
+        # norm, and whether a loss or a gradient was not finite (then no weight is changed any more).
+        self._nats = torch.zeros((), device=self.device)
+        self._gradient_norm = torch.zeros((), device=self.device)
+        self._broken = torch.zeros((), device=self.device)
+
+    def _activation_checkpointing(self) -> bool:
+        if (
+            self.config.activation_checkpointing
+            and not self.model.supports_activation_checkpointing
+        ):
+            raise TrainingError(
+                f"{type(self.model).__name__} has no activation checkpointing",
+                "set training.activation_checkpointing=false",
+            )
+        return self.config.activation_checkpointing
+
+    def _settle_auto(self) -> tuple[str, bool]:
+        """Precision and compilation, measured where they are `auto`; the same in every process."""
+        self.model.train()
+        passes = self.config.max_steps * self.config.gradient_accumulation_steps
+        choice = None
+        if self.processes.is_main or self._module.strategy == "fsdp":
+            batch = self.processes.rows(self.train_data.batch(0))
+            batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+            choice = choose(self.model, batch, self.config.precision, self.config.compile, passes)
+        choice = self.processes.from_main(choice)
+        assert choice is not None
+        self.model.set_compile(choice.compile)
+        if self.run is not None:
+            self.run.update(precision=choice.precision, compiled=choice.compile)
+        return choice.precision, choice.compile
 
     def fit(self) -> dict[str, float]:
         """Train up to `max_steps` and return the metrics of the final, full evaluation.
@@ -92,10 +161,11 @@ class Trainer:
         and Interrupted on SIGINT or SIGTERM, after saving. A second Ctrl-C stops at once.
         """
         self.model.train()
+        self._batches = Prefetcher(self.train_data, self.device)
         try:
             for callback in self.callbacks:
                 callback.on_train_start(self)
-            with _stop_on_signals() as received:
+            with _stop_on_signals() as received, matmul_precision(self.precision):
                 while True:
                     if self._is_due(self.config.eval_every_steps):
                         self._evaluate(full=False)
@@ -106,16 +176,19 @@ class Trainer:
                         callback.on_step(self)
                     if self.step % self.config.log_every_steps == 0:
                         self._log()
-                    if received:
-                        self._interrupt(received[0])
+                    if self.processes.any(bool(received)):
+                        self._interrupt(received)
                     if self._is_checkpoint_due():
                         self.save()
                 self._save_once()
                 metrics = self._evaluate(full=True)
-                if received:
-                    self._interrupt(received[0])
+                self._writer.wait()
+                if self.processes.any(bool(received)):
+                    self._interrupt(received)
             return metrics
         finally:
+            self._batches.close()
+            self._writer.close()
             for callback in self.callbacks:
                 callback.on_train_end(self)
 
@@ -133,64 +206,102 @@ class Trainer:
     def _train_step(self) -> None:
         """One optimizer step over `gradient_accumulation_steps` batches, each weighted by its labels."""
         started = time.perf_counter()
-        rate = learning_rate(
-            self.step, self.optimizer_config.lr, self.config.max_steps, self.schedule
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         accumulation = self.config.gradient_accumulation_steps
         first = self.step * accumulation
-        batches = [self.train_data.batch(first + i) for i in range(accumulation)]
+        batches = [self._batches.batch(first + i) for i in range(accumulation)]
         counts = [count_labels(batch["labels"]) for batch in batches]
         labels = sum(counts)
-        loss = torch.zeros((), device=self.device)
-        for batch, count in zip(batches, counts, strict=True):
+        for index, (batch, count) in enumerate(zip(batches, counts, strict=True)):
             if count:
-                input_ids = batch["input_ids"].to(self.device, non_blocking=True)
-                targets = batch["labels"].to(self.device, non_blocking=True)
-                with autocast(self.precision, self.device):
-                    part = self.model.compute_loss(input_ids, targets) * (count / labels)
-                part.backward()  # type: ignore[no-untyped-call]
-                loss += part.detach()
-        self._update_weights(float(loss), rate)
+                with self._module.without_reduction(index + 1 < accumulation):
+                    self._nats += self._backward(batch, count / labels) * labels
+        self._update_weights()
         self.step += 1
+        if self.average is not None:
+            self.average.update(self.step)
         tokens = sum(batch["input_ids"].numel() for batch in batches)
         self.tokens += tokens
-        self._window["loss"] += float(loss) * labels
         self._window["labels"] += labels
         self._window["tokens"] += tokens
         self._window["seconds"] += time.perf_counter() - started
 
-    def _update_weights(self, loss: float, rate: float) -> None:
-        limit = self.config.max_grad_norm
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), limit if limit is not None else math.inf
+    def _backward(self, batch: Batch, weight: float) -> torch.Tensor:
+        """Add the gradient of `weight` x the mean loss of the batch; returns this process's part of it."""
+        mine = self.processes.rows(batch)
+        # The mean over this process's labels, as a part of the mean over all.
+        share = weight
+        if self.processes.world_size > 1:
+            share *= count_labels(mine["labels"]) / count_labels(batch["labels"])
+        with autocast(self.precision, self.device):
+            loss = self._module(
+                mine["input_ids"].to(self.device, non_blocking=True),
+                mine["labels"].to(self.device, non_blocking=True),
+            )
+        part: torch.Tensor = loss * share if share != 1.0 else loss
+        # Gradients are averaged over the processes, and each has but a part of the batch.
+        scaled = part * self.processes.world_size if self.processes.world_size > 1 else part
+        (scaled * self.scaler.scale if self.scaler else scaled).backward()  # type: ignore[no-untyped-call]
+        return part.detach()
+
+    def _update_weights(self) -> None:
+        """Clip the global gradient norm and step, unless something is not finite."""
+        self.optimizer.set_learning_rate_factor(
+            learning_rate_factor(self.step, self.config.max_steps, self.schedule)
         )
-        self._gradient_norm = float(norm)
-        for name, value in (("loss", loss), ("gradient norm", self._gradient_norm)):
-            if not math.isfinite(value):
+        gradients = [p.grad for p in self.optimizer.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        if hasattr(norm, "full_tensor"):  # sharded gradients
+            norm = norm.full_tensor()
+        divisor = self.scaler.scale if self.scaler else torch.ones_like(norm)
+        norm = norm / divisor
+        if self.config.max_grad_norm is not None:
+            divisor = divisor * (norm / self.config.max_grad_norm).clamp(min=1.0)
+        self._gradient_norm = norm
+        overflow = (~torch.isfinite(norm)).to(self._broken.dtype)
+        if self.scaler:
+            self.scaler.update(overflow)
+            skip: torch.Tensor | None = overflow
+        else:
+            self._broken = torch.maximum(self._broken, overflow)
+            skip = self._broken
+        if self.device.type == "cpu" and not self.scaler:
+            self._check_finite(self.step + 1)  # a look costs nothing here
+            skip = None
+        self.optimizer.step(divisor=divisor, skip=skip)
+        self.optimizer.zero_grad()
+
+    def _check_finite(self, step: int) -> None:
+        nats = self.processes.sum(self._nats.clone())
+        for name, value in (("loss", nats), ("gradient norm", self._gradient_norm)):
+            if not math.isfinite(value) or (self._broken and name == "gradient norm"):
                 steps = checkpoint.steps_in(self.checkpoints) if self.checkpoints else []
                 last = f"{self.checkpoints}/step_{steps[-1]}" if steps else "none was saved yet"
+                rate = max(group["lr"] for group in self.optimizer.param_groups)
                 raise TrainingError(
-                    f"the {name} is {value} at step {self.step + 1} (learning rate {rate:.2e}); "
+                    f"the {name} is {float(value)} at step {step} (learning rate {rate:.2e}); "
                     "the weights were left as they were",
                     f"lower optimizer.lr or raise schedule.warmup_steps. Last good checkpoint: {last}",
                 )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
 
     def _log(self) -> None:
+        waited = time.perf_counter()
+        self._check_finite(self.step)
+        nats = float(self.processes.sum(self._nats))
         window, self._window = self._window, dict.fromkeys(self._window, 0)
+        self._nats = torch.zeros_like(self._nats)
         if not window["labels"]:
             return
-        loss = window["loss"] / window["labels"]
+        loss = nats / window["labels"]
+        seconds = window["seconds"] + time.perf_counter() - waited
         metrics = {
             "loss": loss,
             "perplexity": math.exp(min(loss, 700)),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "gradient_norm": self._gradient_norm,
-            "tokens_per_second": window["tokens"] / window["seconds"],
+            "gradient_norm": float(self._gradient_norm),
+            "tokens_per_second": window["tokens"] / seconds,
         }
+        for callback in self.callbacks:
+            metrics |= callback.measure(self, metrics)
         self._write_row(metrics, "train")
         for callback in self.callbacks:
             callback.on_log(self, metrics)
@@ -207,18 +318,23 @@ class Trainer:
             return {}
         if self._full_evaluation and self._full_evaluation[0] == self.step:
             return self._full_evaluation[1]
-        metrics = self.evaluator.evaluate(data)
-        if data is self.val_data:
-            self._full_evaluation = (self.step, metrics)
-        if metrics["loss"] < self.best_loss:
-            self.best_loss = metrics["loss"]
-            if self.checkpoints and self._saved_step == self.step:
-                checkpoint.mark_best(self.checkpoints, self.step, self.best_loss)
-        for callback in self.callbacks:
-            callback.on_evaluate(self, metrics)
-        # When a callback stops training here, the full evaluation of this step is the one to keep.
-        if full or not self.should_stop or data is self.val_data:
-            self._write_row(metrics, "val")
+        with self.average.applied() if self.average else nullcontext():
+            metrics = self.evaluator.evaluate(data)
+            if data is self.val_data:
+                self._full_evaluation = (self.step, metrics)
+            if metrics["loss"] < self.best_loss:
+                self.best_loss = metrics["loss"]
+                if self.checkpoints and self._saved_step == self.step and self.processes.is_main:
+                    self._writer.wait()
+                    checkpoint.mark_best(self.checkpoints, self.step, self.best_loss)
+            for callback in self.callbacks:
+                callback.on_evaluate(self, metrics)
+            # When a callback stops training here, the full evaluation of this step is the one to keep.
+            if full or not self.should_stop or data is self.val_data:
+                self._write_row(metrics, "val")
+            if full:
+                for name, other in self.other_val_data.items():
+                    self._write_row(self.evaluator.evaluate(other), name)
         return metrics
 
     def save(self) -> None:
@@ -226,59 +342,111 @@ class Trainer:
         if self.checkpoints is None:
             return
         groups, tensors = checkpoint.pack_optimizer(self.optimizer)
-        rng_values, rng_tensors = get_rng_state()
+        values, random_states = get_rng_state()
         state = {
             "step": self.step,
             "tokens": self.tokens,
             "best_loss": self.best_loss,
-            "window": self._window,
+            "window": {**self._window, "nats": self.processes.sum(self._nats.clone()).item()},
             "log_rows": self.run.rows if self.run else 0,
             "fingerprint": self.fingerprint,
-            "precision": self.precision,
+            "training": self._numerics(),
             "param_groups": groups,
-            "rng": rng_values,
+            "rng": self.processes.gather(values),
+            "scaler": self.scaler.state() if self.scaler else None,
             "callbacks": {key: callback.state() for key, callback in self._keyed_callbacks()},
         }
-        tensors |= {f"rng.{name}": tensor for name, tensor in rng_tensors.items()}
+        for rank, states in enumerate(self.processes.gather(random_states)):
+            tensors |= {f"rng.{rank}.{name}": tensor for name, tensor in states.items()}
+        weights = checkpoint.weights_of(self.model)
+        if self.average is not None:
+            # The weights that are judged are those that are kept; training goes on from the others.
+            tensors |= {f"trained.{name}": weights[name] for name in self.average.weights}
+            weights |= self.average.weights
         path = self.checkpoints / f"step_{self.step}"
-        checkpoint.save_checkpoint(self.model, path, state, tensors)
+        if self.processes.is_main:
+            self._writer.write(
+                self.model, path, weights, state, tensors, keep=self.config.keep_checkpoints
+            )
         self._saved_step = self.step
-        checkpoint.delete_old_checkpoints(self.checkpoints, self.step, self.config.keep_checkpoints)
         if self.run is not None:
             self.run.update(tokens=self.tokens)
 
-    def resume(self) -> None:
+    def _numerics(self) -> dict[str, Any]:
+        """What decides the bits of a step besides configuration and data."""
+        return {
+            "precision": self.precision,
+            "compiled": self.compiled,
+            "processes": self.processes.world_size,
+            "device": self.device.type,
+        }
+
+    def resume(self, anyway: bool = False) -> None:
         """Continue from the newest whole checkpoint of the run, or from the beginning without one.
 
-        Raises CheckpointError when it was trained on other data or does not fit the model.
+        Raises CheckpointError when it was trained on other data (`anyway`: says so and goes on), or
+        does not fit the model.
         """
-        if self.checkpoints is None or self.run is None:
+        if self.checkpoints is None:
             raise TrainingError("only a run with a folder can be resumed")
         saved = checkpoint.latest_checkpoint(self.checkpoints, self.device)
         if saved is None:
-            get_logger("training").info("no checkpoint was saved: starting from the beginning")
-            self.run.resume_from(0)
+            log.info("no checkpoint was saved: starting from the beginning")
+            if self.run is not None:
+                self.run.resume_from(0)
             return
         state, tensors = saved.state, saved.tensors
-        if state["fingerprint"] != self.fingerprint:
-            raise CheckpointError(
-                f"{saved.path} was trained on other data than data.* gives now",
-                "restore the text it was prepared from, or start a new experiment",
-            )
+        self._check_fingerprint(saved, anyway)
+        self._take_numerics(state["training"])
         checkpoint.load_model(self.model, saved.path, self.device)
+        if self.average is not None:
+            self.average.load(checkpoint.with_prefix(tensors, "trained."))
         checkpoint.unpack_optimizer(self.optimizer, state["param_groups"], tensors)
-        set_rng_state(
-            state["rng"],
-            {k.removeprefix("rng."): v.cpu() for k, v in tensors.items() if k.startswith("rng.")},
-        )
+        if self.scaler and state["scaler"]:
+            self.scaler.load_state(state["scaler"])
+        rank = self.processes.rank
+        if len(state["rng"]) == self.processes.world_size:
+            states = checkpoint.with_prefix(tensors, f"rng.{rank}.")
+            set_rng_state(state["rng"][rank], {name: s.cpu() for name, s in states.items()})
+        else:
+            torch.manual_seed(torch.initial_seed() + 1000003 * state["step"] + rank)
         self.step, self.tokens = state["step"], state["tokens"]
         self._saved_step = self.step
         self.best_loss, self._window = state["best_loss"], state["window"]
+        # All processes' part was summed when it was saved: the main one takes it over.
+        self._nats.fill_(self._window.pop("nats") if self.processes.is_main else 0.0)
         for key, callback in self._keyed_callbacks():
             if key in state["callbacks"]:
                 callback.load_state(state["callbacks"][key])
-        self.run.resume_from(state["log_rows"])
-        get_logger("training").info("resumed", extra={"step": self.step})
+        if self.run is not None:
+            self.run.resume_from(state["log_rows"])
+        log.info("resumed", extra={"step": self.step})
+
+    def _check_fingerprint(self, saved: checkpoint.Checkpoint, anyway: bool) -> None:
+        different = diff_configs([saved.state["fingerprint"], self.fingerprint])
+        if not different:
+            return
+        changes = "; ".join(f"{key}: {was} -> {now}" for key, (was, now) in different.items())
+        if not anyway:
+            raise CheckpointError(
+                f"{saved.path} was trained on other data than data.* gives now ({changes})",
+                "restore the text it was prepared from, start a new experiment, or --resume-anyway",
+            )
+        log.warning(f"resuming on other data: {changes}")
+
+    def _take_numerics(self, saved: Mapping[str, Any]) -> None:
+        """Go on computing as before, whatever `auto` would choose now; say what cannot be the same."""
+        if self.config.precision == "auto":
+            self.precision = self.evaluator.precision = saved["precision"]
+        if self.config.compile == "auto":
+            self.compiled = saved["compiled"]
+            self.model.set_compile(self.compiled)
+        for name, now in self._numerics().items():
+            if now != saved[name]:
+                log.warning(
+                    f"{name} was {saved[name]} and is {now}: "
+                    "the results will be close, but not the same bits"
+                )
 
     def _keyed_callbacks(self) -> list[tuple[str, Callback]]:
         """`Samples.0`, `EarlyStopping.0`: the class, and which one of that class."""
@@ -290,12 +458,14 @@ class Trainer:
         if self._saved_step != self.step:
             self.save()
 
-    def _interrupt(self, signal_number: int) -> None:
+    def _interrupt(self, received: list[int]) -> None:
         self._save_once()
+        self._writer.wait()
         name = self.run.name if self.run else ""
         how = f"; continue with --name {name} --resume" if self.run else ""
         raise Interrupted(
-            f"interrupted at step {self.step}, everything is saved{how}", signal_number
+            f"interrupted at step {self.step}, everything is saved{how}",
+            received[0] if received else signal.SIGTERM,  # another process received it
         )
 
 

@@ -11,7 +11,6 @@ from torch import nn
 
 from common.models.config import DecoderConfig
 
-
 _LONGEST_EXPLICIT = 1024  # tokens; beyond it the (time, time) weights cost more than they save
 
 

@@ -17,9 +17,14 @@ if TYPE_CHECKING:
 
 
 class Samples(Callback):
-    """Draws from a generator of its own, so that training is the same with and without samples."""
+    """Draws from a generator of its own, so that training is the same with and without samples.
 
-    def __init__(self, path: Path, tokenizer: Tokenizer, config: SampleConfig, seed: int) -> None:
+    `path` None: nothing is written (another process does).
+    """
+
+    def __init__(
+        self, path: Path | None, tokenizer: Tokenizer, config: SampleConfig, seed: int
+    ) -> None:
         self.path = path
         self.tokenizer = tokenizer
         self.config = config
@@ -28,7 +33,7 @@ class Samples(Callback):
 
     def on_train_start(self, trainer: Trainer) -> None:
         """Forget the samples that a lost process drew at or after the step we start from."""
-        if self.path.exists():
+        if self.path is not None and self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step(line) < trainer.step]
             write_text_atomic(self.path, "".join(f"{line}\n" for line in kept))
@@ -44,6 +49,8 @@ class Samples(Callback):
             top_p=self.config.top_p,
             seed=self.seed,
         )
+        if self.path is None:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             for prompt, text in zip(self.config.prompts, self.latest, strict=True):
                 entry = {"step": trainer.step, "prompt": prompt, "text": text}

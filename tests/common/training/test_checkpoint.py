@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,11 +28,16 @@ def decoder(seed: int = 0, hidden_size: int = 8) -> Decoder:
     return Decoder(7, num_layers=1, num_heads=2, hidden_size=hidden_size, context_length=4)
 
 
+def save_training(model: Decoder, path: Path, state: dict[str, Any], tensors: Any) -> Path:
+    state = {"model": checkpoint.identity_of(model), **state}
+    return checkpoint.save_checkpoint(path, checkpoint.weights_of(model), state, tensors)
+
+
 def save(directory: Path, step: int, seed: int = 0) -> Path:
     """A checkpoint with all four files."""
     tensors = {"rng.torch": torch.get_rng_state(), "optimizer.0.step": torch.tensor(3.0)}
     path = directory / f"step_{step}"
-    return checkpoint.save_checkpoint(decoder(seed), path, {"step": step}, tensors)
+    return save_training(decoder(seed), path, {"step": step}, tensors)
 
 
 @pytest.fixture
@@ -217,7 +223,9 @@ KILLED_SAVES = textwrap.dedent("""
     def save(path, seed):
         torch.manual_seed(seed)
         model = Decoder(7, num_layers=1, num_heads=2, hidden_size=8, context_length=4)
-        checkpoint.save_checkpoint(model, path, {"seed": seed}, {"x": torch.ones(3) * seed})
+        state = {"seed": seed, "model": checkpoint.identity_of(model)}
+        weights = checkpoint.weights_of(model)
+        checkpoint.save_checkpoint(path, weights, state, {"x": torch.ones(3) * seed})
 
     def die_at(moment, folder):
         seen = 0
@@ -274,11 +282,11 @@ def test_a_kill_at_any_moment_of_a_save_leaves_the_old_or_the_new_checkpoint(
 
 def test_an_interrupted_save_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
-        checkpoint.save_checkpoint(decoder(), tmp_path / "new", {"x": object()}, {})
+        save_training(decoder(), tmp_path / "new", {"x": object()}, {})
     assert list(tmp_path.iterdir()) == []
     save(tmp_path, 5)
     with pytest.raises(TypeError):
-        checkpoint.save_checkpoint(decoder(1), tmp_path / "step_5", {"x": object()}, {})
+        save_training(decoder(1), tmp_path / "step_5", {"x": object()}, {})
     assert [p.name for p in tmp_path.iterdir()] == ["step_5"]
     checkpoint.verify(tmp_path / "step_5")
 
@@ -293,7 +301,7 @@ def test_a_full_disk_is_one_clear_error_and_earlier_checkpoints_load(
     tensors = {"optimizer.0.exp_avg": torch.zeros(hidden_size, 200)}
     with pytest.raises(CheckpointError) as caught:
         for step in range(2, 9):
-            checkpoint.save_checkpoint(large, disk / f"step_{step}", {"step": step}, tensors)
+            save_training(large, disk / f"step_{step}", {"step": step}, tensors)
     message = caught.value.message
     assert "\n" not in message and f"cannot save {disk}" in message and "space" in message
     assert "disk space" in caught.value.hint
@@ -309,7 +317,7 @@ def test_a_file_size_limit_is_one_clear_error(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
         with pytest.raises(CheckpointError, match="cannot save") as caught:
-            checkpoint.save_checkpoint(decoder(hidden_size=64), tmp_path / "step_2", {}, {})
+            save_training(decoder(hidden_size=64), tmp_path / "step_2", {}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in caught.value.message

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from common.errors import TrainingError
-from common.training.precision import autocast, select_device, select_precision
+from common.training.precision import (
+    LossScaler,
+    autocast,
+    check_precision,
+    matmul_precision,
+    select_device,
+)
 
 has_cuda = torch.cuda.is_available()
 
@@ -30,10 +36,36 @@ def test_cuda_without_a_card_is_an_error() -> None:
         select_device("cuda")
 
 
-def test_auto_precision_is_fp32_on_a_cpu() -> None:
-    assert select_precision("auto", torch.device("cpu")) == "fp32"
-    assert select_precision("bf16", torch.device("cpu")) == "bf16"
-    assert select_precision("fp32", torch.device("cpu")) == "fp32"
+def test_a_precision_that_the_device_lacks_is_an_error_that_lists_what_it_has() -> None:
+    check_precision("auto", torch.device("cpu"))
+    check_precision("bf16", torch.device("cpu"))
+    with pytest.raises(TrainingError, match="cpu has no fp16") as caught:
+        check_precision("fp16", torch.device("cpu"))
+    assert "fp32" in caught.value.hint and "bf16" in caught.value.hint
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf32"])
+def test_matrix_products_are_as_exact_as_fp32_or_say_so(precision: str) -> None:
+    a, b = torch.randn(64, 300), torch.randn(300, 64)
+    before = torch.get_float32_matmul_precision()
+    with matmul_precision(precision):
+        error = ((a @ b).double() - a.double() @ b.double()).abs().max()
+    assert error < (1e-4 if precision == "fp32" else 0.5)
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_the_loss_scale_halves_on_overflow_and_doubles_after_enough_good_steps() -> None:
+    scaler = LossScaler(torch.device("cpu"), initial_scale=8.0, growth_steps=3)
+    scales = []
+    for overflow in (0, 0, 1, 0, 0, 0, 0):
+        scaler.update(torch.tensor(float(overflow)))
+        scales.append(float(scaler.scale))
+    assert scales == [8.0, 8.0, 4.0, 4.0, 4.0, 8.0, 8.0]
+    again = LossScaler(torch.device("cpu"), growth_steps=3)
+    again.load_state(scaler.state())
+    for _ in range(2):
+        again.update(torch.tensor(0.0))
+    assert float(again.scale) == 16.0  # its third good step: the count came back too
 
 
 def test_bf16_computes_matrices_in_bf16_and_fp32_does_not() -> None:
@@ -47,8 +79,5 @@ def test_bf16_computes_matrices_in_bf16_and_fp32_does_not() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not has_cuda, reason="needs a CUDA device")
-def test_auto_takes_the_card_and_its_bf16() -> None:
-    device = select_device("auto")
-    assert device.type == "cuda"
-    expected = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    assert select_precision("auto", device) == expected
+def test_auto_takes_the_card() -> None:
+    assert select_device("auto").type == "cuda"

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.training.config import ScheduleConfig
-from common.training.schedules import learning_rate
+from common.training.schedules import learning_rate_factor
 
 
 def rates(max_steps: int, peak: float = 2.0, **options: object) -> list[float]:
     config = ScheduleConfig(**options)
-    return [learning_rate(step, peak, max_steps, config) for step in range(max_steps)]
+    return [peak * learning_rate_factor(step, max_steps, config) for step in range(max_steps)]
 
 
 def test_warm_up_is_linear_starts_above_zero_and_reaches_the_peak() -> None:
@@ -38,6 +38,13 @@ def test_linear_falls_by_equal_parts() -> None:
     assert found[-1] == 0.0
 
 
+def test_wsd_is_constant_and_falls_linearly_in_its_last_part() -> None:
+    found = rates(20, warmup_steps=2, min_lr_ratio=0.0, decay_fraction=0.25, name="wsd")
+    assert found[:2] == [1.0, 2.0]
+    assert found[2:15] == [2.0] * 13
+    assert found[15:] == pytest.approx([1.6, 1.2, 0.8, 0.4, 0.0])
+
+
 def test_constant_stays_at_the_peak_after_warm_up() -> None:
     assert rates(6, warmup_steps=2, name="constant") == pytest.approx(
         [1.0, 2.0, 2.0, 2.0, 2.0, 2.0]
@@ -45,7 +52,7 @@ def test_constant_stays_at_the_peak_after_warm_up() -> None:
 
 
 def test_no_warm_up_begins_at_the_peak() -> None:
-    for name in ("cosine", "linear", "constant"):
+    for name in ("cosine", "linear", "constant", "wsd"):
         assert rates(5, warmup_steps=0, name=name)[0] == 2.0
 
 
@@ -56,11 +63,11 @@ def test_a_run_shorter_than_its_warm_up_only_warms_up() -> None:
 
 def test_steps_after_the_last_keep_the_minimum() -> None:
     config = ScheduleConfig(warmup_steps=0, min_lr_ratio=0.1)
-    assert learning_rate(500, 2.0, 10, config) == pytest.approx(0.2)
+    assert 2.0 * learning_rate_factor(500, 10, config) == pytest.approx(0.2)
 
 
 def test_a_single_step_has_a_rate() -> None:
-    for name in ("cosine", "linear", "constant"):
+    for name in ("cosine", "linear", "constant", "wsd"):
         assert rates(1, warmup_steps=0, name=name)[0] > 0
 
 
@@ -68,7 +75,7 @@ def test_a_single_step_has_a_rate() -> None:
     max_steps=st.integers(1, 200),
     warmup=st.integers(0, 250),
     ratio=st.floats(0, 1),
-    name=st.sampled_from(["cosine", "linear", "constant"]),
+    name=st.sampled_from(["cosine", "linear", "constant", "wsd"]),
 )
 @settings(max_examples=100, deadline=None)
 def test_rates_rise_then_fall_between_minimum_and_peak(

@@ -1,0 +1,52 @@
+"""Exponential moving average of the weights (Polyak and Juditsky 1992): often better than the last ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+class WeightAverage:
+    """`average = decay * average + (1 - decay) * weights` after every optimizer step.
+
+    The decay of step t is at most (1 + t) / (10 + t), so that the average forgets the random
+    initial weights (as in TensorFlow's ExponentialMovingAverage with `num_updates`).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self._parameters = dict(model.named_parameters())
+        self.weights = {name: p.detach().clone() for name, p in self._parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """`step`: optimizer steps done."""
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.weights.values()), self._values(), weight)
+
+    @torch.no_grad()
+    def load(self, trained: dict[str, torch.Tensor]) -> None:
+        """Take the model's weights as the average, and give it those it was trained to."""
+        for name, parameter in self._parameters.items():
+            self.weights[name].copy_(parameter)
+            parameter.copy_(trained[name])
+
+    @contextmanager
+    @torch.no_grad()
+    def applied(self) -> Iterator[None]:
+        """The model has the averaged weights inside of the block."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.data, self.weights[name] = self.weights[name], parameter.data
+
+    def _values(self) -> list[torch.Tensor]:
+        return [parameter.detach() for parameter in self._parameters.values()]

@@ -1,0 +1,150 @@
+"""`precision: auto` and `compile: auto` are measured: the real model, on the real device, on a real batch.
+
+A choice is kept in assets/cache/probes.json under everything that it depends on, so a second run of
+the same model starts at once. Measured, because it cannot be known: bf16 is 5 times faster than fp32
+on one CPU and 50 times slower on the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+
+import torch
+
+from common.data.loader import Batch
+from common.errors import TrainingError
+from common.models.base import BaseLanguageModel
+from common.training.precision import autocast, matmul_precision, supported_precisions
+from common.utils.files import read_json, write_json_atomic
+from common.utils.logging import get_logger
+from common.utils.paths import get_assets_dir
+from common.utils.seeding import get_rng_state, set_rng_state
+
+# Compiling takes a minute or more on two cores, and rarely saves more than a third of a step.
+_COMPILE_IF_LONGER_THAN_SECONDS = 600.0
+_MIN_STEPS = 20  # fewer steps are over before anything could be measured
+_ROUNDS = 3
+_COMPILED = ", compiled"
+log = get_logger("probe")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How to compute, and the seconds per forward and backward pass that decided it."""
+
+    precision: str
+    compile: bool
+    seconds: dict[str, float]
+
+
+def choose(
+    model: BaseLanguageModel, batch: Batch, precision: str, compile: bool | str, passes: int
+) -> Choice:
+    """Settle what is `auto`; the model, its gradients and all random states stay as they are.
+
+    Args:
+        batch: of the shape that will be trained on, already on the model's device.
+        passes: forward and backward passes that training will make.
+    """
+    if precision != "auto" and compile != "auto":
+        return Choice(precision, bool(compile), {})
+    if passes < _MIN_STEPS:
+        return Choice("fp32" if precision == "auto" else precision, compile is True, {})
+    key = _key(model, batch, precision, compile)
+    path = get_assets_dir() / "cache" / "probes.json"
+    known = {}
+    if path.exists():
+        with suppress(TrainingError):  # a cache that cannot be read is measured again
+            known = read_json(path, TrainingError)
+    if key in known and not _is_compiling_open(choice := Choice(**known[key]), compile, passes):
+        log.info(_describe(choice, "measured before"))
+        return choice
+    choice = _measure(model, batch, precision, compile, passes)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(path, known | {key: asdict(choice)})
+    log.info(_describe(choice, "measured now"))
+    return choice
+
+
+def _measure(
+    model: BaseLanguageModel, batch: Batch, precision: str, compile: bool | str, passes: int
+) -> Choice:
+    candidates = supported_precisions(model.device) if precision == "auto" else [precision]
+    candidates = [name for name in candidates if name != "fp16"]  # its range is for users to accept
+    seconds = _time_all({name: _pass(model, batch, name) for name in candidates})
+    # Ties go to fp32: a gain within the noise of the measurement is none.
+    best = min(candidates, key=lambda name: seconds[name] * (1.0 if name == "fp32" else 1.05))
+    choice = Choice(best, compile is True, {n: round(value, 6) for n, value in seconds.items()})
+    if not _is_compiling_open(choice, compile, passes):
+        return choice
+    model.set_compile(True)
+    try:
+        compiled = _time_all({best: _pass(model, batch, best)})[best]
+    finally:
+        model.set_compile(False)
+    seconds = choice.seconds | {f"{best}{_COMPILED}": round(compiled, 6)}
+    return Choice(best, compiled * 1.05 < seconds[best], seconds)
+
+
+def _is_compiling_open(choice: Choice, compile: bool | str, passes: int) -> bool:
+    """Whether compiling was not tried, and training is long enough for it to pay."""
+    if compile != "auto" or any(name.endswith(_COMPILED) for name in choice.seconds):
+        return False
+    return choice.seconds[choice.precision] * passes > _COMPILE_IF_LONGER_THAN_SECONDS
+
+
+def _pass(model: BaseLanguageModel, batch: Batch, precision: str) -> Callable[[], None]:
+    def forward_and_backward() -> None:
+        with matmul_precision(precision):
+            with autocast(precision, model.device):
+                value = model.training_loss(batch["input_ids"], batch["labels"])
+            value.backward()  # type: ignore[no-untyped-call]
+        model.zero_grad(set_to_none=True)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+
+    return forward_and_backward
+
+
+def _time_all(passes: dict[str, Callable[[], None]]) -> dict[str, float]:
+    """The shortest of some alternating rounds: whatever else the machine does only adds to a time."""
+    rng = get_rng_state()
+    best = dict.fromkeys(passes, float("inf"))
+    try:
+        for run in passes.values():
+            run()  # the first one allocates, and compiles
+        for _ in range(_ROUNDS):
+            for name, run in passes.items():
+                started = time.perf_counter()
+                run()
+                best[name] = min(best[name], time.perf_counter() - started)
+    finally:
+        set_rng_state(*rng)
+    return best
+
+
+def _key(model: BaseLanguageModel, batch: Batch, precision: str, compile: bool | str) -> str:
+    device = model.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    facts = {
+        "machine": [platform.node(), platform.machine(), name, os.cpu_count()],
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "model": [type(model).__qualname__, model.vocab_size, repr(model.arguments)],
+        "batch": list(batch["input_ids"].shape),
+        "asked": [precision, compile],
+    }
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _describe(choice: Choice, when: str) -> str:
+    figures = ", ".join(f"{name} {1000 * s:.1f} ms" for name, s in choice.seconds.items())
+    compiled = _COMPILED if choice.compile else ""
+    return f"computing in {choice.precision}{compiled} ({when}, per pass: {figures})"
