@@ -96,19 +96,44 @@ def evaluate_main(schema: type[C], build_model: BuildModel[C], script: str) -> N
     """The whole of a project's evaluate.py: judge a trained run on its validation text."""
     project = Path(script).resolve().parent.name
     parser = _parser(
-        "Evaluate a trained run on its whole validation split.",
+        "Evaluate a trained run on its whole validation split, and on other texts.",
         f"""examples:
   python projects/{project}/evaluate.py --name exp_001
-  python projects/{project}/evaluate.py --name exp_001 --checkpoint last --split train""",
+  python projects/{project}/evaluate.py --name exp_001 --checkpoint last --split train
+  python projects/{project}/evaluate.py --name exp_001 --full-report
+  python projects/{project}/evaluate.py --name exp_001 --data other.txt more/
+
+Texts in other tokens or words are compared by their bits per byte.""",
     )
     _add_run_arguments(parser)
     parser.add_argument("--split", choices=["train", "val"], default="val")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        action="extend",
+        default=[],
+        type=Path,
+        metavar="PATH",
+        help="judge on these text files or folders too, each by itself",
+    )
+    parser.add_argument(
+        "--full-report",
+        action="store_true",
+        help="also accuracy, calibration, loss by position and repetition of samples, "
+        "written to report.json and report.png in the run's folder",
+    )
     arguments = parser.parse_args()
     with exit_on_error():
         config = load_config(_run_config(arguments.name), schema)
-        from common.training.experiment import evaluate_run
+        run = (config, build_model, arguments.name, arguments.checkpoint, arguments.split)
+        if arguments.data or arguments.full_report:
+            from common.training.evaluation_report import judge_run
 
-        evaluate_run(config, build_model, arguments.name, arguments.checkpoint, arguments.split)
+            judge_run(*run, texts=arguments.data, full_report=arguments.full_report)
+        else:
+            from common.training.experiment import evaluate_run
+
+            evaluate_run(*run)
 
 
 def sample_main(schema: type[C], build_model: BuildModel[C], script: str) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from common.errors import DataError
 from common.models.base import BaseLanguageModel
-from common.models.loss import IGNORE_INDEX, count_labels
+from common.models.loss import IGNORE_INDEX, count_labels, next_token_loss
 from common.training.distributed import Processes
 from common.training.precision import autocast, matmul_precision
 
@@ -47,16 +47,21 @@ class Evaluator:
         self._processes = processes or Processes(device=self.device)
 
     @torch.no_grad()
-    def evaluate(self, dataloader: Iterable[Mapping[str, torch.Tensor]]) -> dict[str, float]:
+    def evaluate(
+        self, dataloader: Iterable[Mapping[str, torch.Tensor]], *, accuracy: bool = False
+    ) -> dict[str, float]:
         """Mean over all predicted tokens, whatever batch they came in.
 
+        Args:
+            accuracy: also the share of tokens that are the most likely one (top-1). It needs the
+                (batch, time, vocab_size) logits, which the loss alone does not keep.
         Returns: loss (nats per token), perplexity (its exponential), num_tokens, and with
         `token_bytes` bits_per_byte (0 bytes for special tokens, whose cost counts).
-        Raises DataError when there is nothing to predict.
+        Raises DataError when there is nothing to predict. See prediction_metrics.py for more.
         """
         was_training = self.model.training
         self.model.eval()
-        total_nats, num_tokens, num_bytes = 0.0, 0, 0
+        total_nats, num_tokens, num_correct, num_bytes = 0.0, 0, 0, 0
         try:
             for batch in dataloader:
                 labels = batch.get("labels", batch["input_ids"])
@@ -65,7 +70,12 @@ class Evaluator:
                 count = count_labels(labels)
                 if count == 0 and self._processes.world_size == 1:
                     continue
-                total_nats += self._mean_loss(batch["input_ids"], labels) * count
+                if accuracy:
+                    mean_loss, correct = self._loss_and_correct(batch["input_ids"], labels)
+                    num_correct += correct
+                else:
+                    mean_loss = self._mean_loss(batch["input_ids"], labels)
+                total_nats += mean_loss * count
                 num_tokens += count
                 if self._token_bytes is not None:
                     targets = labels[:, 1:].cpu()
@@ -73,8 +83,8 @@ class Evaluator:
                     num_bytes += int(self._token_bytes[predicted].sum())
         finally:
             self.model.train(was_training)
-        sums = torch.tensor([total_nats, num_tokens, num_bytes], dtype=torch.float64)
-        total_nats, num_tokens, num_bytes = (x.item() for x in self._processes.sum(sums))
+        sums = torch.tensor([total_nats, num_tokens, num_correct, num_bytes], dtype=torch.float64)
+        total_nats, num_tokens, num_correct, num_bytes = self._processes.sum(sums).tolist()
         if num_tokens == 0:
             raise DataError("there is nothing to evaluate: no batch has a label to predict")
         loss = total_nats / num_tokens
@@ -83,6 +93,8 @@ class Evaluator:
             "perplexity": math.exp(loss) if loss < 700 else math.inf,
             "num_tokens": int(num_tokens),
         }
+        if accuracy:
+            metrics["accuracy"] = num_correct / num_tokens
         if num_bytes:
             metrics["bits_per_byte"] = total_nats / math.log(2) / num_bytes
         return metrics
@@ -93,6 +105,28 @@ class Evaluator:
             if isinstance(self.model, BaseLanguageModel):
                 return float(self.model.compute_loss(input_ids, labels))
             return float(self.model(input_ids, labels=labels)["loss"])
+
+    def _loss_and_correct(self, input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
+        input_ids, labels = input_ids.to(self.device), labels.to(self.device)
+        with matmul_precision(self.precision), autocast(self.precision, self.device):
+            logits = self.model(input_ids)["logits"]
+        correct = logits[:, :-1].argmax(dim=-1) == labels[:, 1:]  # no token has the id -100
+        return float(next_token_loss(logits, labels)), int(correct.sum())
+
+    def evaluate_sets(
+        self,
+        dataloaders: Mapping[str, Iterable[Mapping[str, torch.Tensor]]],
+        *,
+        accuracy: bool = False,
+    ) -> dict[str, dict[str, float]]:
+        """`evaluate` on several validation sets: {"val": ..., "other": ...} -> metrics by set.
+
+        The name of a set is its split in `create_metrics_dataframe`.
+        """
+        return {
+            name: self.evaluate(dataloader, accuracy=accuracy)
+            for name, dataloader in dataloaders.items()
+        }
 
     def generate_samples(
         self,

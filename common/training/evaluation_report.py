@@ -1,0 +1,215 @@
+"""All that can be measured of a trained run, on its own text and others: tables, report.json, report.png."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.data.config import DataConfig
+from common.data.corpora import open_corpus
+from common.data.loader import EvalWindows
+from common.data.prepare import Tokens
+from common.data.tokenizers import Tokenizer
+from common.errors import ConfigError, DataError
+from common.models.base import BaseLanguageModel
+from common.training.config import SampleConfig
+from common.training.evaluator import Evaluator
+from common.training.experiment import BuildModel, C, load_run
+from common.training.generation_metrics import generation_metrics
+from common.training.prediction_metrics import PredictionMetrics, measure_predictions
+from common.utils.files import write_json_atomic
+from common.utils.manifest import now
+from common.utils.paths import display_path, get_runs_dir
+from common.utils.tables import format_rows
+
+# Welleck et al. 2020, section 6: prefixes of 50 tokens from the validation text, continued by 100.
+_PREFIX_TOKENS = 50
+_CONTINUATION_TOKENS = 100
+_NUM_SAMPLES = 64
+
+
+def judge_run(
+    config: C,
+    build_model: BuildModel[C],
+    name: str,
+    which: str,
+    split: str,
+    *,
+    texts: Sequence[Path] = (),
+    full_report: bool = False,
+) -> dict[str, dict[str, float]]:
+    """Judge checkpoint `which` (best, last or a step) on a whole split and on other texts.
+
+    Args:
+        texts: files or folders of text; each is a set of its own, named by its file.
+        full_report: also accuracy, calibration, loss by position and the variety of samples, into
+            report.json and report.png of the run's folder.
+    Returns: the metrics that were printed, by set.
+    Raises ResearchErrors, before anything is computed where the input is at fault.
+    """
+    model, data, checkpoint = load_run(config, build_model, name, which)
+    sets = {split: data.tokens(split), **read_texts(texts, data.tokenizer, taken=[split])}
+    windows = {
+        title: EvalWindows(
+            tokens,
+            batch_size=config.data.eval_batch_size,
+            context_length=config.context_length,
+        )
+        for title, tokens in sets.items()
+    }
+    token_bytes = data.tokenizer.token_bytes
+    print(f"checkpoint  {display_path(checkpoint)}\n")
+    if not full_report:
+        metrics = Evaluator(model, token_bytes=token_bytes).evaluate_sets(windows)
+        print(_table_of_sets(metrics))
+        return metrics
+    measured = {
+        title: measure_predictions(model, batches, token_bytes=token_bytes)
+        for title, batches in windows.items()
+    }
+    metrics = {title: found.scalars() for title, found in measured.items()}
+    print(_table_of_sets(metrics))
+    print(f"\nloss by the number of tokens before\n{_table_of_positions(measured)}")
+    samples = measure_samples(model, sets[split], config.samples, config.seed)
+    rows = [[title, *values.values()] for title, values in samples.items()]
+    print(f"\n{format_rows(['text', *next(iter(samples.values()))], rows, 'table')}")
+    _write(get_runs_dir() / name, checkpoint, measured, samples, data.floor_bits_per_byte)
+    return metrics
+
+
+def read_texts(
+    paths: Sequence[Path], tokenizer: Tokenizer, taken: Sequence[str] = ()
+) -> dict[str, Tokens]:
+    """Tokens of each text by the name of its file, or by its path where that name is taken.
+
+    The documents of a folder are joined by the end of text, as in training.
+    Raises DataError for a text that is missing, empty, or that the tokenizer cannot encode, and
+    ConfigError for one that is given twice.
+    """
+    sets: dict[str, Tokens] = {}
+    for path in paths:
+        title = path.name if path.name not in {*taken, *sets, ""} else str(path)
+        if title in {*taken, *sets}:
+            raise ConfigError(f"{path} is given twice")
+        sets[title] = _read_text(path, tokenizer)
+    return sets
+
+
+def _read_text(path: Path, tokenizer: Tokenizer) -> Tokens:
+    parts: list[Tokens] = []
+    for document in open_corpus(DataConfig(path=path)).documents():
+        try:
+            ids = tokenizer.encode(document.text)
+        except DataError as error:
+            raise DataError(
+                f"{path} cannot be judged: {error.message}",
+                "this run reads the characters of its training text only; "
+                "a run with data.tokenizer=bpe reads any text",
+            ) from error
+        end = [[tokenizer.end_of_text]] if parts else []
+        parts += [np.concatenate([*end, ids]).astype(np.uint32)]
+    tokens = np.concatenate(parts)
+    if len(tokens) < 2:
+        raise DataError(f"{path} has {len(tokens)} tokens: there is nothing to predict")
+    return tokens
+
+
+def measure_samples(
+    model: BaseLanguageModel, tokens: Tokens, options: SampleConfig, seed: int
+) -> dict[str, dict[str, float]]:
+    """Variety of what the model writes after prefixes of `tokens`, beside what follows them there.
+
+    Nothing ends a continuation early, so that all texts have the same length and can be compared.
+    """
+    length = min(_PREFIX_TOKENS + _CONTINUATION_TOKENS, len(tokens))
+    prefix = max(1, min(_PREFIX_TOKENS, length // 3))
+    count = min(_NUM_SAMPLES, len(tokens) // length)
+    starts = np.linspace(0, len(tokens) - length, count).astype(int)
+    windows = torch.from_numpy(tokens[starts[:, None] + np.arange(length)].astype(np.int64))
+
+    def continued(temperature: float, **cuts: Any) -> dict[str, float]:
+        written = model.generate(
+            windows[:, :prefix], length - prefix, temperature=temperature, seed=seed, **cuts
+        )
+        return generation_metrics(written[:, prefix:].tolist())
+
+    sampled = f"sampled (temperature {options.temperature:g})"
+    return {
+        "the text itself": generation_metrics(windows[:, prefix:].tolist()),
+        sampled: continued(options.temperature, top_k=options.top_k, top_p=options.top_p),
+        "greedy": continued(0),
+    }
+
+
+def _table_of_sets(metrics: Mapping[str, Mapping[str, float]]) -> str:
+    names = ["loss", "perplexity", "bits_per_byte", "accuracy", "top5_accuracy"]
+    names = [*names, "calibration_error", "num_tokens"]
+    shown = [name for name in names if any(name in found for found in metrics.values())]
+    rows = [[title, *map(found.get, shown)] for title, found in metrics.items()]
+    return format_rows(["set", *shown], rows, "table")
+
+
+def _table_of_positions(measured: Mapping[str, PredictionMetrics]) -> str:
+    """Mean losses where 1, 2-3, 4-7, ... tokens went before."""
+    longest = max(len(found.position_loss) for found in measured.values())
+    firsts = [2**power for power in range(math.ceil(math.log2(longest)))]
+    lasts = [min(2 * first, longest) - 1 for first in firsts]
+    columns = [str(a) if a == b else f"{a}-{b}" for a, b in zip(firsts, lasts, strict=True)]
+    rows = []
+    for title, found in measured.items():
+        nats = np.nan_to_num(found.position_loss) * found.position_counts
+        row: list[object] = [title]
+        for first, last in zip(firsts, lasts, strict=True):
+            count = found.position_counts[first : last + 1].sum()
+            row.append(float(nats[first : last + 1].sum() / count) if count else None)
+        rows.append(row)
+    return format_rows(["set", *columns], rows, "table")
+
+
+def _write(
+    directory: Path,
+    checkpoint: Path,
+    measured: Mapping[str, PredictionMetrics],
+    samples: Mapping[str, Mapping[str, float]],
+    floor: float | None,
+) -> None:
+    from common.visualization.evaluation import plot_evaluation  # Matplotlib takes half a second
+
+    report = {
+        "name": directory.name,
+        "checkpoint": checkpoint.name,
+        "created": now(),
+        "floor_bits_per_byte": floor,
+        "sets": {
+            title: found.scalars()
+            | {
+                "position_loss": found.position_loss,
+                "position_counts": found.position_counts,
+                "calibration": asdict(found.calibration),
+            }
+            for title, found in measured.items()
+        },
+        "samples": samples,
+    }
+    write_json_atomic(directory / "report.json", json_ready(report))
+    title = f"{directory.name}, {checkpoint.name}"
+    plot_evaluation(measured, title=title, output=directory / "report.png")
+    print(f"\nreport      {display_path(directory / 'report.json')}")
+    print(f"picture     {display_path(directory / 'report.png')}")
+
+
+def json_ready(value: Any) -> Any:
+    """`value` with arrays as lists and None for NaN and infinities, which JSON does not have."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): json_ready(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
