@@ -102,6 +102,8 @@ def read_texts(
 
 
 def _read_text(path: Path, tokenizer: Tokenizer) -> Tokens:
+    if not path.exists():
+        raise DataError(f"no file or folder {path}", "name a text file, or a folder of them")
     parts: list[Tokens] = []
     for document in open_corpus(DataConfig(path=path)).documents():
         try:

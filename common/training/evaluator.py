@@ -121,12 +121,15 @@ class Evaluator:
     ) -> dict[str, dict[str, float]]:
         """`evaluate` on several validation sets: {"val": ..., "other": ...} -> metrics by set.
 
-        The name of a set is its split in `create_metrics_dataframe`.
+        The name of a set is its split in `create_metrics_dataframe`. A DataError names the set.
         """
-        return {
-            name: self.evaluate(dataloader, accuracy=accuracy)
-            for name, dataloader in dataloaders.items()
-        }
+        metrics = {}
+        for name, dataloader in dataloaders.items():
+            try:
+                metrics[name] = self.evaluate(dataloader, accuracy=accuracy)
+            except DataError as error:
+                raise DataError(f"'{name}': {error.message}", error.hint) from error
+        return metrics
 
     def generate_samples(
         self,

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -86,6 +87,59 @@ def test_metrics_are_means_over_tokens_whatever_batch_they_came_in(seed: int) ->
             assert metrics["bits_per_byte"] == pytest.approx(expected, rel=1e-6)
         else:
             assert "bits_per_byte" not in metrics
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=10, deadline=None)
+def test_accuracy_is_the_share_of_most_likely_tokens_and_changes_nothing_else(seed: int) -> None:
+    batches = uneven_batches(seed)
+    for model in (gpt2(), custom()):
+        right, count = 0, 0
+        for batch in batches:
+            for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+                guesses = model(ids[None])["logits"][0].argmax(-1).tolist()
+                pairs = list(zip(guesses[:-1], labels[1:].tolist(), strict=True))
+                right += sum(guess == token for guess, token in pairs)
+                count += sum(token != -100 for _, token in pairs)
+        metrics = Evaluator(model).evaluate(batches, accuracy=True)
+        assert metrics.pop("accuracy") == right / count
+        assert metrics == pytest.approx(Evaluator(model).evaluate(batches), rel=1e-5)
+
+
+def test_accuracy_is_only_computed_when_it_is_asked_for() -> None:
+    class Lean(Decoder):
+        def forward(self, *arguments: Any, **options: Any) -> dict[str, torch.Tensor]:
+            raise AssertionError("evaluation for training needs no logits")
+
+        def compute_loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return torch.tensor(2.0)
+
+    lean = Lean(VOCAB, num_layers=1, hidden_size=16, num_heads=2)
+    assert "accuracy" not in Evaluator(lean).evaluate(uneven_batches(0))
+    with pytest.raises(AssertionError, match="needs no logits"):
+        Evaluator(lean).evaluate(uneven_batches(0), accuracy=True)
+
+
+def test_several_sets_are_judged_by_name() -> None:
+    sets = {"val": uneven_batches(1), "other": uneven_batches(2)}
+    evaluator = Evaluator(gpt2())
+    found = evaluator.evaluate_sets(sets, accuracy=True)
+    assert found == {
+        name: evaluator.evaluate(batches, accuracy=True) for name, batches in sets.items()
+    }
+    frames = [
+        evaluator.create_metrics_dataframe(metrics, epoch=1, split=name)
+        for name, metrics in found.items()
+    ]
+    save_experiment("two_sets", pd.concat(frames))
+    rows = query_experiments("SELECT split, accuracy FROM experiments ORDER BY split")
+    assert rows["split"].tolist() == ["other", "val"]
+    assert rows["accuracy"].tolist() == [found[name]["accuracy"] for name in ("other", "val")]
+
+
+def test_a_set_without_labels_is_named() -> None:
+    with pytest.raises(DataError, match="'empty'"):
+        Evaluator(gpt2()).evaluate_sets({"val": uneven_batches(1), "empty": []})
 
 
 class Known(BaseLanguageModel):

@@ -1,0 +1,40 @@
+"""A run of the baseline as training leaves it, in a second: its weights are random."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from common.config import dump_config, load_config
+from common.data.prepare import TokenDataset, prepare
+from common.models import BaseLanguageModel
+from common.utils.paths import get_runs_dir
+from projects.baseline.train import Config, build_model
+
+CONFIG = """
+data: {path: %s, tokenizer: %s, vocab_size: 300, eval_batch_size: 4}
+model: {num_layers: 1, hidden_size: 16, num_heads: 2, context_length: 16}
+training: {device: cpu}
+"""
+
+
+def make_run(
+    name: str, text: Path, tokenizer: str = "char"
+) -> tuple[Config, BaseLanguageModel, TokenDataset]:
+    """Write the folder of run `name` over `text`; returns what `load_run` finds again."""
+    directory = get_runs_dir() / name
+    directory.mkdir(parents=True)
+    path = directory / "config.yaml"
+    path.write_text(CONFIG % (text, tokenizer))
+    config = load_config(path, Config)
+    path.write_text(dump_config(config))
+    (directory / "manifest.json").write_text('{"project": "baseline"}')
+    data = prepare(config.data)
+    torch.manual_seed(0)
+    model = build_model(config, data.tokenizer.vocab_size)
+    with torch.no_grad():  # far from uniform, so that what is measured says something
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    model.save_checkpoint(directory / "checkpoints" / "step_5", fingerprint=data.fingerprint)
+    return config, model, data
