@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from common.data.tokenizers import BPETokenizer, CharTokenizer
 from common.errors import ConfigError, DataError
@@ -111,6 +112,15 @@ def test_a_text_without_anything_to_predict_is_named(content: str, tmp_path: Pat
         read_texts([tmp_path / "short.txt"], tokenizer)
 
 
+def test_a_text_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:
+    tokenizer = BPETokenizer.train(["a b c"], 270)
+    (tmp_path / "latin.txt").write_bytes(b"the c\xe4t")
+    with pytest.raises(DataError, match=r"latin\.txt is not UTF-8"):
+        read_texts([tmp_path / "latin.txt"], tokenizer)
+    with pytest.raises(DataError, match=r"no file or folder .*nothing\.txt"):
+        read_texts([tmp_path / "nothing.txt"], tokenizer)
+
+
 def test_samples_are_measured_beside_the_text_that_follows_the_same_prefixes(text: Path) -> None:
     config, model, data = make_run("a", text)
     tokens = data.tokens("train")
@@ -119,8 +129,6 @@ def test_samples_are_measured_beside_the_text_that_follows_the_same_prefixes(tex
     starts = np.linspace(0, len(tokens) - length, len(tokens) // length).astype(int)
     windows = [tokens[start : start + length].tolist() for start in starts]
     assert found["the text itself"] == generation_metrics([window[50:] for window in windows])
-    import torch
-
     prefixes = torch.tensor([window[:50] for window in windows])
     greedy = model.generate(prefixes, 100, temperature=0)[:, 50:].tolist()
     assert found["greedy"] == generation_metrics(greedy)
@@ -147,6 +155,7 @@ def test_what_json_has_no_word_for_is_null() -> None:
 # As users type it
 
 
+@pytest.mark.slow
 def test_evaluate_writes_the_report_from_any_folder(
     text: Path, other: Path, tmp_path: Path, run_tool
 ) -> None:
@@ -160,19 +169,16 @@ def test_evaluate_writes_the_report_from_any_folder(
     assert (get_runs_dir() / "a" / "report.json").is_file()
 
 
-def test_wrong_texts_are_told_in_one_line_with_the_way_out(
+@pytest.mark.slow
+def test_a_wrong_text_is_told_in_one_line_with_the_way_out(
     text: Path, tmp_path: Path, run_tool
 ) -> None:
     make_run("a", text)
     (tmp_path / "strange.txt").write_text("the cät")
-    (tmp_path / "latin.txt").write_bytes(b"the c\xe4t")
-    for name, reasons in {
-        "strange.txt": ["strange.txt", "'ä' (U+00E4)", "data.tokenizer=bpe"],
-        "latin.txt": ["latin.txt is not UTF-8"],
-        "nothing.txt": ["no file or folder", "nothing.txt"],
-    }.items():
-        result = run_tool(EVALUATE, "--name", "a", "--data", tmp_path / name, "--full-report")
-        assert result.returncode == 2 and result.stdout == "", name
-        assert result.stderr.startswith("error [data]") and "Traceback" not in result.stderr
-        assert all(reason in result.stderr for reason in reasons), result.stderr
+    strange = tmp_path / "strange.txt"
+    result = run_tool(EVALUATE, "--name", "a", "--data", text, strange, "--full-report")
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith("error [data]") and "Traceback" not in result.stderr
+    for reason in ("strange.txt", "'ä' (U+00E4)", "data.tokenizer=bpe"):
+        assert reason in result.stderr
     assert not (get_runs_dir() / "a" / "report.json").exists()

@@ -1,0 +1,130 @@
+"""Judge a trained run on tasks of EleutherAI's lm-evaluation-harness, from local files."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.config import load_config
+from common.errors import ExperimentError, did_you_mean, exit_on_error
+from common.utils.files import read_json, write_json_atomic
+from common.utils.paths import REPOSITORY_ROOT, display_path, get_runs_dir
+
+if TYPE_CHECKING:
+    from common.training.lm_eval_adapter import HarnessModel
+
+EXAMPLES = """examples:
+  python tools/run_lm_eval.py exp_001 --tasks my_tasks/capitals.yaml
+  python tools/run_lm_eval.py exp_001 --tasks my_tasks --limit 100
+  python tools/run_lm_eval.py exp_001 --tasks capitals colours --include-path my_tasks
+
+It needs the harness: uv pip install -e ".[lm-eval]". Nothing is downloaded unless HF_HUB_OFFLINE=0
+is set; `data_files` of a task are looked up from the current folder. The results go to
+evaluations/ in the run's folder, in the harness's own form."""
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    with exit_on_error():
+        # Read once, when the libraries are imported.
+        offline = os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        os.environ.setdefault("HF_DATASETS_OFFLINE", offline)
+        model, checkpoint = load_model(arguments.name, arguments.checkpoint, arguments.batch_size)
+        from lm_eval.utils import make_table
+
+        from common.training.lm_eval_adapter import run_tasks
+
+        results = run_tasks(
+            model,
+            arguments.tasks,
+            include_paths=arguments.include_path,
+            num_fewshot=arguments.num_fewshot,
+            limit=arguments.limit,
+            log_samples=arguments.log_samples,
+        )
+        print(f"checkpoint  {display_path(checkpoint)}\n")
+        print(make_table(results))
+        if results.get("groups"):
+            print(make_table(results, "groups"))
+        print(f"results     {display_path(store(arguments.name, checkpoint, results))}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("name", metavar="NAME", help="the experiment")
+    add("--tasks", nargs="+", required=True, metavar="TASK", help="YAML files, folders or names")
+    add(
+        "--include-path",
+        nargs="+",
+        action="extend",
+        default=[],
+        type=Path,
+        metavar="DIR",
+        help="where named tasks are",
+    )
+    add("--checkpoint", default="best", help="best (default), last, or a step such as 500")
+    add("--limit", type=_positive, metavar="N", help="the most questions of each task")
+    add("--num-fewshot", type=int, metavar="N", help="examples before each question")
+    add("--batch-size", type=_positive, default=32, metavar="N", help="texts at a time (32)")
+    add("--log-samples", action="store_true", help="also store every question and answer")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def load_model(name: str, which: str, batch_size: int) -> tuple[HarnessModel, Path]:
+    """The model of run `name` for the harness, and its checkpoint. Raises ResearchErrors."""
+    directory = get_runs_dir() / name
+    if not (directory / "config.yaml").is_file():
+        runs = sorted(path.parent.name for path in get_runs_dir().glob("*/config.yaml"))
+        hint = did_you_mean(name, runs) if runs else "train one first"
+        raise ExperimentError(f"there is no run '{name}' in {get_runs_dir()}", hint)
+    project = str(read_json(directory / "manifest.json", ExperimentError).get("project"))
+    if (
+        not re.fullmatch(r"\w+", project)
+        or not (REPOSITORY_ROOT / "projects" / project / "train.py").is_file()
+    ):
+        raise ExperimentError(
+            f"'{name}' was trained by the project '{project}', which is not in projects/"
+        )
+    train: Any = importlib.import_module(f"projects.{project}.train")
+    config = load_config(directory / "config.yaml", train.Config)
+    from common.training.experiment import load_run
+    from common.training.lm_eval_adapter import HarnessModel
+
+    model, data, checkpoint = load_run(config, train.build_model, name, which)
+    return HarnessModel(model, data.tokenizer, batch_size=batch_size, seed=config.seed), checkpoint
+
+
+def store(name: str, checkpoint: Path, results: dict[str, Any]) -> Path:
+    """Write `results` to a new file in the run's folder and return its path."""
+    from lm_eval.utils import handle_non_serializable
+
+    from common.training.evaluation_report import json_ready
+
+    plain = json.loads(json.dumps(results, default=handle_non_serializable))
+    moment = datetime.now().strftime("%Y%m%d_%H%M%S_%f")
+    path = get_runs_dir() / name / "evaluations" / f"lm_eval_{moment}.json"
+    run = {"name": name, "checkpoint": checkpoint.name}
+    write_json_atomic(path, json_ready({"run": run, **plain}))
+    return path
+
+
+if __name__ == "__main__":
+    main()
