@@ -190,7 +190,8 @@ class HarnessModel(LM):  # type: ignore[misc]  # untyped, and not always install
         """How each context goes on, up to the first stop text, the end of text or the most tokens.
 
         Contexts of the same length and options are written in one batch: the models have no mask
-        for padding.
+        for padding. A context that is too long loses its start; where the new tokens do not fit
+        behind it the window moves on (the harness's own models cut the context beforehand).
         """
         groups: dict[tuple[int, str], list[tuple[int, list[int]]]] = defaultdict(list)
         for index, request in enumerate(requests):

@@ -220,6 +220,7 @@ class Alphabet(BaseLanguageModel):
         ({"until": ["f"]}, "bcde"),
         ({"until": "f"}, "bcde"),
         ({"until": ["h", "de", "zz"]}, "bc"),  # the first that comes, of several letters
+        ({"until": ["d", "cd"]}, "b"),  # both are whole at once: the one that begins first
         ({"until": ["b"]}, ""),
         ({"until": []}, "bcdefghij"),  # to the end of the text
         ({"until": ["\n"], "max_gen_toks": 3}, "bcd"),

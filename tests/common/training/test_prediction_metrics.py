@@ -127,11 +127,13 @@ def test_it_agrees_with_the_evaluator_in_fp32_whatever_the_model(model: BaseLang
 
 
 def test_known_probabilities_fall_into_the_bins_they_should() -> None:
-    # Confidences 0.5 (on the border of two bins, twice), 0.9 and 1; the 0.9 is wrong, one 0.5 right.
-    odds = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.5, 0.3], [0.05, 0.9, 0.05], [0.0, 0.0, 1.0]])
+    # Confidences 0.5 (on the border of the two bins, right once), 0.9 (wrong) and 1 (right).
+    odds = torch.tensor([[0.5, 0.5, 0], [0.5, 0.5, 0], [0.05, 0.9, 0.05], [0, 0, 1]])
+    logits = odds.double().log()
+    assert float(logits[0].softmax(0).max()) == 0.5
     meter = PredictionMeter(num_bins=2)
-    labels = torch.tensor([[0, 0, 0, 0, 2]])
-    meter.update(torch.cat([odds, odds[:1]]).double().log()[None], labels)
+    last = logits[:1]  # what it predicts is not in the text
+    meter.update(torch.cat([logits, last])[None], torch.tensor([[0, 0, 1, 0, 2]]))
     found = meter.compute().calibration
     assert found.counts.tolist() == [2, 2]  # ]0, 0.5] and ]0.5, 1]
     assert found.accuracy.tolist() == [0.5, 0.5]
