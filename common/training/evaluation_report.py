@@ -75,11 +75,14 @@ def judge_run(
     }
     metrics = {title: found.scalars() for title, found in measured.items()}
     print(_table_of_sets(metrics))
+    floor = data.floor_bits_per_byte if split == "val" else None
+    if floor is not None:
+        print(f"\nthe entropy of val is {floor:.4f} bits per byte")
     print(f"\nloss by the number of tokens before\n{_table_of_positions(measured)}")
     samples = measure_samples(model, sets[split], config.samples, config.seed)
     rows = [[title, *values.values()] for title, values in samples.items()]
     print(f"\n{format_rows(['text', *next(iter(samples.values()))], rows, 'table')}")
-    _write(get_runs_dir() / name, checkpoint, measured, samples, data.floor_bits_per_byte)
+    _write(get_runs_dir() / name, checkpoint, measured, samples, floor)
     return metrics
 
 
