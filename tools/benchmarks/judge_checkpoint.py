@@ -1,0 +1,113 @@
+"""The loss of a checkpoint on the last tenth of a text, computed without our engine's own evaluation.
+
+    python -m tools.benchmarks.judge_checkpoint ours RUN_CHECKPOINT --text FILE --tokenizer JSON
+    python -m tools.benchmarks.judge_checkpoint nanogpt CKPT.PT --text FILE --nanogpt DIR
+
+prints JSON: nats per character, characters predicted, parameters. Every character of the split but the
+first is predicted once, from the inputs of a window as long as the model's context; probabilities are
+computed and added up in float64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.errors import ExperimentError, exit_on_error
+from common.models.base import BaseLanguageModel
+from common.training.checkpoint import load_checkpoint
+from tools.benchmarks.nanogpt import import_nanogpt
+
+Logits = Callable[[torch.Tensor], torch.Tensor]  # (batch, time) -> (batch, time, vocab_size)
+_BATCH = 64
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("kind", choices=("ours", "nanogpt"))
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--tokenizer", type=Path, help="of ours: tokenizer.json")
+    parser.add_argument("--nanogpt", type=Path, help="its folder")
+    arguments = parser.parse_args()
+    with exit_on_error(), torch.no_grad():
+        text = arguments.text.read_text(encoding="utf-8")
+        validation = text[int(len(text) * 0.9) :]
+        if arguments.kind == "ours":
+            model, logits, context = _ours(arguments.checkpoint)
+            ids = _our_ids(validation, arguments.tokenizer)
+        else:
+            model, logits, context = _nanogpt(arguments.checkpoint, arguments.nanogpt)
+            ids = _sorted_ids(validation, text)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        loss = mean_loss(logits, ids, context)
+        found = {"loss": loss, "characters": len(ids) - 1, "parameters": parameters}
+        print(json.dumps(found | {"context": context}))
+
+
+def mean_loss(logits: Logits, ids: torch.Tensor, context: int) -> float:
+    """Nats per token of ids (tokens,) int64, all but the first."""
+    total = torch.zeros((), dtype=torch.float64)
+    starts = range(0, len(ids) - 1, context)
+    for first in range(0, len(starts), _BATCH):
+        chosen = starts[first : first + _BATCH]
+        inputs = [ids[start : min(start + context, len(ids) - 1)] for start in chosen]
+        targets = [ids[start + 1 : start + 1 + context] for start in chosen]
+        if len(inputs[-1]) < context:  # the last window of all is shorter: alone
+            total += _nats(logits, torch.stack([inputs.pop()]), torch.stack([targets.pop()]))
+        if inputs:
+            total += _nats(logits, torch.stack(inputs), torch.stack(targets))
+    return float(total / (len(ids) - 1))
+
+
+def _nats(logits: Logits, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    logarithms = torch.log_softmax(logits(inputs).double(), dim=-1)
+    return -logarithms.gather(-1, targets[..., None]).sum()
+
+
+def _ours(path: Path) -> tuple[torch.nn.Module, Logits, int]:
+    """Raises ExperimentError for a model that is not of this repository, or has no context."""
+    name: str = load_checkpoint(path).state["model"]["class"]
+    if not name.startswith(("common.", "projects.")):
+        raise ExperimentError(f"{path} holds a {name}, which is not of this repository")
+    importlib.import_module(name.rpartition(".")[0])
+    model = BaseLanguageModel.load_checkpoint(path).eval()
+    if model.context_limit is None:
+        raise ExperimentError(f"the model in {path} has no context to cut the text into")
+    return model, lambda inputs: model(inputs)["logits"], model.context_limit
+
+
+def _our_ids(text: str, tokenizer: Path) -> torch.Tensor:
+    from common.data.tokenizers import load_tokenizer
+
+    return torch.from_numpy(load_tokenizer(tokenizer).encode(text))
+
+
+def _nanogpt(path: Path, folder: Path) -> tuple[torch.nn.Module, Logits, int]:
+    module = import_nanogpt(folder)
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    model = module.GPT(module.GPTConfig(**saved["model_args"])).eval()
+    weights = {name.removeprefix("_orig_mod."): value for name, value in saved["model"].items()}
+    model.load_state_dict(weights)
+
+    def logits(inputs: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = model(inputs, inputs)[0]  # with targets it gives all positions
+        return result
+
+    return model, logits, saved["model_args"]["block_size"]
+
+
+def _sorted_ids(text: str, whole: str) -> torch.Tensor:
+    """As its prepare.py numbers the characters: sorted, from 0."""
+    numbers = {character: index for index, character in enumerate(sorted(set(whole)))}
+    return torch.from_numpy(np.array([numbers[character] for character in text], dtype=np.int64))
+
+
+if __name__ == "__main__":
+    main()

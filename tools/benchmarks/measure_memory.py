@@ -1,0 +1,160 @@
+"""The most memory that a training takes, in each of our settings and in nanoGPT's."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, get_args
+
+import psutil
+
+from common.errors import ExperimentError
+from common.utils.paths import REPOSITORY_ROOT
+from tools.benchmarks.networks import NETWORKS
+from tools.benchmarks.plan import Plan
+from tools.benchmarks.ratios import Measured, Row, Target, at_most, compared
+from tools.benchmarks.results import say
+from tools.benchmarks.turns import Contestant, last_line
+
+TARGET = at_most(1.0)
+NANOGPT_DEFAULT = "nanoGPT compiled fp32"
+_SAMPLE_SECONDS = 0.05
+_MIB = 2**20
+Peaks = dict[str, float]
+
+
+def measure_memory(plan: Plan) -> Measured:
+    """Of the last network of the plan: by default the largest. The processes run one by one."""
+    network = plan.networks[-1]
+    peaks: dict[str, Peaks] = {}
+    for name, contestant in _contestants(plan, network).items():
+        say(f"memory, {network}: {plan.memory_steps} steps of {name}")
+        try:
+            peaks[name] = _peaks(contestant)
+        except ExperimentError as error:
+            if not contestant.may_fail:
+                raise
+            say(f"memory, {network}: {name} does not run: {error.message}")
+    return Measured(_rows(network, peaks), {network: peaks})
+
+
+def _contestants(plan: Plan, network: str) -> dict[str, Contestant]:
+    """Every setting of both; `accumulating` takes the batch of a step one sequence at a time."""
+    steps = plan.memory_steps
+    parts = {"": 1, ", accumulating": NETWORKS[network].batch_size}
+    contestants = {"ours": plan.ours(network, steps=steps, precision="auto", compile="auto")}
+    for precision in ("fp32", "bf16"):
+        for setting in _compile_settings():
+            for suffix, accumulation in parts.items():
+                options = {"precision": precision, "accumulation": accumulation, "steps": steps}
+                name = f"ours {precision}, compile {setting}" if setting else f"ours {precision}"
+                contestants[name + suffix] = plan.ours(network, compile=setting, **options)
+        for compiled, mode in (("off", "eager"), ("on", "compiled")) if plan.nanogpt else ():
+            for suffix, accumulation in parts.items():
+                options = {"precision": precision, "accumulation": accumulation, "steps": steps}
+                name = f"nanoGPT {mode} {precision}{suffix}"
+                contestants[name] = plan.of_nanogpt(network, compile=compiled, **options)
+    return contestants
+
+
+def _compile_settings() -> list[str | None]:
+    """What TrainingConfig.compile can be beside auto; [None] where it has no such key."""
+    from common.training.config import TrainingConfig
+
+    field = TrainingConfig.model_fields.get("compile")
+    if field is None:
+        return [None]
+    settings = [str(choice) for choice in get_args(field.annotation) if choice != "auto"]
+    return list(settings) or ["on", "off"]
+
+
+def _peaks(contestant: Contestant) -> Peaks:
+    """MiB: `process` is ru_maxrss of the training process, `tree` the most that it and the processes
+    which it started (Inductor's compilers) held at one time, shared pages counted once (PSS)."""
+    # What is compiled is not to come from an earlier process: compiling takes memory too.
+    with (
+        tempfile.TemporaryDirectory(prefix="inductor-") as cache,
+        tempfile.TemporaryFile("w+") as errors,
+    ):
+        process = subprocess.Popen(
+            contestant.command,
+            cwd=REPOSITORY_ROOT,
+            env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache},
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        try:
+            with _TreeWatch(process.pid) as watch:
+                output, _ = process.communicate()
+        finally:
+            process.kill()
+            process.wait()
+        if process.returncode != 0:
+            raise ExperimentError(f"a training process failed: {last_line(errors)}")
+        message: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return {"process": message["peak_mib"], "tree": watch.peak / _MIB}
+
+
+class _TreeWatch:
+    """The most bytes (PSS) that a process and its descendants held, looked at 20 times a second."""
+
+    def __init__(self, pid: int) -> None:
+        self.peak = 0.0
+        self._root = psutil.Process(pid)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> _TreeWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_SAMPLE_SECONDS):
+            with suppress(psutil.Error):
+                tree = [self._root, *self._root.children(recursive=True)]
+                self.peak = max(self.peak, sum(map(_bytes, tree)))
+
+
+def _bytes(process: psutil.Process) -> float:
+    """PSS; resident memory where the system does not know PSS."""
+    try:
+        memory = process.memory_full_info()
+        return float(getattr(memory, "pss", memory.rss))
+    except psutil.Error:
+        return 0.0  # it has ended meanwhile
+
+
+def _rows(network: str, peaks: Mapping[str, Peaks]) -> list[Row]:
+    of_process = {name: found["process"] for name, found in peaks.items()}
+    of_tree = {name: found["tree"] for name, found in peaks.items()}
+    return [
+        *_rows_of(f"{network}: peak memory", of_process),
+        *_rows_of(f"{network}: peak memory, compilers counted", of_tree),
+    ]
+
+
+def _rows_of(work: str, mib: Mapping[str, float]) -> list[Row]:
+    ours = {name: peak for name, peak in mib.items() if name.startswith("ours")}
+    theirs = {name: peak for name, peak in mib.items() if name not in ours}
+    leanest = min(ours, key=ours.__getitem__)
+    if not theirs:
+        return [Row(work, "MiB", ours["ours"]), Row(f"{work} ({leanest})", "MiB", ours[leanest])]
+
+    def row(suffix: str, mine: str, peer: str, target: Target | None = None) -> Row:
+        return compared(work + suffix, "MiB", [mib[mine]], peer, [mib[peer]], target)
+
+    leanest_peer = min(theirs, key=theirs.__getitem__)
+    rows = [row(", nanoGPT at its leanest", "ours", leanest_peer)]
+    if NANOGPT_DEFAULT in theirs:
+        rows.insert(0, row(", nanoGPT by default", "ours", NANOGPT_DEFAULT, TARGET))
+    return [*rows, row(f", both at their leanest ({leanest})", leanest, leanest_peer, TARGET)]

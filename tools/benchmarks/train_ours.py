@@ -1,0 +1,101 @@
+"""Our Trainer at the pace of the benchmark: a process of its own (see pace.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.models.decoder import Decoder
+from common.training.callbacks.base import Callback
+from common.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
+from common.training.trainer import Trainer
+from tools.benchmarks import networks
+from tools.benchmarks.nanogpt import load_into_decoder
+from tools.benchmarks.networks import Network
+from tools.benchmarks.pace import Pace, Steps, choose_pace, network_of, parse
+
+UNENDING = 1_000_000  # steps: a long training, which the pace ends
+
+
+class Paced(Callback):
+    """Obeys the pace after every step."""
+
+    def __init__(self, pace: Pace) -> None:
+        self.pace = pace
+
+    def on_step(self, trainer: Trainer) -> None:
+        if not self.pace.after_step():
+            trainer.should_stop = True
+
+    def on_log(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        self.pace.record(metrics["loss"])
+
+
+def main() -> None:
+    arguments = parse(__doc__, weights={"type": Path, "help": "of nanoGPT, to begin with"})
+    pace = choose_pace(arguments)
+    network = network_of(arguments)
+    trainer = create_trainer(
+        network,
+        networks.windows(networks.open_tokens(arguments.tokens), network, arguments.accumulation),
+        training_config(
+            device=arguments.device,
+            precision=arguments.precision,
+            compile=arguments.compile,
+            log_every_steps=pace.log_every_steps or networks.LOG_EVERY_STEPS,
+            gradient_accumulation_steps=arguments.accumulation,
+        ),
+        callbacks=[Paced(pace)],
+    )
+    if arguments.weights:
+        load_into_decoder(arguments.weights, trainer.model)
+    trainer.fit()
+    if isinstance(pace, Steps):
+        pace.finish()
+
+
+def create_trainer(network: Network, data: Any, config: TrainingConfig, **options: Any) -> Trainer:
+    """A Trainer for `network`; `options` are the Trainer's own."""
+    torch.manual_seed(networks.SEED)
+    model = Decoder(
+        network.vocab_size,
+        preset="gpt2",
+        bias=False,
+        num_layers=network.num_layers,
+        num_heads=network.num_heads,
+        hidden_size=network.hidden_size,
+        context_length=network.context_length,
+    )
+    return Trainer(
+        model,
+        data,
+        config,
+        optimizer=OptimizerConfig(
+            lr=networks.LEARNING_RATE,
+            betas=networks.BETAS,
+            weight_decay=networks.WEIGHT_DECAY,
+        ),
+        schedule=ScheduleConfig(name="constant", warmup_steps=0),
+        **options,
+    )
+
+
+def training_config(**values: Any) -> TrainingConfig:
+    """For an unending training; `compile` is left out where TrainingConfig has no such key."""
+    known = {key: value for key, value in values.items() if key in TrainingConfig.model_fields}
+    unknown = values.keys() - known.keys() - {"compile"}
+    if unknown:
+        raise ValueError(f"TrainingConfig has no {unknown}")
+    return TrainingConfig(
+        max_steps=UNENDING,
+        eval_every_steps=UNENDING,
+        max_grad_norm=networks.MAX_GRAD_NORM,
+        **known,
+    )
+
+
+if __name__ == "__main__":
+    main()
