@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, help="of ours: tokenizer.json")
     parser.add_argument("--nanogpt", type=Path, help="its folder")
     arguments = parser.parse_args()
-    with exit_on_error(), torch.no_grad():
+    with exit_on_error():
         text = arguments.text.read_text(encoding="utf-8")
         validation = text[int(len(text) * 0.9) :]
         if arguments.kind == "ours":
@@ -51,6 +51,7 @@ def main() -> None:
         print(json.dumps(found | {"context": context}))
 
 
+@torch.no_grad()
 def mean_loss(logits: Logits, ids: torch.Tensor, context: int) -> float:
     """Nats per token of ids (tokens,) int64, all but the first."""
     total = torch.zeros((), dtype=torch.float64)

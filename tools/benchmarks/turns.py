@@ -58,23 +58,32 @@ def take_turns(
     failures: dict[str, str] = {}
     with ExitStack() as stack:
         running: dict[str, _Process] = {}
+
+        def leave_out(name: str, error: ExperimentError) -> None:
+            if not contestants[name].may_fail:
+                raise error
+            say(f"{label}: {name} does not run: {error.message}")
+            failures[name] = error.message
+            running.pop(name, None)
+            records.pop(name, None)
+
         for name, contestant in contestants.items():
             say(f"{label}: starting {name}")
             try:
                 process = stack.enter_context(_started(contestant, stack))
                 message = process.listen()
             except ExperimentError as error:
-                if not contestant.may_fail:
-                    raise
-                say(f"{label}: {name} does not run: {error.message}")
-                failures[name] = error.message
+                leave_out(name, error)
                 continue
             running[name] = process
             records[name] = Record(message["seconds"], message["steps"])
         for number in range(rounds):
-            order = list(running) if number % 2 == 0 else list(reversed(running))
-            for name in order:
-                message = running[name].train(seconds)
+            for name in list(running) if number % 2 == 0 else list(reversed(running)):
+                try:
+                    message = running[name].train(seconds)
+                except ExperimentError as error:
+                    leave_out(name, error)
+                    continue
                 records[name].turns.append(message["seconds"] / message["steps"])
             shown = ", ".join(f"{name} {1e3 * r.turns[-1]:.4g}" for name, r in records.items())
             say(f"{label}: round {number + 1} of {rounds}, ms per step: {shown}")
