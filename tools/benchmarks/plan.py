@@ -27,8 +27,8 @@ class Plan:
     repetitions: int = 3  # of whole trainings
     agreement_steps: int = 20
     memory_steps: int = 20
-    overhead_pairs: int = 40  # of a block of steps with and one without
-    overhead_steps: int = 40  # in a block
+    overhead_pairs: int = 60  # of a block of steps with and one without
+    overhead_steps: int = 20  # in a block
     loss: float = 1.885  # nats per token of the whole validation split
     parameters: int = 900_000
     ours_command: str = ""
