@@ -25,6 +25,8 @@ class DataConfig(Config):
     val_fraction: float = Field(0.1, gt=0, lt=1)
     seed: int = 0  # of the split by document, and of `stories`
     context_length: int | None = Field(None, ge=2)  # tokens per sequence; default: the model's
+    # random: windows that start anywhere, as in nanoGPT; shuffled: every token once per epoch
+    sampling: Literal["random", "shuffled"] = "random"
     batch_size: int = Field(16, gt=0)  # sequences per forward pass
     eval_batch_size: int = Field(64, gt=0)
 

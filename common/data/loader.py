@@ -6,8 +6,9 @@ are the same tokens as the inputs (the model shifts them) and -100 marks what is
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -45,6 +46,43 @@ class RandomWindows:
         windows = self._tokens[starts + self._offsets_in_window].astype(np.int64)
         input_ids = torch.from_numpy(windows)
         return {"input_ids": input_ids, "labels": input_ids}
+
+
+class ShuffledWindows:
+    """Epochs: neighbouring windows in a random order, each token predicted once per epoch.
+
+    Where the windows begin changes from epoch to epoch, and so does their order. Neighbours share a
+    token, as in EvalWindows; a batch across the end of an epoch takes windows of both.
+    """
+
+    def __init__(
+        self, tokens: Tokens, *, batch_size: int, context_length: int, seed: int = 0
+    ) -> None:
+        _check_length(tokens, 2 * context_length)
+        self._tokens = tokens
+        self._batch_size = batch_size
+        self._offsets_in_window = np.arange(context_length)
+        self._seed = seed
+        stride = context_length - 1
+        self._per_epoch = (len(tokens) - 1) // stride - 1  # leaves room for the shift
+        self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
+
+    def batch(self, index: int) -> Batch:
+        first = index * self._batch_size
+        places = [
+            divmod(window, self._per_epoch) for window in range(first, first + self._batch_size)
+        ]
+        starts = np.array([[self._epoch(epoch)[place]] for epoch, place in places])
+        windows = self._tokens[starts + self._offsets_in_window].astype(np.int64)
+        input_ids = torch.from_numpy(windows)
+        return {"input_ids": input_ids, "labels": input_ids}
+
+    def _make_epoch(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """(windows,) int64: where each window of the epoch starts."""
+        generator = np.random.Generator(np.random.Philox(key=self._seed, counter=[0, 0, epoch, 1]))
+        stride = len(self._offsets_in_window) - 1
+        shift = generator.integers(0, stride)
+        return shift + stride * generator.permutation(self._per_epoch)
 
 
 class EvalWindows:

@@ -49,6 +49,7 @@ class DecoderConfig(ModelConfig):
     positions: Literal["learned", "rope", "none"] = "learned"
     rope_theta: float = Field(10_000.0, gt=0)
     feedforward: Literal["mlp", "swiglu", "none"] = "mlp"
+    activation: Literal["gelu_tanh", "gelu", "relu_squared"] = "gelu_tanh"  # of the mlp
     intermediate_size: int | None = Field(None, gt=0)  # default: 4x hidden (mlp), 8/3x (swiglu)
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     bias: bool = True

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from common.models.config import DecoderConfig
 
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu": F.gelu,
+    "relu_squared": lambda x: F.relu(x).square(),
+}
+
 
 class MLP(nn.Module):
-    """W2 gelu(W1 x), with the tanh form of GELU that GPT-2 was trained with."""
+    """W2 f(W1 x); f is `activation`: by default the tanh form of GELU that GPT-2 was trained with.
+
+    The exact GELU takes a third of the time on CPUs, ReLU squared (So et al. 2021, "Primer") less.
+    """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         size = config.intermediate_size or 4 * config.hidden_size
         self.input = nn.Linear(config.hidden_size, size, bias=config.bias)
         self.output = nn.Linear(size, config.hidden_size, bias=config.bias)
+        self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.output(F.gelu(self.input(x), approximate="tanh"))
+        result: torch.Tensor = self.output(self.activation(self.input(x)))
         return result
 
 

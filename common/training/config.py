@@ -53,6 +53,7 @@ class TrainingConfig(Config):
     keep_checkpoints: int = Field(2, gt=0)  # the latest so many, and the best
     save_in_background: bool = False  # writes while training goes on; one at a time, kept in memory
     early_stopping_patience: int | None = Field(None, gt=0)  # evaluations without a better loss
+    num_threads: int | None = Field(None, gt=0)  # of the CPU; default: all cores
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     precision: Literal["auto", "fp32", "tf32", "bf32", "bf16", "fp16"] = "auto"
     compile: Literal["auto"] | bool = "auto"  # torch.compile

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from common.config import dump_config, load_config
-from common.data.loader import EvalWindows, RandomWindows
+from common.data.loader import EvalWindows, RandomWindows, ShuffledWindows
 from common.data.prepare import TokenDataset, prepare
 from common.errors import CheckpointError, ConfigError, ExperimentError, did_you_mean
 from common.models.base import BaseLanguageModel
@@ -57,6 +57,8 @@ def train_experiment(
             name = name or _newest_resumable(config, project)
             _check_same_config(config, name, resume_anyway)
         check_precision(config.training.precision, processes.device)
+        if config.training.num_threads is not None:
+            torch.set_num_threads(config.training.num_threads)
         with processes.main_first():
             data = prepare(config.data)
         data.tokenizer.encode_batch(config.samples.prompts)
@@ -108,7 +110,8 @@ def _create_trainer(
     run: Run | None,
     processes: Processes,
 ) -> Trainer:
-    train_data = RandomWindows(
+    windows = RandomWindows if config.data.sampling == "random" else ShuffledWindows
+    train_data = windows(
         data.tokens("train"),
         batch_size=config.data.batch_size,
         context_length=config.context_length,

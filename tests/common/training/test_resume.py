@@ -246,7 +246,7 @@ def rows(name: str) -> pd.DataFrame:
     frame = query_experiments(
         f"SELECT * FROM experiments WHERE experiment_name = '{name}' ORDER BY step, split"
     )
-    return frame.drop(columns=["experiment_name", "time", "tokens_per_second"])
+    return frame.drop(columns=["experiment_name", "time", "tokens_per_second", "memory_gib"])
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Any preset of the shared Decoder, on any text."""
