@@ -41,6 +41,7 @@ def train_main(schema: type[C], build_model: BuildModel[C], script: str) -> None
     parser.add_argument(
         "--resume", action="store_true", help="continue after a crash or Ctrl-C, exactly"
     )
+    parser.add_argument("--tag", action="append", default=[], help="of the experiment; repeatable")
     parser.add_argument(
         "--resume-anyway",
         action="store_true",
@@ -67,6 +68,7 @@ def train_main(schema: type[C], build_model: BuildModel[C], script: str) -> None
             project=project.name,
             name=arguments.name,
             prefix=stem,
+            tags=arguments.tag,
             resume=arguments.resume or arguments.resume_anyway,
             resume_anyway=arguments.resume_anyway,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,6 +44,7 @@ def train_experiment(
     project: str,
     name: str | None = None,
     prefix: str = "experiment",
+    tags: Sequence[str] = (),
     resume: bool = False,
     resume_anyway: bool = False,
 ) -> dict[str, float]:
@@ -64,7 +65,7 @@ def train_experiment(
         data.tokenizer.encode_batch(config.samples.prompts)
         seed_everything(config.seed)
         model = build_model(config, data.tokenizer.vocab_size)
-        with _start_run(config, processes, name, prefix, project, resume) as run:
+        with _start_run(config, processes, name, prefix, project, tags, resume) as run:
             trainer = _create_trainer(config, model, data, run, processes)
             if resume:
                 trainer.resume(anyway=resume_anyway)
@@ -85,6 +86,7 @@ def _start_run(
     name: str | None,
     prefix: str,
     project: str,
+    tags: Sequence[str],
     resume: bool,
 ) -> Iterator[Run | None]:
     """The experiment in the store; of several processes only the main one has it."""
@@ -98,6 +100,7 @@ def _start_run(
         config=config.model_dump(mode="json"),
         config_text=dump_config(config),
         seed=config.seed,
+        tags=tags,
         resume=resume,
     ) as run:
         yield run

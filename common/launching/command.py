@@ -1,0 +1,111 @@
+"""The command line of a trial, its environment, and the configuration that a sweep starts from."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Command:
+    """`python SCRIPT --config CONFIG key=value ...`, by torchrun where `nproc` says of how many processes."""
+
+    script: str
+    config: str | None = None
+    overrides: tuple[str, ...] = ()
+    nproc: int | None = None
+
+    def arguments(
+        self, values: Mapping[str, str], *options: str, python: str = sys.executable
+    ) -> list[str]:
+        """The whole command line with `values` for what is swept, and further `options` of the script."""
+        launcher = [python]
+        if self.nproc is not None:
+            launcher += ["-m", "torch.distributed.run", "--standalone"]
+            launcher += [f"--nproc-per-node={self.nproc}"]
+        config = ["--config", self.config] if self.config else []
+        swept = [f"{key}={value}" for key, value in values.items()]
+        return [*launcher, self.script, *config, *options, *self.overrides, *swept]
+
+    def resolved_config(self, values: Mapping[str, str]) -> dict[str, Any]:
+        """The configuration as the script reads it (by its --print-config, which trains nothing).
+
+        Raises ConfigError with the script's own complaint.
+        """
+        if not Path(self.script).is_file():
+            raise ConfigError(f"there is no script {self.script}", "name a project's train.py")
+        plain = Command(self.script, self.config, self.overrides)
+        command = plain.arguments(values, "--print-config")
+        result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        if result.returncode != 0:
+            raise _complaint(self.script, result)
+        import yaml
+
+        config = yaml.safe_load(result.stdout)
+        if not isinstance(config, dict):
+            raise ConfigError(f"{self.script} --print-config shows no configuration")
+        return config
+
+
+def _complaint(script: str, result: subprocess.CompletedProcess[str]) -> ConfigError:
+    lines = result.stderr.strip().splitlines() or ["it said nothing"]
+    for number, line in enumerate(lines):
+        code, _, message = line.partition("]: ")
+        if code.startswith("error [") and message:
+            hints = [rest.partition("hint: ")[2] for rest in lines[number:] if "hint: " in rest]
+            return ConfigError(message, hints[0] if hints else "")
+    return ConfigError(
+        f"{script} --print-config ended with code {result.returncode}: {lines[-1]}",
+        "only a script whose command line is that of a project's train.py can be launched",
+    )
+
+
+def trial_environment(parallel: int, nproc: int | None) -> dict[str, str]:
+    """Our own, with the cores divided among `parallel` trials of `nproc` processes each.
+
+    Trainings that together have more threads than cores are 10 to 30 times slower, so a larger
+    OMP_NUM_THREADS than the share is lowered, a smaller one kept. One process alone is left to
+    PyTorch, which counts physical cores.
+    """
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}  # the log is there to be watched
+    processes = parallel * (nproc or 1)
+    if processes > 1:
+        share = max(1, available_cores() // processes)
+        given = environment.get("OMP_NUM_THREADS", "")
+        threads = min(share, int(given)) if given.isdecimal() and int(given) else share
+        environment["OMP_NUM_THREADS"] = str(threads)
+    return environment
+
+
+def available_cores() -> int:
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))  # fewer than there are in a container or a job
+    return os.cpu_count() or 1
+
+
+def share_gpus(gpus: int, parallel: int) -> list[str]:
+    """CUDA_VISIBLE_DEVICES of each of `parallel` trials with `gpus` GPUs each. Raises ConfigError for too few."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = _installed_gpus() if listed is None else [d for d in listed.split(",") if d]
+    if len(devices) < gpus * parallel:
+        raise ConfigError(
+            f"{parallel} trials of {gpus} GPUs at once need {gpus * parallel}, {len(devices)} are here",
+            "lower --parallel or --gpus",
+        )
+    return [",".join(devices[i * gpus : (i + 1) * gpus]) for i in range(parallel)]
+
+
+def _installed_gpus() -> Sequence[str]:
+    try:
+        result = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        return []
+    lines = [line for line in result.stdout.splitlines() if line.startswith("GPU ")]
+    return [str(number) for number in range(len(lines))]

@@ -1,0 +1,209 @@
+"""Run a training command, or a sweep of them, on this machine or on SLURM. The same command again goes on."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+from common.errors import ConfigError, TrainingError, exit_on_error
+
+if TYPE_CHECKING:
+    from common.launching.command import Command
+    from common.launching.launcher import Launcher
+    from common.launching.plan import Plan
+    from common.launching.runner import Runner
+    from common.launching.sweep import Sweep
+
+EXAMPLES = """examples:
+  python tools/launch.py projects/baseline/train.py --config configs/quickstart.yaml \\
+      optimizer.lr=1e-3,3e-4 "seed=range(5)"
+  python tools/launch.py projects/baseline/train.py --config configs/quickstart.yaml --parallel 4 \\
+      --optuna 20 --minimize loss "optimizer.lr=loguniform(1e-4,1e-2)" "model.num_layers=choice(2,4)"
+  python tools/launch.py projects/baseline/train.py --config configs/quickstart.yaml --slurm \\
+      --partition gpu --gpus 1 --hours 4 optimizer.lr=1e-3,3e-4
+
+A comma makes a list; range(b), range(a,b) and range(a,b,step) count as Python's do; choice(...) lists values
+that hold commas. uniform(a,b) and loguniform(a,b) are for --optuna. A value that holds brackets or
+quotes is otherwise one value. Quote what your shell would read: (, ), [, ] and ".
+
+Finished trials are not repeated, those that died are resumed, those that run are left alone, also
+when several launchers run the same sweep. Ctrl-C lets the trials save, then ends."""
+
+_NEED = {  # options that mean nothing without another one
+    "slurm": ("partition", "account", "hours", "cpus", "memory_gb", "sbatch", "detach"),
+    "optuna": ("search_seed",),
+}
+
+
+def main() -> None:
+    parser = _parser()
+    arguments = parser.parse_intermixed_args()
+    given = {name for name, v in vars(arguments).items() if v not in (None, False, [])}
+    for needed, options in _NEED.items():
+        for option in options:
+            if option in given and needed not in given:
+                parser.error(f"--{option.replace('_', '-')} goes with --{needed}")
+    for option in ("parallel", "nproc", "optuna", "hours", "cpus", "memory_gb"):
+        value = getattr(arguments, option)
+        if value is not None and value <= 0:
+            parser.error(f"--{option.replace('_', '-')} must be more than 0, got {value:g}")
+    for option in ("retries", "gpus", "search_seed"):
+        value = getattr(arguments, option)
+        if value is not None and value < 0:
+            parser.error(f"--{option.replace('_', '-')} cannot be negative, got {value}")
+    if "optuna" in given and given & {"retry_failed", "detach"}:
+        parser.error(
+            "--optuna goes without --retry-failed and --detach: it learns from every result"
+        )
+    if arguments.gpus and arguments.gpus != (arguments.nproc or 1):
+        parser.error(
+            f"--gpus {arguments.gpus} goes with --nproc {arguments.gpus}: a process has one"
+        )
+    with exit_on_error():
+        _launch(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        usage="launch.py SCRIPT [--config FILE] [options] [key.path=values ...]",
+    )
+    add = parser.add_argument
+    add("script", metavar="SCRIPT", help="train.py of a project")
+    add("overrides", nargs="*", metavar="key.path=values", help="what is changed, what is swept")
+    add("--config", metavar="FILE", help="of the script")
+    add(
+        "--sweep", metavar="NAME", help="trials are NAME_000, ... (default: from the configuration)"
+    )
+    add("--parallel", type=int, metavar="N", help="trials at once (default 1; 16 on SLURM)")
+    add("--nproc", type=int, metavar="N", help="processes of a trial, by torchrun")
+    add("--gpus", type=int, metavar="N", help="of a trial (default: all here; none on SLURM)")
+    add("--retries", type=int, default=2, metavar="N", help="of a trial that dies (default 2)")
+    add("--retry-failed", action="store_true", help="also what ended with an error of its own")
+    add("--dry-run", action="store_true", help="check and print the commands, run nothing")
+    judge = parser.add_argument_group("which trial is the best").add_mutually_exclusive_group()
+    judge.add_argument("--minimize", metavar="METRIC", help="(default: loss)")
+    judge.add_argument("--maximize", metavar="METRIC")
+    add = parser.add_argument_group("search").add_argument
+    add("--optuna", type=int, metavar="N", help="draw N trials by TPE, instead of a grid")
+    add("--search-seed", type=int, metavar="N", help="of the draws (default 0)")
+    add = parser.add_argument_group("SLURM").add_argument
+    add("--slurm", action="store_true", help="a job for every trial")
+    add(
+        "--hours",
+        type=float,
+        metavar="H",
+        help="of a job, which then queues itself again (default 4)",
+    )
+    add("--partition", metavar="NAME")
+    add("--account", metavar="NAME")
+    add("--cpus", type=int, metavar="N", help="of a trial")
+    add("--memory-gb", type=float, metavar="GB", help="of a trial")
+    add("--sbatch", action="append", default=[], metavar="KEY=VALUE", help="any option of sbatch")
+    add(
+        "--detach",
+        action="store_true",
+        help="submit all and leave; the same command looks after them",
+    )
+    return parser
+
+
+def _launch(arguments: argparse.Namespace) -> None:
+    from common.launching.launcher import Launcher
+    from common.launching.plan import make_plan
+    from common.launching.search import Goal
+    from common.launching.view import View
+
+    lowest = Goal(arguments.minimize or "loss", "min")
+    plan = make_plan(
+        arguments.script,
+        arguments.overrides,
+        config=arguments.config,
+        name=arguments.sweep,
+        nproc=arguments.nproc,
+        goal=Goal(arguments.maximize, "max") if arguments.maximize else lowest,
+        trials=arguments.optuna,
+        search_seed=arguments.search_seed or 0,
+    )
+    if arguments.dry_run:
+        print("\n".join(plan.commands()))
+        return
+    runner = _runner(arguments, plan.command)
+    sweep, search = plan.open()
+    if arguments.detach:
+        runner.parallel = search.total
+    launcher = Launcher(
+        sweep,
+        search,
+        runner,
+        View(sweep, search.total, plan.goal),
+        retries=arguments.retries,
+        retry_failed=arguments.retry_failed,
+        detach=arguments.detach,
+        resume_command=f"python {shlex.join(sys.argv)}",
+    )
+    launcher.run()
+    if arguments.detach:
+        print(f"submitted; to look after them: python {shlex.join(_without_detach())}")
+    else:
+        _report(plan, sweep, launcher)
+
+
+def _runner(arguments: argparse.Namespace, command: Command) -> Runner:
+    if not arguments.slurm:
+        from common.launching.local import LocalRunner
+
+        return LocalRunner(command, arguments.parallel or 1, arguments.gpus)
+    from common.launching.slurm import SlurmOptions, SlurmRunner
+
+    options = SlurmOptions(
+        hours=arguments.hours or 4.0,
+        partition=arguments.partition,
+        account=arguments.account,
+        gpus=arguments.gpus,
+        cpus=arguments.cpus,
+        memory_gb=arguments.memory_gb,
+        extra=dict(_pair(text) for text in arguments.sbatch),
+    )
+    return SlurmRunner(command, options, arguments.parallel or 16)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise ConfigError(f"--sbatch {text}: expected KEY=VALUE", "such as --sbatch qos=high")
+    return key.lstrip("-"), value
+
+
+def _without_detach() -> list[str]:
+    return [argument for argument in sys.argv if argument != "--detach"]
+
+
+def _report(plan: Plan, sweep: Sweep, launcher: Launcher) -> None:
+    from common.launching.report import look_further, ranking, unfinished
+    from common.utils.paths import display_path
+    from common.utils.tables import format_rows
+
+    report = ranking(sweep.trials(), plan.goal)
+    print(format_rows(report.columns, report.rows, "table"))
+    reasons = unfinished(sweep.trials(), launcher.given_up)
+    for name, reason in reasons.items():
+        print(f"{name}: {reason}")
+    print(f"\nsweep  {display_path(sweep.folder)}  (what was swept, a log per trial)")
+    names = [str(row[1]) for row in report.rows if row[2] is not None]
+    for number, command in enumerate(look_further(sweep, names, [p.key for p in plan.swept])):
+        print(f"{'next' if number == 0 else '':6} {command}")
+    if reasons:
+        raise TrainingError(
+            f"{len(reasons)} of {len(report.rows)} trials did not finish",
+            "mend what their logs say, then the same command (with --retry-failed for their own errors)",
+        )
+
+
+if __name__ == "__main__":
+    main()
