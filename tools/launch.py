@@ -186,6 +186,7 @@ def _without_detach() -> list[str]:
 
 def _report(plan: Plan, sweep: Sweep, launcher: Launcher) -> None:
     from common.launching.report import look_further, ranking, unfinished
+    from common.launching.search import missing_metric
     from common.utils.paths import display_path
     from common.utils.tables import format_rows
 
@@ -198,6 +199,9 @@ def _report(plan: Plan, sweep: Sweep, launcher: Launcher) -> None:
     names = [str(row[1]) for row in report.rows if row[2] is not None]
     for number, command in enumerate(look_further(sweep, names, [p.key for p in plan.swept])):
         print(f"{'next' if number == 0 else '':6} {command}")
+    finished = [str(row[1]) for row in report.rows if row[5] == "finished"]
+    if finished and not names:
+        raise missing_metric(plan.goal.metric, finished[0])
     if reasons:
         raise TrainingError(
             f"{len(reasons)} of {len(report.rows)} trials did not finish",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from common.errors import ConfigError, MissingPackageError
+from common.errors import ConfigError, MissingPackageError, did_you_mean
 from common.launching.attempt import is_stored
 from common.launching.space import Parameter, grid
 from common.launching.sweep import Sweep, Trial
@@ -137,7 +137,7 @@ class OptunaSearch:
                 self._study.tell(each.number, state=TrialState.PRUNED)
             elif is_stored(trial.name):
                 if value is None:
-                    raise _no_metric(self._goal.metric, trial.name)
+                    raise missing_metric(self._goal.metric, trial.name)
                 diverged = summary is not None and summary.diverged
                 state = TrialState.PRUNED if diverged else None
                 self._study.tell(each.number, None if diverged else value, state=state)
@@ -164,12 +164,11 @@ def summaries_of(metric: str, names: Sequence[str]) -> dict[str, MetricSummary]:
     return {summary.name: summary for summary in found if summary.split == split}
 
 
-def _no_metric(metric: str, name: str) -> ConfigError:
+def missing_metric(metric: str, name: str) -> ConfigError:
+    """What to raise when a finished trial has no value to judge it by."""
     logged = sorted({summary.metric for summary in Catalogue().summaries(name=name)})
-    return ConfigError(
-        f"'{name}' has logged no '{metric}', which the search is to judge it by",
-        f"it has {', '.join(logged) or 'logged nothing'}",
-    )
+    hint = did_you_mean(metric, logged) if logged else "it has logged nothing"
+    return ConfigError(f"'{name}' has logged no '{metric}' to judge it by", hint)
 
 
 def _distribution(parameter: Parameter) -> BaseDistribution:

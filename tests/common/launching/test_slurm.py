@@ -72,7 +72,7 @@ def test_every_trial_is_a_job_that_asks_for_what_it_needs(cluster: Path) -> None
     assert code == 0, error
     assert statuses() == {"s_000": "finished", "s_001": "finished"}
     assert out.splitlines()[2].split()[1] == "s_001", "the ranking, best first"
-    first, second = slurm_double.jobs(cluster)
+    first, _ = slurm_double.jobs(cluster)
     script = (cluster / "jobs" / f"{first}.sh").read_text()
     for option in ("partition=gpu", "gpus-per-node=1", "time=90", "cpus-per-task=3", "mem=8GB"):
         assert f"#SBATCH --{option}\n" in script

@@ -146,5 +146,5 @@ def test_paths_inside_of_the_repository_are_relative(tmp_path: Path) -> None:
 def test_a_damaged_record_is_one_clear_error() -> None:
     sweep = open_sweep("s", DEFINITION)
     (sweep.folder / "trials" / "000.json").write_text("{")
-    with pytest.raises(ExperimentError, match="cannot read .*000.json"):
+    with pytest.raises(ExperimentError, match="cannot read"):
         Sweep("s", sweep.folder).trials()

@@ -38,7 +38,9 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_intermixed_args()
     with exit_on_error():
-        config = load_config(arguments.config, TinyConfig, arguments.overrides, [Path(__file__).parent])
+        config = load_config(
+            arguments.config, TinyConfig, arguments.overrides, [Path(__file__).parent]
+        )
         if arguments.print_config:
             print(dump_config(config), end="")
         elif config.misbehave != "nothing":
@@ -48,7 +50,8 @@ def main() -> None:
 def train(config: TinyConfig, name: str, tags: list[str], resume: bool) -> None:
     received: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: received.append(number))
+        deaf = config.misbehave == "deaf"
+        signal.signal(number, signal.SIG_IGN if deaf else lambda n, _: received.append(n))
     shown = [f"{key}={os.environ.get(key)}" for key in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")]
     print("environment", *shown, "WORLD_SIZE" in os.environ)
     with start_experiment(
