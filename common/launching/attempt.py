@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
+
 from common.errors import ResearchError
 from common.launching.command import Command
 from common.launching.sweep import Trial
@@ -66,8 +68,12 @@ class Attempt:
         self.process.send_signal(signal_number)  # a no-op when it has ended
 
     def kill(self) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+        """With all that it started: the processes of torchrun have sessions of their own."""
+        with suppress(psutil.NoSuchProcess):
+            root = psutil.Process(self.process.pid)
+            for process in [*root.children(recursive=True), root]:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
 
     def wait_in_signal_handler(self) -> None:
         """Until it has ended. `poll`, which may be what the signal came upon, still tells how."""

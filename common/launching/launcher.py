@@ -72,11 +72,15 @@ class Launcher:
         for trial in self._sweep.trials():
             if trial.name in overview:
                 trial.check_name_is_ours()
-            if self._retry_failed and (lock := hold_lock(trial.lock_path)) is not None:
-                trial.reload()
-                trial.failed = None
-                trial.save()
-                os.close(lock)
+            if trial.failed and self._retry_failed:
+                self._forget_failure(trial)
+
+    def _forget_failure(self, trial: Trial) -> None:
+        if (lock := hold_lock(trial.lock_path)) is not None:  # otherwise somebody is at it
+            trial.reload()
+            trial.failed = None
+            trial.save()
+            os.close(lock)
 
     def _round(self, received: list[int]) -> bool:
         """Look after the trials once. True when there is nothing more to do."""
@@ -148,9 +152,7 @@ class Launcher:
             self._elsewhere.add(trial.number)
 
     def _is_over(self) -> bool:
-        if self._detach:
-            return self._has_room()
-        return not self._ours and not self._elsewhere
+        return self._detach or (not self._ours and not self._elsewhere)
 
     def _stop(self, received: list[int]) -> None:
         """Pass signals on: the first lets trials save, the second ends them sooner, a third kills."""

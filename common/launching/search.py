@@ -44,11 +44,8 @@ class GridSearch:
     def __init__(self, sweep: Sweep, parameters: Sequence[Parameter]) -> None:
         combinations = grid(parameters)
         self.total = len(combinations)
-        with sweep.locked():
-            known = {trial.number for trial in sweep.trials()}
-            for number, values in enumerate(combinations):
-                if number not in known:
-                    sweep.add_trial(number, values)
+        for number, values in enumerate(combinations):
+            sweep.plan_trial(number, values)
 
     def ask(self) -> Trial | None:
         return None

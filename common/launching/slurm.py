@@ -107,6 +107,7 @@ class SlurmRunner:
             if trial.job_path.exists() and self._queue.holds(trial.job_path.read_text().strip()):
                 return None
             trial.check_name_is_ours()
+            trial.save()  # the job reads what it has to do
             job = self._submit(trial)
             write_text_atomic(trial.job_path, job)
         finally:

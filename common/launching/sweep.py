@@ -75,7 +75,9 @@ class Trial:
         write_json_atomic(self._record, record)
 
     def reload(self) -> None:
-        """Take up what another process has written."""
+        """Take up what another process has written, if any has."""
+        if not self._record.exists():
+            return
         record = read_json(self._record, ExperimentError, f"is {self.sweep.folder} damaged?")
         self.started, self.failed = record["started"], record["failed"]
 
@@ -83,8 +85,7 @@ class Trial:
         """Raises ExperimentError when another experiment has the name of this trial."""
         if not store.exists(self.name):
             return
-        if self._record.exists():
-            self.reload()  # another launcher may have begun it in the meantime
+        self.reload()  # another launcher may have begun it in the meantime
         if self.started is None:
             raise ExperimentError(
                 f"an experiment named '{self.name}' exists that is not of this sweep",
@@ -125,19 +126,32 @@ class Sweep:
             yield
 
     def trials(self) -> list[Trial]:
-        """Those of every launcher up to now, in order. The same object for a trial at every call."""
+        """Those planned here and added by any launcher, in order. The same object for a trial at every call."""
         for path in (self.folder / "trials").glob("*.json"):
             if path.stem.isdecimal() and int(path.stem) not in self._trials:
                 record = read_json(path, ExperimentError, f"is {self.folder} damaged?")
                 self._trials[record["number"]] = Trial(self, **record)
         return [self._trials[number] for number in sorted(self._trials)]
 
-    def add_trial(self, number: int, values: Mapping[str, str]) -> Trial:
-        """To be called while the sweep is locked. Raises ExperimentError where its name is taken."""
-        trial = Trial(self, number, dict(values))
+    def plan_trial(self, number: int, values: Mapping[str, str]) -> Trial:
+        """One that every launcher plans alike: its record is written when it is started.
+
+        Raises ExperimentError where its name is taken.
+        """
+        trial = self._trials.setdefault(number, Trial(self, number, dict(values)))
+        trial.reload()
         trial.check_name_is_ours()
+        return trial
+
+    def add_trial(self, number: int, values: Mapping[str, str]) -> Trial:
+        """One that is written down at once, for others to see. To be called while the sweep is locked."""
+        trial = self.plan_trial(number, values)
+        if trial.values != values:
+            raise ExperimentError(
+                f"the search draws trial {number} of '{self.name}', which is there already",
+                f"restore {self.folder / 'optuna.journal'}, or begin anew: --sweep NAME",
+            )
         trial.save()
-        self._trials[number] = trial
         return trial
 
 

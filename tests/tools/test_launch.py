@@ -219,8 +219,9 @@ def test_a_signal_lets_trials_save_and_the_same_command_goes_on(
 
 
 @pytest.mark.slow
-def test_a_third_ctrl_c_kills_what_does_not_listen() -> None:
-    with launcher(*TINY_ARGUMENTS, "misbehave=deaf", "step_seconds=60") as process:
+@pytest.mark.parametrize("torchrun", [[], ["--nproc", "1"]], ids=["alone", "torchrun"])
+def test_a_third_ctrl_c_kills_what_does_not_listen(torchrun: list[str]) -> None:
+    with launcher(*TINY_ARGUMENTS, *torchrun, "misbehave=deaf", "step_seconds=60") as process:
         until(lambda: Catalogue().summaries("loss", "s_000"))
         for _ in range(3):
             assert process.poll() is None

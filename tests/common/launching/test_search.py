@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from common.errors import ConfigError
+from common.errors import ConfigError, ExperimentError
 from common.launching.search import Goal, GridSearch, OptunaSearch, summaries_of
 from common.launching.space import parse_space
 from common.launching.sweep import Definition, Sweep, Trial, open_sweep
@@ -130,6 +130,17 @@ def test_a_draw_that_was_never_written_down_is_forgotten_and_made_up_for() -> No
     trials = [again.ask() for _ in range(3)]
     assert [trial.name if trial else None for trial in trials] == ["s_001", "s_002", None]
     assert states(again) == ["FAIL", "RUNNING", "RUNNING"]
+
+
+def test_a_lost_journal_is_told_and_no_trial_overwritten() -> None:
+    sweep = new_sweep()
+    first = new_search(sweep).ask()
+    assert first is not None
+    (sweep.folder / "optuna.journal").unlink()
+    with pytest.raises(ExperimentError, match="trial 0 of 's', which is there") as error:
+        new_search(Sweep("s", sweep.folder), seed=1).ask()
+    assert "optuna.journal" in error.value.hint
+    assert Sweep("s", sweep.folder).trials()[0].values == first.values
 
 
 def test_a_metric_that_no_trial_logs_is_one_clear_error() -> None:

@@ -122,10 +122,11 @@ def test_ctrl_c_lets_the_jobs_save_and_end(cluster: Path) -> None:
 
 
 def test_detached_jobs_are_looked_after_by_the_same_command(cluster: Path) -> None:
-    sweep = ("step_seconds=1", "steps=2", "seed=0,1,2")
+    sweep = ("step_seconds=3", "steps=2", "seed=0,1,2")
     code, out, error = launched("--detach", *sweep)
     assert code == 0, error
     assert "to look after them: python" in out and len(slurm_double.jobs(cluster)) == 3
+    assert "finished" not in statuses().values(), "it has not waited"
     code, _, error = launched(*sweep)
     assert code == 0, error
     assert list(statuses().values()) == ["finished"] * 3
