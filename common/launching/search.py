@@ -120,24 +120,29 @@ class OptunaSearch:
         if not running:
             return
         ours = {trial.number: trial for trial in self._sweep.trials()}
-        summaries = summaries_of(self._goal.metric, [trial.name for trial in ours.values()])
-        for each in running:
-            trial = ours.get(each.number)
+        stored = []
+        for number in [each.number for each in running]:
+            trial = ours.get(number)
             if trial is None:  # a launcher was killed between asking and writing it down
-                self._study.tell(each.number, state=TrialState.FAIL)
+                self._study.tell(number, state=TrialState.FAIL)
                 continue
             trial.reload()
-            summary = summaries.get(trial.name)
-            value = None if summary is None else summary.best(self._goal.direction)
             if trial.failed:
                 # TPE holds a pruned trial for worse than any other, and forgets a failed one.
-                self._study.tell(each.number, state=TrialState.PRUNED)
+                self._study.tell(number, state=TrialState.PRUNED)
             elif is_stored(trial.name):
-                if value is None:
-                    raise missing_metric(self._goal.metric, trial.name)
-                diverged = summary is not None and summary.diverged
-                state = TrialState.PRUNED if diverged else None
-                self._study.tell(each.number, None if diverged else value, state=state)
+                stored.append(trial)
+        # Read after it is known who has finished, or the last values could be missing.
+        summaries = summaries_of(self._goal.metric, [trial.name for trial in ours.values()])
+        for trial in stored:
+            summary = summaries.get(trial.name)
+            value = None if summary is None else summary.best(self._goal.direction)
+            if summary is None:
+                raise missing_metric(self._goal.metric, trial.name)
+            if summary.diverged or value is None:
+                self._study.tell(trial.number, state=TrialState.PRUNED)
+            else:
+                self._study.tell(trial.number, value)
 
 
 def import_optuna() -> Any:

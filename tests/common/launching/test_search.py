@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from common.errors import ConfigError, ExperimentError
+from common.launching.attempt import is_stored
 from common.launching.search import Goal, GridSearch, OptunaSearch, summaries_of
 from common.launching.space import parse_space
 from common.launching.sweep import Definition, Sweep, Trial, open_sweep
@@ -120,6 +121,22 @@ def test_failed_and_diverged_trials_are_held_for_the_worst() -> None:
     failed.save()
     search.close()
     assert states(search) == ["PRUNED", "PRUNED", "RUNNING"]
+
+
+def test_a_trial_that_finishes_at_this_moment_counts_with_all_its_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    search = new_search(new_sweep())
+    trial = search.ask()
+    assert trial is not None
+
+    def finishes_now(name: str) -> bool:
+        finish(trial, 3.0, 1.5)
+        return is_stored(name)
+
+    monkeypatch.setattr("common.launching.search.is_stored", finishes_now)
+    search.close()
+    assert search._study.best_value == 1.5
 
 
 def test_a_draw_that_was_never_written_down_is_forgotten_and_made_up_for() -> None:
