@@ -11,9 +11,11 @@ import torch.nn.functional as F
 IGNORE_INDEX = -100  # the label that is not predicted, as in PyTorch and Hugging Face
 
 # Logits of up to so many bytes are made at once; above it they are made, used and dropped in chunks.
-_CHUNK_BYTES = 64 * 2**20
+_CHUNK_BYTES = 16 * 2**20
 # Rows whose fp32 softmax is computed together: few enough to stay in the cache of a CPU.
 _SOFTMAX_ROWS = 64
+# Words whose gradient is computed together, to be added while it is in the cache.
+_VOCABULARY_SLICE = 8192
 
 
 def count_labels(labels: torch.Tensor) -> int:
@@ -48,7 +50,7 @@ def linear_next_token_loss(
     targets = shifted_targets(labels)
     rows = hidden.flatten(0, 1)
     dtype = _compute_dtype(hidden)
-    if len(rows) * len(weight) * dtype.itemsize <= _CHUNK_BYTES // 4:
+    if len(rows) * len(weight) * dtype.itemsize <= _CHUNK_BYTES:
         return _cross_entropy(F.linear(rows, weight), targets)
     chunks = math.ceil(len(rows) * len(weight) * dtype.itemsize / _CHUNK_BYTES)
     return _chunked(rows, weight, targets, dtype, max(_SOFTMAX_ROWS, math.ceil(len(rows) / chunks)))
@@ -91,27 +93,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         chunk: int,
     ) -> torch.Tensor:
-        with_gradient = any(ctx.needs_input_grad[:2])
-        factor = (targets != IGNORE_INDEX).sum().clamp(min=1).to(rows.dtype).reciprocal()
+        grad_rows = torch.empty_like(rows) if any(ctx.needs_input_grad[:2]) else None
+        grad_weight = torch.empty_like(weight) if grad_rows is not None else None
+        predicted = (targets != IGNORE_INDEX)[:, None]
+        # Scaling the small factors of a product, and not the product, scales it for nothing.
+        factor = predicted / predicted.sum().clamp(min=1).to(rows.dtype)
         projection = weight.to(dtype)
         nats = torch.zeros((), device=rows.device, dtype=torch.promote_types(dtype, torch.float32))
-        grad_rows = torch.empty_like(rows) if with_gradient else None
-        grad_weight: torch.Tensor | None = None
         for first in range(0, len(rows), chunk):
             part = slice(first, first + chunk)
-            inputs = rows[part].to(dtype)
-            logits = inputs @ projection.t()
-            nats += _softmax_minus_target_(logits, targets[part])
-            if grad_rows is not None:
-                grad_rows[part] = (logits @ projection) * factor
-                # Scaling the small factor of the product scales the large product for nothing.
-                product = logits.t() @ (rows[part] * factor).to(dtype)
-                if grad_weight is None:
-                    grad_weight = product.to(weight.dtype)
-                else:
-                    grad_weight += product
+            logits = rows[part].to(dtype) @ projection.t()
+            losses = _softmax_minus_target_(logits, targets[part])
+            nats += (losses * factor[part, 0]).sum()
+            if grad_rows is not None and grad_weight is not None:
+                grad_rows[part] = (logits @ projection) * factor[part]
+                inputs = (rows[part] * factor[part]).to(dtype)
+                for begin in range(0, len(weight), _VOCABULARY_SLICE):
+                    columns = slice(begin, begin + _VOCABULARY_SLICE)
+                    product = logits[:, columns].t() @ inputs
+                    if first == 0:
+                        grad_weight[columns] = product
+                    else:
+                        grad_weight[columns] += product
         ctx.gradients = (grad_rows, grad_weight)
-        return nats * factor
+        return nats
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -128,22 +133,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _softmax_minus_target_(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Turn `logits` (rows, vocab_size) into the gradient of their summed cross-entropy, in place.
 
-    The softmax is computed in fp32 or better. Returns the sum in nats; rows with target -100 give 0.
+    The softmax is computed in fp32 or better. Returns (rows,) nats; where the target is -100, both
+    are of no meaning.
     """
-    nats: list[torch.Tensor] = []
-    step = _SOFTMAX_ROWS if logits.device.type == "cpu" else len(logits)
-    for first in range(0, len(logits), step):
-        block = logits[first : first + step]
-        wanted = targets[first : first + step, None]
-        predicted = wanted != IGNORE_INDEX
-        wanted = wanted.clamp(min=0)
-        exact = block.float() if block.dtype.itemsize < 4 else block
-        largest, place = exact.max(dim=-1, keepdim=True)
-        score = exact.gather(1, wanted)
+    size = _SOFTMAX_ROWS if logits.device.type == "cpu" else len(logits)
+    wanted = targets.clamp(min=0)[:, None]
+    low = logits.dtype.itemsize < 4
+    scratch = torch.empty(size, logits.shape[1], device=logits.device) if low else None
+    losses: list[torch.Tensor] = []
+    for first in range(0, len(logits), size):
+        block, token = logits[first : first + size], wanted[first : first + size]
+        exact = block if scratch is None else scratch[: len(block)].copy_(block)
+        above = exact.amax(dim=-1) - exact.gather(1, token)[:, 0]
         torch.softmax(exact, dim=-1, out=exact)
         # The most likely token's probability is at least 1 / vocab_size: its logarithm is exact.
-        losses = largest - score - exact.gather(1, place).log()
-        nats.append((losses * predicted).sum())
-        exact.scatter_add_(1, wanted, -torch.ones_like(score))
-        block.copy_(exact.masked_fill_(~predicted, 0))
-    return torch.stack(nats).sum()
+        losses.append(above - exact.amax(dim=-1).log())
+        exact.scatter_add_(1, token, exact.new_full((len(block), 1), -1.0))
+        if scratch is not None:
+            block.copy_(exact)
+    return torch.cat(losses)
