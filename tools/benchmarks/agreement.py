@@ -18,7 +18,7 @@ _ALIKE = 0.02  # nats; in the precision that is measured
 
 
 def measure_agreement(plan: Plan, network: str) -> Measured:
-    """nanoGPT with the GELU and the targets of our model (see nanogpt.py), and ours, step by step."""
+    """nanoGPT with the targets of our model (see nanogpt.py), and ours, step by step."""
     say(f"tokens, {network}: do the losses agree?")
     steps, weights = plan.agreement_steps, plan.folder / f"{network}.safetensors"
     theirs = losses(plan.of_nanogpt(network, steps=steps, save_weights=weights, as_ours=True))

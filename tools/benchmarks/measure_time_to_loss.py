@@ -34,7 +34,7 @@ NANOGPT = (
     "--log_interval=1 --block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 "
     "--max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"
 )
-TARGET = at_most(0.5)
+TARGET = at_most(0.1)
 Outcome = dict[str, Any]  # seconds, and what judge_checkpoint.py prints
 
 

@@ -60,13 +60,6 @@ def _our_name(name: str) -> str:
     return f"blocks.{index}.{_IN_BLOCK[part]}.{parameter}"
 
 
-def as_ours(model: nn.Module) -> None:
-    """Give nanoGPT's GPT the tanh form of GELU that GPT-2 was trained with, as our Decoder has it."""
-    for module in model.modules():
-        if isinstance(module, nn.GELU):
-            module.approximate = "tanh"
-
-
 def without_last_target(targets: torch.Tensor) -> torch.Tensor:
     """`targets` (batch, time) as our model has them: a window of inputs alone does not show the last.
 

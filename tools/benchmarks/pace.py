@@ -98,6 +98,7 @@ def parse(description: str | None, **extra: Any) -> argparse.Namespace:
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--compile", default="off")
     parser.add_argument("--accumulation", type=int, default=1, help="batches of one optimizer step")
+    parser.add_argument("--activation-checkpointing", action="store_true")
     parser.add_argument("--steps", type=int, help="train so many; without it: by turns")
     parser.add_argument("--warmup-seconds", type=float, default=5.0)
     for name, options in extra.items():

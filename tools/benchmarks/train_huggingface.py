@@ -81,7 +81,7 @@ def _model_config(network: Network) -> GPT2Config:
         n_embd=network.hidden_size,
         n_layer=network.num_layers,
         n_head=network.num_heads,
-        activation_function="gelu_pytorch_tanh",
+        activation_function="gelu",
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,

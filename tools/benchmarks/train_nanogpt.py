@@ -26,7 +26,7 @@ def main() -> None:
         nanogpt={"type": Path, "required": True},
         starts={"type": Path, "required": True, "help": "made by networks.write_starts"},
         save_weights={"type": Path, "help": "write the weights that it begins with"},
-        as_ours={"action": "store_true", "help": "GELU and targets as our model has them"},
+        as_ours={"action": "store_true", "help": "targets as our model has them"},
     )
     pace = choose_pace(arguments)
     network = network_of(arguments)
@@ -47,8 +47,6 @@ def main() -> None:
     model = module.GPT(config).to(arguments.device)
     if arguments.save_weights:
         nanogpt.save_weights(model, arguments.save_weights)
-    if arguments.as_ours:
-        nanogpt.as_ours(model)
     _train(model, arguments, pace)
     if isinstance(pace, Steps):
         pace.finish()

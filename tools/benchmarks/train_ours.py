@@ -45,6 +45,7 @@ def main() -> None:
             device=arguments.device,
             precision=arguments.precision,
             compile=arguments.compile,
+            activation_checkpointing=arguments.activation_checkpointing,
             log_every_steps=pace.log_every_steps or networks.LOG_EVERY_STEPS,
             gradient_accumulation_steps=arguments.accumulation,
         ),
@@ -64,6 +65,7 @@ def create_trainer(network: Network, data: Any, config: TrainingConfig, **option
         network.vocab_size,
         preset="gpt2",
         bias=False,
+        activation="gelu",  # exact, as nanoGPT has it
         num_layers=network.num_layers,
         num_heads=network.num_heads,
         hidden_size=network.hidden_size,
