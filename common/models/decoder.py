@@ -16,7 +16,7 @@ from common.errors import ModelError
 from common.models.base import BaseLanguageModel
 from common.models.config import DecoderConfig
 from common.models.feedforward import MLP, SwiGLU
-from common.models.loss import linear_next_token_loss, next_token_loss
+from common.models.loss import TiedGradient, linear_next_token_loss, next_token_loss
 from common.models.mixers.attention import Attention
 from common.models.mixers.lstm import LSTM
 
@@ -132,13 +132,20 @@ class Decoder(BaseLanguageModel):
 
     def compute_loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The loss without the (batch, time, vocab_size) logits."""
-        return linear_next_token_loss(self._hidden(input_ids, None), self._output_weight, labels)
+        tied = TiedGradient() if self.head is None else None
+        hidden = self._hidden(input_ids, None, tied)
+        return linear_next_token_loss(hidden, self._output_weight, labels, tied)
 
     @property
     def _output_weight(self) -> torch.Tensor:
         return self.token_embedding.weight if self.head is None else self.head.weight
 
-    def _hidden(self, input_ids: torch.Tensor, cache: DecoderCache | None) -> torch.Tensor:
+    def _hidden(
+        self,
+        input_ids: torch.Tensor,
+        cache: DecoderCache | None,
+        tied: TiedGradient | None = None,
+    ) -> torch.Tensor:
         """(batch, time) int64 -> the normalised last residual (batch, time, hidden_size)."""
         start = cache.length if cache else 0
         end = start + input_ids.shape[1]
@@ -147,7 +154,10 @@ class Decoder(BaseLanguageModel):
                 f"{end} tokens are more than the model's context of {self.context_limit}",
                 "cut the input, or build the model with a larger context_length",
             )
-        x = self.token_embedding(input_ids)
+        if tied is None:
+            x = self.token_embedding(input_ids)
+        else:
+            x = tied.embed(input_ids, self.token_embedding.weight)
         if self.position_embedding is not None:
             x = x + self.position_embedding(torch.arange(start, end, device=input_ids.device))
         x = self.dropout(x)

@@ -13,7 +13,7 @@ IGNORE_INDEX = -100  # the label that is not predicted, as in PyTorch and Huggin
 # Logits of up to so many bytes are made at once; above it they are made, used and dropped in chunks.
 _CHUNK_BYTES = 16 * 2**20
 # Rows whose fp32 softmax is computed together: few enough to stay in the cache of a CPU.
-_SOFTMAX_ROWS = 64
+_SOFTMAX_ROWS = 32
 # Words whose gradient is computed together, to be added while it is in the cache.
 _VOCABULARY_SLICE = 8192
 
@@ -35,7 +35,10 @@ def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def linear_next_token_loss(
-    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    tied: TiedGradient | None = None,
 ) -> torch.Tensor:
     """`next_token_loss(F.linear(hidden, weight), labels)` without all logits in memory at once.
 
@@ -46,6 +49,7 @@ def linear_next_token_loss(
 
     Args:
         hidden: (batch, time, hidden_size); weight: (vocab_size, hidden_size); labels as above.
+        tied: what `TiedGradient.embed` embedded the same tokens with, where `weight` is also that.
     """
     targets = shifted_targets(labels)
     rows = hidden.flatten(0, 1)
@@ -53,7 +57,46 @@ def linear_next_token_loss(
     if len(rows) * len(weight) * dtype.itemsize <= _CHUNK_BYTES:
         return _cross_entropy(F.linear(rows, weight), targets)
     chunks = math.ceil(len(rows) * len(weight) * dtype.itemsize / _CHUNK_BYTES)
-    return _chunked(rows, weight, targets, dtype, max(_SOFTMAX_ROWS, math.ceil(len(rows) / chunks)))
+    chunk = max(_SOFTMAX_ROWS, math.ceil(len(rows) / chunks))
+    with torch.autocast(rows.device.type, enabled=False):
+        loss: torch.Tensor = _LinearCrossEntropy.apply(rows, weight, targets, dtype, chunk, tied)  # type: ignore[no-untyped-call]  # PyTorch's apply
+    return loss
+
+
+class TiedGradient:
+    """The gradient of a weight that is both embedding and output projection, in one buffer.
+
+    Left to autograd there are three of its size at once, one of them nearly all zeros: that of the
+    projection, that of the embedding, and their sum. Here the projection, whose backward pass comes
+    first, hands its gradient over, and the embedding adds its few rows to it.
+    """
+
+    def __init__(self) -> None:
+        self.of_projection: torch.Tensor | None = None
+
+    def embed(self, input_ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """F.embedding(input_ids, weight)"""
+        embedded: torch.Tensor = _TiedEmbedding.apply(input_ids, weight, self)  # type: ignore[no-untyped-call]  # PyTorch's apply
+        return embedded
+
+
+class _TiedEmbedding(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, input_ids: torch.Tensor, weight: torch.Tensor, tied: TiedGradient
+    ) -> torch.Tensor:
+        ctx.save_for_backward(input_ids)
+        ctx.shape, ctx.dtype, ctx.tied = weight.shape, weight.dtype, tied
+        return F.embedding(input_ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (input_ids,) = ctx.saved_tensors
+        total, ctx.tied.of_projection = ctx.tied.of_projection, None
+        if total is None:
+            total = torch.zeros(ctx.shape, dtype=ctx.dtype, device=upstream.device)
+        total.index_add_(0, input_ids.flatten(), upstream.flatten(0, 1).to(total.dtype))
+        return None, total, None
 
 
 def shifted_targets(labels: torch.Tensor) -> torch.Tensor:
@@ -73,14 +116,6 @@ def _compute_dtype(hidden: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
-def _chunked(
-    rows: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype, chunk: int
-) -> torch.Tensor:
-    with torch.autocast(rows.device.type, enabled=False):
-        loss: torch.Tensor = _LinearCrossEntropy.apply(rows, weight, targets, dtype, chunk)  # type: ignore[no-untyped-call]  # PyTorch's apply
-    return loss
-
-
 class _LinearCrossEntropy(torch.autograd.Function):
     """Mean cross-entropy of rows @ weight.T, its gradients computed on the way forward."""
 
@@ -92,6 +127,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: torch.Tensor,
         dtype: torch.dtype,
         chunk: int,
+        tied: TiedGradient | None,
     ) -> torch.Tensor:
         grad_rows = torch.empty_like(rows) if any(ctx.needs_input_grad[:2]) else None
         grad_weight = torch.empty_like(weight) if grad_rows is not None else None
@@ -115,7 +151,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                         grad_weight[columns] = product
                     else:
                         grad_weight[columns] += product
-        ctx.gradients = (grad_rows, grad_weight)
+        ctx.gradients, ctx.tied = (grad_rows, grad_weight), tied
         return nats
 
     @staticmethod
@@ -127,7 +163,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if upstream.device.type != "cpu" or float(upstream) != 1.0:
             grad_rows.mul_(upstream)
             grad_weight.mul_(upstream)
-        return grad_rows, grad_weight, None, None, None
+        if ctx.tied is not None:
+            ctx.tied.of_projection, grad_weight = grad_weight, None
+        return grad_rows, grad_weight, None, None, None, None
 
 
 def _softmax_minus_target_(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
