@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -59,10 +61,7 @@ def choose(
         return Choice("fp32" if precision == "auto" else precision, compile is True, {})
     key = _key(model, batch, precision, compile)
     path = get_assets_dir() / "cache" / "probes.json"
-    known = {}
-    if path.exists():
-        with suppress(TrainingError):  # a cache that cannot be read is measured again
-            known = read_json(path, TrainingError)
+    known = _read_cache(path)
     if key in known and not _is_compiling_open(choice := Choice(**known[key]), compile, passes):
         log.info(_describe(choice, "measured before"))
         return choice
@@ -71,6 +70,17 @@ def choose(
     write_json_atomic(path, known | {key: asdict(choice)})
     log.info(_describe(choice, "measured now"))
     return choice
+
+
+def _read_cache(path: Path) -> dict[str, dict[str, Any]]:
+    """What was measured before; a cache that cannot be read is made anew."""
+    if not path.exists():
+        return {}
+    with suppress(TrainingError):
+        content = read_json(path, TrainingError)
+        if isinstance(content, dict):
+            return content
+    return {}
 
 
 def _measure(

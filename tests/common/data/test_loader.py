@@ -6,10 +6,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.data.loader import EvalWindows, RandomWindows
+from common.data.loader import Batch, EvalWindows, RandomWindows, ShuffledWindows
+from common.data.prefetch import Prefetcher
 from common.errors import DataError
 
 IGNORED = -100
@@ -124,3 +126,65 @@ def test_a_shortened_pass_has_so_many_batches_of_distinct_windows_spread_over_th
 def test_a_text_with_nothing_to_predict_is_refused(length: int) -> None:
     with pytest.raises(DataError):
         EvalWindows(tokens(length), batch_size=1, context_length=4)
+
+
+# Epochs
+
+
+@given(
+    length=st.integers(16, 200),
+    context=st.integers(2, 8),
+    batch_size=st.integers(1, 5),
+    seed=st.integers(0, 2**63),
+)
+@settings(max_examples=50, deadline=None)
+def test_an_epoch_predicts_no_token_twice_and_nearly_all(
+    length: int, context: int, batch_size: int, seed: int
+) -> None:
+    source = ShuffledWindows(
+        tokens(length), batch_size=batch_size, context_length=context, seed=seed
+    )
+    stride = context - 1
+    windows = (length - 1) // stride - 1
+    rows = [
+        row
+        for i in range(-(-windows // batch_size))
+        for row in source.batch(i)["input_ids"].tolist()
+    ][:windows]
+    predicted = [token for row in rows for token in row[1:]]
+    assert len(predicted) == len(set(predicted)) == windows * stride >= length - 1 - 2 * stride
+    assert all(row == list(range(row[0], row[0] + context)) for row in rows)
+
+
+def test_epochs_have_their_own_order_and_a_batch_is_a_function_of_its_index() -> None:
+    def source(seed: int = 3) -> ShuffledWindows:
+        return ShuffledWindows(tokens(100), batch_size=4, context_length=6, seed=seed)
+
+    forward = [source().batch(i)["input_ids"].tolist() for i in range(30)]
+    one = source()
+    assert [one.batch(i)["input_ids"].tolist() for i in reversed(range(30))] == forward[::-1]
+    assert forward[:4] != forward[4:8] and source(4).batch(0)["input_ids"].tolist() != forward[0]
+
+
+def test_prefetched_batches_are_those_of_the_source_in_any_order() -> None:
+    source = RandomWindows(tokens(1000), batch_size=2, context_length=5, seed=1)
+    prefetcher = Prefetcher(source, torch.device("cpu"))
+    try:
+        for index in (0, 1, 2, 7, 8, 3, 3, 4):
+            found = prefetcher.batch(index)["input_ids"]
+            assert found.tolist() == source.batch(index)["input_ids"].tolist()
+    finally:
+        prefetcher.close()
+
+
+def test_an_error_of_the_source_reaches_whoever_asks_for_the_batch() -> None:
+    class Broken:
+        def batch(self, index: int) -> Batch:
+            raise DataError("the disk is gone")
+
+    prefetcher = Prefetcher(Broken(), torch.device("cpu"))
+    try:
+        with pytest.raises(DataError, match="the disk is gone"):
+            prefetcher.batch(0)
+    finally:
+        prefetcher.close()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from common.models import loss
 from common.models.loss import count_labels, next_token_loss
 
 
@@ -85,3 +88,106 @@ def test_loss_equals_that_of_hugging_face() -> None:
     labels[0, 2:5] = -100
     theirs = ForCausalLMLoss(logits, labels, vocab_size=11)
     assert float(next_token_loss(logits, labels)) == pytest.approx(float(theirs), rel=1e-6)
+
+
+# The chunked loss
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several chunks of rows, blocks of softmax rows and slices of the vocabulary; none divides evenly."""
+    monkeypatch.setattr(loss, "_CHUNK_BYTES", 7 * 101 * 4)
+    monkeypatch.setattr(loss, "_SOFTMAX_ROWS", 3)
+    monkeypatch.setattr(loss, "_VOCABULARY_SLICE", 40)
+
+
+def gradients(
+    compute: Callable[..., torch.Tensor], *inputs: torch.Tensor, factor: float = 1.0
+) -> list[torch.Tensor]:
+    """[loss, gradient of each input] of `factor` x the loss."""
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    value = compute(*leaves)
+    (value * factor).backward()
+    return [value.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+
+
+def problem(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2, 13, 8, generator=generator, dtype=torch.float64).to(dtype)
+    weight = torch.randn(101, 8, generator=generator, dtype=torch.float64).to(dtype)
+    labels = torch.randint(0, 101, (2, 13), generator=generator)
+    labels[0, 3:9] = -100
+    return hidden, weight, labels
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("factor", [1.0, 0.25])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)]
+)
+def test_the_chunked_loss_and_its_gradients_are_those_of_all_logits_in_float64(
+    dtype: torch.dtype, tolerance: float, factor: float
+) -> None:
+    hidden, weight, labels = problem(dtype)
+    found = gradients(
+        lambda h, w: loss.linear_next_token_loss(h, w, labels), hidden, weight, factor=factor
+    )
+    expected = gradients(
+        lambda h, w: next_token_loss(h @ w.t(), labels),
+        hidden.double(),
+        weight.double(),
+        factor=factor,
+    )
+    for mine, exact in zip(found, expected, strict=True):
+        assert (mine.double() - exact).abs().max() <= tolerance * exact.abs().max()
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_tied_weight_gets_both_gradients_in_one_buffer() -> None:
+    _, weight, labels = problem(torch.float64)
+    ids = labels.clamp(min=0)
+
+    def with_one_buffer(w: torch.Tensor) -> torch.Tensor:
+        tied = loss.TiedGradient()
+        return loss.linear_next_token_loss(tied.embed(ids, w), w, labels, tied)
+
+    def plain(w: torch.Tensor) -> torch.Tensor:
+        return next_token_loss(torch.nn.functional.embedding(ids, w) @ w.t(), labels)
+
+    for mine, exact in zip(
+        gradients(with_one_buffer, weight), gradients(plain, weight), strict=True
+    ):
+        torch.testing.assert_close(mine, exact, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_the_chunked_loss_of_nothing_is_zero_and_needs_no_gradient() -> None:
+    hidden, weight, labels = problem(torch.float32)
+    nothing = torch.full_like(labels, -100)
+    value, *found = gradients(
+        lambda h, w: loss.linear_next_token_loss(h, w, nothing), hidden, weight
+    )
+    assert value == 0 and all(not gradient.any() for gradient in found)
+    with torch.no_grad():
+        expected = next_token_loss(hidden @ weight.t(), labels)
+        torch.testing.assert_close(loss.linear_next_token_loss(hidden, weight, labels), expected)
+
+
+def test_large_vocabularies_never_have_all_logits_at_once() -> None:
+    """The largest tensor that is made, by PyTorch's own account of its operators."""
+    rows, vocab, size = 512, 40_000, 16
+    hidden, weight = torch.randn(1, rows, size), torch.randn(vocab, size)
+    labels = torch.randint(0, vocab, (1, rows))
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                largest = max(largest, result.numel())
+            return result
+
+    with Watch():
+        gradients(lambda h, w: loss.linear_next_token_loss(h, w, labels), hidden, weight)
+    assert largest < rows * vocab / 4

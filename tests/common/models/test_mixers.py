@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.models.config import DecoderConfig
-from common.models.mixers.attention import Attention
+from common.models.mixers.attention import Attention, explicit_attention
 from common.models.mixers.lstm import LSTM
 
 
@@ -176,3 +178,31 @@ def test_lstm_in_chunks_equals_lstm_at_once(chunks: list[int]) -> None:
     with torch.no_grad():
         parts = [module(part, cache) for part in x.split(chunks, dim=1)]
         torch.testing.assert_close(torch.cat(parts, dim=1), module(x), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_attention_written_out_equals_pytorchs_own_with_its_gradients(kv_heads: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, heads, 9, 8) for heads in (4, kv_heads, kv_heads)]
+    inputs = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    results = []
+    for attend in (
+        explicit_attention,
+        partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=True),
+    ):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        output = attend(*leaves)
+        output.square().sum().backward()
+        results.append([output.detach(), *(leaf.grad for leaf in leaves)])
+    for mine, reference in zip(*results, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-10, atol=1e-12)
+
+
+def test_attention_written_out_computes_in_the_precision_of_autocast() -> None:
+    query = torch.randn(1, 2, 5, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = explicit_attention(query, query, query)
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(
+        low.float(), explicit_attention(query, query, query), rtol=2e-2, atol=2e-2
+    )

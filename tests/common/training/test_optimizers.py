@@ -10,7 +10,7 @@ from torch import nn
 
 from common.models import Decoder
 from common.training.config import OptimizerConfig
-from common.training.optimizers import create_optimizer
+from common.training.optimizers import create_optimizer, orthogonalize
 from projects.custom_transformer.model import CustomTransformer
 
 pytestmark = pytest.mark.slow  # the first optimizer of a process imports much of PyTorch
@@ -74,3 +74,100 @@ def test_the_update_is_that_of_the_paper() -> None:
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-9, atol=1e-12)
         assert math.isfinite(parameter.sum().item())
+
+
+# Muon
+
+
+def test_orthogonalized_matrices_have_singular_values_near_one_whatever_they_had() -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrices = torch.randn(3, 16, 40, generator=generator, dtype=torch.float64)
+    matrices[1] *= 1e-4
+    found = orthogonalize(matrices, torch.float64)
+    values = torch.linalg.svdvals(found)
+    assert values.min() > 0.3 and values.max() < 1.3
+    for matrix, made in zip(matrices, found, strict=True):
+        # The singular vectors stay: U^T M V of the exact factors is diagonal.
+        left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+        inner = left.T @ made @ right.T
+        assert (inner - inner.diagonal().diag()).abs().max() < 1e-6
+
+
+def test_a_muon_step_is_that_of_a_plain_loop_matrix_by_matrix_in_float64() -> None:
+    """Jordan et al. 2024: momentum, Nesterov, five iterations, the size of the update by shape."""
+    model = nn.ModuleDict(
+        {
+            "wide": nn.Linear(12, 5),
+            "tall": nn.Linear(5, 12),
+            "same": nn.Linear(12, 5),
+            "embedding": nn.Embedding(7, 5),
+        }
+    ).double()
+    config = OptimizerConfig(name="muon", muon_lr=0.1, muon_momentum=0.8, muon_weight_decay=0.5)
+    optimizer = create_optimizer(model, config, torch.float64)
+    by_muon = [g for g in optimizer.param_groups if g["algorithm"] == "muon"]
+    assert sum(len(group["params"]) for group in by_muon) == 3, "no embedding, no bias"
+    generator = torch.Generator().manual_seed(1)
+    expected = {name: p.detach().clone() for name, p in model.named_parameters() if p.ndim == 2}
+    buffers = {name: torch.zeros_like(p) for name, p in expected.items()}
+    for _ in range(3):
+        for name, parameter in model.named_parameters():
+            gradient = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.grad = gradient.clone()
+            if parameter.ndim != 2 or name.startswith("embedding"):
+                continue
+            buffers[name] = 0.8 * buffers[name] + 0.2 * gradient / 4.0
+            x = 0.2 * gradient / 4.0 + 0.8 * buffers[name]
+            x = x / (x.norm() + 1e-7)
+            for _ in range(5):
+                gram = x @ x.T
+                x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+            rows, columns = x.shape
+            expected[name] *= 1 - 0.1 * 0.5
+            expected[name] -= 0.1 * math.sqrt(max(1, rows / columns)) * x
+        optimizer.step(divisor=torch.tensor(4.0))
+        optimizer.zero_grad()
+    for name, value in expected.items():
+        if not name.startswith("embedding"):
+            found = model.get_parameter(name).detach()
+            torch.testing.assert_close(found, value, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_skipped_step_changes_neither_weights_nor_state(name: str) -> None:
+    model = nn.Linear(4, 3)
+    optimizer = create_optimizer(model, OptimizerConfig(name=name))
+    for skip in (0.0, 1.0):
+        before = [p.detach().clone() for p in model.parameters()]
+        state = [v.clone() for p in model.parameters() for v in optimizer.state[p].values()]
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, math.nan if skip else 0.5)
+        optimizer.step(divisor=torch.tensor(1.0), skip=torch.tensor(skip))
+    after = [v for p in model.parameters() for v in optimizer.state[p].values()]
+    assert all(torch.equal(a, p.detach()) for a, p in zip(before, model.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(state, after, strict=True))
+
+
+def test_the_divisor_is_that_of_the_gradient() -> None:
+    results = []
+    for scale, divisor in ((1.0, None), (8.0, torch.tensor(8.0))):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3)
+        optimizer = create_optimizer(model, OptimizerConfig())
+        for step in range(3):
+            for parameter in model.parameters():
+                parameter.grad = torch.full_like(parameter, scale * (step + 1) / 8)
+            optimizer.step(divisor=divisor)
+        results.append([p.detach() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_learning_rates_have_the_factors_of_their_names_and_the_schedule() -> None:
+    model = Decoder(11, num_layers=1, hidden_size=8, num_heads=2)
+    factors = {"token_embedding.*": 5.0, "*.bias": 0.5, "token*": 9.0}
+    optimizer = create_optimizer(model, OptimizerConfig(lr=0.1, lr_factors=factors))
+    optimizer.set_learning_rate_factor(0.5)
+    rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rate[id(model.token_embedding.weight)] == pytest.approx(0.25)  # the first match counts
+    assert rate[id(model.final_norm.bias)] == pytest.approx(0.025)
+    assert rate[id(model.final_norm.weight)] == pytest.approx(0.05)
