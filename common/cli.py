@@ -7,12 +7,16 @@ once.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.config import dump_config, load_config
-from common.errors import ConfigError, ExperimentError, did_you_mean, exit_on_error
+from common.errors import ConfigError, ExperimentError, ResearchError, did_you_mean, exit_on_error
 from common.training.config import ExperimentConfig
 from common.utils.paths import get_runs_dir
 
@@ -53,9 +57,10 @@ def train_main(schema: type[C], build_model: BuildModel[C], script: str) -> None
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="changes to it")
     arguments = parser.parse_intermixed_args()
     with exit_on_error():
-        config = load_config(
-            _config_path(arguments, project), schema, arguments.overrides, [project]
-        )
+        with _told_by_first_process():
+            config = load_config(
+                _config_path(arguments, project), schema, arguments.overrides, [project]
+            )
         if arguments.print_config:
             print(dump_config(config), end="")
             return
@@ -72,6 +77,18 @@ def train_main(schema: type[C], build_model: BuildModel[C], script: str) -> None
             resume=arguments.resume or arguments.resume_anyway,
             resume_anyway=arguments.resume_anyway,
         )
+
+
+@contextmanager
+def _told_by_first_process() -> Iterator[None]:
+    """Of the processes of torchrun, which all find the same mistake, only the first tells it."""
+    try:
+        yield
+    except ResearchError:
+        if int(os.environ.get("RANK", "0")) == 0:
+            raise
+        time.sleep(5)  # torchrun ends this process as soon as the first one has told
+        sys.exit(2)
 
 
 def _config_path(arguments: argparse.Namespace, project: Path) -> Path:

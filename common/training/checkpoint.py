@@ -6,6 +6,9 @@
         state.json              model class and arguments, step, everything that is not a tensor
         SHA256SUMS              of the files above, as `sha256sum -c` reads it
 
+Of a model that several processes have parts of, `shard-*.safetensors` take the place of the first
+two: each process writes one (see sharded.py), and any number of processes can read them.
+
 A folder is written under another name, fsynced and renamed, so `step_200` is always whole. Nothing
 is read with pickle.
 """
@@ -16,9 +19,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +34,8 @@ from safetensors.torch import load_model as load_weights
 
 from common.errors import CheckpointError, ResearchError, did_you_mean
 from common.models.base import BaseLanguageModel
+from common.training import sharded
+from common.training.distributed import Processes
 from common.utils.files import fsync_dir, fsync_file, read_json, sha256_of, write_json_atomic
 from common.utils.logging import get_logger
 
@@ -38,11 +45,28 @@ _STEP = re.compile(r"step_(\d+)")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read and whose checksums are right."""
+    """A checkpoint whose checksums are right.
+
+    Args:
+        device: where its tensors are read to.
+        parts: which tensors to split, and how; `optimizer.3` means `optimizer.3.exp_avg` and so on.
+    """
 
     path: Path
     state: dict[str, Any]
-    tensors: dict[str, torch.Tensor]
+    device: str | torch.device = "cpu"
+    parts: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything but the weights of the model."""
+        if _is_whole(self.path) and not self.parts:
+            file = self.path / "training.safetensors"
+            return load_file(file, device=str(self.device)) if file.exists() else {}
+        return sharded.read_parts(self.path, _is_training_tensor, self._template, self.device)
+
+    def _template(self, name: str) -> torch.Tensor | None:
+        return self.parts.get(name, self.parts.get(name.rpartition(".")[0]))
 
 
 def save_model(model: BaseLanguageModel, path: Path, state: Mapping[str, Any]) -> Path:
@@ -52,7 +76,7 @@ def save_model(model: BaseLanguageModel, path: Path, state: Mapping[str, Any]) -
 
 def identity_of(model: BaseLanguageModel) -> dict[str, Any]:
     """What `load_model` needs to build the model again."""
-    kind = type(model)
+    kind = sharded.class_of(model)
     return {
         "class": f"{kind.__module__}.{kind.__qualname__}",
         "vocab_size": model.vocab_size,
@@ -77,25 +101,89 @@ def save_checkpoint(
 
     `state["model"]` is what `identity_of` says; `tensors` is everything but the weights.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    building = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(building, ignore_errors=True)
+    building = _building(path)
     try:
-        building.mkdir()
+        _make_empty(building)
         _write_files(building, weights, state, tensors)
-        shutil.rmtree(_replaced(path), ignore_errors=True)
-        if path.exists():
-            path.rename(_replaced(path))
-        building.rename(path)
-        fsync_dir(path.parent)
-        shutil.rmtree(_replaced(path), ignore_errors=True)
+        _publish(building, path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"cannot save {path}: {error}", "free some disk space; earlier checkpoints are whole"
-        ) from error
+        raise _cannot_save(path, str(error)) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return path
+
+
+def save_parts(
+    path: Path,
+    weights: Mapping[str, torch.Tensor],
+    state: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    processes: Processes,
+) -> Path:
+    """`save_checkpoint` of a sharded model, called by all processes at once: each writes its parts."""
+    building = processes.from_main(_building(path))
+    lines: list[str] = []
+    try:
+        with _all_or_none(path, processes):
+            if processes.is_main:
+                _make_empty(building)
+        with _all_or_none(path, processes):
+            files = sharded.write_parts(building, {**weights, **tensors}, processes.rank)
+            if processes.is_main:
+                files.append(_write_state(building, state))
+            for file in files:
+                fsync_file(file)
+            lines = [_checksum(file) for file in files]
+        lines = [line for own in processes.gather(lines) for line in own]
+        with _all_or_none(path, processes):
+            if processes.is_main:
+                lines.sort(key=lambda line: line.split("  ")[1])
+                (building / "SHA256SUMS").write_text("".join(lines))
+                fsync_file(building / "SHA256SUMS")
+                fsync_dir(building)
+                _publish(building, path)
+    finally:
+        if processes.is_main:
+            shutil.rmtree(building, ignore_errors=True)
+    return path
+
+
+@contextmanager
+def _all_or_none(path: Path, processes: Processes) -> Iterator[None]:
+    """What fails in one process is a CheckpointError in all of them; none goes on alone."""
+    problem = None
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        problem = str(error)
+    problems = [found for found in processes.gather(problem) if found is not None]
+    if problems:
+        raise _cannot_save(path, problems[0])
+
+
+def _cannot_save(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"cannot save {path}: {reason}", "free some disk space; earlier checkpoints are whole"
+    )
+
+
+def _building(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _make_empty(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+
+
+def _publish(building: Path, path: Path) -> None:
+    """Give a folder that is wholly on disk its name, in place of what had it."""
+    shutil.rmtree(_replaced(path), ignore_errors=True)
+    if path.exists():
+        path.rename(_replaced(path))
+    building.rename(path)
+    fsync_dir(path.parent)
+    shutil.rmtree(_replaced(path), ignore_errors=True)
 
 
 def _write_files(
@@ -108,11 +196,16 @@ def _write_files(
         if content:
             contiguous = {key: tensor.contiguous() for key, tensor in content.items()}
             save_file(contiguous, directory / f"{name}.safetensors")
-    (directory / "state.json").write_text(json.dumps(state, indent=2))
+    _write_state(directory, state)
     (directory / "SHA256SUMS").write_text(_checksums(directory))
     for file in directory.iterdir():
         fsync_file(file)
     fsync_dir(directory)
+
+
+def _write_state(directory: Path, state: Mapping[str, Any]) -> Path:
+    (directory / "state.json").write_text(json.dumps(state, indent=2))
+    return directory / "state.json"
 
 
 def _replaced(path: Path) -> Path:
@@ -140,7 +233,19 @@ def verify(path: Path) -> None:
 def _checksums(directory: Path) -> str:
     """What SHA256SUMS has to say: a line for every other file, in the order of their names."""
     files = sorted(file for file in directory.iterdir() if file.name != "SHA256SUMS")
-    return "".join(f"{sha256_of(file)}  {file.name}\n" for file in files)
+    return "".join(map(_checksum, files))
+
+
+def _checksum(file: Path) -> str:
+    return f"{sha256_of(file)}  {file.name}\n"
+
+
+def _is_whole(path: Path) -> bool:
+    return (path / "model.safetensors").exists()
+
+
+def _is_training_tensor(name: str) -> bool:
+    return name.startswith(("optimizer.", "trained.", "rng."))
 
 
 def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Checkpoint:
@@ -148,10 +253,7 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Checkpoin
     if not path.exists() and _replaced(path).exists():
         path = _replaced(path)
     verify(path)
-    state = read_json(path / "state.json", CheckpointError)
-    tensors_file = path / "training.safetensors"
-    tensors = load_file(tensors_file, device=str(device)) if tensors_file.exists() else {}
-    return Checkpoint(path, state, tensors)
+    return Checkpoint(path, read_json(path / "state.json", CheckpointError), device)
 
 
 def load_model(target: M | type[M], path: str | Path, device: str | torch.device = "cpu") -> M:
@@ -161,7 +263,7 @@ def load_model(target: M | type[M], path: str | Path, device: str | torch.device
     given stays on its device. Raises CheckpointError for a damaged checkpoint or other shapes.
     """
     saved = load_checkpoint(Path(path))
-    path, identity = saved.path, saved.state["model"]
+    identity = saved.state["model"]
     if isinstance(target, BaseLanguageModel):
         model = target
     else:
@@ -170,14 +272,25 @@ def load_model(target: M | type[M], path: str | Path, device: str | torch.device
             model = kind(identity["vocab_size"], **identity["arguments"]).to(device)
         except (TypeError, ResearchError) as error:
             raise CheckpointError(
-                f"{path} holds a {identity['class']}, which is no {kind.__name__}: {error}"
+                f"{saved.path} holds a {identity['class']}, which is no {kind.__name__}: {error}"
             ) from error
+    fill_model(model, saved)
+    return model
+
+
+def fill_model(model: BaseLanguageModel, saved: Checkpoint) -> None:
+    """Give `model`, or the parts of it that this process has, the weights of a checkpoint."""
+    weights = weights_of(model)
+    if any(map(sharded.is_part, weights.values())) or not _is_whole(saved.path):
+        sharded.read_weights(saved.path, weights, other=_is_training_tensor)
+        return
     try:
-        load_weights(model, path / "model.safetensors", device=str(model.device))
+        load_weights(model, saved.path / "model.safetensors", device=str(model.device))
     except (RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"the weights at {path} do not fit the model: {reason}") from error
-    return model
+        raise CheckpointError(
+            f"the weights at {saved.path} do not fit the model: {reason}"
+        ) from error
 
 
 def _subclass(base: type[M], name: str) -> type[M]:
@@ -232,6 +345,16 @@ def unpack_optimizer(
         group.update(saved)
 
 
+def sharded_parameters(
+    model: BaseLanguageModel, optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
+    """What `latest_checkpoint` takes as `parts`: how the tensors of training are split."""
+    parts = {f"trained.{name}": parameter for name, parameter in model.named_parameters()}
+    for index, parameter in enumerate(_parameters(optimizer)):
+        parts[f"optimizer.{index}"] = parameter
+    return {name: part for name, part in parts.items() if sharded.is_part(part)}
+
+
 def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
@@ -246,9 +369,12 @@ class CheckpointWriter:
 
     In the background the tensors are copied first; the next save, and the end, wait for the one
     before. An error in the background is raised by whatever waits for it.
+
+    Of several processes all call `write`; the main one writes, or all do where the model is sharded.
     """
 
-    def __init__(self, in_background: bool = False) -> None:
+    def __init__(self, in_background: bool = False, processes: Processes | None = None) -> None:
+        self._processes = processes or Processes()
         self._thread = ThreadPoolExecutor(1, "checkpoint") if in_background else None
         self._pending: Future[None] | None = None
 
@@ -263,6 +389,13 @@ class CheckpointWriter:
     ) -> None:
         """Save the checkpoint, then delete all but the latest `keep` and the best."""
         state = {"model": identity_of(model), **state}
+        if any(map(sharded.is_part, weights.values())):
+            save_parts(path, weights, state, tensors, self._processes)
+            if self._processes.is_main:
+                delete_old_checkpoints(path.parent, state["step"], keep)
+            return
+        if not self._processes.is_main:
+            return
         if self._thread is None:
             _save_and_tidy(path, weights, state, tensors, keep)
             return
@@ -305,11 +438,27 @@ def steps_in(directory: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def latest_checkpoint(directory: Path, device: str | torch.device = "cpu") -> Checkpoint | None:
-    """The newest whole checkpoint; damaged ones are passed over with a warning that names them."""
+def latest_checkpoint(
+    directory: Path,
+    device: str | torch.device = "cpu",
+    processes: Processes | None = None,
+    parts: Mapping[str, torch.Tensor] | None = None,
+) -> Checkpoint | None:
+    """The newest whole checkpoint; damaged ones are passed over with a warning that names them.
+
+    The main one of several processes looks for it, the others read the same. `parts`: see Checkpoint.
+    """
+    processes = processes or Processes()
+    path = processes.from_main(_newest_whole(directory) if processes.is_main else None)
+    if path is None:
+        return None
+    return Checkpoint(path, read_json(path / "state.json", CheckpointError), device, parts or {})
+
+
+def _newest_whole(directory: Path) -> Path | None:
     for step in reversed(steps_in(directory)):
         try:
-            return load_checkpoint(directory / f"step_{step}", device)
+            return load_checkpoint(directory / f"step_{step}").path
         except CheckpointError as error:
             get_logger("checkpoint").warning(f"{error.message}; trying the one before")
     return None

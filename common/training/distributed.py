@@ -8,9 +8,12 @@ Rank 0 alone writes: the log, the samples, the checkpoints that are not sharded.
 from __future__ import annotations
 
 import os
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -18,12 +21,20 @@ import torch.distributed as dist
 from torch import nn
 
 from common.data.loader import Batch
-from common.errors import ConfigError
+from common.errors import ConfigError, Interrupted, TrainingError
 from common.models.base import BaseLanguageModel
 from common.models.loss import IGNORE_INDEX
+from common.training.config import OptimizerConfig, TrainingConfig
 from common.training.precision import select_device
+from common.utils.seeding import seed_everything
 
 T = TypeVar("T")
+
+# Others wait while the main process prepares the data; torchrun notices when a process dies.
+_TIMEOUT = timedelta(hours=12)
+# How long a process that has nothing to say lets the one that has speak first. torchrun ends all
+# others when one process fails, so hardly anybody ever waits so long.
+_SILENCE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -57,13 +68,13 @@ class Processes:
             dist.all_reduce(values)
         return values
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set in one of the processes; over the CPU, no device is waited for."""
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag whether one of the processes has it set; no device is waited for."""
         if self.world_size == 1:
-            return flag
-        flags = torch.tensor(int(flag))
-        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-        return bool(flags)
+            return list(flags)
+        found = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return [bool(flag) for flag in found]
 
     def from_main(self, value: T) -> T:
         """What the main process passes, in all of them (anything that can be pickled)."""
@@ -90,27 +101,112 @@ class Processes:
         if self.is_main and self.world_size > 1:
             dist.barrier()
 
+    def seed_apart(self) -> None:
+        """Give each process random numbers of its own; the main one goes on with those it has.
+
+        Called where all of them have the same: after the model was initialised.
+        """
+        if not self.is_main:
+            seed_everything(torch.initial_seed() + 1_000_003 * self.rank)
+
+
+def check_distributed(
+    training: TrainingConfig, optimizer: OptimizerConfig, processes: Processes
+) -> None:
+    """Raise ConfigError for what `training.distributed=fsdp` cannot do."""
+    if strategy_of(training, processes) != "fsdp":
+        return
+    if optimizer.name == "muon":
+        raise ConfigError(
+            "Muon needs whole matrices, training.distributed=fsdp keeps parts of them",
+            "set optimizer.name=adamw or training.distributed=ddp",
+        )
+    if training.save_in_background:
+        raise ConfigError(
+            "training.distributed=fsdp writes its checkpoints from all processes at once, "
+            "not in the background",
+            "set training.save_in_background=false or training.distributed=ddp",
+        )
+
+
+def strategy_of(training: TrainingConfig, processes: Processes) -> str:
+    """"none" for a single process, else "ddp" or "fsdp"."""
+    return "none" if processes.world_size == 1 else training.distributed.replace("auto", "ddp")
+
 
 @contextmanager
 def join_processes(device_name: str) -> Iterator[Processes]:
     """Join the processes that torchrun has started, or be the only one; `training.device` names the kind.
 
-    Raises TrainingError for a device that is not there.
+    What goes wrong in the block is told by one process: the first to meet it raises, the others
+    leave without a word. Raises TrainingError for a device that is not there.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size == 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes(device=select_device(device_name))
         return
-    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    device = select_device(device_name)
-    if device.type == "cuda":
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    try:
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, world_size = next(rendezvous("env://"))
+    with _told_once(store, rank):
+        device = _own_device(device_name)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT
+        )
         yield Processes(rank, world_size, device)
-    finally:
+        # Not after an error: others may be waiting for this process, and so would it for them.
         dist.destroy_process_group()
+
+
+def _own_device(name: str) -> torch.device:
+    """The device of this process among those on this machine."""
+    device = select_device(name)
+    if device.type == "cpu":
+        return device
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if device.type != "cuda" or device.index is not None:
+        raise TrainingError(
+            f"several processes cannot share the device '{device}'",
+            "set training.device=cuda (one for each process) or cpu",
+        )
+    if local_rank >= torch.cuda.device_count():
+        raise TrainingError(
+            f"process {local_rank} has no CUDA device of its own: "
+            f"this machine has {torch.cuda.device_count()}",
+            "start torchrun with a smaller --nproc-per-node",
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+@contextmanager
+def _told_once(store: dist.Store, rank: int) -> Iterator[None]:
+    """Let one process tell why all of them end: an interruption the main one, an error the first."""
+    try:
+        yield
+    except Interrupted as interrupt:
+        dist.barrier()  # now the main process has recorded it in the experiment
+        if rank == 0:
+            raise
+        time.sleep(1.0)
+        sys.exit(interrupt.exit_code)
+    except (Exception, KeyboardInterrupt) as error:
+        if store.add("failed", 1) > 1:
+            time.sleep(_SILENCE_SECONDS)
+            sys.exit(2)
+        if _is_lost_connection(error):
+            raise TrainingError(
+                "another process of this training is gone (killed, or out of memory)",
+                "go on from the last checkpoint with --resume",
+            ) from error
+        raise
+
+
+def _is_lost_connection(error: BaseException) -> bool:
+    # Gloo raises plain RuntimeErrors that name its source file.
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and "gloo" in str(error)
+    )
 
 
 class TrainingModule(nn.Module):
@@ -124,17 +220,17 @@ class TrainingModule(nn.Module):
     def __init__(self, model: BaseLanguageModel, strategy: str, processes: Processes) -> None:
         super().__init__()
         self.model = model
-        self.strategy = "none" if processes.world_size == 1 else strategy.replace("auto", "ddp")
+        self.strategy = strategy
         self._replicas: nn.parallel.DistributedDataParallel | None = None
-        if self.strategy == "ddp":
+        if strategy == "ddp":
             self._replicas = nn.parallel.DistributedDataParallel(
                 _Loss(model), gradient_as_bucket_view=True
             )
-        elif self.strategy == "fsdp":
+        elif strategy == "fsdp":
             _shard(model, processes)
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        loss: torch.Tensor = (self._replicas or self.model.compute_loss)(input_ids, labels)
+        loss: torch.Tensor = (self._replicas or self.model.training_loss)(input_ids, labels)
         return loss
 
     def without_reduction(self, skip: bool) -> AbstractContextManager[None]:
@@ -152,20 +248,20 @@ class _Loss(nn.Module):
         self.model = model
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return self.model.compute_loss(input_ids, labels)
+        return self.model.training_loss(input_ids, labels)
 
 
 def _shard(model: BaseLanguageModel, processes: Processes) -> None:
+    """FSDP2: each block gathers its weights when it is its turn; the model the rest, embeddings mostly."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    blocks = getattr(model, "blocks", None)
-    if not isinstance(blocks, nn.ModuleList):
-        raise ConfigError(
-            f"{type(model).__name__} has no `blocks` to shard", "set training.distributed=ddp"
-        )
     mesh = init_device_mesh(processes.device.type, (processes.world_size,))
-    for block in blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    blocks = getattr(model, "blocks", None)
+    for block in blocks if isinstance(blocks, nn.ModuleList) else []:
+        if type(block).forward is not nn.Module.forward:  # it is called, not only a container
+            fully_shard(block, mesh=mesh)
+    # Gathered weights are dropped after every pass, also of an evaluation: what changes the parts
+    # between two passes (the optimizer, averaged weights) is what the next pass sees.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
     register_fsdp_forward_method(model, "compute_loss")

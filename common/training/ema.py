@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from common.training.sharded import local
+
 
 class WeightAverage:
     """`average = decay * average + (1 - decay) * weights` after every optimizer step.
@@ -25,7 +27,8 @@ class WeightAverage:
     def update(self, step: int) -> None:
         """`step`: optimizer steps done."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.weights.values()), self._values(), weight)
+        averages = [local(average) for average in self.weights.values()]
+        torch._foreach_lerp_(averages, self._values(), weight)
 
     @torch.no_grad()
     def load(self, trained: dict[str, torch.Tensor]) -> None:
@@ -45,8 +48,11 @@ class WeightAverage:
             self._swap()
 
     def _swap(self) -> None:
-        for name, parameter in self._parameters.items():
-            parameter.data, self.weights[name] = self.weights[name], parameter.data
+        # In place: FSDP2 gathers the weights from the memory that it has laid out.
+        for average, value in zip(self.weights.values(), self._values(), strict=True):
+            kept = value.clone()
+            value.copy_(local(average))
+            local(average).copy_(kept)
 
     def _values(self) -> list[torch.Tensor]:
-        return [parameter.detach() for parameter in self._parameters.values()]
+        return [local(parameter.detach()) for parameter in self._parameters.values()]

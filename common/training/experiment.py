@@ -21,7 +21,7 @@ from common.training.callbacks.efficiency import Efficiency
 from common.training.callbacks.progress import ProgressBar
 from common.training.callbacks.samples import Samples
 from common.training.config import ExperimentConfig
-from common.training.distributed import Processes, join_processes
+from common.training.distributed import Processes, check_distributed, join_processes
 from common.training.evaluator import Evaluator
 from common.training.precision import check_precision, select_device
 from common.training.trainer import Trainer
@@ -54,10 +54,11 @@ def train_experiment(
     taken. Raises ResearchErrors, and Interrupted after a signal.
     """
     with join_processes(config.training.device) as processes:
-        if resume:
+        if resume and processes.is_main:
             name = name or _newest_resumable(config, project)
             _check_same_config(config, name, resume_anyway)
         check_precision(config.training.precision, processes.device)
+        check_distributed(config.training, config.optimizer, processes)
         if config.training.num_threads is not None:
             torch.set_num_threads(config.training.num_threads)
         with processes.main_first():

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim.adamw import adamw
 
 from common.training.config import OptimizerConfig
+from common.training.sharded import local
 
 
 class AdamWMuon(torch.optim.Optimizer):
@@ -120,17 +121,18 @@ def _adamw(
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
+    # AdamW works on each element by itself: sharded parameters are updated part by part.
+    weights = [local(parameter) for parameter in parameters]
+    gradients = [local(p.grad) for p in parameters if p.grad is not None]
     held = [states[parameter] for parameter in parameters]
     if divisor is not None and any(p.dtype == torch.float64 for p in parameters):
-        torch._foreach_div_(
-            [p.grad for p in parameters if p.grad is not None], divisor
-        )  # the kernel's divisor is fp32
+        torch._foreach_div_(gradients, divisor)  # the kernel's divisor is fp32
         divisor = None
     adamw(
-        list(parameters),
-        [p.grad for p in parameters if p.grad is not None],
-        [state["exp_avg"] for state in held],
-        [state["exp_avg_sq"] for state in held],
+        weights,
+        gradients,
+        [local(state["exp_avg"]) for state in held],
+        [local(state["exp_avg_sq"]) for state in held],
         [],
         [state["step"] for state in held],
         fused=True,

@@ -25,7 +25,12 @@ from common.models.loss import count_labels
 from common.training import checkpoint
 from common.training.callbacks.base import Callback
 from common.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
-from common.training.distributed import Processes, TrainingModule
+from common.training.distributed import (
+    Processes,
+    TrainingModule,
+    check_distributed,
+    strategy_of,
+)
 from common.training.ema import WeightAverage
 from common.training.evaluator import Evaluator
 from common.training.optimizers import create_optimizer
@@ -41,7 +46,7 @@ from common.training.schedules import learning_rate_factor
 from common.utils.experiment_storage.comparison import diff_configs
 from common.utils.experiment_storage.run import Run
 from common.utils.logging import get_logger
-from common.utils.seeding import get_rng_state, set_rng_state
+from common.utils.seeding import get_rng_state, seed_everything, set_rng_state
 
 log = get_logger("training")
 
@@ -86,6 +91,7 @@ class Trainer:
         self.model = model.to(self.device)
         self.model.activation_checkpointing = self._activation_checkpointing()
         self.optimizer_config = optimizer or OptimizerConfig()
+        check_distributed(self.config, self.optimizer_config, self.processes)
         self.schedule = schedule or ScheduleConfig()
         self.train_data, self.val_data = train_data, val_data
         self.quick_val_data = quick_val_data if quick_val_data is not None else val_data
@@ -103,8 +109,11 @@ class Trainer:
         self._window = {"labels": 0, "tokens": 0, "seconds": 0.0}  # since the last log
         self._full_evaluation: tuple[int, dict[str, float]] | None = None
 
-        self._module = TrainingModule(self.model, self.config.distributed, self.processes)
         self.precision, self.compiled = self._settle_auto()
+        strategy = strategy_of(self.config, self.processes)
+        self._module = TrainingModule(self.model, strategy, self.processes)
+        self.model.set_compile(self.compiled)  # only now: sharding changes what is to be compiled
+        self.processes.seed_apart()
         self.optimizer = create_optimizer(
             self.model,
             self.optimizer_config,
@@ -120,7 +129,9 @@ class Trainer:
             precision=self.precision,
             processes=self.processes,
         )
-        self._writer = checkpoint.CheckpointWriter(self.config.save_in_background)
+        self._writer = checkpoint.CheckpointWriter(
+            self.config.save_in_background, self.processes
+        )
         # On the device, so that no step waits for it: the nats of the window, the last gradient
         # norm, and whether a loss or a gradient was not finite (then no weight is changed any more).
         self._nats = torch.zeros((), device=self.device)
@@ -143,13 +154,12 @@ class Trainer:
         self.model.train()
         passes = self.config.max_steps * self.config.gradient_accumulation_steps
         choice = None
-        if self.processes.is_main or self._module.strategy == "fsdp":
+        if self.processes.is_main:
             batch = self.processes.rows(self.train_data.batch(0))
             batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
             choice = choose(self.model, batch, self.config.precision, self.config.compile, passes)
         choice = self.processes.from_main(choice)
         assert choice is not None
-        self.model.set_compile(choice.compile)
         if self.run is not None:
             self.run.update(precision=choice.precision, compiled=choice.compile)
         return choice.precision, choice.compile
@@ -165,7 +175,7 @@ class Trainer:
         try:
             for callback in self.callbacks:
                 callback.on_train_start(self)
-            with _stop_on_signals() as received, matmul_precision(self.precision):
+            with _stop_on_signals(self.processes) as received, matmul_precision(self.precision):
                 while True:
                     if self._is_due(self.config.eval_every_steps):
                         self._evaluate(full=False)
@@ -176,14 +186,17 @@ class Trainer:
                         callback.on_step(self)
                     if self.step % self.config.log_every_steps == 0:
                         self._log()
-                    if self.processes.any(bool(received)):
+                    interrupted, self.should_stop = self.processes.any(
+                        bool(received), self.should_stop
+                    )
+                    if interrupted:
                         self._interrupt(received)
                     if self._is_checkpoint_due():
                         self.save()
                 self._save_once()
                 metrics = self._evaluate(full=True)
                 self._writer.wait()
-                if self.processes.any(bool(received)):
+                if self.processes.any(bool(received))[0]:
                     self._interrupt(received)
             return metrics
         finally:
@@ -211,10 +224,10 @@ class Trainer:
         batches = [self._batches.batch(first + i) for i in range(accumulation)]
         counts = [count_labels(batch["labels"]) for batch in batches]
         labels = sum(counts)
-        for index, (batch, count) in enumerate(zip(batches, counts, strict=True)):
-            if count:
-                with self._module.without_reduction(index + 1 < accumulation):
-                    self._nats += self._backward(batch, count / labels) * labels
+        parts = [(batch, n) for batch, n in zip(batches, counts, strict=True) if n]
+        for left, (batch, count) in zip(reversed(range(len(parts))), parts, strict=True):
+            with self._module.without_reduction(left > 0):
+                self._nats += self._backward(batch, count / labels) * labels
         self._update_weights()
         self.step += 1
         if self.average is not None:
@@ -329,6 +342,7 @@ class Trainer:
                     checkpoint.mark_best(self.checkpoints, self.step, self.best_loss)
             for callback in self.callbacks:
                 callback.on_evaluate(self, metrics)
+            (self.should_stop,) = self.processes.any(self.should_stop)
             # When a callback stops training here, the full evaluation of this step is the one to keep.
             if full or not self.should_stop or data is self.val_data:
                 self._write_row(metrics, "val")
@@ -364,10 +378,9 @@ class Trainer:
             tensors |= {f"trained.{name}": weights[name] for name in self.average.weights}
             weights |= self.average.weights
         path = self.checkpoints / f"step_{self.step}"
-        if self.processes.is_main:
-            self._writer.write(
-                self.model, path, weights, state, tensors, keep=self.config.keep_checkpoints
-            )
+        self._writer.write(
+            self.model, path, weights, state, tensors, keep=self.config.keep_checkpoints
+        )
         self._saved_step = self.step
         if self.run is not None:
             self.run.update(tokens=self.tokens)
@@ -389,7 +402,12 @@ class Trainer:
         """
         if self.checkpoints is None:
             raise TrainingError("only a run with a folder can be resumed")
-        saved = checkpoint.latest_checkpoint(self.checkpoints, self.device)
+        saved = checkpoint.latest_checkpoint(
+            self.checkpoints,
+            self.device,
+            self.processes,
+            checkpoint.sharded_parameters(self.model, self.optimizer),
+        )
         if saved is None:
             log.info("no checkpoint was saved: starting from the beginning")
             if self.run is not None:
@@ -398,7 +416,7 @@ class Trainer:
         state, tensors = saved.state, saved.tensors
         self._check_fingerprint(saved, anyway)
         self._take_numerics(state["training"])
-        checkpoint.load_model(self.model, saved.path, self.device)
+        checkpoint.fill_model(self.model, saved)
         if self.average is not None:
             self.average.load(checkpoint.with_prefix(tensors, "trained."))
         checkpoint.unpack_optimizer(self.optimizer, state["param_groups"], tensors)
@@ -409,7 +427,7 @@ class Trainer:
             states = checkpoint.with_prefix(tensors, f"rng.{rank}.")
             set_rng_state(state["rng"][rank], {name: s.cpu() for name, s in states.items()})
         else:
-            torch.manual_seed(torch.initial_seed() + 1000003 * state["step"] + rank)
+            seed_everything(torch.initial_seed() + state["step"])
         self.step, self.tokens = state["step"], state["tokens"]
         self._saved_step = self.step
         self.best_loss, self._window = state["best_loss"], state["window"]
@@ -470,8 +488,12 @@ class Trainer:
 
 
 @contextmanager
-def _stop_on_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, to be obeyed between two steps; a second one acts at once."""
+def _stop_on_signals(processes: Processes) -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM, to be obeyed between two steps; a second one acts at once.
+
+    Not so among several processes: on Ctrl-C they get one from the terminal and one from torchrun,
+    which kills those that do not end.
+    """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received  # Python delivers signals to the main thread only
@@ -480,6 +502,8 @@ def _stop_on_signals() -> Iterator[list[int]]:
 
     def receive(number: int, frame: object) -> None:
         received.append(number)
+        if processes.world_size > 1:
+            return
         for each, handler in previous.items():
             signal.signal(each, handler)
 

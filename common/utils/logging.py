@@ -56,6 +56,7 @@ def get_logger(name: str) -> logging.Logger:
         as_json = os.environ.get("RESEARCH_LOG") == "json"
         handler.setFormatter(_JsonFormatter() if as_json else _TextFormatter())
         root.addHandler(handler)
-        root.setLevel(logging.INFO)
+        # Of several processes (torchrun numbers them) one tells what all of them do.
+        root.setLevel(logging.ERROR if int(os.environ.get("RANK", "0")) else logging.INFO)
         root.propagate = False
     return root.getChild(name)

@@ -100,7 +100,8 @@ class Attention(nn.Module):
     def new_cache(self, batch_size: int, max_length: int) -> KeyValueCache:
         weight = self.output.weight
         shape = (batch_size, self.num_kv_heads, max_length, self.head_size)
-        return KeyValueCache(weight.new_zeros(shape), weight.new_zeros(shape))
+        zeros = [torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2)]
+        return KeyValueCache(*zeros)
 
     def forward(self, x: torch.Tensor, cache: KeyValueCache | None = None) -> torch.Tensor:
         """x: (batch, time, hidden_size)"""

@@ -26,7 +26,9 @@ class LSTM(nn.Module):
         self.lstm = nn.LSTM(config.hidden_size, config.hidden_size, batch_first=True)
 
     def new_cache(self, batch_size: int, max_length: int) -> LSTMState:
-        zeros = next(self.parameters()).new_zeros(1, batch_size, self.lstm.hidden_size)
+        weight = next(self.parameters())
+        shape = (1, batch_size, self.lstm.hidden_size)
+        zeros = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
         return LSTMState(zeros, zeros)
 
     def forward(self, x: torch.Tensor, cache: LSTMState | None = None) -> torch.Tensor:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from common.data.tokenizers import Tokenizer
 from common.training.callbacks.base import Callback
 from common.training.config import SampleConfig
+from common.training.sharded import is_part
 from common.utils.files import write_text_atomic
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 class Samples(Callback):
     """Draws from a generator of its own, so that training is the same with and without samples.
 
-    `path` None: nothing is written (another process does).
+    `path` None: nothing is written (another process does), and nothing drawn unless the model is
+    sharded: then it takes all processes to compute.
     """
 
     def __init__(
@@ -39,6 +41,8 @@ class Samples(Callback):
             write_text_atomic(self.path, "".join(f"{line}\n" for line in kept))
 
     def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        if self.path is None and not any(map(is_part, trainer.model.parameters())):
+            return
         longest = max(len(self.tokenizer.encode(prompt)) or 1 for prompt in self.config.prompts)
         self.latest = trainer.evaluator.generate_samples(
             self.config.prompts,

@@ -1,0 +1,122 @@
+"""Tensors of which each process has a part (FSDP2's DTensors), and files of such parts.
+
+The files are those of torch.distributed.checkpoint in its safetensors storage: a process writes
+`shard-00001-model-00001-of-00001.safetensors` with its parts and where in the whole they belong.
+Any number of processes reads them, each what it needs. Its other storage reads pickles.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.errors import CheckpointError
+
+# PyTorch's own modules for this take 1 s to import, and most trainings need none of them.
+
+
+def is_part(tensor: torch.Tensor) -> bool:
+    """Whether this process has but a part of `tensor`."""
+    return hasattr(tensor, "placements")
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """The part that this process has, sharing its memory; an ordinary tensor itself."""
+    return tensor.to_local() if is_part(tensor) else tensor  # type: ignore[attr-defined]  # DTensor
+
+
+def class_of(model: nn.Module) -> type[nn.Module]:
+    """The class that a model was built from; FSDP2 puts its own before it."""
+    if not any(map(is_part, model.parameters())):
+        return type(model)
+    from torch.distributed.fsdp import FSDPModule
+
+    return next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+
+
+def write_parts(directory: Path, tensors: Mapping[str, torch.Tensor], rank: int) -> list[Path]:
+    """Write this process's parts; all processes call it at once. Returns the files it wrote.
+
+    Tensors that are whole are the same in all processes, and written by one of them. What fails in
+    one process is an OSError in all.
+    """
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    writer = dcp.HuggingFaceStorageWriter(str(directory), save_distributed=True)
+    try:
+        dcp.save({name: t.contiguous() for name, t in tensors.items()}, storage_writer=writer)
+    except CheckpointException as error:
+        reasons = {str(failure) for failure, _ in error.failures.values()}
+        raise OSError("; ".join(sorted(reasons))) from error
+    return sorted(directory.glob(f"shard-{rank + 1:05d}-*.safetensors"))
+
+
+def read_parts(
+    directory: Path,
+    wanted: Callable[[str], bool],
+    like: Callable[[str], torch.Tensor | None],
+    device: str | torch.device,
+) -> dict[str, torch.Tensor]:
+    """The tensors with a wanted name, split as `like(name)` is; whole, on `device`, where it is None.
+
+    `directory` may as well hold ordinary safetensors files.
+    """
+    tensors = {}
+    for name, facts in _contents(directory).items():
+        if wanted(name):
+            template = like(name)
+            if template is not None and template.shape == facts.size:
+                tensors[name] = torch.empty_like(template, dtype=facts.properties.dtype)
+            else:
+                tensors[name] = torch.empty(
+                    facts.size, dtype=facts.properties.dtype, device=device
+                )
+    _read_into(directory, tensors)
+    return tensors
+
+
+def read_weights(
+    directory: Path, weights: Mapping[str, torch.Tensor], other: Callable[[str], bool]
+) -> None:
+    """Fill `weights`, whole or parts, with the tensors of the same names.
+
+    Raises CheckpointError when names or shapes differ; a name for which `other` is true may be
+    there besides.
+    """
+    found = _contents(directory)
+    missing = sorted(weights.keys() - found.keys())
+    unexpected = sorted(name for name in found.keys() - weights.keys() if not other(name))
+    differing = [
+        f"{name} {tuple(found[name].size)} instead of {tuple(tensor.shape)}"
+        for name, tensor in weights.items()
+        if name in found and found[name].size != tensor.shape
+    ]
+    if missing or unexpected or differing:
+        reasons = (("missing", missing), ("unexpected", unexpected), ("shape", differing))
+        text = "; ".join(f"{what}: {', '.join(names)}" for what, names in reasons if names)
+        raise CheckpointError(f"the weights at {directory} do not fit the model: {text}")
+    _read_into(directory, weights)
+
+
+def _contents(directory: Path) -> dict[str, Any]:
+    """TensorStorageMetadata (size, properties.dtype) by name."""
+    import torch.distributed.checkpoint as dcp
+
+    return dict(dcp.HuggingFaceStorageReader(str(directory)).read_metadata().state_dict_metadata)
+
+
+def _read_into(directory: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    reader = dcp.HuggingFaceStorageReader(str(directory))
+    with warnings.catch_warnings():
+        # Each process plans by itself what it reads, so that none waits for another.
+        warnings.filterwarnings("ignore", message=".*intent is to load in a single process")
+        dcp.load(dict(tensors), storage_reader=reader, no_dist=True)
