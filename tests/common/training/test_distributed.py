@@ -1,0 +1,415 @@
+"""Training by several real processes, which torchrun starts: the same training as by one.
+
+This file is also what they run: `torchrun test_distributed.py WHAT FOLDER` (see `main`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from common.data.loader import Batch
+from common.errors import ConfigError, DataError, exit_on_error
+from common.models import Decoder
+from common.models.loss import IGNORE_INDEX, count_labels
+from common.training import Callback, Trainer, TrainingConfig, checkpoint
+from common.training.config import OptimizerConfig, ScheduleConfig
+from common.training.distributed import Processes, check_distributed, join_processes
+from common.utils import query_experiments, start_experiment
+from common.utils.paths import REPOSITORY_ROOT, get_runs_dir
+
+VOCAB_SIZE = 11  # divisible by no number of processes
+CONTEXT_LENGTH = 8
+Rows = list[dict[str, float]]
+
+
+class Batches:
+    """Some labels are not predicted; each third batch has none at all, others differ from row to row."""
+
+    def __init__(self, size: int, holes: bool) -> None:
+        self.size, self.holes = size, holes
+
+    def batch(self, index: int) -> Batch:
+        generator = torch.Generator().manual_seed(index)
+        ids = torch.randint(0, VOCAB_SIZE, (self.size, CONTEXT_LENGTH), generator=generator)
+        labels = ids.clone()
+        if self.holes:
+            for row in range(self.size):
+                labels[row, : 1 + (row + index) * 3 % CONTEXT_LENGTH] = IGNORE_INDEX
+            if index % 3 == 2:
+                labels[:] = IGNORE_INDEX
+        return {"input_ids": ids, "labels": labels}
+
+
+class Record(Callback):
+    """What is logged, and every result of an evaluation."""
+
+    def __init__(self) -> None:
+        self.rows: Rows = []
+
+    def on_log(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        self.rows.append({key: metrics[key] for key in ("loss", "gradient_norm")})
+
+    def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        self.rows.append({key: metrics[key] for key in ("loss", "num_tokens")})
+
+
+class StopAt(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step(self, trainer: Trainer) -> None:
+        trainer.should_stop = trainer.step == self.step
+
+
+class FailAt(Callback):
+    def on_step(self, trainer: Trainer) -> None:
+        if trainer.step == 2:
+            raise DataError("the disk of this machine is gone")
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "whole batches": {"size": 4},
+    "uneven": {"size": 3, "holes": True, "accumulation": 3, "ema": 0.9},
+    "lstm": {"size": 3, "mixer": "lstm", "accumulation": 2},
+    "one row": {"size": 1},
+}
+
+
+def create_trainer(
+    case: Mapping[str, Any],
+    strategy: str,
+    processes: Processes,
+    callbacks: list[Callback],
+    run: Any = None,
+    steps: int = 12,
+) -> Trainer:
+    torch.manual_seed(0)
+    model = Decoder(
+        VOCAB_SIZE,
+        preset="gpt2",
+        num_layers=2,
+        num_heads=2,
+        hidden_size=8,
+        context_length=CONTEXT_LENGTH,
+        mixer=case.get("mixer", "attention"),
+        dropout=case.get("dropout", 0.0),
+    )
+    batches = Batches(case["size"], case.get("holes", False))
+    return Trainer(
+        model,
+        batches,
+        TrainingConfig(
+            max_steps=steps,
+            gradient_accumulation_steps=case.get("accumulation", 1),
+            max_grad_norm=0.3,
+            ema_decay=case.get("ema"),
+            eval_every_steps=5,
+            log_every_steps=1,
+            device="cpu",
+            precision="fp32",
+            compile=False,
+            distributed=strategy,  # type: ignore[arg-type]  # a word of its Literal
+        ),
+        optimizer=OptimizerConfig(lr=1e-2),
+        schedule=ScheduleConfig(warmup_steps=2),
+        val_data=[batches.batch(index) for index in (100, 101)],
+        callbacks=callbacks,
+        run=run,
+        processes=processes,
+    )
+
+
+def train(case: Mapping[str, Any], strategy: str, processes: Processes) -> Rows:
+    record = Record()
+    create_trainer(case, strategy, processes, [record]).fit()
+    return record.rows
+
+
+def continue_run(
+    name: str, case: Mapping[str, Any], strategy: str, processes: Processes, stop_at: int | None
+) -> None:
+    """Start or resume a run, and stop it after `stop_at` steps: only the main process wants to."""
+    run = None
+    if processes.is_main:
+        exists = (get_runs_dir() / name).exists()
+        run = start_experiment(name, resume=exists, system_metrics_seconds=None)
+    resume = processes.from_main(run is not None and run.rows > 0)
+    callbacks: list[Callback] = [StopAt(stop_at)] if stop_at and processes.is_main else []
+    trainer = create_trainer(case, strategy, processes, callbacks, run, steps=16)
+    if resume:
+        torch.manual_seed(12345)  # whatever was drawn until now does not matter
+        trainer.resume()
+    trainer.fit()
+    if run is not None:
+        run.finish("interrupted" if stop_at else "finished")
+
+
+# What the processes do -------------------------------------------------------------------------
+
+
+def main(what: str, folder: Path) -> None:
+    with exit_on_error(), join_processes("cpu") as processes:
+        if what == "losses":
+            found = {
+                f"{name}, {strategy}": train(case, strategy, processes)
+                for name, case in CASES.items()
+                for strategy in ("ddp", "fsdp")
+            }
+            if processes.is_main:
+                (folder / "losses.json").write_text(json.dumps(found))
+            for strategy in ("ddp", "fsdp"):
+                compare_exactly(strategy, processes)
+        elif what == "resume":
+            for name, strategy, stop_at in json.loads((folder / "resume.json").read_text()):
+                continue_run(name, CASES["uneven"], strategy, processes, stop_at)
+        elif what == "fail":
+            callbacks: list[Callback] = [] if processes.is_main else [FailAt()]
+            create_trainer(CASES["uneven"], "ddp", processes, callbacks).fit()
+
+
+def compare_exactly(strategy: str, processes: Processes) -> None:
+    """With dropout: resumed by as many processes, a run is the same to the last bit."""
+    case = {"size": 4, "dropout": 0.3, "ema": 0.9}
+    trainer = create_trainer(case, strategy, processes, [])
+    drawn = processes.gather(torch.rand(3).tolist())
+    assert len({tuple(numbers) for numbers in drawn}) == processes.world_size
+    create_trainer(case, "ddp", Processes(), [])
+    assert drawn[0] == torch.rand(3).tolist(), "the main process draws what a single one does"
+    del trainer
+    continue_run(f"whole_{strategy}", case, strategy, processes, None)
+    continue_run(f"parts_{strategy}", case, strategy, processes, 7)
+    continue_run(f"parts_{strategy}", case, strategy, processes, None)
+    weights = [
+        checkpoint.weights_of(Decoder.load_checkpoint(get_runs_dir() / name / "checkpoints/step_16"))
+        for name in (f"whole_{strategy}", f"parts_{strategy}")
+    ]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+# What is asked of them -------------------------------------------------------------------------
+
+
+@contextmanager
+def torchrun(count: int, script: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """Processes that are gone at the end of the block, whatever happens in it."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY_ROOT)}
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    process = subprocess.Popen(
+        [sys.executable, *launcher, str(script), *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        for worker in workers(process):
+            worker.kill()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The training processes of a torchrun, in the order of their ranks."""
+    try:
+        children = psutil.Process(process.pid).children(recursive=True)
+        ranks = {int(child.environ()["RANK"]): child for child in children}
+    except (psutil.NoSuchProcess, KeyError):
+        return []
+    return [ranks[rank] for rank in sorted(ranks)]
+
+
+def run_processes(count: int, *arguments: object, timeout: float = 100) -> tuple[int, str]:
+    """(exit code, everything printed) of `main` in so many processes."""
+    with torchrun(count, Path(__file__), *arguments) as process:
+        output, _ = process.communicate(timeout=timeout)
+    return process.returncode, output
+
+
+def assert_close(found: Rows, expected: Rows) -> None:
+    assert len(found) == len(expected)
+    for mine, its in zip(found, expected, strict=True):
+        assert mine == pytest.approx(its, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
+    code, output = run_processes(2, "losses", tmp_path)
+    assert code == 0, output
+    found = json.loads((tmp_path / "losses.json").read_text())
+    for name, case in CASES.items():
+        expected = train(case, "auto", Processes())
+        assert any(row.get("gradient_norm", 0) > 0.3 for row in expected), "nothing was clipped"
+        for strategy in ("ddp", "fsdp"):
+            assert_close(found[f"{name}, {strategy}"], expected)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_any_number_of_processes(tmp_path: Path) -> None:
+    """1 -> 2 -> 4 -> 1 process, changing how the model is held."""
+    case = CASES["uneven"]
+    continue_run("whole", case, "auto", Processes(), None)
+    chains = {"one": ("ddp", "fsdp"), "two": ("fsdp", "ddp"), "three": ("fsdp", "fsdp")}
+    for name in chains:
+        continue_run(name, case, "auto", Processes(), 4)
+    for count, place, stop_at in ((2, 0, 7), (4, 1, 11)):
+        todo = [(name, chain[place], stop_at) for name, chain in chains.items()]
+        (tmp_path / "resume.json").write_text(json.dumps(todo))
+        code, output = run_processes(count, "resume", tmp_path)
+        assert code == 0, output
+    for name, (_, last) in chains.items():
+        folder = get_runs_dir() / name / "checkpoints" / "step_11"
+        shards = [file.name for file in folder.glob("shard-*.safetensors")]
+        assert len(shards) == (4 if last == "fsdp" else 0)
+        continue_run(name, case, "auto", Processes(), None)
+        assert_close(logged(name), logged("whole"))
+
+
+def logged(name: str) -> Rows:
+    """The rows of a finished run; those at which it was stopped and judged are left out."""
+    frame = query_experiments(
+        f"SELECT split, step, loss FROM experiments WHERE experiment_name = '{name}' "
+        "AND (split = 'train' OR step % 5 = 0 OR step = 16) ORDER BY split, step"
+    )
+    rows: Rows = frame[["step", "loss"]].to_dict("records")
+    return rows
+
+
+CONFIG = """
+seed: 3
+data: {tokenizer: char, batch_size: 3, path: TEXT}
+model: {num_layers: 1, num_heads: 2, hidden_size: 8, context_length: 16, dropout: 0.0}
+schedule: {warmup_steps: 5}
+training:
+  max_steps: 150
+  eval_every_steps: 50
+  checkpoint_every_steps: 10
+  log_every_steps: 10
+  device: cpu
+  precision: fp32
+  compile: false
+  distributed: fsdp
+samples: {prompts: ["", "the "], max_new_tokens: 4}
+"""
+
+
+@pytest.mark.slow
+def test_the_script_survives_signals_and_kills(tmp_path: Path, run_tool: Any) -> None:
+    """SIGTERM to one of two processes, then kill -9 of one of two, then finished by a single one."""
+    script = REPOSITORY_ROOT / "projects" / "baseline" / "train.py"
+    (tmp_path / "text.txt").write_text("the cat sat on the mat, the dog ran to the red house. " * 60)
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG.replace("TEXT", str(tmp_path / "text.txt")))
+    whole = run_tool(script, "--config", config, "--name", "whole")
+    assert whole.returncode == 0, whole.stderr
+
+    output = signal_one(2, signal.SIGTERM, script, "--config", config, "--name", "run")
+    assert output.count("interrupted at step") == 1, output
+    assert "everything is saved; continue with --name run --resume" in output
+    assert status("run") == "interrupted"
+    saved = checkpoint.steps_in(get_runs_dir() / "run" / "checkpoints")[-1]
+
+    output = signal_one(2, signal.SIGKILL, script, "--name", "run", "--resume")
+    assert f"resumed  step={saved}" in output
+    assert output.count("error [training]: another process of this training is gone") == 1
+    assert status("run") == "failed"
+
+    resumed = run_tool(script, "--name", "run", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert_close(*(logged_by_script(name) for name in ("run", "whole")))
+    samples = [
+        (get_runs_dir() / name / "samples.jsonl").read_text().splitlines()
+        for name in ("run", "whole")
+    ]
+    assert len(samples[0]) == len(samples[1]) == 6, "each process has drawn samples"
+
+
+def signal_one(count: int, number: int, *arguments: Any) -> str:
+    """Train until a further checkpoint is there, send one process a signal; what was printed."""
+    folder = get_runs_dir() / "run" / "checkpoints"
+    before = checkpoint.steps_in(folder)
+    with torchrun(count, *arguments) as process:
+        deadline = time.monotonic() + 60
+        while checkpoint.steps_in(folder)[-1:] == before[-1:]:
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        children = workers(process)
+        children[-1].send_signal(number)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode != 0
+        assert not any(child.is_running() for child in children)
+    return output
+
+
+def status(name: str) -> str:
+    manifest = json.loads((get_runs_dir() / name / "manifest.json").read_text())
+    return str(manifest["status"])
+
+
+def logged_by_script(name: str) -> Rows:
+    frame = query_experiments(
+        f"SELECT step, loss FROM experiments WHERE experiment_name = '{name}' ORDER BY split, step"
+    )
+    rows: Rows = frame.to_dict("records")
+    return rows
+
+
+@pytest.mark.slow
+def test_an_error_in_one_process_ends_all_and_is_told_once(tmp_path: Path) -> None:
+    started = time.monotonic()
+    code, output = run_processes(2, "fail", tmp_path, timeout=60)
+    assert code != 0
+    assert output.count("error [") == 1, output
+    assert "error [data]: the disk of this machine is gone" in output
+    assert output.count("Traceback") == 1, "torchrun's own report is the only one"
+    assert time.monotonic() - started < 40
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+@pytest.mark.parametrize("size", [1, 3, 4, 7])
+def test_the_rows_of_a_batch_are_shared_out(size: int, world_size: int) -> None:
+    batch = Batches(size, holes=True).batch(0)
+    parts = [Processes(rank, world_size).rows(batch) for rank in range(world_size)]
+    assert all(len(part["input_ids"]) >= 1 for part in parts)
+    assert sum(count_labels(part["labels"]) for part in parts) == count_labels(batch["labels"])
+    real = [part for part in parts if bool((part["labels"] != IGNORE_INDEX).any())]
+    rows = torch.cat([part["labels"] for part in real])
+    predicted = batch["labels"][(batch["labels"] != IGNORE_INDEX).any(dim=1)]
+    assert torch.equal(rows[(rows != IGNORE_INDEX).any(dim=1)], predicted)
+
+
+@pytest.mark.parametrize(
+    ("training", "optimizer", "message"),
+    [
+        ({}, {"name": "muon"}, "Muon needs whole matrices"),
+        ({"save_in_background": True}, {}, "not in the background"),
+    ],
+)
+def test_what_fsdp_cannot_do_is_a_config_error(
+    training: dict[str, Any], optimizer: dict[str, Any], message: str
+) -> None:
+    config = TrainingConfig(distributed="fsdp", **training)
+    with pytest.raises(ConfigError, match=message):
+        check_distributed(config, OptimizerConfig(**optimizer), Processes(0, 2))
+    check_distributed(config, OptimizerConfig(**optimizer), Processes())  # one process has it all
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
