@@ -130,7 +130,7 @@ def check_distributed(
 
 
 def strategy_of(training: TrainingConfig, processes: Processes) -> str:
-    """"none" for a single process, else "ddp" or "fsdp"."""
+    """ "none" for a single process, else "ddp" or "fsdp"."""
     return "none" if processes.world_size == 1 else training.distributed.replace("auto", "ddp")
 
 
@@ -180,7 +180,7 @@ def _own_device(name: str) -> torch.device:
 
 
 @contextmanager
-def _told_once(store: dist.Store, rank: int) -> Iterator[None]:
+def _told_once(store: torch._C._distributed_c10d.Store, rank: int) -> Iterator[None]:
     """Let one process tell why all of them end: an interruption the main one, an error the first."""
     try:
         yield

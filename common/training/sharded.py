@@ -8,8 +8,7 @@ Any number of processes reads them, each what it needs. Its other storage reads 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if is_part(tensor) else tensor  # type: ignore[attr-defined]  # DTensor
 
 
-def class_of(model: nn.Module) -> type[nn.Module]:
+def class_of(model: nn.Module) -> type:
     """The class that a model was built from; FSDP2 puts its own before it."""
     if not any(map(is_part, model.parameters())):
         return type(model)
@@ -46,12 +45,13 @@ def write_parts(directory: Path, tensors: Mapping[str, torch.Tensor], rank: int)
     Tensors that are whole are the same in all processes, and written by one of them. What fails in
     one process is an OSError in all.
     """
-    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
-    writer = dcp.HuggingFaceStorageWriter(str(directory), save_distributed=True)
+    writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
     try:
-        dcp.save({name: t.contiguous() for name, t in tensors.items()}, storage_writer=writer)
+        save({name: t.contiguous() for name, t in tensors.items()}, storage_writer=writer)
     except CheckpointException as error:
         reasons = {str(failure) for failure, _ in error.failures.values()}
         raise OSError("; ".join(sorted(reasons))) from error
@@ -75,9 +75,7 @@ def read_parts(
             if template is not None and template.shape == facts.size:
                 tensors[name] = torch.empty_like(template, dtype=facts.properties.dtype)
             else:
-                tensors[name] = torch.empty(
-                    facts.size, dtype=facts.properties.dtype, device=device
-                )
+                tensors[name] = torch.empty(facts.size, dtype=facts.properties.dtype, device=device)
     _read_into(directory, tensors)
     return tensors
 
@@ -107,16 +105,17 @@ def read_weights(
 
 def _contents(directory: Path) -> dict[str, Any]:
     """TensorStorageMetadata (size, properties.dtype) by name."""
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-    return dict(dcp.HuggingFaceStorageReader(str(directory)).read_metadata().state_dict_metadata)
+    return dict(HuggingFaceStorageReader(str(directory)).read_metadata().state_dict_metadata)
 
 
 def _read_into(directory: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
-    reader = dcp.HuggingFaceStorageReader(str(directory))
+    reader = HuggingFaceStorageReader(str(directory))
     with warnings.catch_warnings():
         # Each process plans by itself what it reads, so that none waits for another.
         warnings.filterwarnings("ignore", message=".*intent is to load in a single process")
-        dcp.load(dict(tensors), storage_reader=reader, no_dist=True)
+        load(dict(tensors), storage_reader=reader, no_dist=True)

@@ -129,9 +129,7 @@ class Trainer:
             precision=self.precision,
             processes=self.processes,
         )
-        self._writer = checkpoint.CheckpointWriter(
-            self.config.save_in_background, self.processes
-        )
+        self._writer = checkpoint.CheckpointWriter(self.config.save_in_background, self.processes)
         # On the device, so that no step waits for it: the nats of the window, the last gradient
         # norm, and whether a loss or a gradient was not finite (then no weight is changed any more).
         self._nats = torch.zeros((), device=self.device)

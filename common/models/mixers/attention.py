@@ -100,8 +100,8 @@ class Attention(nn.Module):
     def new_cache(self, batch_size: int, max_length: int) -> KeyValueCache:
         weight = self.output.weight
         shape = (batch_size, self.num_kv_heads, max_length, self.head_size)
-        zeros = [torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2)]
-        return KeyValueCache(*zeros)
+        zeros = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        return KeyValueCache(zeros, zeros.clone())
 
     def forward(self, x: torch.Tensor, cache: KeyValueCache | None = None) -> torch.Tensor:
         """x: (batch, time, hidden_size)"""

@@ -193,7 +193,9 @@ def compare_exactly(strategy: str, processes: Processes) -> None:
     continue_run(f"parts_{strategy}", case, strategy, processes, 7)
     continue_run(f"parts_{strategy}", case, strategy, processes, None)
     weights = [
-        checkpoint.weights_of(Decoder.load_checkpoint(get_runs_dir() / name / "checkpoints/step_16"))
+        checkpoint.weights_of(
+            Decoder.load_checkpoint(get_runs_dir() / name / "checkpoints/step_16")
+        )
         for name in (f"whole_{strategy}", f"parts_{strategy}")
     ]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
@@ -313,7 +315,9 @@ samples: {prompts: ["", "the "], max_new_tokens: 4}
 def test_the_script_survives_signals_and_kills(tmp_path: Path, run_tool: Any) -> None:
     """SIGTERM to one of two processes, then kill -9 of one of two, then finished by a single one."""
     script = REPOSITORY_ROOT / "projects" / "baseline" / "train.py"
-    (tmp_path / "text.txt").write_text("the cat sat on the mat, the dog ran to the red house. " * 60)
+    (tmp_path / "text.txt").write_text(
+        "the cat sat on the mat, the dog ran to the red house. " * 60
+    )
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.replace("TEXT", str(tmp_path / "text.txt")))
     whole = run_tool(script, "--config", config, "--name", "whole")
