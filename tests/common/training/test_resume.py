@@ -28,6 +28,7 @@ from common.utils.experiment_storage import store
 from common.utils.experiment_storage.log import read_log
 from common.utils.files import sha256_of
 from common.utils.paths import REPOSITORY_ROOT, get_experiments_dir, get_runs_dir
+from common.utils.system_metrics import SYSTEM_METRICS
 
 pytestmark = pytest.mark.slow
 MAX_STEPS = 120
@@ -242,11 +243,12 @@ def status(name: str) -> str:
 
 
 def rows(name: str) -> pd.DataFrame:
-    """Everything that is logged and is not a matter of the clock."""
+    """Everything that is logged and is not a matter of the clock or of the machine."""
     frame = query_experiments(
         f"SELECT * FROM experiments WHERE experiment_name = '{name}' ORDER BY step, split"
     )
-    return frame.drop(columns=["experiment_name", "time", "tokens_per_second", "memory_gib"])
+    measured = ["experiment_name", "time", "tokens_per_second", "mfu", *SYSTEM_METRICS]
+    return frame.drop(columns=measured, errors="ignore")
 
 
 @pytest.fixture
