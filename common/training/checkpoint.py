@@ -488,6 +488,6 @@ def delete_old_checkpoints(directory: Path, step: int, keep: int) -> None:
     best = best_checkpoint(directory)
     for old in [s for s in steps_in(directory) if s <= step][:-keep]:
         if (path := directory / f"step_{old}") != best:
-            shutil.rmtree(path)
+            path.rename(_replaced(path))  # a kill must not leave half of it under its name
     for rubbish in directory.glob(".step_*"):
         shutil.rmtree(rubbish)

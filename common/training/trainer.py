@@ -436,6 +436,9 @@ class Trainer:
                 callback.load_state(state["callbacks"][key])
         if self.run is not None:
             self.run.resume_from(state["log_rows"])
+            # A kill may have come between a save and this.
+            keep = self.config.keep_checkpoints
+            checkpoint.delete_old_checkpoints(self.checkpoints, self.step, keep)
         log.info("resumed", extra={"step": self.step})
 
     def _check_fingerprint(self, saved: checkpoint.Checkpoint, anyway: bool) -> None:
