@@ -178,12 +178,12 @@ def _make_empty(directory: Path) -> None:
 
 def _publish(building: Path, path: Path) -> None:
     """Give a folder that is wholly on disk its name, in place of what had it."""
-    shutil.rmtree(_replaced(path), ignore_errors=True)
+    _delete(_replaced(path))
     if path.exists():
         path.rename(_replaced(path))
     building.rename(path)
     fsync_dir(path.parent)
-    shutil.rmtree(_replaced(path), ignore_errors=True)
+    _delete(_replaced(path))
 
 
 def _write_files(
@@ -220,7 +220,12 @@ def verify(path: Path) -> None:
         near = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, near) if near else "check the path"
         raise CheckpointError(f"{path} is not a checkpoint", hint)
-    found = _checksums(path)
+    try:
+        found = _checksums(path)
+    except OSError as error:  # it cannot be read, or is a folder
+        raise CheckpointError(
+            f"checkpoint {path} is damaged: {error}", "use an earlier one"
+        ) from error
     if sums.read_bytes() != found.encode():
         recorded = sums.read_text(errors="replace").splitlines()
         wrong = [line.partition("  ")[2] for line in found.splitlines() if line not in recorded]
@@ -464,15 +469,23 @@ def _newest_whole(directory: Path) -> Path | None:
     return None
 
 
-def mark_best(directory: Path, step: int, loss: float) -> None:
-    """Record that `step` has the lowest validation loss (nats per token) so far."""
-    write_json_atomic(directory / "best.json", {"step": step, "loss": loss})
+def mark_best(directory: Path, step: int | None, loss: float) -> None:
+    """Record that `step` has the lowest validation loss (nats per token) so far; None: no step has."""
+    if step is None:
+        (directory / "best.json").unlink(missing_ok=True)
+    else:
+        write_json_atomic(directory / "best.json", {"step": step, "loss": loss})
 
 
 def best_checkpoint(directory: Path) -> Path:
     """The checkpoint with the lowest validation loss, or the latest when none was marked."""
-    if (directory / "best.json").exists():
-        return directory / f"step_{read_json(directory / 'best.json', CheckpointError)['step']}"
+    mark = directory / "best.json"
+    if mark.exists():
+        hint = "choose a checkpoint by its step; a resume writes this file again"
+        try:
+            return directory / f"step_{int(read_json(mark, CheckpointError, hint)['step'])}"
+        except (TypeError, KeyError, ValueError) as error:
+            raise CheckpointError(f"{mark} names no step", hint) from error
     steps = steps_in(directory)
     if not steps:
         raise CheckpointError(f"there is no checkpoint in {directory}", "train the model first")
@@ -490,4 +503,11 @@ def delete_old_checkpoints(directory: Path, step: int, keep: int) -> None:
         if (path := directory / f"step_{old}") != best:
             path.rename(_replaced(path))  # a kill must not leave half of it under its name
     for rubbish in directory.glob(".step_*"):
-        shutil.rmtree(rubbish)
+        _delete(rubbish)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -105,6 +105,7 @@ class Trainer:
         self.tokens = 0  # input tokens seen
         self.should_stop = False  # callbacks may set it
         self.best_loss = math.inf
+        self._best_step: int | None = None  # whose checkpoint has it
         self._saved_step = 0  # of the newest checkpoint
         self._window = {"labels": 0, "tokens": 0, "seconds": 0.0}  # since the last log
         self._full_evaluation: tuple[int, dict[str, float]] | None = None
@@ -337,6 +338,7 @@ class Trainer:
                 self.best_loss = metrics["loss"]
                 if self.checkpoints and self._saved_step == self.step and self.processes.is_main:
                     self._writer.wait()
+                    self._best_step = self.step
                     checkpoint.mark_best(self.checkpoints, self.step, self.best_loss)
             for callback in self.callbacks:
                 callback.on_evaluate(self, metrics)
@@ -359,6 +361,7 @@ class Trainer:
             "step": self.step,
             "tokens": self.tokens,
             "best_loss": self.best_loss,
+            "best_step": self._best_step,
             "window": {**self._window, "nats": self.processes.sum(self._nats.clone()).item()},
             "log_rows": self.run.rows if self.run else 0,
             "fingerprint": self.fingerprint,
@@ -410,6 +413,7 @@ class Trainer:
             log.info("no checkpoint was saved: starting from the beginning")
             if self.run is not None:
                 self.run.resume_from(0)
+                checkpoint.mark_best(self.checkpoints, None, math.inf)
             return
         state, tensors = saved.state, saved.tensors
         self._check_fingerprint(saved, anyway)
@@ -428,7 +432,8 @@ class Trainer:
             seed_everything(torch.initial_seed() + state["step"])
         self.step, self.tokens = state["step"], state["tokens"]
         self._saved_step = self.step
-        self.best_loss, self._window = state["best_loss"], state["window"]
+        self.best_loss, self._best_step = state["best_loss"], state["best_step"]
+        self._window = state["window"]
         # All processes' part was summed when it was saved: the main one takes it over.
         self._nats.fill_(self._window.pop("nats") if self.processes.is_main else 0.0)
         for key, callback in self._keyed_callbacks():
@@ -436,6 +441,7 @@ class Trainer:
                 callback.load_state(state["callbacks"][key])
         if self.run is not None:
             self.run.resume_from(state["log_rows"])
+            checkpoint.mark_best(self.checkpoints, self._best_step, self.best_loss)
             # A kill may have come between a save and this.
             keep = self.config.keep_checkpoints
             checkpoint.delete_old_checkpoints(self.checkpoints, self.step, keep)

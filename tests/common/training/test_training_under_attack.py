@@ -1,0 +1,477 @@
+"""Training under attack: real processes killed at random and at chosen moments, damaged checkpoints,
+full disks, signals in every phase, wrong arguments. Whatever happens, a resume ends bit for bit as
+the run that nobody disturbed. Minutes, so all are slow.
+
+The processes are in training_attackers.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from common.training import checkpoint
+from common.utils import query_experiments
+from common.utils.experiment_storage import store
+from common.utils.files import sha256_of
+from common.utils.paths import REPOSITORY_ROOT, get_runs_dir
+from common.utils.system_metrics import SYSTEM_METRICS
+from tests.common.training.test_resume import Lab, Process, process_lives
+from tests.conftest import SmallDisk
+
+pytestmark = pytest.mark.slow
+ATTACKERS = Path(__file__).with_name("training_attackers.py")
+KILLS = int(os.environ.get("TRAINING_ATTACK_KILLS", "30"))
+MAX_STEPS = 40
+
+# Everything at once: whatever the engine carries from step to step is carried here.
+CONFIG = f"""
+seed: 5
+data:
+  tokenizer: char
+  batch_size: 4
+  path: TEXT
+model:
+  num_layers: 1
+  num_heads: 2
+  hidden_size: 16
+  context_length: 16
+  dropout: 0.2
+schedule:
+  name: wsd
+  warmup_steps: 4
+  decay_fraction: 0.4
+training:
+  max_steps: {MAX_STEPS}
+  gradient_accumulation_steps: 3
+  ema_decay: 0.9
+  eval_every_steps: 5
+  eval_batches: 2
+  checkpoint_every_steps: 4
+  keep_checkpoints: 2
+  log_every_steps: 3
+  early_stopping_patience: 2
+  device: cpu
+  precision: fp32
+  compile: false
+samples:
+  prompts: ["", "the "]
+  max_new_tokens: 6
+"""
+# The first pair is stopped early by its validation loss, the second pair trains to the end.
+VARIANTS = {
+    "adamw": ["optimizer.lr=0.3"],
+    "adamw_background": ["optimizer.lr=0.3", "training.save_in_background=true"],
+    "muon": ["optimizer.name=muon"],
+    "muon_background": ["optimizer.name=muon", "training.save_in_background=true"],
+}
+
+
+@dataclass
+class Attack(Lab):
+    """A laboratory whose processes can be struck at a moment, see training_attackers.py."""
+
+    wholes: dict[str, tuple[Remains, float]] = field(default_factory=dict)
+
+    def start(
+        self,
+        *arguments: str,
+        script: str = "train.py",
+        cwd: Path | None = None,
+        strikes: tuple[dict[str, Any], ...] = (),
+        threads: int | None = None,
+        **_: Any,
+    ) -> Process:
+        log = self.folder / f"output_{len(self.processes)}.txt"
+        order = {
+            "script": str(REPOSITORY_ROOT / "projects" / "baseline" / script),
+            "arguments": arguments,
+            "cwd": str(cwd or self.folder),
+            "environment": {"RESEARCH_ASSETS_DIR": os.environ["RESEARCH_ASSETS_DIR"]},
+            "log": str(log),
+            "strikes": strikes,
+            "threads": threads,
+        }
+        self.processes.append(Process(self, self.ask(order), log))
+        return self.processes[-1]
+
+
+def call(target: str, count: int = 1, after: bool = False, number: int = signal.SIGKILL) -> Any:
+    """A strike at the `count`-th call of `common.training.<target>`."""
+    place = f"common.training.{target}"
+    return {"call": place, "count": count, "after": after, "signal": int(number)}
+
+
+def change(text: str, count: int, number: int = signal.SIGKILL) -> Any:
+    """A strike before the `count`-th time that a file whose path contains `text` is opened or changed."""
+    return {"change": text, "count": count, "signal": int(number)}
+
+
+@pytest.fixture(scope="module")
+def shared_attack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attack]:
+    folder = tmp_path_factory.mktemp("attack")
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "ran", "dog", "sun"]
+    draw = random.Random(0)
+    (folder / "text.txt").write_text(" ".join(draw.choice(words) for _ in range(1500)))
+    (folder / "config.yaml").write_text(CONFIG.replace("TEXT", str(folder / "text.txt")))
+    server = subprocess.Popen(
+        [sys.executable, str(ATTACKERS)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY_ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY_ROOT)},
+    )
+    attack = Attack(folder, server)
+    try:
+        yield attack
+    finally:
+        for process in attack.processes:
+            if process.code is None and process_lives(process.pid):
+                process.signal(signal.SIGKILL)
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture
+def attack(shared_attack: Attack, assets_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Attack:
+    """After `assets_dir`, so that this process looks where the others write."""
+    monkeypatch.setenv("RESEARCH_ASSETS_DIR", str(shared_attack.folder / "assets"))
+    return shared_attack
+
+
+# --- what a run has left ---------------------------------------------------------------------------
+
+
+def checkpoints(name: str) -> Path:
+    return get_runs_dir() / name / "checkpoints"
+
+
+@dataclass(frozen=True)
+class Remains:
+    """Everything of a finished run that is no matter of the clock or of the machine."""
+
+    rows: pd.DataFrame
+    samples: bytes
+    best: str
+    status: str
+    checkpoints: dict[str, dict[str, str]]  # {step: {file: sha256}}, state.json as its content
+
+
+def remains(name: str) -> Remains:
+    frame = query_experiments(
+        f"SELECT * FROM experiments WHERE experiment_name = '{name}' ORDER BY step, split"
+    )
+    measured = ["experiment_name", "time", "tokens_per_second", "mfu", *SYSTEM_METRICS]
+    found: dict[str, dict[str, str]] = {}
+    for path in sorted(checkpoints(name).iterdir()):
+        if path.is_dir():
+            checkpoint.verify(path)
+            state = json.loads((path / "state.json").read_text())
+            state["window"].pop("seconds")
+            found[path.name] = {"state": json.dumps(state)} | {
+                file.name: sha256_of(file) for file in path.glob("*.safetensors")
+            }
+    return Remains(
+        frame.drop(columns=measured, errors="ignore"),
+        (get_runs_dir() / name / "samples.jsonl").read_bytes(),
+        (checkpoints(name) / "best.json").read_text(),
+        str(query_experiments(f"SELECT status FROM runs WHERE name = '{name}'")["status"][0]),
+        found,
+    )
+
+
+def assert_same(found: Remains, expected: Remains, *, final_only: bool = False) -> None:
+    """`final_only`: a run that was interrupted has saved other steps on its way."""
+    last = max(expected.checkpoints, key=lambda step: int(step.removeprefix("step_")))
+    assert found.checkpoints[last] == expected.checkpoints[last]
+    if not final_only:
+        assert found.checkpoints == expected.checkpoints
+    pd.testing.assert_frame_equal(found.rows, expected.rows, check_exact=True)
+    assert not found.rows.duplicated(["step", "split"]).any()
+    assert found.samples == expected.samples
+    assert found.best == expected.best
+    assert found.status == expected.status == "finished"
+
+
+def whole(attack: Attack, variant: str) -> tuple[Remains, float]:
+    """What the run of a variant leaves when nobody disturbs it, and the seconds that it takes."""
+    if variant not in attack.wholes:
+        started = time.monotonic()
+        process = train(attack, f"whole_{variant}", variant)
+        assert process.code == 0, process.output
+        attack.wholes[variant] = (remains(f"whole_{variant}"), time.monotonic() - started)
+    return attack.wholes[variant]
+
+
+def train(attack: Attack, name: str, variant: str, *more: str, **options: Any) -> Process:
+    arguments = ("--config", "config.yaml", "--name", name, *VARIANTS[variant], *more)
+    return attack.run(*arguments, **options)
+
+
+def resume(attack: Attack, name: str, *more: str, **options: Any) -> Process:
+    # With the configuration, because a kill may have come before the run had a copy of it.
+    return attack.run("--name", name, "--resume", *more, **options)
+
+
+def test_the_runs_that_are_attacked_have_something_to_lose(attack: Attack) -> None:
+    found = {variant: whole(attack, variant)[0] for variant in VARIANTS}
+    assert list(found["adamw"].checkpoints) == ["step_15", "step_24", "step_25"], "stopped early"
+    assert list(found["muon"].checkpoints) == ["step_35", "step_36", "step_40"]
+    assert json.loads(found["adamw"].best)["step"] == 15
+    for optimizer in ("adamw", "muon"):
+        assert_same(found[f"{optimizer}_background"], found[optimizer])
+    tensors = checkpoint.load_checkpoint(checkpoints("whole_muon") / "step_40").tensors
+    kinds = {key.split(".")[0] + "." + key.split(".")[-1] for key in tensors}
+    assert {"optimizer.momentum_buffer", "optimizer.exp_avg_sq", "rng.torch"} <= kinds
+    assert any(key.startswith("trained.") for key in tensors)
+
+
+# --- kills -----------------------------------------------------------------------------------------
+
+# (function, calls in a whole run): the places where a kill hurts most.
+MOMENTS = {
+    "trainer:Trainer._backward": 120,
+    "trainer:Trainer._update_weights": 40,
+    "ema:WeightAverage.update": 40,
+    "ema:WeightAverage._swap": 16,
+    "trainer:Trainer._log": 13,
+    "evaluator:Evaluator.evaluate": 8,
+    "evaluator:Evaluator.generate_samples": 8,
+    "callbacks.early_stopping:EarlyStopping.on_evaluate": 8,
+    "checkpoint:CheckpointWriter.write": 16,
+    "checkpoint:_write_files": 16,
+    "checkpoint:fsync_file": 64,
+    "checkpoint:fsync_dir": 32,
+    "checkpoint:delete_old_checkpoints": 16,
+    "checkpoint:mark_best": 8,
+    "checkpoint:unpack_optimizer": 1,
+    "ema:WeightAverage.load": 1,
+    "callbacks.samples:Samples.on_train_start": 1,
+    "trainer:Trainer.resume": 1,
+}
+# What comes only with a resume is struck more often than its share of the time.
+IN_A_RESUME = [moment for moment, calls in MOMENTS.items() if calls == 1]
+
+
+def draw_strike(draw: random.Random, name: str, resuming: bool) -> tuple[str, Any]:
+    """(where the kill is aimed at, the strike); a strike of None is a time."""
+    kind = draw.choice(["time", "call", "call", "change"])
+    if kind == "change":
+        return "change of a file", change(f"runs/{name}", draw.randint(1, 60 if resuming else 150))
+    if kind == "call":
+        moment = draw.choice(IN_A_RESUME if resuming and draw.random() < 0.25 else list(MOMENTS))
+        count = draw.randint(1, max(1, MOMENTS[moment] // (4 if resuming else 2)))
+        return moment, call(moment, count, after=draw.random() < 0.5)
+    return "time", None
+
+
+def run_until_killed(
+    attack: Attack, draw: random.Random, name: str, variant: str, resuming: bool
+) -> tuple[str, Process]:
+    place, strike = draw_strike(draw, name, resuming)
+    arguments = ["--config", "config.yaml", "--name", name, *VARIANTS[variant]]
+    process = attack.start(
+        *arguments, *(["--resume"] if resuming else []), strikes=(strike,) if strike else ()
+    )
+    if strike is None:
+        time.sleep(draw.random() * whole(attack, variant)[1])
+        process.signal(signal.SIGKILL)
+    process.wait()
+    return place, process
+
+
+def test_runs_killed_at_any_moment_end_as_if_nothing_had_happened(attack: Attack) -> None:
+    """`TRAINING_ATTACK_KILLS` real kills, up to four in a row of one run, then the run is finished."""
+    seed = int(os.environ.get("TRAINING_ATTACK_SEED", "0"))
+    draw = random.Random(seed)
+    killed: Counter[str] = Counter()
+    runs = resumes = 0
+    started = time.monotonic()
+    while killed.total() < KILLS:
+        variant = list(VARIANTS)[runs % len(VARIANTS)]
+        name = f"killed_{runs}"
+        runs += 1
+        process = None
+        for number in range(draw.randint(1, 4)):
+            place, process = run_until_killed(attack, draw, name, variant, number > 0)
+            resumes += number > 0
+            if process.code == 0:  # it was over before its moment came
+                break
+            assert process.code == -signal.SIGKILL, (place, process.output)
+            killed[place] += 1
+            if not store.exists(name) or store.is_finished(name):
+                break  # killed before it had a name, or after everything was done
+        assert process is not None
+        if not store.exists(name):
+            process = train(attack, name, variant)
+        elif process.code != 0 and not store.is_finished(name):
+            resumes += 1
+            process = resume(attack, name, "--config", "config.yaml", *VARIANTS[variant])
+        assert process.code in (0, -signal.SIGKILL), (seed, name, process.output)
+        assert_same(remains(name), whole(attack, variant)[0])
+    seconds = time.monotonic() - started
+    print(f"\n{killed.total()} kills, {resumes} resumes, {runs} runs compared, {seconds:.0f} s")
+    print(", ".join(f"{place} {count}" for place, count in killed.most_common()))
+
+
+@pytest.mark.parametrize("count", [1, 5, 6])
+def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_no_half_of_it(
+    attack: Attack, count: int
+) -> None:
+    """The sixth folder is deleted after the last save: nothing but the resume comes after it."""
+    name = f"deleting_{count}"
+    strike = {"call": "os:rmdir", "count": count, "after": False, "signal": int(signal.SIGKILL)}
+    assert train(attack, name, "adamw", strikes=(strike,)).code == -signal.SIGKILL
+    process = resume(attack, name)
+    assert process.code == 0, process.output
+    assert_same(remains(name), whole(attack, "adamw")[0])
+
+
+# --- damage ----------------------------------------------------------------------------------------
+
+
+def killed_with_two_checkpoints(attack: Attack, name: str, variant: str = "muon") -> list[Path]:
+    """A run that was killed after some saves: its checkpoints, the newest last."""
+    strike = call("checkpoint:delete_old_checkpoints", 7, after=True)
+    assert train(attack, name, variant, strikes=(strike,)).code == -signal.SIGKILL
+    paths = [checkpoints(name) / f"step_{step}" for step in checkpoint.steps_in(checkpoints(name))]
+    assert len(paths) >= 2
+    return paths
+
+
+FILES = ["model.safetensors", "training.safetensors", "state.json", "SHA256SUMS"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_flipped_byte_and_every_cut_is_found(
+    attack: Attack, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of small files and of the header of large ones every byte, else a sample."""
+    run = "flipped"
+    if not checkpoints(run).exists():
+        killed_with_two_checkpoints(attack, run)
+    *_, before, newest = checkpoint.steps_in(checkpoints(run))
+    file = checkpoints(run) / f"step_{newest}" / name
+    content = file.read_bytes()
+    draw = random.Random(1)
+    positions = set(range(min(len(content), 2500))) | set(
+        draw.sample(range(len(content)), 300 if len(content) > 300 else len(content))
+    )
+    try:
+        for position in sorted(positions):
+            damaged = bytearray(content)
+            damaged[position] ^= 1 << draw.randrange(8)
+            for text in (bytes(damaged), content[:position]):
+                file.write_bytes(text)
+                with pytest.raises(checkpoint.CheckpointError, match=f"step_{newest} is damaged"):
+                    checkpoint.verify(file.parent)
+        capsys.readouterr()
+        found = checkpoint.latest_checkpoint(checkpoints(run))
+        assert found is not None and found.state["step"] == before
+        assert f"step_{newest} is damaged" in capsys.readouterr().err
+    finally:
+        file.write_bytes(content)
+    checkpoint.verify(file.parent)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def change_a_number(path: Path) -> None:
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps(state | {"tokens": state["tokens"] + 1}, indent=2))
+
+
+def empty(path: Path) -> None:
+    for file in path.iterdir():
+        file.unlink()
+
+
+def become_a_file(path: Path) -> None:
+    empty(path)
+    path.rmdir()
+    path.write_text("a checkpoint")
+
+
+DAMAGES = {
+    "flip in the weights": lambda path: flip(path / "model.safetensors"),
+    "flip in the sums": lambda path: flip(path / "SHA256SUMS"),
+    "cut": lambda path: os.truncate(path / "training.safetensors", 1000),
+    "missing": lambda path: (path / "training.safetensors").unlink(),
+    "no sums": lambda path: (path / "SHA256SUMS").unlink(),
+    "extra file": lambda path: (path / "notes.txt").write_text("good one"),
+    "extra folder": lambda path: (path / "notes").mkdir(),
+    "another number": change_a_number,
+    "empty": empty,
+    "a file": become_a_file,
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(
+    attack: Attack, kind: str
+) -> None:
+    name = f"damaged_{list(DAMAGES).index(kind)}"
+    *_, newest = killed_with_two_checkpoints(attack, name)
+    DAMAGES[kind](newest)
+    process = resume(attack, name)
+    assert process.code == 0, process.output
+    warnings = [line for line in process.output.splitlines() if "warning" in line]
+    assert len(warnings) == 1 and newest.name in warnings[0]
+    assert "trying the one before" in warnings[0]
+    assert_same(remains(name), whole(attack, "muon")[0])
+
+
+def test_training_starts_again_when_every_checkpoint_is_damaged(attack: Attack) -> None:
+    name = "all_damaged"
+    paths = killed_with_two_checkpoints(attack, name)
+    for path in paths:
+        flip(path / "state.json")
+    process = resume(attack, name)
+    assert process.code == 0, process.output
+    assert process.output.count("warning") == len(paths) and "from the beginning" in process.output
+    assert_same(remains(name), whole(attack, "muon")[0])
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"step": "x"}', '{"step": 16, "loss": 0.1}'])
+def test_the_mark_of_the_best_checkpoint_is_written_again(attack: Attack, content: str) -> None:
+    """The run has its best behind it when it is killed, and comes to no better one."""
+    name = f"marked_{len(content)}"
+    strike = call("trainer:Trainer._log", 7)  # at step 21
+    assert train(attack, name, "adamw", strikes=(strike,)).code == -signal.SIGKILL
+    (checkpoints(name) / "best.json").write_text(content)
+    if content != '{"step": 16, "loss": 0.1}':
+        process = attack.run("--name", name, script="evaluate.py")
+        assert process.code == 2 and "best.json" in process.output
+    process = resume(attack, name)
+    assert process.code == 0, process.output
+    assert_same(remains(name), whole(attack, "adamw")[0])
+
+
+def test_a_mark_is_forgotten_with_the_checkpoints_before_it(attack: Attack) -> None:
+    name = "forgotten"
+    strike = call("checkpoint:delete_old_checkpoints", 7, after=True)
+    assert train(attack, name, "muon", strikes=(strike,)).code == -signal.SIGKILL
+    for step in checkpoint.steps_in(checkpoints(name)):
+        flip(checkpoints(name) / f"step_{step}" / "state.json")
+    (checkpoints(name) / "best.json").write_text("?")
+    process = resume(attack, name)
+    assert process.code == 0, process.output
+    assert_same(remains(name), whole(attack, "muon")[0])
