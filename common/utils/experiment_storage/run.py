@@ -76,7 +76,13 @@ def start_experiment(
         lock.acquire(timeout=2)  # a reader that asks `is_running` holds it for a moment
     except Timeout:
         raise ExperimentError(f"experiment '{name}' is running in another process") from None
-    run = Run(name, lock, system_metrics_seconds)
+    try:
+        if resume:
+            _check_resumable(name)  # again: who held it may have finished it meanwhile
+        run = Run(name, lock, system_metrics_seconds)
+    except BaseException:
+        lock.release()
+        raise
     if not run.manifest:  # new, or killed before its first record
         run.start(manifest | {"name": name}, config_text)
     return run
