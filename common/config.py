@@ -40,7 +40,8 @@ class Config(BaseModel):
     def _no_boolean_numbers(cls, value: object, info: ValidationInfo) -> object:
         # Pydantic would read `max_steps: true` as 1, and YAML reads `on` and `yes` as true.
         annotation = cls.model_fields[info.field_name or ""].annotation
-        for item in value if isinstance(value, list) else [value]:
+        items = value if isinstance(value, list) else [value]
+        for item in value.values() if isinstance(value, dict) else items:
             if isinstance(item, bool) and {int, float} & set(_flat_types(annotation)):
                 shown = str(item).lower()
                 raise PydanticCustomError(
@@ -236,7 +237,9 @@ def _explain(schema: type[Config], details: ErrorDetails, sources: Sources) -> s
         return f"{origin}'{key}' is missing"
     if details["type"] in ("value_error", "number"):
         return f"{origin}{key}: {message}" if key else f"{origin}{message}"
-    return f"{origin}{key}: expected {message.split(', ')[0]}, got {details['input']!r}"
+    if details["type"] != "literal_error":  # which lists what there is
+        message = message.split(", ")[0]
+    return f"{origin}{key}: expected {message}, got {details['input']!r}"
 
 
 def _origin(key: str, sources: Sources) -> str:

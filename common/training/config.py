@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from common.config import Config
 from common.data.config import DataConfig
 from common.models.config import ModelConfig
+
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Config):
@@ -19,7 +21,7 @@ class OptimizerConfig(Config):
 
     name: Literal["adamw", "muon"] = "adamw"
     lr: float = Field(1e-3, gt=0)  # of AdamW
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Share, Share] = (0.9, 0.99)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.1, ge=0)
     muon_lr: float = Field(0.02, gt=0)
@@ -27,7 +29,7 @@ class OptimizerConfig(Config):
     muon_weight_decay: float = Field(0.0, ge=0)
     # Factors on the learning rate of parameters whose name matches, the first match counts:
     # {"token_embedding.*": 5.0}
-    lr_factors: dict[str, float] = Field(default_factory=dict)
+    lr_factors: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
 
 
 class ScheduleConfig(Config):
@@ -56,7 +58,7 @@ class TrainingConfig(Config):
     num_threads: int | None = Field(None, gt=0)  # of the CPU; default: all cores
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     precision: Literal["auto", "fp32", "tf32", "bf32", "bf16", "fp16"] = "auto"
-    compile: Literal["auto"] | bool = "auto"  # torch.compile
+    compile: Literal["auto", True, False] = "auto"  # torch.compile
     activation_checkpointing: bool = False  # less memory, a third more computation
     distributed: Literal["auto", "ddp", "fsdp"] = "auto"  # under torchrun; auto: ddp
     tensorboard: bool = False
@@ -75,11 +77,19 @@ class TrainingConfig(Config):
             raise ValueError("expected [first, last] with 1 <= first <= last")
         return steps
 
+    @model_validator(mode="after")
+    def _profile_what_comes(self) -> TrainingConfig:
+        if self.profile_steps is not None and self.profile_steps[0] > self.max_steps:
+            raise ValueError(
+                f"profile_steps {list(self.profile_steps)} come after max_steps {self.max_steps}"
+            )
+        return self
+
 
 class SampleConfig(Config):
     """Samples drawn at every evaluation, to look at while the model trains."""
 
-    prompts: tuple[str, ...] = ("",)  # "" begins at the start of a document
+    prompts: tuple[str, ...] = Field(("",), min_length=1)  # "" begins at the start of a document
     max_new_tokens: int = Field(100, gt=0)
     temperature: float = Field(0.8, ge=0)
     top_k: int | None = Field(None, gt=0)
