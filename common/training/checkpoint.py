@@ -331,12 +331,19 @@ def unpack_optimizer(
     groups: list[dict[str, Any]],
     tensors: Mapping[str, torch.Tensor],
 ) -> None:
-    """Restore what `pack_optimizer` returned. Raises CheckpointError for other groups or shapes."""
+    """Restore the tensors that `pack_optimizer` returned; rates and the like are the configuration's.
+
+    Raises CheckpointError when the parameters are grouped in another way or have other shapes.
+    """
     parameters = _parameters(optimizer)
-    if len(groups) != len(optimizer.param_groups):
+    was, now = (
+        [(group["algorithm"], group["param_names"]) for group in each]
+        for each in (groups, optimizer.param_groups)
+    )
+    if was != now:
         raise CheckpointError(
-            f"the optimizer state does not fit: {len(groups)} parameter groups were saved, "
-            f"there are {len(optimizer.param_groups)}"
+            "the optimizer state does not fit: its parameters were grouped in another way",
+            "keep optimizer.name, optimizer.lr_factors, and whether weights decay, as they were",
         )
     for key, value in with_prefix(tensors, "optimizer.").items():
         index, name = key.split(".", 1)
@@ -346,8 +353,6 @@ def unpack_optimizer(
         ):
             raise CheckpointError(f"the optimizer state does not fit: parameter {index}, {name}")
         optimizer.state[parameters[int(index)]][name] = value
-    for group, saved in zip(optimizer.param_groups, groups, strict=True):
-        group.update(saved)
 
 
 def sharded_parameters(

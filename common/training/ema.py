@@ -32,10 +32,13 @@ class WeightAverage:
 
     @torch.no_grad()
     def load(self, trained: dict[str, torch.Tensor]) -> None:
-        """Take the model's weights as the average, and give it those it was trained to."""
+        """Take the model's weights as the average, and give it those it was trained to.
+
+        Without `trained` (until now there was no average) both are the same.
+        """
         for name, parameter in self._parameters.items():
             self.weights[name].copy_(parameter)
-            parameter.copy_(trained[name])
+            parameter.copy_(trained.get(name, parameter))
 
     @contextmanager
     @torch.no_grad()

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from common.config import dump_config, load_config
-from common.data.loader import EvalWindows, RandomWindows, ShuffledWindows
+from common.data.loader import BatchSource, EvalWindows, RandomWindows, ShuffledWindows
 from common.data.prepare import TokenDataset, prepare
 from common.errors import CheckpointError, ConfigError, ExperimentError, did_you_mean
 from common.models.base import BaseLanguageModel
@@ -23,11 +23,13 @@ from common.training.callbacks.samples import Samples
 from common.training.config import ExperimentConfig
 from common.training.distributed import Processes, check_distributed, join_processes
 from common.training.evaluator import Evaluator
+from common.training.optimizers import check_lr_factors
 from common.training.precision import check_precision, select_device
-from common.training.trainer import Trainer
+from common.training.trainer import Trainer, check_activation_checkpointing
 from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.comparison import diff_configs
 from common.utils.experiment_storage.run import Run, start_experiment
+from common.utils.files import write_text_atomic
 from common.utils.logging import get_logger
 from common.utils.paths import display_path, get_runs_dir
 from common.utils.seeding import seed_everything
@@ -66,10 +68,15 @@ def train_experiment(
         data.tokenizer.encode_batch(config.samples.prompts)
         seed_everything(config.seed)
         model = build_model(config, data.tokenizer.vocab_size)
+        train_data = _train_windows(config, data)
+        check_lr_factors(model, config.optimizer.lr_factors)
+        check_activation_checkpointing(model, config.training)
         with _start_run(config, processes, name, prefix, project, tags, resume) as run:
-            trainer = _create_trainer(config, model, data, run, processes)
+            trainer = _create_trainer(config, model, train_data, data, run, processes)
             if resume:
                 trainer.resume(anyway=resume_anyway)
+                if run is not None and resume_anyway:
+                    _record_config(config, run)
             if run is not None:
                 _announce(config, data, trainer, run)
             metrics = trainer.fit()
@@ -110,17 +117,11 @@ def _start_run(
 def _create_trainer(
     config: ExperimentConfig,
     model: BaseLanguageModel,
+    train_data: BatchSource,
     data: TokenDataset,
     run: Run | None,
     processes: Processes,
 ) -> Trainer:
-    windows = RandomWindows if config.data.sampling == "random" else ShuffledWindows
-    train_data = windows(
-        data.tokens("train"),
-        batch_size=config.data.batch_size,
-        context_length=config.context_length,
-        seed=config.seed,
-    )
     if run is not None:
         run.update(parameters=model.num_parameters(), floor_bits_per_byte=data.floor_bits_per_byte)
     return Trainer(
@@ -137,6 +138,16 @@ def _create_trainer(
         tokens_per_epoch=len(data.tokens("train")),
         fingerprint=data.fingerprint,
         processes=processes,
+    )
+
+
+def _train_windows(config: ExperimentConfig, data: TokenDataset) -> BatchSource:
+    windows = RandomWindows if config.data.sampling == "random" else ShuffledWindows
+    return windows(
+        data.tokens("train"),
+        batch_size=config.data.batch_size,
+        context_length=config.context_length,
+        seed=config.seed,
     )
 
 
@@ -207,6 +218,12 @@ def _check_same_config(config: C, name: str, anyway: bool) -> None:
                 "take the new one with --resume-anyway",
             )
         log.warning(f"resuming with another configuration: {changes}")
+
+
+def _record_config(config: ExperimentConfig, run: Run) -> None:
+    """From now on the run has another configuration: for the next resume, and for whoever reads it."""
+    run.update(config=config.model_dump(mode="json"))
+    write_text_atomic(run.directory / "config.yaml", dump_config(config))
 
 
 def _announce(config: ExperimentConfig, data: TokenDataset, trainer: Trainer, run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from fnmatch import fnmatchcase
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim.adamw import adamw
 
+from common.errors import ConfigError, did_you_mean
 from common.training.config import OptimizerConfig
 from common.training.sharded import local
 
@@ -71,6 +73,7 @@ def create_optimizer(
     output without limiting its capacity. Muon takes the matrices that are neither an embedding nor
     the output projection, `muon_dtype` is what its iterations are computed in.
     """
+    check_lr_factors(model, config.lr_factors)
     embeddings = {
         id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
     }
@@ -95,8 +98,22 @@ def create_optimizer(
             group = {**settings, "weight_decay": decay, "lr": config.lr}
         group["lr"] *= _factor(name, config.lr_factors)
         key = (group["algorithm"], group["weight_decay"], group["lr"])
-        groups.setdefault(key, {**group, "params": []})["params"].append(parameter)
+        group = groups.setdefault(key, {**group, "params": [], "param_names": []})
+        group["params"].append(parameter)
+        group["param_names"].append(name)
     return AdamWMuon(list(groups.values()))
+
+
+def check_lr_factors(model: nn.Module, factors: dict[str, float]) -> None:
+    """Raise ConfigError for a pattern that no parameter of `model` matches: it would do nothing."""
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in factors:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            kinds = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names)
+            raise ConfigError(
+                f"optimizer.lr_factors: no parameter has a name like '{pattern}'",
+                did_you_mean(pattern, list(kinds)),
+            )
 
 
 def _adamw_settings(config: OptimizerConfig) -> dict[str, Any]:

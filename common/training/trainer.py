@@ -33,13 +33,14 @@ from common.training.distributed import (
 )
 from common.training.ema import WeightAverage
 from common.training.evaluator import Evaluator
-from common.training.optimizers import create_optimizer
+from common.training.optimizers import AdamWMuon, create_optimizer
 from common.training.precision import (
     LossScaler,
     autocast,
     check_precision,
     matmul_precision,
     select_device,
+    supported_precisions,
 )
 from common.training.probe import choose
 from common.training.schedules import learning_rate_factor
@@ -89,7 +90,8 @@ class Trainer:
         self.device = self.processes.device
         check_precision(self.config.precision, self.device)
         self.model = model.to(self.device)
-        self.model.activation_checkpointing = self._activation_checkpointing()
+        check_activation_checkpointing(self.model, self.config)
+        self.model.activation_checkpointing = self.config.activation_checkpointing
         self.optimizer_config = optimizer or OptimizerConfig()
         check_distributed(self.config, self.optimizer_config, self.processes)
         self.schedule = schedule or ScheduleConfig()
@@ -115,11 +117,7 @@ class Trainer:
         self._module = TrainingModule(self.model, strategy, self.processes)
         self.model.set_compile(self.compiled)  # only now: sharding changes what is to be compiled
         self.processes.seed_apart()
-        self.optimizer = create_optimizer(
-            self.model,
-            self.optimizer_config,
-            torch.bfloat16 if self.precision == "bf16" else torch.float32,
-        )
+        self.optimizer = self._create_optimizer()
         self.average = (
             WeightAverage(self.model, self.config.ema_decay) if self.config.ema_decay else None
         )
@@ -137,16 +135,9 @@ class Trainer:
         self._gradient_norm = torch.zeros((), device=self.device)
         self._broken = torch.zeros((), device=self.device)
 
-    def _activation_checkpointing(self) -> bool:
-        if (
-            self.config.activation_checkpointing
-            and not self.model.supports_activation_checkpointing
-        ):
-            raise TrainingError(
-                f"{type(self.model).__name__} has no activation checkpointing",
-                "set training.activation_checkpointing=false",
-            )
-        return self.config.activation_checkpointing
+    def _create_optimizer(self) -> AdamWMuon:
+        muon_dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        return create_optimizer(self.model, self.optimizer_config, muon_dtype)
 
     def _settle_auto(self) -> tuple[str, bool]:
         """Precision and compilation, measured where they are `auto`; the same in every process."""
@@ -393,6 +384,8 @@ class Trainer:
             "compiled": self.compiled,
             "processes": self.processes.world_size,
             "device": self.device.type,
+            "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
+            "torch": torch.__version__,
         }
 
     def resume(self, anyway: bool = False) -> None:
@@ -419,8 +412,11 @@ class Trainer:
         self._check_fingerprint(saved, anyway)
         self._take_numerics(state["training"])
         checkpoint.fill_model(self.model, saved)
+        trained = checkpoint.with_prefix(tensors, "trained.")
         if self.average is not None:
-            self.average.load(checkpoint.with_prefix(tensors, "trained."))
+            self.average.load(trained)
+        elif trained:  # they were averaged until now, and are no longer
+            self.model.load_state_dict(trained, strict=False)
         checkpoint.unpack_optimizer(self.optimizer, state["param_groups"], tensors)
         if self.scaler and state["scaler"]:
             self.scaler.load_state(state["scaler"])
@@ -461,11 +457,16 @@ class Trainer:
 
     def _take_numerics(self, saved: Mapping[str, Any]) -> None:
         """Go on computing as before, whatever `auto` would choose now; say what cannot be the same."""
-        if self.config.precision == "auto":
+        if self.config.precision == "auto" and saved["precision"] in supported_precisions(
+            self.device
+        ):
             self.precision = self.evaluator.precision = saved["precision"]
         if self.config.compile == "auto":
             self.compiled = saved["compiled"]
             self.model.set_compile(self.compiled)
+        self.optimizer = self._create_optimizer()  # whose precision follows
+        if self.run is not None:
+            self.run.update(precision=self.precision, compiled=self.compiled)
         for name, now in self._numerics().items():
             if now != saved[name]:
                 log.warning(
@@ -491,6 +492,14 @@ class Trainer:
         raise Interrupted(
             f"interrupted at step {self.step}, everything is saved{how}",
             received[0] if received else signal.SIGTERM,  # another process received it
+        )
+
+
+def check_activation_checkpointing(model: BaseLanguageModel, config: TrainingConfig) -> None:
+    if config.activation_checkpointing and not model.supports_activation_checkpointing:
+        raise TrainingError(
+            f"{type(model).__name__} has no activation checkpointing",
+            "set training.activation_checkpointing=false",
         )
 
 

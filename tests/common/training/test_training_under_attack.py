@@ -30,7 +30,6 @@ from common.utils.files import sha256_of
 from common.utils.paths import REPOSITORY_ROOT, get_runs_dir
 from common.utils.system_metrics import SYSTEM_METRICS
 from tests.common.training.test_resume import Lab, Process, process_lives
-from tests.conftest import SmallDisk
 
 pytestmark = pytest.mark.slow
 ATTACKERS = Path(__file__).with_name("training_attackers.py")
