@@ -61,26 +61,37 @@ def choose(
         return Choice("fp32" if precision == "auto" else precision, compile is True, {})
     key = _key(model, batch, precision, compile)
     path = get_assets_dir() / "cache" / "probes.json"
-    known = _read_cache(path)
-    if key in known and not _is_compiling_open(choice := Choice(**known[key]), compile, passes):
-        log.info(_describe(choice, "measured before"))
-        return choice
+    before = _parse(_read(path).get(key), model.device)
+    if before is not None and not _is_compiling_open(before, compile, passes):
+        log.info(_describe(before, "measured before"))
+        return before
     choice = _measure(model, batch, precision, compile, passes)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(path, known | {key: asdict(choice)})
+    try:
+        write_json_atomic(path, _read(path) | {key: asdict(choice)})
+    except OSError as error:
+        log.warning(f"the measurement is not kept: {path}: {error.strerror}")
     log.info(_describe(choice, "measured now"))
     return choice
 
 
-def _read_cache(path: Path) -> dict[str, dict[str, Any]]:
-    """What was measured before; a cache that cannot be read is made anew."""
-    if not path.exists():
-        return {}
+def _read(path: Path) -> dict[str, Any]:
+    """What was measured before; a file that cannot be read, or holds something else, is replaced."""
     with suppress(TrainingError):
-        content = read_json(path, TrainingError)
-        if isinstance(content, dict):
-            return content
+        if isinstance(known := read_json(path, TrainingError), dict):
+            return known
     return {}
+
+
+def _parse(entry: Any, device: torch.device) -> Choice | None:
+    """The choice that `entry` stands for, if it can have been made on this device."""
+    try:
+        choice = Choice(**entry)
+        seconds = [float(value) for value in choice.seconds.values()]
+    except (TypeError, ValueError, AttributeError):
+        return None
+    possible = choice.precision in choice.seconds and isinstance(choice.compile, bool)
+    possible = possible and choice.precision in supported_precisions(device)
+    return choice if possible and all(value > 0 for value in seconds) else None
 
 
 def _measure(
@@ -88,7 +99,7 @@ def _measure(
 ) -> Choice:
     candidates = supported_precisions(model.device) if precision == "auto" else [precision]
     candidates = [name for name in candidates if name != "fp16"]  # its range is for users to accept
-    seconds = _time_all({name: _pass(model, batch, name) for name in candidates})
+    seconds = _time_all(model, {name: _pass(model, batch, name) for name in candidates})
     # Ties go to fp32: a gain within the noise of the measurement is none.
     best = min(candidates, key=lambda name: seconds[name] * (1.0 if name == "fp32" else 1.05))
     choice = Choice(best, compile is True, {n: round(value, 6) for n, value in seconds.items()})
@@ -96,7 +107,7 @@ def _measure(
         return choice
     model.set_compile(True)
     try:
-        compiled = _time_all({best: _pass(model, batch, best)})[best]
+        compiled = _time_all(model, {best: _pass(model, batch, best)})[best]
     finally:
         model.set_compile(False)
     seconds = choice.seconds | {f"{best}{_COMPILED}": round(compiled, 6)}
@@ -123,9 +134,10 @@ def _pass(model: BaseLanguageModel, batch: Batch, precision: str) -> Callable[[]
     return forward_and_backward
 
 
-def _time_all(passes: dict[str, Callable[[], None]]) -> dict[str, float]:
+def _time_all(model: BaseLanguageModel, passes: dict[str, Callable[[], None]]) -> dict[str, float]:
     """The shortest of some alternating rounds: whatever else the machine does only adds to a time."""
     rng = get_rng_state()
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # running means and the like
     best = dict.fromkeys(passes, float("inf"))
     try:
         for run in passes.values():
@@ -137,6 +149,8 @@ def _time_all(passes: dict[str, Callable[[], None]]) -> dict[str, float]:
                 best[name] = min(best[name], time.perf_counter() - started)
     finally:
         set_rng_state(*rng)
+        for buffer, value in buffers:
+            buffer.copy_(value)
     return best
 
 
