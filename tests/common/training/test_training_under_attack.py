@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,11 +26,13 @@ import pandas as pd
 import pytest
 import torch
 
-from common.training import checkpoint
+from common.models import Decoder
+from common.training import checkpoint, probe
 from common.utils import query_experiments
 from common.utils.experiment_storage import store
 from common.utils.files import sha256_of
-from common.utils.paths import REPOSITORY_ROOT, get_runs_dir
+from common.utils.paths import REPOSITORY_ROOT, get_assets_dir, get_runs_dir
+from common.utils.seeding import get_rng_state
 from common.utils.system_metrics import SYSTEM_METRICS
 from tests.common.training.test_resume import Lab, Process, process_lives
 
@@ -662,3 +665,265 @@ def test_of_two_processes_that_resume_one_run_the_second_is_refused(attack: Atta
     # It waits a little: until then the first one may have come to its end.
     assert "is running in another process" in error or "is finished" in error
     assert_same(remains(name), whole(attack, "muon")[0])
+
+
+# --- a full disk -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", ["muon", "muon_background"])
+def test_a_disk_that_runs_full_ends_in_one_line_and_the_run_goes_on_with_more_space(
+    attack: Attack, small_disk: SmallDisk, variant: str
+) -> None:
+    name = f"full_{variant}"
+    disk = small_disk("512k")
+    get_runs_dir().mkdir(parents=True, exist_ok=True)
+    (get_runs_dir() / name).symlink_to(disk)
+    process = train(attack, name, variant, "training.keep_checkpoints=1000")
+    assert "cannot save" in error_of(process) and "space" in process.output
+    steps = checkpoint.steps_in(disk / "checkpoints")
+    assert len(steps) >= 3 and steps[-1] < MAX_STEPS
+    for step in steps:
+        checkpoint.verify(disk / "checkpoints" / f"step_{step}")
+    assert [path.name for path in (disk / "checkpoints").glob(".*")] == []
+    small_disk("64m")
+    process = resume(attack, name)
+    assert process.code == 0, process.output
+    assert_same(remains(name), whole(attack, variant)[0], final_only=True)
+
+
+@pytest.mark.parametrize("variant", ["muon", "muon_background"])
+def test_a_full_disk_that_holds_the_log_too(
+    attack: Attack, small_disk: SmallDisk, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = whole(attack, variant)[0]
+    monkeypatch.setenv("RESEARCH_ASSETS_DIR", str(small_disk("600k")))
+    name = "all_on_it"
+    process = train(attack, name, variant, "training.keep_checkpoints=1000")
+    assert "space" in error_of(process), process.output
+    small_disk("64m")
+    process = resume(attack, name)
+    assert process.code == 0, process.output
+    assert_same(remains(name), expected, final_only=True)
+
+
+# --- signals ---------------------------------------------------------------------------------------
+
+PHASES = {
+    "a pass of an accumulation": call("trainer:Trainer._backward", 50, number=0),
+    "the update": call("trainer:Trainer._update_weights", 14, number=0),
+    "a save": call("checkpoint:_write_files", 6, number=0),
+    "the end of a save": call("checkpoint:delete_old_checkpoints", 6, number=0),
+    "an evaluation": call("evaluator:Evaluator.evaluate", 3, number=0),
+    "sampling": call("evaluator:Evaluator.generate_samples", 3, number=0),
+    "the evaluation that stops training": call("evaluator:Evaluator.evaluate", 5, number=0),
+    "the last evaluation": call("evaluator:Evaluator.evaluate", 6, number=0),
+    "the last save": call("checkpoint:_write_files", 10, number=0),
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_signal_in_any_phase_is_obeyed_and_the_run_goes_on_exactly(
+    attack: Attack, phase: str, number: signal.Signals
+) -> None:
+    """One optimizer stops early, so that six evaluations and ten saves are all."""
+    for variant in ("adamw", "adamw_background"):
+        name = f"signal_{list(PHASES).index(phase)}_{number.name}_{variant}"
+        process = train(attack, name, variant, strikes=(PHASES[phase] | {"signal": number},))
+        assert process.code == 128 + number, (process.code, process.output)
+        assert "Traceback" not in process.output
+        last_line = process.output.strip().splitlines()[-1]
+        assert "interrupted at step" in last_line and f"--name {name} --resume" in last_line
+        assert status(name) == "interrupted"
+        newest = checkpoint.steps_in(checkpoints(name))[-1]
+        assert f"interrupted at step {newest}," in last_line
+        process = resume(attack, name)
+        assert process.code == 0, process.output
+        assert_same(remains(name), whole(attack, variant)[0], final_only=True)
+
+
+@pytest.mark.parametrize("variant", ["adamw", "adamw_background"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_the_run_at_once(
+    attack: Attack, variant: str, number: signal.Signals
+) -> None:
+    """In the same optimizer step, which is lost then, and in the save that the first one led to."""
+    for place in ("trainer:Trainer._backward", "checkpoint:fsync_file"):
+        name = f"second_{number.name}_{variant}_{place[:7]}"
+        first = call("trainer:Trainer._backward", 50, number=number)
+        second = call(place, 51 if "trainer" in place else 31, number=number)
+        process = train(attack, name, variant, strikes=(first, second))
+        assert process.code == (130 if number == signal.SIGINT else -signal.SIGTERM)
+        assert "Traceback" not in process.output
+        assert status(name) == ("interrupted" if number == signal.SIGINT else "died")
+        process = resume(attack, name)
+        assert process.code == 0, process.output
+        assert_same(remains(name), whole(attack, variant)[0], final_only=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "trainer:Trainer.resume",
+        "checkpoint:unpack_optimizer",
+        "callbacks.samples:Samples.on_train_start",
+    ],
+)
+def test_a_signal_in_a_resume_changes_nothing(
+    attack: Attack, place: str, number: signal.Signals
+) -> None:
+    name = f"resuming_{place.rpartition('.')[2][-8:]}_{number.name}"
+    killed_with_two_checkpoints(attack, name)
+    strike = call(place, number=number)
+    process = attack.run("--name", name, "--resume", strikes=(strike,))
+    assert process.code == (130 if number == signal.SIGINT else -signal.SIGTERM), process.output
+    assert "Traceback" not in process.output
+    process = resume(attack, name)
+    assert process.code == 0, process.output
+    assert_same(remains(name), whole(attack, "muon")[0])
+
+
+def status(name: str) -> str:
+    return str(query_experiments(f"SELECT status FROM runs WHERE name = '{name}'")["status"][0])
+
+
+# --- the measurement behind `precision: auto` ------------------------------------------------------
+
+AUTO = ["training.precision=auto", "training.compile=auto"]
+
+
+class Counting(Decoder):
+    """Has what a forward pass changes: a buffer, and gradients that were there before."""
+
+    def __init__(self, vocab_size: int, **options: Any) -> None:
+        super().__init__(vocab_size, **options)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def compute_loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return super().compute_loss(input_ids, labels)
+
+
+def test_measuring_changes_nothing_of_the_model_and_of_chance() -> None:
+    torch.manual_seed(3)
+    shape = {"num_layers": 1, "num_heads": 2, "hidden_size": 16, "context_length": 8}
+    model = Counting(11, dropout=0.5, **shape).train()
+    ids = torch.randint(0, 11, (2, 8))
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    values, tensors = get_rng_state()
+    choice = probe.choose(model, {"input_ids": ids, "labels": ids}, "auto", "auto", 1000)
+    assert len(choice.seconds) >= 2, "it did measure"
+    assert model.training and all(p.grad is None for p in model.parameters())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    values_after, tensors_after = get_rng_state()
+    assert values_after == values
+    assert all(torch.equal(tensors_after[name], tensors[name]) for name in tensors)
+
+
+def test_a_measured_precision_trains_as_the_same_one_by_name(attack: Attack) -> None:
+    process = train(attack, "auto", "muon", *AUTO)
+    assert process.code == 0 and "measured now" in process.output, process.output
+    manifest = json.loads((get_runs_dir() / "auto" / "manifest.json").read_text())
+    assert manifest["compiled"] is False
+    process = train(attack, "by_name", "muon", f"training.precision={manifest['precision']}")
+    assert process.code == 0, process.output
+    assert_same(remains("auto"), remains("by_name"))
+
+
+def test_a_killed_run_keeps_the_precision_that_was_measured(attack: Attack) -> None:
+    """Whatever a new measurement says: here the kept one is made to prefer another."""
+    strike = call("checkpoint:delete_old_checkpoints", 7, after=True)
+    process = train(attack, "kept", "muon", *AUTO, strikes=(strike,))
+    assert process.code == -signal.SIGKILL
+    precision = json.loads((get_runs_dir() / "kept" / "manifest.json").read_text())["precision"]
+    cache = get_assets_dir() / "cache" / "probes.json"
+    known = json.loads(cache.read_text())
+    other = "bf16" if precision != "bf16" else "fp32"
+    for entry in known.values():
+        entry["precision"] = other
+    cache.write_text(json.dumps(known))
+    try:
+        process = resume(attack, "kept")
+    finally:
+        cache.unlink()
+    assert process.code == 0, process.output
+    assert f"computing in {other}" in process.output
+    assert (
+        json.loads((get_runs_dir() / "kept" / "manifest.json").read_text())["precision"]
+        == precision
+    )
+    process = train(attack, "not_killed", "muon", f"training.precision={precision}")
+    assert_same(remains("kept"), remains("not_killed"))
+
+
+GARBAGE = [
+    "",
+    "{",
+    "[]",
+    "3",
+    '{"KEY": 1}',
+    '{"KEY": {}}',
+    '{"KEY": {"precision": "fp8", "compile": false, "seconds": {"fp8": 0.1}}}',
+    '{"KEY": {"precision": "fp16", "compile": false, "seconds": {"fp16": 0.1}}}',
+    '{"KEY": {"precision": "fp32", "compile": "no", "seconds": {"fp32": 0.1}}}',
+    '{"KEY": {"precision": "fp32", "compile": false, "seconds": {}}}',
+    '{"KEY": {"precision": "fp32", "compile": false, "seconds": {"fp32": "fast"}}}',
+    '{"KEY": {"precision": "fp32", "compile": false, "seconds": 3}}',
+    '{"KEY": {"precision": "fp32", "compile": false, "seconds": {"fp32": 1}, "more": 1}}',
+]
+
+
+def test_a_measurement_that_cannot_be_read_is_made_again(attack: Attack) -> None:
+    cache = get_assets_dir() / "cache" / "probes.json"
+    cache.unlink(missing_ok=True)
+    assert train(attack, "measured", "muon", *AUTO).code == 0
+    (key,) = json.loads(cache.read_text())
+    for number, content in enumerate(GARBAGE):
+        cache.write_text(content.replace("KEY", key))
+        process = train(attack, f"garbage_{number}", "adamw", *AUTO)
+        assert process.code == 0 and "measured now" in process.output, (content, process.output)
+        assert list(json.loads(cache.read_text())) == [key]
+    process = train(attack, "garbage_over", "adamw", *AUTO)
+    assert process.code == 0 and "measured before" in process.output
+
+
+def test_where_nothing_can_be_kept_it_is_measured_each_time(attack: Attack) -> None:
+    cache = get_assets_dir() / "cache"
+    shutil.rmtree(cache, ignore_errors=True)
+    cache.write_text("no folder")
+    try:
+        process = train(attack, "unkept", "adamw", *AUTO)
+    finally:
+        cache.unlink()
+    assert process.code == 0, process.output
+    assert "the measurement is not kept" in process.output and "probes.json" in process.output
+
+
+def test_runs_that_measure_at_the_same_time_do_not_spoil_what_is_kept(attack: Attack) -> None:
+    processes = [
+        attack.start(
+            "--config", "config.yaml", "--name", f"crowd_{size}", *AUTO, f"data.batch_size={size}"
+        )
+        for size in (2, 3, 5, 6)
+    ]
+    assert [process.wait() for process in processes] == [0] * 4
+    known = json.loads((get_assets_dir() / "cache" / "probes.json").read_text())
+    assert known and all(
+        set(entry) == {"precision", "compile", "seconds"} for entry in known.values()
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_while_measuring_leaves_a_run_that_can_be_resumed(
+    attack: Attack, number: signal.Signals
+) -> None:
+    (get_assets_dir() / "cache" / "probes.json").unlink(missing_ok=True)
+    name = f"measuring_{number.name}"
+    process = train(attack, name, "muon", *AUTO, strikes=(call("probe:_pass", 2, number=number),))
+    assert process.code == (130 if number == signal.SIGINT else -number), process.output
+    assert "Traceback" not in process.output
+    assert status(name) == ("interrupted" if number == signal.SIGINT else "died")
+    process = resume(attack, name)
+    assert process.code == 0, process.output
