@@ -20,15 +20,18 @@ import psutil
 import pytest
 import torch
 
+from common.config import load_config
 from common.data.loader import Batch
-from common.errors import ConfigError, DataError, exit_on_error
+from common.errors import CheckpointError, ConfigError, DataError, exit_on_error
 from common.models import Decoder
 from common.models.loss import IGNORE_INDEX, count_labels
 from common.training import Callback, Trainer, TrainingConfig, checkpoint
 from common.training.config import OptimizerConfig, ScheduleConfig
 from common.training.distributed import Processes, check_distributed, join_processes
+from common.training.experiment import train_experiment
 from common.utils import query_experiments, start_experiment
 from common.utils.paths import REPOSITORY_ROOT, get_runs_dir
+from projects.baseline.train import Config, build_model
 
 VOCAB_SIZE = 11  # divisible by no number of processes
 CONTEXT_LENGTH = 8
@@ -279,8 +282,22 @@ def test_a_run_goes_on_with_any_number_of_processes(tmp_path: Path) -> None:
         folder = get_runs_dir() / name / "checkpoints" / "step_11"
         shards = [file.name for file in folder.glob("shard-*.safetensors")]
         assert len(shards) == (4 if last == "fsdp" else 0)
+        if shards:
+            check_guarded(folder, shards[0])
         continue_run(name, case, "auto", Processes(), None)
         assert_close(logged(name), logged("whole"))
+
+
+def check_guarded(folder: Path, shard: str) -> None:
+    """Every part is covered by a checksum, and none is a pickle."""
+    checkpoint.verify(folder)
+    content = (folder / shard).read_bytes()
+    json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    for damaged in (content[:-1] + bytes([content[-1] ^ 1]), content[:-1]):
+        (folder / shard).write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=f"damaged: {shard}"):
+            Decoder.load_checkpoint(folder)
+    (folder / shard).write_bytes(content)
 
 
 def logged(name: str) -> Rows:
@@ -312,7 +329,7 @@ samples: {prompts: ["", "the "], max_new_tokens: 4}
 
 
 @pytest.mark.slow
-def test_the_script_survives_signals_and_kills(tmp_path: Path, run_tool: Any) -> None:
+def test_the_script_survives_signals_and_kills(tmp_path: Path) -> None:
     """SIGTERM to one of two processes, then kill -9 of one of two, then finished by a single one."""
     script = REPOSITORY_ROOT / "projects" / "baseline" / "train.py"
     (tmp_path / "text.txt").write_text(
@@ -320,8 +337,8 @@ def test_the_script_survives_signals_and_kills(tmp_path: Path, run_tool: Any) ->
     )
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.replace("TEXT", str(tmp_path / "text.txt")))
-    whole = run_tool(script, "--config", config, "--name", "whole")
-    assert whole.returncode == 0, whole.stderr
+    job = (load_config(config, Config), build_model)
+    train_experiment(*job, project="baseline", name="whole")
 
     output = signal_one(2, signal.SIGTERM, script, "--config", config, "--name", "run")
     assert output.count("interrupted at step") == 1, output
@@ -334,8 +351,7 @@ def test_the_script_survives_signals_and_kills(tmp_path: Path, run_tool: Any) ->
     assert output.count("error [training]: another process of this training is gone") == 1
     assert status("run") == "failed"
 
-    resumed = run_tool(script, "--name", "run", "--resume")
-    assert resumed.returncode == 0, resumed.stderr
+    train_experiment(*job, project="baseline", name="run", resume=True)
     assert_close(*(logged_by_script(name) for name in ("run", "whole")))
     samples = [
         (get_runs_dir() / name / "samples.jsonl").read_text().splitlines()
