@@ -12,8 +12,8 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,8 @@ def choose(
     if before is not None and not _is_compiling_open(before, compile, passes):
         log.info(_describe(before, "measured before"))
         return before
-    choice = _measure(model, batch, precision, compile, passes)
+    with _unchanged(model):
+        choice = _measure(model, batch, precision, compile, passes)
     try:
         write_json_atomic(path, _read(path) | {key: asdict(choice)})
     except OSError as error:
@@ -99,15 +100,15 @@ def _measure(
 ) -> Choice:
     candidates = supported_precisions(model.device) if precision == "auto" else [precision]
     candidates = [name for name in candidates if name != "fp16"]  # its range is for users to accept
-    seconds = _time_all(model, {name: _pass(model, batch, name) for name in candidates})
+    seconds = _time_all({name: _pass(model, batch, name) for name in candidates})
     # Ties go to fp32: a gain within the noise of the measurement is none.
-    best = min(candidates, key=lambda name: seconds[name] * (1.0 if name == "fp32" else 1.05))
+    best = min(seconds, key=lambda name: seconds[name] * (1.0 if name == "fp32" else 1.05))
     choice = Choice(best, compile is True, {n: round(value, 6) for n, value in seconds.items()})
     if not _is_compiling_open(choice, compile, passes):
         return choice
     model.set_compile(True)
     try:
-        compiled = _time_all(model, {best: _pass(model, batch, best)})[best]
+        compiled = _time_all({best: _pass(model, batch, best)})[best]
     finally:
         model.set_compile(False)
     seconds = choice.seconds | {f"{best}{_COMPILED}": round(compiled, 6)}
@@ -134,23 +135,38 @@ def _pass(model: BaseLanguageModel, batch: Batch, precision: str) -> Callable[[]
     return forward_and_backward
 
 
-def _time_all(model: BaseLanguageModel, passes: dict[str, Callable[[], None]]) -> dict[str, float]:
-    """The shortest of some alternating rounds: whatever else the machine does only adds to a time."""
+@contextmanager
+def _unchanged(model: BaseLanguageModel) -> Iterator[None]:
     rng = get_rng_state()
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # running means and the like
-    best = dict.fromkeys(passes, float("inf"))
     try:
-        for run in passes.values():
-            run()  # the first one allocates, and compiles
-        for _ in range(_ROUNDS):
-            for name, run in passes.items():
-                started = time.perf_counter()
-                run()
-                best[name] = min(best[name], time.perf_counter() - started)
+        yield
     finally:
         set_rng_state(*rng)
         for buffer, value in buffers:
             buffer.copy_(value)
+        model.zero_grad(set_to_none=True)
+
+
+def _time_all(passes: dict[str, Callable[[], None]]) -> dict[str, float]:
+    """The shortest of some alternating rounds: whatever else the machine does only adds to a time.
+
+    Not every model can be computed in every precision; the first one has to be possible.
+    """
+    best: dict[str, float] = {}
+    for name, run in passes.items():
+        try:
+            run()  # the first one allocates, and compiles
+            best[name] = float("inf")
+        except RuntimeError as error:
+            if not best:
+                raise
+            log.info(f"{name} is not possible here: {str(error).splitlines()[0]}")
+    for _ in range(_ROUNDS):
+        for name in best:
+            started = time.perf_counter()
+            passes[name]()
+            best[name] = min(best[name], time.perf_counter() - started)
     return best
 
 

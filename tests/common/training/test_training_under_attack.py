@@ -822,6 +822,23 @@ def test_measuring_changes_nothing_of_the_model_and_of_chance() -> None:
     assert all(torch.equal(tensors_after[name], tensors[name]) for name in tensors)
 
 
+class OnlyInFull(Counting):
+    def compute_loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        loss = super().compute_loss(input_ids, labels)
+        if torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("\"geqrf_cpu\" not implemented for 'BFloat16'")
+        return loss
+
+
+def test_a_precision_that_the_model_cannot_be_computed_in_is_not_chosen() -> None:
+    shape = {"num_layers": 1, "num_heads": 2, "hidden_size": 16, "context_length": 8}
+    ids = torch.randint(0, 11, (2, 8))
+    model = OnlyInFull(11, **shape)
+    choice = probe.choose(model, {"input_ids": ids, "labels": ids}, "auto", "auto", 1000)
+    assert "fp32" in choice.seconds and "bf16" not in choice.seconds
+    assert float(model.calls) == 0.0 and all(p.grad is None for p in model.parameters())
+
+
 def test_a_measured_precision_trains_as_the_same_one_by_name(attack: Attack) -> None:
     process = train(attack, "auto", "muon", *AUTO)
     assert process.code == 0 and "measured now" in process.output, process.output
