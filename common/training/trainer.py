@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import math
 import signal
-import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from common.data.loader import Batch, BatchSource
 from common.data.prefetch import Prefetcher
-from common.errors import CheckpointError, Interrupted, TrainingError
+from common.errors import Interrupted, TrainingError
 from common.models.base import BaseLanguageModel
 from common.models.loss import count_labels
 from common.training import checkpoint
@@ -40,14 +39,13 @@ from common.training.precision import (
     check_precision,
     matmul_precision,
     select_device,
-    supported_precisions,
 )
 from common.training.probe import choose
 from common.training.schedules import learning_rate_factor
-from common.utils.experiment_storage.comparison import diff_configs
+from common.training.signals import stop_on_signals
+from common.training.training_state import pack_state, unpack_state
 from common.utils.experiment_storage.run import Run
 from common.utils.logging import get_logger
-from common.utils.seeding import get_rng_state, seed_everything, set_rng_state
 
 log = get_logger("training")
 
@@ -107,9 +105,9 @@ class Trainer:
         self.tokens = 0  # input tokens seen
         self.should_stop = False  # callbacks may set it
         self.best_loss = math.inf
-        self._best_step: int | None = None  # whose checkpoint has it
-        self._saved_step = 0  # of the newest checkpoint
-        self._window = {"labels": 0, "tokens": 0, "seconds": 0.0}  # since the last log
+        self.best_step: int | None = None  # whose checkpoint has it
+        self.saved_step = 0  # of the newest checkpoint
+        self.window = {"labels": 0, "tokens": 0, "seconds": 0.0}  # since the last log
         self._full_evaluation: tuple[int, dict[str, float]] | None = None
 
         self.precision, self.compiled = self._settle_auto()
@@ -117,7 +115,7 @@ class Trainer:
         self._module = TrainingModule(self.model, strategy, self.processes)
         self.model.set_compile(self.compiled)  # only now: sharding changes what is to be compiled
         self.processes.seed_apart()
-        self.optimizer = self._create_optimizer()
+        self.optimizer = self.create_optimizer()
         self.average = (
             WeightAverage(self.model, self.config.ema_decay) if self.config.ema_decay else None
         )
@@ -131,11 +129,11 @@ class Trainer:
         self._writer = checkpoint.CheckpointWriter(self.config.save_in_background, self.processes)
         # On the device, so that no step waits for it: the nats of the window, the last gradient
         # norm, and whether a loss or a gradient was not finite (then no weight is changed any more).
-        self._nats = torch.zeros((), device=self.device)
+        self.nats = torch.zeros((), device=self.device)
         self._gradient_norm = torch.zeros((), device=self.device)
         self._broken = torch.zeros((), device=self.device)
 
-    def _create_optimizer(self) -> AdamWMuon:
+    def create_optimizer(self) -> AdamWMuon:
         muon_dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         return create_optimizer(self.model, self.optimizer_config, muon_dtype)
 
@@ -165,7 +163,7 @@ class Trainer:
         try:
             for callback in self.callbacks:
                 callback.on_train_start(self)
-            with _stop_on_signals(self.processes) as received, matmul_precision(self.precision):
+            with stop_on_signals(self.processes) as received, matmul_precision(self.precision):
                 while True:
                     if self._is_due(self.config.eval_every_steps):
                         self._evaluate(full=False)
@@ -217,16 +215,16 @@ class Trainer:
         parts = [(batch, n) for batch, n in zip(batches, counts, strict=True) if n]
         for left, (batch, count) in zip(reversed(range(len(parts))), parts, strict=True):
             with self._module.without_reduction(left > 0):
-                self._nats += self._backward(batch, count / labels) * labels
+                self.nats += self._backward(batch, count / labels) * labels
         self._update_weights()
         self.step += 1
         if self.average is not None:
             self.average.update(self.step)
         tokens = sum(batch["input_ids"].numel() for batch in batches)
         self.tokens += tokens
-        self._window["labels"] += labels
-        self._window["tokens"] += tokens
-        self._window["seconds"] += time.perf_counter() - started
+        self.window["labels"] += labels
+        self.window["tokens"] += tokens
+        self.window["seconds"] += time.perf_counter() - started
 
     def _backward(self, batch: Batch, weight: float) -> torch.Tensor:
         """Add the gradient of `weight` x the mean loss of the batch; returns this process's part of it."""
@@ -274,7 +272,7 @@ class Trainer:
         self.optimizer.zero_grad()
 
     def _check_finite(self, step: int) -> None:
-        nats = self.processes.sum(self._nats.clone())
+        nats = self.processes.sum(self.nats.clone())
         for name, value in (("loss", nats), ("gradient norm", self._gradient_norm)):
             if not math.isfinite(value) or (self._broken and name == "gradient norm"):
                 steps = checkpoint.steps_in(self.checkpoints) if self.checkpoints else []
@@ -289,9 +287,9 @@ class Trainer:
     def _log(self) -> None:
         waited = time.perf_counter()
         self._check_finite(self.step)
-        nats = float(self.processes.sum(self._nats))
-        window, self._window = self._window, dict.fromkeys(self._window, 0)
-        self._nats = torch.zeros_like(self._nats)
+        nats = float(self.processes.sum(self.nats))
+        window, self.window = self.window, dict.fromkeys(self.window, 0)
+        self.nats = torch.zeros_like(self.nats)
         if not window["labels"]:
             return
         loss = nats / window["labels"]
@@ -327,9 +325,9 @@ class Trainer:
                 self._full_evaluation = (self.step, metrics)
             if metrics["loss"] < self.best_loss:
                 self.best_loss = metrics["loss"]
-                if self.checkpoints and self._saved_step == self.step and self.processes.is_main:
+                if self.checkpoints and self.saved_step == self.step and self.processes.is_main:
                     self._writer.wait()
-                    self._best_step = self.step
+                    self.best_step = self.step
                     checkpoint.mark_best(self.checkpoints, self.step, self.best_loss)
             for callback in self.callbacks:
                 callback.on_evaluate(self, metrics)
@@ -346,47 +344,13 @@ class Trainer:
         """Write a training checkpoint; a failure (a full disk) leaves the earlier ones as they are."""
         if self.checkpoints is None:
             return
-        groups, tensors = checkpoint.pack_optimizer(self.optimizer)
-        values, random_states = get_rng_state()
-        state = {
-            "step": self.step,
-            "tokens": self.tokens,
-            "best_loss": self.best_loss,
-            "best_step": self._best_step,
-            "window": {**self._window, "nats": self.processes.sum(self._nats.clone()).item()},
-            "log_rows": self.run.rows if self.run else 0,
-            "fingerprint": self.fingerprint,
-            "training": self._numerics(),
-            "param_groups": groups,
-            "rng": self.processes.gather(values),
-            "scaler": self.scaler.state() if self.scaler else None,
-            "callbacks": {key: callback.state() for key, callback in self._keyed_callbacks()},
-        }
-        for rank, states in enumerate(self.processes.gather(random_states)):
-            tensors |= {f"rng.{rank}.{name}": tensor for name, tensor in states.items()}
-        weights = checkpoint.weights_of(self.model)
-        if self.average is not None:
-            # The weights that are judged are those that are kept; training goes on from the others.
-            tensors |= {f"trained.{name}": weights[name] for name in self.average.weights}
-            weights |= self.average.weights
+        state, weights, tensors = pack_state(self)
         path = self.checkpoints / f"step_{self.step}"
-        self._writer.write(
-            self.model, path, weights, state, tensors, keep=self.config.keep_checkpoints
-        )
-        self._saved_step = self.step
+        keep = self.config.keep_checkpoints
+        self._writer.write(self.model, path, weights, state, tensors, keep=keep)
+        self.saved_step = self.step
         if self.run is not None:
             self.run.update(tokens=self.tokens)
-
-    def _numerics(self) -> dict[str, Any]:
-        """What decides the bits of a step besides configuration and data."""
-        return {
-            "precision": self.precision,
-            "compiled": self.compiled,
-            "processes": self.processes.world_size,
-            "device": self.device.type,
-            "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
-            "torch": torch.__version__,
-        }
 
     def resume(self, anyway: bool = False) -> None:
         """Continue from the newest whole checkpoint of the run, or from the beginning without one.
@@ -396,92 +360,22 @@ class Trainer:
         """
         if self.checkpoints is None:
             raise TrainingError("only a run with a folder can be resumed")
-        saved = checkpoint.latest_checkpoint(
-            self.checkpoints,
-            self.device,
-            self.processes,
-            checkpoint.sharded_parameters(self.model, self.optimizer),
-        )
+        known = checkpoint.sharded_parameters(self.model, self.optimizer)
+        saved = checkpoint.latest_checkpoint(self.checkpoints, self.device, self.processes, known)
         if saved is None:
             log.info("no checkpoint was saved: starting from the beginning")
-            if self.run is not None:
-                self.run.resume_from(0)
-                checkpoint.mark_best(self.checkpoints, None, math.inf)
-            return
-        state, tensors = saved.state, saved.tensors
-        self._check_fingerprint(saved, anyway)
-        self._take_numerics(state["training"])
-        checkpoint.fill_model(self.model, saved)
-        trained = checkpoint.with_prefix(tensors, "trained.")
-        if self.average is not None:
-            self.average.load(trained)
-        elif trained:  # they were averaged until now, and are no longer
-            self.model.load_state_dict(trained, strict=False)
-        checkpoint.unpack_optimizer(self.optimizer, state["param_groups"], tensors)
-        if self.scaler and state["scaler"]:
-            self.scaler.load_state(state["scaler"])
-        rank = self.processes.rank
-        if len(state["rng"]) == self.processes.world_size:
-            states = checkpoint.with_prefix(tensors, f"rng.{rank}.")
-            set_rng_state(state["rng"][rank], {name: s.cpu() for name, s in states.items()})
         else:
-            seed_everything(torch.initial_seed() + state["step"])
-        self.step, self.tokens = state["step"], state["tokens"]
-        self._saved_step = self.step
-        self.best_loss, self._best_step = state["best_loss"], state["best_step"]
-        self._window = state["window"]
-        # All processes' part was summed when it was saved: the main one takes it over.
-        self._nats.fill_(self._window.pop("nats") if self.processes.is_main else 0.0)
-        for key, callback in self._keyed_callbacks():
-            if key in state["callbacks"]:
-                callback.load_state(state["callbacks"][key])
+            unpack_state(self, saved, anyway)
         if self.run is not None:
-            self.run.resume_from(state["log_rows"])
-            checkpoint.mark_best(self.checkpoints, self._best_step, self.best_loss)
-            # A kill may have come between a save and this.
-            keep = self.config.keep_checkpoints
-            checkpoint.delete_old_checkpoints(self.checkpoints, self.step, keep)
+            self.run.resume_from(saved.state["log_rows"] if saved else 0)
+            checkpoint.mark_best(self.checkpoints, self.best_step, self.best_loss)
+            if saved:  # a kill may have come between a save and this
+                keep = self.config.keep_checkpoints
+                checkpoint.delete_old_checkpoints(self.checkpoints, self.step, keep)
         log.info("resumed", extra={"step": self.step})
 
-    def _check_fingerprint(self, saved: checkpoint.Checkpoint, anyway: bool) -> None:
-        different = diff_configs([saved.state["fingerprint"], self.fingerprint])
-        if not different:
-            return
-        changes = "; ".join(f"{key}: {was} -> {now}" for key, (was, now) in different.items())
-        if not anyway:
-            raise CheckpointError(
-                f"{saved.path} was trained on other data than data.* gives now ({changes})",
-                "restore the text it was prepared from, start a new experiment, or --resume-anyway",
-            )
-        log.warning(f"resuming on other data: {changes}")
-
-    def _take_numerics(self, saved: Mapping[str, Any]) -> None:
-        """Go on computing as before, whatever `auto` would choose now; say what cannot be the same."""
-        if self.config.precision == "auto" and saved["precision"] in supported_precisions(
-            self.device
-        ):
-            self.precision = self.evaluator.precision = saved["precision"]
-        if self.config.compile == "auto":
-            self.compiled = saved["compiled"]
-            self.model.set_compile(self.compiled)
-        self.optimizer = self._create_optimizer()  # whose precision follows
-        if self.run is not None:
-            self.run.update(precision=self.precision, compiled=self.compiled)
-        for name, now in self._numerics().items():
-            if now != saved[name]:
-                log.warning(
-                    f"{name} was {saved[name]} and is {now}: "
-                    "the results will be close, but not the same bits"
-                )
-
-    def _keyed_callbacks(self) -> list[tuple[str, Callback]]:
-        """`Samples.0`, `EarlyStopping.0`: the class, and which one of that class."""
-        names = [type(callback).__name__ for callback in self.callbacks]
-        keys = [f"{name}.{names[:index].count(name)}" for index, name in enumerate(names)]
-        return list(zip(keys, self.callbacks, strict=True))
-
     def _save_once(self) -> None:
-        if self._saved_step != self.step:
+        if self.saved_step != self.step:
             self.save()
 
     def _interrupt(self, received: list[int]) -> None:
@@ -501,32 +395,3 @@ def check_activation_checkpointing(model: BaseLanguageModel, config: TrainingCon
             f"{type(model).__name__} has no activation checkpointing",
             "set training.activation_checkpointing=false",
         )
-
-
-@contextmanager
-def _stop_on_signals(processes: Processes) -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, to be obeyed between two steps; a second one acts at once.
-
-    Not so among several processes: on Ctrl-C they get one from the terminal and one from torchrun,
-    which kills those that do not end.
-    """
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # Python delivers signals to the main thread only
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def receive(number: int, frame: object) -> None:
-        received.append(number)
-        if processes.world_size > 1:
-            return
-        for each, handler in previous.items():
-            signal.signal(each, handler)
-
-    for number in previous:
-        signal.signal(number, receive)
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

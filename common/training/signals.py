@@ -1,0 +1,39 @@
+"""SIGINT and SIGTERM (Ctrl-C, a cluster's notice) are obeyed between two steps, when all can be saved."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from common.training.distributed import Processes
+
+
+@contextmanager
+def stop_on_signals(processes: Processes) -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM, to be obeyed between two steps; a second one acts at once.
+
+    Not so among several processes: on Ctrl-C they get one from the terminal and one from torchrun,
+    which kills those that do not end.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # Python delivers signals to the main thread only
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def receive(number: int, frame: object) -> None:
+        received.append(number)
+        if processes.world_size > 1:
+            return
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+    for number in previous:
+        signal.signal(number, receive)
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,147 @@
+"""Everything that a training is between two steps: into a checkpoint, and back.
+
+The place in the data needs no state of its own: batches are a function of the step. A step that was
+cut off inside of its accumulation begins again with its first batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from common.errors import CheckpointError
+from common.training import checkpoint
+from common.training.callbacks.base import Callback
+from common.training.checkpoint import Checkpoint
+from common.training.precision import supported_precisions
+from common.utils.experiment_storage.comparison import diff_configs
+from common.utils.logging import get_logger
+from common.utils.seeding import get_rng_state, seed_everything, set_rng_state
+
+if TYPE_CHECKING:
+    from common.training.trainer import Trainer
+
+log = get_logger("training")
+Tensors = dict[str, torch.Tensor]
+
+
+def pack_state(trainer: Trainer) -> tuple[dict[str, Any], Tensors, Tensors]:
+    """(values that JSON can hold, the weights to use, every other tensor)."""
+    processes = trainer.processes
+    groups, tensors = checkpoint.pack_optimizer(trainer.optimizer)
+    values, random_states = get_rng_state()
+    nats = processes.sum(trainer.nats.clone()).item()
+    state = {
+        "step": trainer.step,
+        "tokens": trainer.tokens,
+        "best_loss": trainer.best_loss,
+        "best_step": trainer.best_step,
+        "window": {**trainer.window, "nats": nats},
+        "log_rows": trainer.run.rows if trainer.run else 0,
+        "fingerprint": trainer.fingerprint,
+        "training": _numerics(trainer),
+        "param_groups": groups,
+        "rng": processes.gather(values),
+        "scaler": trainer.scaler.state() if trainer.scaler else None,
+        "callbacks": {key: callback.state() for key, callback in _keyed(trainer.callbacks)},
+    }
+    for rank, states in enumerate(processes.gather(random_states)):
+        tensors |= {f"rng.{rank}.{name}": tensor for name, tensor in states.items()}
+    weights = checkpoint.weights_of(trainer.model)
+    if trainer.average is not None:
+        # The weights that are judged are those that are kept; training goes on from the others.
+        tensors |= {f"trained.{name}": weights[name] for name in trainer.average.weights}
+        weights |= trainer.average.weights
+    return state, weights, tensors
+
+
+def unpack_state(trainer: Trainer, saved: Checkpoint, anyway: bool) -> None:
+    """Make the trainer what it was when `saved` was packed.
+
+    Raises CheckpointError when it was trained on other data (`anyway`: says so and goes on), or
+    does not fit the model.
+    """
+    state, tensors = saved.state, saved.tensors
+    _check_fingerprint(trainer, saved, anyway)
+    _take_numerics(trainer, state["training"])
+    checkpoint.fill_model(trainer.model, saved)
+    trained = checkpoint.with_prefix(tensors, "trained.")
+    if trainer.average is not None:
+        trainer.average.load(trained)
+    elif trained:  # they were averaged until now, and are no longer
+        trainer.model.load_state_dict(trained, strict=False)
+    checkpoint.unpack_optimizer(trainer.optimizer, state["param_groups"], tensors)
+    if trainer.scaler and state["scaler"]:
+        trainer.scaler.load_state(state["scaler"])
+    _set_random_states(trainer, state, tensors)
+    trainer.step = trainer.saved_step = state["step"]
+    trainer.tokens = state["tokens"]
+    trainer.best_loss, trainer.best_step = state["best_loss"], state["best_step"]
+    trainer.window = state["window"]
+    # All processes' part was summed when it was saved: the main one takes it over.
+    trainer.nats.fill_(trainer.window.pop("nats") if trainer.processes.is_main else 0.0)
+    for key, callback in _keyed(trainer.callbacks):
+        if key in state["callbacks"]:
+            callback.load_state(state["callbacks"][key])
+
+
+def _set_random_states(trainer: Trainer, state: Mapping[str, Any], tensors: Tensors) -> None:
+    rank = trainer.processes.rank
+    if len(state["rng"]) == trainer.processes.world_size:
+        states = checkpoint.with_prefix(tensors, f"rng.{rank}.")
+        set_rng_state(state["rng"][rank], {name: s.cpu() for name, s in states.items()})
+    else:  # other processes have other rows: there is nothing to continue
+        seed_everything(torch.initial_seed() + state["step"])
+
+
+def _check_fingerprint(trainer: Trainer, saved: Checkpoint, anyway: bool) -> None:
+    different = diff_configs([saved.state["fingerprint"], trainer.fingerprint])
+    if not different:
+        return
+    changes = "; ".join(f"{key}: {was} -> {now}" for key, (was, now) in different.items())
+    if not anyway:
+        raise CheckpointError(
+            f"{saved.path} was trained on other data than data.* gives now ({changes})",
+            "restore the text it was prepared from, start a new experiment, or --resume-anyway",
+        )
+    log.warning(f"resuming on other data: {changes}")
+
+
+def _numerics(trainer: Trainer) -> dict[str, Any]:
+    """What decides the bits of a step besides configuration and data."""
+    return {
+        "precision": trainer.precision,
+        "compiled": trainer.compiled,
+        "processes": trainer.processes.world_size,
+        "device": trainer.device.type,
+        "threads": torch.get_num_threads() if trainer.device.type == "cpu" else None,
+        "torch": torch.__version__,
+    }
+
+
+def _take_numerics(trainer: Trainer, saved: Mapping[str, Any]) -> None:
+    """Go on computing as before, whatever `auto` would choose now; say what cannot be the same."""
+    possible = saved["precision"] in supported_precisions(trainer.device)
+    if trainer.config.precision == "auto" and possible:
+        trainer.precision = trainer.evaluator.precision = saved["precision"]
+    if trainer.config.compile == "auto":
+        trainer.compiled = saved["compiled"]
+        trainer.model.set_compile(trainer.compiled)
+    trainer.optimizer = trainer.create_optimizer()  # whose precision follows
+    if trainer.run is not None:
+        trainer.run.update(precision=trainer.precision, compiled=trainer.compiled)
+    for name, now in _numerics(trainer).items():
+        if now != saved[name]:
+            log.warning(
+                f"{name} was {saved[name]} and is {now}: "
+                "the results will be close, but not the same bits"
+            )
+
+
+def _keyed(callbacks: list[Callback]) -> list[tuple[str, Callback]]:
+    """`Samples.0`, `EarlyStopping.0`: the class, and which one of that class."""
+    names = [type(callback).__name__ for callback in callbacks]
+    keys = [f"{name}.{names[:index].count(name)}" for index, name in enumerate(names)]
+    return list(zip(keys, callbacks, strict=True))
