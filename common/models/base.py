@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from common.errors import ModelError
+from common.models.growing_text import GrowingText
+from common.models.packing import pack_linears
 from common.models.sampling import sample_next
 
 M = TypeVar("M", bound="BaseLanguageModel")
@@ -90,6 +92,21 @@ class BaseLanguageModel(nn.Module):
         """State for step-by-step generation of up to `max_length` tokens, or None: no cache."""
         return None
 
+    def next_logits(self, input_ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
+        """Logits (batch, vocab_size) of the token after `input_ids`, all that generation needs.
+
+        Override where those of the other positions need not be computed for it.
+        """
+        output = self(input_ids) if cache is None else self(input_ids, cache=cache)
+        return output["logits"][:, -1]  # type: ignore[no-any-return]  # nn.Module
+
+    def packed(self) -> BaseLanguageModel:
+        """A twin that shares all parameters and generates faster, with the weights as they are now.
+
+        Override where large matrices are multiplied that are no `nn.Linear` (see packing.py).
+        """
+        return pack_linears(self)
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
@@ -128,9 +145,10 @@ class BaseLanguageModel(nn.Module):
         for token in self.stream(
             rows, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
         ):
-            token = torch.where(finished, columns[-1][:, -1], token)
+            if len(stops):
+                token = torch.where(finished, columns[-1][:, -1], token)
+                finished |= (token[:, None] == stops).any(dim=1)
             columns.append(token[:, None])
-            finished = finished | torch.isin(token, stops)
             if len(stops) and bool(finished.all()):
                 break
         return torch.cat(columns, dim=1)
@@ -146,7 +164,10 @@ class BaseLanguageModel(nn.Module):
         top_p: float | None = None,
         seed: int | None = None,
     ) -> Iterator[torch.Tensor]:
-        """Yield one (batch,) int64 tensor per new token, as soon as it is drawn."""
+        """Yield one (batch,) int64 tensor per new token, as soon as it is drawn.
+
+        The weights are those of the beginning: train no model while a stream of it goes on.
+        """
         _check_sampling(input_ids, self.vocab_size, temperature, top_k, top_p)
         if max_new_tokens < 0:
             raise ModelError(f"max_new_tokens must not be negative, got {max_new_tokens}")
@@ -158,43 +179,19 @@ class BaseLanguageModel(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            last_logits = self._last_logits(input_ids.to(self.device), max_new_tokens)
-            logits = next(last_logits)
-            for remaining in range(max_new_tokens, 0, -1):
+            text = GrowingText(self, input_ids.to(self.device), max_new_tokens)
+            for _ in range(max_new_tokens):
                 token = sample_next(
-                    logits,
+                    text.next_logits(),
                     temperature=temperature,
                     top_k=top_k,
                     top_p=top_p,
                     generator=generator,
                 )
+                text.append(token)
                 yield token
-                if remaining > 1:
-                    logits = last_logits.send(token)
         finally:
             self.train(was_training)
-
-    def _last_logits(
-        self, tokens: torch.Tensor, max_new_tokens: int
-    ) -> Generator[torch.Tensor, torch.Tensor, None]:
-        """A generator that yields the logits after the last token and is sent the next token.
-
-        When the context is full, its later half is read again into an empty cache: still O(context)
-        per token on average, and every logit is what a plain forward pass over those tokens gives.
-        """
-        limit = self.context_limit
-        room = tokens.shape[1] + max_new_tokens
-        size = min(room, limit) if limit else room
-        cache = self.new_cache(len(tokens), size)
-        tokens = tokens[:, -size:]
-        pending = tokens
-        while True:
-            if limit and tokens.shape[1] > limit:
-                tokens = tokens[:, -max(limit // 2, 1) :]
-                cache, pending = self.new_cache(len(tokens), size), tokens
-            output = self(tokens) if cache is None else self(pending, cache=cache)
-            pending = (yield output["logits"][:, -1])[:, None]
-            tokens = torch.cat([tokens, pending], dim=1)
 
     def save_checkpoint(self, path: str | Path, **state: Any) -> Path:
         """Save weights and arguments to the folder `path`, with any JSON `state` beside them."""

@@ -19,6 +19,7 @@ from common.models.feedforward import MLP, SwiGLU
 from common.models.loss import TiedGradient, linear_next_token_loss, next_token_loss
 from common.models.mixers.attention import Attention
 from common.models.mixers.lstm import LSTM
+from common.models.packing import PackedLinear, is_worth_packing, pack_linears
 
 MIXERS: dict[str, type[Attention | LSTM]] = {"attention": Attention, "lstm": LSTM}
 FEEDFORWARDS: dict[str, type[MLP | SwiGLU]] = {"mlp": MLP, "swiglu": SwiGLU}
@@ -124,8 +125,7 @@ class Decoder(BaseLanguageModel):
         cache: DecoderCache | None = None,
     ) -> dict[str, torch.Tensor]:
         """See BaseLanguageModel.forward. Raises ModelError for more tokens than the context holds."""
-        hidden = self._hidden(input_ids, cache)
-        output = {"logits": F.linear(hidden, self._output_weight)}
+        output = {"logits": self._logits(self._hidden(input_ids, cache))}
         if labels is not None:
             output["loss"] = next_token_loss(output["logits"], labels)
         return output
@@ -139,6 +139,26 @@ class Decoder(BaseLanguageModel):
     @property
     def _output_weight(self) -> torch.Tensor:
         return self.token_embedding.weight if self.head is None else self.head.weight
+
+    def next_logits(
+        self, input_ids: torch.Tensor, cache: DecoderCache | None = None
+    ) -> torch.Tensor:
+        """See BaseLanguageModel.next_logits."""
+        return self._logits(self._hidden(input_ids, cache)[:, -1])
+
+    def packed(self) -> Decoder:
+        """See BaseLanguageModel.packed; a tied output projection is no module of its own."""
+        twin = pack_linears(self)
+        if self.head is None and is_worth_packing(self.token_embedding.weight):
+            twin.head = PackedLinear(self.token_embedding.weight)
+        return twin
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., hidden_size) -> (..., vocab_size)"""
+        if self.head is None:
+            return F.linear(hidden, self.token_embedding.weight)
+        logits: torch.Tensor = self.head(hidden)
+        return logits
 
     def _hidden(
         self,

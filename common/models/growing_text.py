@@ -1,0 +1,54 @@
+"""The text that a model generates, and how much of it the model has read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from common.models.packing import MAX_WEIGHTS
+
+if TYPE_CHECKING:
+    from common.models.base import BaseLanguageModel
+
+# Packing takes as long as it saves in some 10 (many rows) to 40 tokens (one row).
+PACK_FROM_TOKENS = 32
+
+
+class GrowingText:
+    """`prompt` (batch, time) int64 and room for new tokens, read by `model` step by step.
+
+    When the context is full, its later half is read again into an empty cache: still O(context)
+    per token on average, and every logit is what a plain forward pass over those tokens gives.
+    """
+
+    def __init__(self, model: BaseLanguageModel, prompt: torch.Tensor, max_new_tokens: int) -> None:
+        batch, time = prompt.shape
+        self.tokens = torch.cat([prompt, prompt.new_empty(batch, max_new_tokens)], dim=1)
+        self.limit = model.context_limit
+        size = self.tokens.shape[1]
+        self.size = min(size, self.limit) if self.limit else size  # of the cache
+        self.model = model
+        self.reader = model
+        if max_new_tokens >= PACK_FROM_TOKENS and model.num_parameters() <= MAX_WEIGHTS:
+            self.reader = model.packed()
+        self.end = time  # of what is written
+        self._begin(max(time - self.size, 0))
+
+    def _begin(self, first: int) -> None:
+        """Forget what was read; the model sees the tokens from `first` on."""
+        self.first = self.read = first
+        self.cache: Any = self.model.new_cache(len(self.tokens), self.size)
+
+    def next_logits(self) -> torch.Tensor:
+        """Logits (batch, vocab_size) of the next token; reads what is new."""
+        if self.limit and self.end - self.first > self.limit:
+            self._begin(self.end - max(self.limit // 2, 1))
+        start = self.first if self.cache is None else self.read
+        self.read = self.end
+        return self.reader.next_logits(self.tokens[:, start : self.end], self.cache)
+
+    def append(self, token: torch.Tensor) -> None:
+        """token: (batch,) int64"""
+        self.tokens[:, self.end] = token
+        self.end += 1
