@@ -98,8 +98,9 @@ def _parse(entry: Any, device: torch.device) -> Choice | None:
 def _measure(
     model: BaseLanguageModel, batch: Batch, precision: str, compile: bool | str, passes: int
 ) -> Choice:
-    candidates = supported_precisions(model.device) if precision == "auto" else [precision]
-    candidates = [name for name in candidates if name != "fp16"]  # its range is for users to accept
+    candidates = [precision]
+    if precision == "auto":  # the range of fp16 is for users to accept
+        candidates = [name for name in supported_precisions(model.device) if name != "fp16"]
     seconds = _time_all({name: _pass(model, batch, name) for name in candidates})
     # Ties go to fp32: a gain within the noise of the measurement is none.
     best = min(seconds, key=lambda name: seconds[name] * (1.0 if name == "fp32" else 1.05))
