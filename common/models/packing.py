@@ -51,7 +51,7 @@ def is_worth_packing(weight: torch.Tensor) -> bool:
         and type(weight) in (nn.Parameter, torch.Tensor)  # no quantised or distributed one
         and weight.numel() >= MIN_WEIGHTS
         and platform.machine().lower() in ("x86_64", "amd64")
-        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     )
 
 
@@ -60,7 +60,7 @@ def pack_linears(model: M) -> M:
 
     The twin shares every other module and all parameters with `model`, which is not changed.
     """
-    packed = {
+    packed: dict[nn.Module, nn.Module] = {
         module: PackedLinear(module.weight, module.bias)
         for module in model.modules()
         # Not of subclasses, whose forward may be another; not those that somebody listens to.
@@ -68,8 +68,7 @@ def pack_linears(model: M) -> M:
         and not (module._forward_hooks or module._forward_pre_hooks)
         and is_worth_packing(module.weight)
     }
-    twins: dict[nn.Module, nn.Module] = {**packed}
-    return _copy(model, {name: _twin(child, twins) for name, child in model._modules.items()})
+    return _copy(model, {name: _twin(child, packed) for name, child in model._modules.items()})
 
 
 def _twin(module: nn.Module | None, twins: dict[nn.Module, nn.Module]) -> nn.Module | None:

@@ -105,7 +105,7 @@ def _invert(weights: torch.Tensor, generator: torch.Generator | None) -> torch.T
 def _reduce_blocks(values: torch.Tensor, reduce: Callable[..., torch.Tensor]) -> torch.Tensor:
     """(batch, n) -> (batch, number of blocks): `reduce` of each, the last of which may be shorter."""
     whole = values.shape[1] - values.shape[1] % _BLOCK
-    reduced = reduce(values[:, :whole].unflatten(1, (-1, _BLOCK)), dim=-1)
+    reduced = reduce(values[:, :whole].reshape(len(values), -1, _BLOCK), dim=-1)
     if whole == values.shape[1]:
         return reduced
     return torch.cat([reduced, reduce(values[:, whole:], dim=-1, keepdim=True)], dim=1)

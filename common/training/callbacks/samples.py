@@ -32,6 +32,7 @@ class Samples(Callback):
         self.config = config
         self.seed = seed
         self.latest: list[str] = []
+        self._drawn_at: int | None = None
 
     def on_train_start(self, trainer: Trainer) -> None:
         """Forget the samples that a lost process drew at or after the step we start from."""
@@ -43,6 +44,9 @@ class Samples(Callback):
     def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         if self.path is None and not any(map(is_part, trainer.model.parameters())):
             return
+        if trainer.step == self._drawn_at:
+            return  # training was stopped by the evaluation before this one: the same weights
+        self._drawn_at = trainer.step
         longest = max(len(self.tokenizer.encode(prompt)) or 1 for prompt in self.config.prompts)
         self.latest = trainer.evaluator.generate_samples(
             self.config.prompts,

@@ -187,7 +187,10 @@ def assert_same(found: Remains, expected: Remains, *, final_only: bool = False) 
         assert found.checkpoints == expected.checkpoints
     pd.testing.assert_frame_equal(found.rows, expected.rows, check_exact=True)
     assert not found.rows.duplicated(["step", "split"]).any()
-    assert found.samples == expected.samples
+    drawn = [
+        (entry["step"], entry["prompt"]) for entry in map(json.loads, found.samples.splitlines())
+    ]
+    assert found.samples == expected.samples and len(drawn) == len(set(drawn))
     assert found.best == expected.best
     assert found.status == expected.status == "finished"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from common.models import Decoder
 from common.training import probe
+from common.training.precision import supported_precisions
 from common.utils.paths import get_assets_dir, get_runs_dir
 from common.utils.seeding import get_rng_state
 from tests.common.training.attack_lab import (
@@ -190,3 +192,50 @@ def test_a_signal_while_measuring_leaves_a_run_that_can_be_resumed(
     assert status(name) == ("interrupted" if number == signal.SIGINT else "died")
     process = resume(attack, name)
     assert process.code == 0, process.output
+
+
+# The choice itself
+
+
+def tiny(**options: float) -> Decoder:
+    torch.manual_seed(0)
+    return Decoder(11, num_layers=1, num_heads=2, hidden_size=8, context_length=8, **options)
+
+
+class Batches:
+    def batch(self, index: int) -> dict[str, torch.Tensor]:
+        ids = torch.randint(0, 11, (2, 8), generator=torch.Generator().manual_seed(index))
+        return {"input_ids": ids, "labels": ids}
+
+
+def choose(model: Decoder, precision: str = "auto", passes: int = 100) -> probe.Choice:
+    return probe.choose(model, Batches().batch(0), precision, False, passes)
+
+
+def test_every_precision_of_the_device_is_measured_and_the_choice_is_never_slower_than_fp32() -> (
+    None
+):
+    choice = choose(tiny())
+    assert set(choice.seconds) == set(supported_precisions(torch.device("cpu")))
+    assert choice.seconds[choice.precision] <= choice.seconds["fp32"]
+
+
+def test_a_choice_is_measured_once_per_model_and_machine(
+    assets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = choose(tiny())
+    assert len(json.loads((assets_dir / "cache" / "probes.json").read_text())) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "_measure", lambda *_: pytest.fail("measured again"))
+        assert choose(tiny()) == first
+    other = Decoder(11, num_layers=2, num_heads=2, hidden_size=8, context_length=8)
+    choose(other)
+    assert len(json.loads((assets_dir / "cache" / "probes.json").read_text())) == 2
+
+
+def test_a_run_too_short_to_measure_is_plain_fp32() -> None:
+    assert choose(tiny(), passes=5) == probe.Choice("fp32", False, {})
+
+
+def test_what_is_set_is_not_measured() -> None:
+    assert choose(tiny(), precision="bf16") == probe.Choice("bf16", False, {})

@@ -151,6 +151,8 @@ def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_no_half_of_it(
     name = f"deleting_{count}"
     strike = {"call": "os:rmdir", "count": count, "after": False, "signal": int(signal.SIGKILL)}
     assert train(attack, name, "adamw", strikes=(strike,)).code == -signal.SIGKILL
+    for step in checkpoint.steps_in(checkpoints(name)):
+        checkpoint.verify(checkpoints(name) / f"step_{step}")
     process = resume(attack, name)
     assert process.code == 0, process.output
     assert_same(remains(name), whole(attack, "adamw")[0])
