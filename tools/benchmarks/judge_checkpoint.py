@@ -26,6 +26,7 @@ from tools.benchmarks.nanogpt import import_nanogpt
 
 Logits = Callable[[torch.Tensor], torch.Tensor]  # (batch, time) -> (batch, time, vocab_size)
 _BATCH = 64
+_CONTEXT_WITHOUT_LIMIT = 128  # inputs of a window, for models that could see any number
 
 
 def main() -> None:
@@ -73,15 +74,14 @@ def _nats(logits: Logits, inputs: torch.Tensor, targets: torch.Tensor) -> torch.
 
 
 def _ours(path: Path) -> tuple[torch.nn.Module, Logits, int]:
-    """Raises ExperimentError for a model that is not of this repository, or has no context."""
+    """Raises ExperimentError for a model that is not of this repository."""
     name: str = load_checkpoint(path).state["model"]["class"]
     if not name.startswith(("common.", "projects.")):
         raise ExperimentError(f"{path} holds a {name}, which is not of this repository")
     importlib.import_module(name.rpartition(".")[0])
     model = BaseLanguageModel.load_checkpoint(path).eval()
-    if model.context_limit is None:
-        raise ExperimentError(f"the model in {path} has no context to cut the text into")
-    return model, lambda inputs: model(inputs)["logits"], model.context_limit
+    context = model.context_limit or _CONTEXT_WITHOUT_LIMIT
+    return model, lambda inputs: model(inputs)["logits"], context
 
 
 def _our_ids(text: str, tokenizer: Path) -> torch.Tensor:
