@@ -13,8 +13,8 @@ from torch import nn
 
 from common.errors import ModelError
 from common.models.growing_text import GrowingText
-from common.models.packing import pack_linears
 from common.models.sampling import sample_next
+from common.models.twin import make_twin
 
 M = TypeVar("M", bound="BaseLanguageModel")
 Model = TypeVar("Model", bound="BaseLanguageModel", covariant=True)
@@ -100,12 +100,12 @@ class BaseLanguageModel(nn.Module):
         output = self(input_ids) if cache is None else self(input_ids, cache=cache)
         return output["logits"][:, -1]  # type: ignore[no-any-return]  # nn.Module
 
-    def packed(self) -> BaseLanguageModel:
-        """A twin that shares all parameters and generates faster, with the weights as they are now.
+    def twin(self: M) -> M:
+        """A copy for generation that shares all parameters; its large matrices are those of now.
 
-        Override where large matrices are multiplied that are no `nn.Linear` (see packing.py).
+        Override where large matrices are multiplied that are no `nn.Linear` (see twin.py).
         """
-        return pack_linears(self)
+        return make_twin(self)
 
     @property
     def device(self) -> torch.device:

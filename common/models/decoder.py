@@ -19,7 +19,7 @@ from common.models.feedforward import MLP, SwiGLU
 from common.models.loss import TiedGradient, linear_next_token_loss, next_token_loss
 from common.models.mixers.attention import Attention
 from common.models.mixers.lstm import LSTM
-from common.models.packing import PackedLinear, is_worth_packing, pack_linears
+from common.models.twin import PackedLinear, is_worth_packing
 
 MIXERS: dict[str, type[Attention | LSTM]] = {"attention": Attention, "lstm": LSTM}
 FEEDFORWARDS: dict[str, type[MLP | SwiGLU]] = {"mlp": MLP, "swiglu": SwiGLU}
@@ -146,9 +146,9 @@ class Decoder(BaseLanguageModel):
         """See BaseLanguageModel.next_logits."""
         return self._logits(self._hidden(input_ids, cache)[:, -1])
 
-    def packed(self) -> Decoder:
-        """See BaseLanguageModel.packed; a tied output projection is no module of its own."""
-        twin = pack_linears(self)
+    def twin(self) -> Decoder:
+        """See BaseLanguageModel.twin; a tied output projection is no module of its own."""
+        twin = super().twin()
         if self.head is None and is_worth_packing(self.token_embedding.weight):
             twin.head = PackedLinear(self.token_embedding.weight)
         return twin

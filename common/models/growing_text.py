@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from common.models.packing import MAX_WEIGHTS
-
 if TYPE_CHECKING:
     from common.models.base import BaseLanguageModel
 
-# Packing takes as long as it saves in some 10 (many rows) to 40 tokens (one row).
-PACK_FROM_TOKENS = 32
+# A twin takes as long to make as it saves in some 10 (many rows) to 40 tokens (one row).
+TWIN_FROM_TOKENS = 32
+# It takes as much memory again as the weights: for models of more than 2 GiB none is made.
+TWIN_MAX_PARAMETERS = 2**29
 
 
 class GrowingText:
@@ -30,8 +30,8 @@ class GrowingText:
         self.size = min(size, self.limit) if self.limit else size  # of the cache
         self.model = model
         self.reader = model
-        if max_new_tokens >= PACK_FROM_TOKENS and model.num_parameters() <= MAX_WEIGHTS:
-            self.reader = model.packed()
+        if max_new_tokens >= TWIN_FROM_TOKENS and model.num_parameters() <= TWIN_MAX_PARAMETERS:
+            self.reader = model.twin()
         self.end = time  # of what is written
         self._begin(max(time - self.size, 0))
 

@@ -47,7 +47,7 @@ def _contestants(plan: Plan, network: str) -> dict[str, Contestant]:
             name = f"{mode} {precision}"
             if plan.nanogpt is not None:
                 contestants[f"nanoGPT {name}"] = plan.of_nanogpt(network, **options)
-            if plan.accelerate is not None:
+            if plan.accelerate is not None and mode == "eager":  # a compiling one takes minutes
                 contestants[f"HF Trainer {name}"] = plan.of_huggingface(network, **options)
     if plan.accelerate is not None:
         unfused = plan.of_huggingface(network, optim="adamw_torch")

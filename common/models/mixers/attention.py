@@ -23,25 +23,28 @@ class KeyValueCache:
     def __init__(self, empty: torch.Tensor, max_length: int) -> None:
         """empty: (batch, kv heads, 0, head size), of the dtype and on the device of the cache."""
         self.keys = self.values = empty
-        self.mask = empty.new_empty(0)  # (room,): what attention adds to scores, 0 or -infinity
         self.max_length = max_length
-        self.length = 0
+        self.room = self.length = 0
 
     def append(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Both (batch, kv heads, new tokens, head size)."""
         start, end = self.length, self.length + keys.shape[2]
-        if end > len(self.mask):
+        if end > self.room:
             self._grow(max(end, min(end + end // 8 + 32, self.max_length)))
         self.keys[:, :, start:end] = keys
         self.values[:, :, start:end] = values
-        self.mask[start:end] = 0.0
         self.length = end
 
     def _grow(self, room: int) -> None:
-        more = room - len(self.mask)
-        self.keys = F.pad(self.keys, (0, 0, 0, more))
-        self.values = F.pad(self.values, (0, 0, 0, more))
-        self.mask = F.pad(self.mask, (0, more), value=float("-inf"))
+        more = (0, 0, 0, room - self.room)
+        self.keys, self.values = F.pad(self.keys, more), F.pad(self.values, more)
+        written, empty = self.keys.new_zeros(room), self.keys.new_full((room,), float("-inf"))
+        self.masks = torch.cat([written, empty])
+        self.room = room
+
+    def mask(self) -> torch.Tensor:
+        """(room,): 0 where a key is written, else -infinity; to be added to scores."""
+        return self.masks[self.room - self.length : 2 * self.room - self.length]
 
 
 class RotaryEmbedding(nn.Module):
@@ -123,7 +126,7 @@ class Attention(nn.Module):
         batch, time, hidden = x.shape
         heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
         projected = self.query_key_value(x).view(batch, time, sum(heads), self.head_size)
-        query, key, value = projected.transpose(1, 2).split(heads, dim=1)
+        query, key, value = projected.transpose(1, 2).split_with_sizes(heads, dim=1)
         query, key = self.query_norm(query), self.key_norm(key)
         start = cache.length if cache else 0
         if self.rope is not None:
@@ -168,7 +171,7 @@ def _attend_to_cache(query: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
     """
     keys, values = cache.keys.flatten(0, 1), cache.values.flatten(0, 1)
     # The query heads that share a key head are rows of one product.
-    grouped = query.reshape(len(keys), -1, query.shape[3])
-    scale = query.shape[3] ** -0.5
-    scores = torch.baddbmm(cache.mask, grouped, keys.transpose(1, 2), alpha=scale)
+    grouped = query.reshape(keys.shape[0], -1, keys.shape[2])
+    scale = keys.shape[2] ** -0.5
+    scores = torch.baddbmm(cache.mask(), grouped, keys.transpose(1, 2), alpha=scale)
     return torch.bmm(scores.softmax(dim=-1), values).view_as(query)
