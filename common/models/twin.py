@@ -49,9 +49,7 @@ class DirectLayerNorm(nn.LayerNorm):
     """`nn.LayerNorm` without what `F.layer_norm` looks up before it calls the operator."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return torch.layer_norm(
-            input, self.normalized_shape, self.weight, self.bias, self.eps  # type: ignore[arg-type]
-        )
+        return torch.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
 
 
 def is_worth_packing(weight: torch.Tensor) -> bool:
@@ -60,7 +58,7 @@ def is_worth_packing(weight: torch.Tensor) -> bool:
         _is_plain(weight)
         and weight.numel() >= MIN_PACKED_WEIGHTS
         and platform.machine().lower() in ("x86_64", "amd64")
-        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     )
 
 
@@ -121,7 +119,7 @@ def _is_special(module: nn.Module) -> bool:
 
 def _bare(module: nn.Module, kind: type[nn.Module] | None = None) -> nn.Module:
     """A shallow copy of `module`, perhaps as a subclass, called without `nn.Module.__call__`."""
-    bare = _bare_class(kind or type(module))
+    bare = _bare_class(kind or type(module))  # type: ignore[arg-type]  # a class can be hashed
     copy: nn.Module = bare.__new__(bare)
     copy.__dict__ = module.__dict__.copy()
     return copy
