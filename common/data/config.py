@@ -18,6 +18,7 @@ class DataConfig(Config):
         None  # OWNER/NAME on the Hugging Face hub to download `dataset` from if absent
     )
     path: Path | None = None  # a text file or a folder of them; takes the place of `dataset`
+    more_validation: tuple[Path, ...] = ()  # other texts to judge the final model on
     text_column: str = "text"  # for datasets from the hub
     num_stories: int = Field(20_000, gt=0)  # for `stories`
     tokenizer: Literal["char", "bpe"] = "bpe"
@@ -35,3 +36,8 @@ class DataConfig(Config):
     def _absolute(cls, path: Path | None) -> Path | None:
         # From the folder the run was started in; a later --resume may come from another.
         return None if path is None else path.expanduser().resolve()
+
+    @field_validator("more_validation")
+    @classmethod
+    def _all_absolute(cls, paths: tuple[Path, ...]) -> tuple[Path, ...]:
+        return tuple(path.expanduser().resolve() for path in paths)

@@ -11,12 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.data.config import DataConfig
-from common.data.corpora import open_corpus
 from common.data.loader import EvalWindows
 from common.data.prepare import Tokens
-from common.data.tokenizers import Tokenizer
-from common.errors import ConfigError, DataError
+from common.data.texts import read_texts
 from common.models.base import BaseLanguageModel
 from common.training.config import SampleConfig
 from common.training.evaluator import Evaluator
@@ -84,45 +81,6 @@ def judge_run(
     print(f"\n{format_rows(['text', *next(iter(samples.values()))], rows, 'table')}")
     _write(get_runs_dir() / name, checkpoint, measured, samples, floor)
     return metrics
-
-
-def read_texts(
-    paths: Sequence[Path], tokenizer: Tokenizer, taken: Sequence[str] = ()
-) -> dict[str, Tokens]:
-    """Tokens of each text by the name of its file, or by its path where that name is taken.
-
-    The documents of a folder are joined by the end of text, as in training.
-    Raises DataError for a text that is missing, empty, or that the tokenizer cannot encode, and
-    ConfigError for one that is given twice.
-    """
-    sets: dict[str, Tokens] = {}
-    for path in paths:
-        title = path.name if path.name not in {*taken, *sets, ""} else str(path)
-        if title in {*taken, *sets}:
-            raise ConfigError(f"{path} is given twice")
-        sets[title] = _read_text(path, tokenizer)
-    return sets
-
-
-def _read_text(path: Path, tokenizer: Tokenizer) -> Tokens:
-    if not path.exists():
-        raise DataError(f"no file or folder {path}", "name a text file, or a folder of them")
-    parts: list[Tokens] = []
-    for document in open_corpus(DataConfig(path=path)).documents():
-        try:
-            ids = tokenizer.encode(document.text)
-        except DataError as error:
-            raise DataError(
-                f"{path} cannot be judged: {error.message}",
-                "this run reads the characters of its training text only; "
-                "a run with data.tokenizer=bpe reads any text",
-            ) from error
-        end = [[tokenizer.end_of_text]] if parts else []
-        parts += [np.concatenate([*end, ids]).astype(np.uint32)]
-    tokens = np.concatenate(parts)
-    if len(tokens) < 2:
-        raise DataError(f"{path} has {len(tokens)} tokens: there is nothing to predict")
-    return tokens
 
 
 def measure_samples(

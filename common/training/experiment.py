@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +12,7 @@ import torch
 from common.config import dump_config, load_config
 from common.data.loader import BatchSource, EvalWindows, RandomWindows, ShuffledWindows
 from common.data.prepare import TokenDataset, prepare
+from common.data.texts import read_texts
 from common.errors import CheckpointError, ConfigError, ExperimentError, did_you_mean
 from common.models.base import BaseLanguageModel
 from common.training import checkpoint
@@ -69,10 +70,11 @@ def train_experiment(
         seed_everything(config.seed)
         model = build_model(config, data.tokenizer.vocab_size)
         train_data = _train_windows(config, data)
+        others = _other_windows(config, data)
         check_lr_factors(model, config.optimizer.lr_factors)
         check_activation_checkpointing(model, config.training)
         with _start_run(config, processes, name, prefix, project, tags, resume) as run:
-            trainer = _create_trainer(config, model, train_data, data, run, processes)
+            trainer = _create_trainer(config, model, train_data, data, others, run, processes)
             if resume:
                 trainer.resume(anyway=resume_anyway)
                 if run is not None and resume_anyway:
@@ -119,6 +121,7 @@ def _create_trainer(
     model: BaseLanguageModel,
     train_data: BatchSource,
     data: TokenDataset,
+    others: Mapping[str, EvalWindows],
     run: Run | None,
     processes: Processes,
 ) -> Trainer:
@@ -132,6 +135,7 @@ def _create_trainer(
         schedule=config.schedule,
         val_data=eval_windows(config, data, "val"),
         quick_val_data=eval_windows(config, data, "val", config.training.eval_batches),
+        other_val_data=others,
         run=run,
         callbacks=_callbacks(config, data, run),
         token_bytes=data.tokenizer.token_bytes,
@@ -149,6 +153,19 @@ def _train_windows(config: ExperimentConfig, data: TokenDataset) -> BatchSource:
         context_length=config.context_length,
         seed=config.seed,
     )
+
+
+def _other_windows(config: ExperimentConfig, data: TokenDataset) -> dict[str, EvalWindows]:
+    """Batches of every text of `data.more_validation`, by the name of its file."""
+    texts = read_texts(config.data.more_validation, data.tokenizer, taken=["train", "val"])
+    return {
+        name: EvalWindows(
+            tokens,
+            batch_size=config.data.eval_batch_size,
+            context_length=config.context_length,
+        )
+        for name, tokens in texts.items()
+    }
 
 
 def eval_windows(

@@ -83,9 +83,15 @@ def reproduce(
             )
         if keep:
             log.info(f"its code stays in {tree}; remove it: git worktree remove --force {tree}")
-        with Rerun(script, config, name) as rerun:
+        with Rerun(script, config, name, _as_chosen(manifest)) as rerun:
             _follow(rerun, manifest, comparison, limit)
     return _conclude(manifest, name, comparison, environment, limit)
+
+
+def _as_chosen(manifest: dict[str, Any]) -> list[str]:
+    """What `auto` was when it was measured: it might be something else today."""
+    keys = {"precision": "training.precision", "compiled": "training.compile"}
+    return [f"{key}={str(manifest[f]).lower()}" for f, key in keys.items() if f in manifest]
 
 
 def _check_source(manifest: dict[str, Any]) -> Path:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -27,12 +27,14 @@ _OUTPUT_LINES = 8
 
 
 class Rerun:
-    """`script --config config --name name` in a session of its own; the end of the block ends it.
+    """`script --config config --name name overrides` in a session of its own; the end of the block ends it.
 
     `manifest` and `rows` are what it has logged since the last `poll`.
     """
 
-    def __init__(self, script: Path, config: Path, name: str) -> None:
+    def __init__(
+        self, script: Path, config: Path, name: str, overrides: Sequence[str] = ()
+    ) -> None:
         self.name = name
         self.manifest: dict[str, Any] = {}
         self.rows: list[Row] = []
@@ -40,7 +42,7 @@ class Rerun:
         self._position = 0  # in its log
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the block)
         self._process = subprocess.Popen(
-            [sys.executable, str(script), "--config", str(config), "--name", name],
+            [sys.executable, str(script), "--config", str(config), "--name", name, *overrides],
             cwd=script.parent,
             env=_environment(script.parents[2]),
             stdin=subprocess.DEVNULL,

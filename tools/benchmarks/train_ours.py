@@ -44,7 +44,7 @@ def main() -> None:
         training_config(
             device=arguments.device,
             precision=arguments.precision,
-            compile=arguments.compile,
+            compile={"off": False, "false": False, "on": True}.get(arguments.compile, "auto"),
             activation_checkpointing=arguments.activation_checkpointing,
             log_every_steps=pace.log_every_steps or networks.LOG_EVERY_STEPS,
             gradient_accumulation_steps=arguments.accumulation,

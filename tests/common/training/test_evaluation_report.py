@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from common.data.texts import read_texts
 from common.data.tokenizers import BPETokenizer, CharTokenizer
 from common.errors import ConfigError, DataError
 from common.training import Evaluator
-from common.training.evaluation_report import json_ready, judge_run, measure_samples, read_texts
+from common.training.evaluation_report import json_ready, judge_run, measure_samples
 from common.training.experiment import eval_windows
 from common.training.generation_metrics import generation_metrics
 from common.training.prediction_metrics import measure_predictions

@@ -1,0 +1,53 @@
+"""Other texts than those that were trained on, in the tokens of a trained tokenizer: to be judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from common.data.config import DataConfig
+from common.data.corpora import open_corpus
+from common.data.prepare import Tokens
+from common.data.tokenizers import Tokenizer
+from common.errors import ConfigError, DataError
+
+
+def read_texts(
+    paths: Sequence[Path], tokenizer: Tokenizer, taken: Sequence[str] = ()
+) -> dict[str, Tokens]:
+    """Tokens of each text by the name of its file, or by its path where that name is taken.
+
+    The documents of a folder are joined by the end of text, as in training.
+    Raises DataError for a text that is missing, empty, or that the tokenizer cannot encode, and
+    ConfigError for one that is given twice.
+    """
+    sets: dict[str, Tokens] = {}
+    for path in paths:
+        title = path.name if path.name not in {*taken, *sets, ""} else str(path)
+        if title in {*taken, *sets}:
+            raise ConfigError(f"{path} is given twice")
+        sets[title] = _read_text(path, tokenizer)
+    return sets
+
+
+def _read_text(path: Path, tokenizer: Tokenizer) -> Tokens:
+    if not path.exists():
+        raise DataError(f"no file or folder {path}", "name a text file, or a folder of them")
+    parts: list[Tokens] = []
+    for document in open_corpus(DataConfig(path=path)).documents():
+        try:
+            ids = tokenizer.encode(document.text)
+        except DataError as error:
+            raise DataError(
+                f"{path} cannot be judged: {error.message}",
+                "this run reads the characters of its training text only; "
+                "a run with data.tokenizer=bpe reads any text",
+            ) from error
+        end = [[tokenizer.end_of_text]] if parts else []
+        parts += [np.concatenate([*end, ids]).astype(np.uint32)]
+    tokens = np.concatenate(parts)
+    if len(tokens) < 2:
+        raise DataError(f"{path} has {len(tokens)} tokens: there is nothing to predict")
+    return tokens
