@@ -149,8 +149,9 @@ class Decoder(BaseLanguageModel):
     def twin(self) -> Decoder:
         """See BaseLanguageModel.twin; a tied output projection is no module of its own."""
         twin = super().twin()
-        if self.head is None and is_worth_packing(self.token_embedding.weight):
-            twin.head = PackedLinear(self.token_embedding.weight)
+        weight = self.token_embedding.weight
+        if twin is not self and self.head is None and is_worth_packing(weight):
+            twin.head = PackedLinear(weight)
         return twin
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 # A twin takes as long to make as it saves in some 10 (many rows) to 40 tokens (one row).
 TWIN_FROM_TOKENS = 32
-# It takes as much memory again as the weights: for models of more than 2 GiB none is made.
+# On a CPU it takes as much memory again as the weights: of models of more than 2 GiB none is made.
 TWIN_MAX_PARAMETERS = 2**29
 
 
@@ -29,9 +29,7 @@ class GrowingText:
         size = self.tokens.shape[1]
         self.size = min(size, self.limit) if self.limit else size  # of the cache
         self.model = model
-        self.reader = model
-        if max_new_tokens >= TWIN_FROM_TOKENS and model.num_parameters() <= TWIN_MAX_PARAMETERS:
-            self.reader = model.twin()
+        self.reader = model.twin() if _twin_pays(model, max_new_tokens) else model
         self.end = time  # of what is written
         self._begin(max(time - self.size, 0))
 
@@ -52,3 +50,8 @@ class GrowingText:
         """token: (batch,) int64"""
         self.tokens[:, self.end] = token
         self.end += 1
+
+
+def _twin_pays(model: BaseLanguageModel, max_new_tokens: int) -> bool:
+    fits = model.device.type != "cpu" or model.num_parameters() <= TWIN_MAX_PARAMETERS
+    return fits and max_new_tokens >= TWIN_FROM_TOKENS

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from common.errors import ModelError
 
-_BLOCK = 64  # a row is searched in two steps: for the block of words, then in it
-_CANDIDATES = (256, 4096)  # how many of the most likely words are tried before all are sorted
+_BLOCK = 256  # words; a long row is searched in two steps: for a block, then in it
+_MANY = 2**18  # logits, from which on two steps take less time than torch.argmax
 
 
 def sample_next(
@@ -24,7 +25,8 @@ def sample_next(
 
     temperature 0 is greedy. `top_k` keeps the k most likely tokens, `top_p` the fewest whose
     probabilities sum to at least p (Holtzman et al. 2020, "The Curious Case of Neural Text
-    Degeneration", section 3.1). Raises ModelError where a row has no distribution (NaN, infinity).
+    Degeneration", section 3.1), and those exactly as likely as the last of them. Raises ModelError
+    where a row has no distribution (NaN, infinity).
     """
     if temperature == 0:
         return argmax(logits)
@@ -35,40 +37,37 @@ def sample_next(
         logits = logits.float() / max(temperature, 1e-6)  # no temperature divides into infinities
     weights = logits.softmax(dim=-1, dtype=torch.float32)
     if top_p is not None and top_p < 1:
-        if words is None:
-            weights, words = _most_likely(weights, top_p)
-        before = weights.cumsum(dim=-1) - weights
-        weights = weights.masked_fill(before >= top_p, 0.0)
+        weights = weights.masked_fill(weights < _least_kept(weights, top_p), 0.0)
     drawn = _draw(weights, generator)
     return drawn if words is None else words.gather(1, drawn[:, None])[:, 0]
 
 
 def argmax(logits: torch.Tensor) -> torch.Tensor:
-    """`logits.argmax(dim=-1)` of (batch, vocab_size), several times faster on a CPU.
+    """`logits.argmax(dim=-1)` of (batch, vocab_size), in half the time for many rows on a CPU.
 
-    PyTorch finds the largest value with vector instructions (amax) but its place without (argmax):
-    so first the largest value of each block of words, then the place in the block that holds it.
+    PyTorch finds the largest value with vector instructions (amax), but its place without (argmax).
     """
-    if logits.device.type != "cpu" or logits.shape[-1] < 2 * _BLOCK:
+    if logits.device.type != "cpu" or logits.shape[-1] < 2 * _BLOCK or logits.numel() < _MANY:
         return logits.argmax(dim=-1)
     block = _reduce_blocks(logits, torch.amax).argmax(dim=-1)
     inside, start = _open_block(logits, block)
     return start + inside.argmax(dim=-1)
 
 
-def _most_likely(weights: torch.Tensor, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """(weights, words), largest first, of so many words that every row's sum to `top_p`.
+def _least_kept(weights: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The smallest of the largest weights that together reach `top_p`: (batch, n) -> (batch, 1).
 
-    Weights (batch, vocab_size) sum to 1. Text puts most of them on few words, which are found many
-    times faster than all words are sorted.
+    Each row of weights sums to 1. NumPy sorts with vector instructions, which takes a thirtieth of
+    the time of PyTorch's sort on a CPU.
     """
-    for count in _CANDIDATES:
-        if count >= weights.shape[-1]:
-            break
-        largest, words = weights.topk(count)
-        if bool((largest.sum(dim=-1) > top_p).all()):
-            return largest, words
-    return weights.sort(dim=-1, descending=True)
+    if weights.device.type == "cpu":
+        ordered = torch.from_numpy(np.sort(weights.detach().numpy(), axis=-1))
+    else:
+        ordered = weights.sort(dim=-1).values
+    below = ordered.cumsum(dim=-1)  # and the weight itself
+    rest = torch.full_like(below[:, :1], 1.0 - top_p)
+    first = torch.searchsorted(below, rest, right=True).clamp(max=weights.shape[-1] - 1)
+    return ordered.gather(1, first)
 
 
 def _draw(weights: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
@@ -105,7 +104,7 @@ def _invert(weights: torch.Tensor, generator: torch.Generator | None) -> torch.T
 def _reduce_blocks(values: torch.Tensor, reduce: Callable[..., torch.Tensor]) -> torch.Tensor:
     """(batch, n) -> (batch, number of blocks): `reduce` of each, the last of which may be shorter."""
     whole = values.shape[1] - values.shape[1] % _BLOCK
-    reduced = reduce(values[:, :whole].reshape(len(values), -1, _BLOCK), dim=-1)
+    reduced = reduce(values[:, :whole].view(len(values), -1, _BLOCK), dim=-1)
     if whole == values.shape[1]:
         return reduced
     return torch.cat([reduced, reduce(values[:, whole:], dim=-1, keepdim=True)], dim=1)

@@ -7,10 +7,8 @@ for its weights. So the modules of the twin are called without what `nn.Module` 
 
 from __future__ import annotations
 
-import functools
-import inspect
 import platform
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +86,8 @@ def _twin_of(module: nn.Module, twins: dict[nn.Module, nn.Module]) -> nn.Module:
             kind = DirectLayerNorm if type(module) is nn.LayerNorm else type(module)
             twins[module] = twin = _bare(module, kind)
             twin._modules = {
-                name: child and _twin_of(child, twins) for name, child in module._modules.items()
+                name: None if child is None else _twin_of(child, twins)
+                for name, child in module._modules.items()
             }
             # nn.Module looks in three dictionaries for what is not here.
             twin.__dict__ |= twin._parameters | twin._buffers | twin._modules
@@ -107,24 +106,25 @@ def _linear_twin(linear: nn.Linear) -> nn.Module:
 
 def _is_special(module: nn.Module) -> bool:
     """Whether more is to happen at a call than `forward` of the module's class."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+    kind = type(module)
     return (
-        any(hooks)
-        or type(module).__call__ is not nn.Module.__call__
-        or not inspect.isfunction(type(module).forward)
+        bool(module._forward_hooks or module._forward_pre_hooks)
+        or isinstance(module, torch.jit.ScriptModule)
+        or kind.__call__ is not nn.Module.__call__
         or "forward" in module.__dict__
         or module._compiled_call_impl is not None
+        or hasattr(kind.__init_subclass__, "__func__")  # a subclass would have consequences
     )
 
 
 def _bare(module: nn.Module, kind: type[nn.Module] | None = None) -> nn.Module:
     """A shallow copy of `module`, perhaps as a subclass, called without `nn.Module.__call__`."""
-    bare = _bare_class(kind or type(module))  # type: ignore[arg-type]  # a class can be hashed
-    copy: nn.Module = bare.__new__(bare)
+    kind = kind or type(module)
+    if kind not in _bare_classes:
+        _bare_classes[kind] = type(kind.__name__, (kind,), {"__call__": kind.forward})
+    copy = _bare_classes[kind].__new__(_bare_classes[kind])
     copy.__dict__ = module.__dict__.copy()
     return copy
 
 
-@functools.cache
-def _bare_class(kind: type[nn.Module]) -> Any:
-    return type(kind.__name__, (kind,), {"__call__": kind.forward})
+_bare_classes: dict[type[nn.Module], type[nn.Module]] = {}

@@ -185,6 +185,44 @@ def test_a_row_ends_with_its_first_stop_token_and_is_filled_up_with_it() -> None
     assert len(set(lengths)) > 1
 
 
+def test_logits_are_computed_of_one_position_per_row_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    plain = Decoder._logits
+
+    def watched(model: Decoder, hidden: torch.Tensor) -> torch.Tensor:
+        seen.append(hidden.shape)
+        return plain(model, hidden)
+
+    monkeypatch.setattr(Decoder, "_logits", watched)
+    make("gpt2").generate(prompts(2, 9), 4 * CONTEXT, seed=0)
+    assert seen == [(2, 16)] * (4 * CONTEXT)
+
+
+@every_model
+def test_a_stream_yields_what_generate_returns(name: str) -> None:
+    model = make(name)
+    for new in (5, 40):
+        tokens = list(model.stream(prompts(2, 3), new, seed=4, top_k=5))
+        assert all(token.shape == (2,) and token.dtype == torch.int64 for token in tokens)
+        found = model.generate(prompts(2, 3), new, seed=4, top_k=5)
+        assert torch.equal(torch.stack(tokens, dim=1), found[:, 3:])
+
+
+def test_a_caller_may_change_a_token_that_it_was_given() -> None:
+    model = make("gpt2")
+    expected = model.generate(prompts(2, 3), 8, temperature=0)[:, 3:]
+    for number, token in enumerate(model.stream(prompts(2, 3), 8, temperature=0)):
+        assert torch.equal(token, expected[:, number])
+        token.fill_(0)
+
+
+def test_generated_tokens_can_be_trained_on() -> None:
+    model = make("gpt2")
+    ids = model.generate(prompts(2, 3), 8, seed=0)
+    model(ids, labels=ids)["loss"].backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_a_stop_token_in_the_prompt_does_not_stop() -> None:
     model = make("gpt2")
     prompt = torch.tensor([[2, 3, 2]])

@@ -132,6 +132,24 @@ def test_attention_in_chunks_equals_attention_at_once(
         torch.testing.assert_close(torch.cat(parts, dim=1), module(x), atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("options", ATTENTION.values(), ids=ATTENTION.keys())
+def test_a_cache_grows_with_the_text_and_token_by_token_attention_stays_exact(
+    options: dict[str, Any],
+) -> None:
+    torch.manual_seed(0)
+    total = 300
+    module = Attention(DecoderConfig(hidden_size=16, context_length=total, **options)).double()
+    x = torch.randn(2, total, 16, dtype=torch.float64)
+    cache = module.new_cache(2, total)
+    with torch.no_grad():
+        parts = [module(x[:, :3], cache)]
+        for position in range(3, total):
+            parts.append(module(x[:, position : position + 1], cache))
+            seen = position + 1
+            assert cache.length == seen <= cache.keys.shape[2] <= min(seen * 9 // 8 + 33, total)
+        torch.testing.assert_close(torch.cat(parts, dim=1), module(x), atol=1e-12, rtol=0)
+
+
 def test_attention_is_dropped_out_in_training_only() -> None:
     config = DecoderConfig(hidden_size=16, num_heads=2, dropout=0.5)
     module = Attention(config)
