@@ -155,6 +155,7 @@ def join_processes(device_name: str) -> Iterator[Processes]:
         )
         yield Processes(rank, world_size, device)
         # Not after an error: others may be waiting for this process, and so would it for them.
+        dist.barrier()  # a process that is still talking must find the others
         dist.destroy_process_group()
 
 
