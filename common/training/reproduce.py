@@ -21,7 +21,7 @@ from common.training.rerun import Rerun, progress
 from common.utils.experiment_storage import store
 from common.utils.experiment_storage.annotations import annotate_experiment
 from common.utils.experiment_storage.catalogue import Catalogue
-from common.utils.experiment_storage.comparison import diff_configs
+from common.utils.experiment_storage.comparison import diff_configs, flatten
 from common.utils.files import read_json
 from common.utils.logging import get_logger
 from common.utils.manifest import create_manifest
@@ -83,15 +83,16 @@ def reproduce(
             )
         if keep:
             log.info(f"its code stays in {tree}; remove it: git worktree remove --force {tree}")
-        with Rerun(script, config, name, _as_chosen(manifest)) as rerun:
+        overrides = [f"{key}={str(choice).lower()}" for key, choice in _chosen(manifest).items()]
+        with Rerun(script, config, name, overrides) as rerun:
             _follow(rerun, manifest, comparison, limit)
     return _conclude(manifest, name, comparison, environment, limit)
 
 
-def _as_chosen(manifest: dict[str, Any]) -> list[str]:
+def _chosen(manifest: dict[str, Any]) -> dict[str, object]:
     """What `auto` was when it was measured: it might be something else today."""
-    keys = {"precision": "training.precision", "compiled": "training.compile"}
-    return [f"{key}={str(manifest[f]).lower()}" for f, key in keys.items() if f in manifest]
+    facts = {"training.precision": "precision", "training.compile": "compiled"}
+    return {key: manifest[fact] for key, fact in facts.items() if fact in manifest}
 
 
 def _check_source(manifest: dict[str, Any]) -> Path:
@@ -190,7 +191,8 @@ def _so_far(comparison: RowComparison) -> str:
 
 
 def _check_config(then: dict[str, Any], now: dict[str, Any]) -> None:
-    different = diff_configs([then["config"], now["config"]]).items()
+    expected = flatten(then["config"]) | _chosen(then)
+    different = diff_configs([expected, flatten(now["config"])]).items()
     if different:
         changes = "; ".join(f"{key}: {before} -> {after}" for key, (before, after) in different)
         raise ExperimentError(

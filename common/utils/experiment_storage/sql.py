@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 DEFAULT_LIMIT = 1_000_000  # rows
 DEFAULT_TIMEOUT_SECONDS = 60.0
-_ATTEMPTS = 10
+_PATIENCE_SECONDS = 60.0  # with a store whose runs end faster than they can be read
 _EXPLAIN = re.compile(r"^\s*EXPLAIN\s+(ANALYZE\s+|\([^)]*\)\s*)?", re.IGNORECASE)
 _FILE = "_file_of_the_store"  # a column of DuckDB's making; a metric may well be named filename
 _KINDS = {"experiment_name": "VARCHAR", "step": "BIGINT", "split": "VARCHAR"}  # others: DOUBLE
@@ -102,7 +103,8 @@ def _run(
 ) -> T:
     """What `fetch` makes of the result of `sql`, which has at most one row more than `limit`."""
     with _readable_errors():
-        for attempt in range(_ATTEMPTS):
+        give_up = time.monotonic() + _PATIENCE_SECONDS
+        for attempt in count():
             try:
                 with _nothing_moves() if attempt > 2 else nullcontext():
                     connection = _connect(Catalogue(), sql)
@@ -110,9 +112,9 @@ def _run(
                     return _fetch(connection, statement, fetch, limit, timeout_seconds)
             except (FileNotFoundError, duckdb.IOException, duckdb.PermissionException) as error:
                 # A run was finished or packed in this moment: its rows are in another file now.
-                if attempt == _ATTEMPTS - 1 or str(get_experiments_dir()) not in str(error):
+                if time.monotonic() > give_up or str(get_experiments_dir()) not in str(error):
                     raise
-    raise AssertionError("the last attempt returns or raises")
+    raise AssertionError("an attempt returns or raises")
 
 
 @contextmanager
