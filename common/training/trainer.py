@@ -23,6 +23,7 @@ from common.models.base import BaseLanguageModel
 from common.models.loss import count_labels
 from common.training import checkpoint
 from common.training.callbacks.base import Callback
+from common.training.checkpoint_writer import CheckpointWriter
 from common.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
 from common.training.distributed import (
     Processes,
@@ -32,6 +33,7 @@ from common.training.distributed import (
 )
 from common.training.ema import WeightAverage
 from common.training.evaluator import Evaluator
+from common.training.optimizer_state import sharded_parameters
 from common.training.optimizers import AdamWMuon, create_optimizer
 from common.training.precision import (
     LossScaler,
@@ -126,7 +128,7 @@ class Trainer:
             precision=self.precision,
             processes=self.processes,
         )
-        self._writer = checkpoint.CheckpointWriter(self.config.save_in_background, self.processes)
+        self._writer = CheckpointWriter(self.config.save_in_background, self.processes)
         # On the device, so that no step waits for it: the nats of the window, the last gradient
         # norm, and whether a loss or a gradient was not finite (then no weight is changed any more).
         self.nats = torch.zeros((), device=self.device)
@@ -344,6 +346,8 @@ class Trainer:
         """Write a training checkpoint; a failure (a full disk) leaves the earlier ones as they are."""
         if self.checkpoints is None:
             return
+        if self.run is not None:
+            self.run.flush()  # the checkpoint counts the rows up to here
         state, weights, tensors = pack_state(self)
         path = self.checkpoints / f"step_{self.step}"
         keep = self.config.keep_checkpoints
@@ -360,7 +364,7 @@ class Trainer:
         """
         if self.checkpoints is None:
             raise TrainingError("only a run with a folder can be resumed")
-        known = checkpoint.sharded_parameters(self.model, self.optimizer)
+        known = sharded_parameters(self.model, self.optimizer)
         saved = checkpoint.latest_checkpoint(self.checkpoints, self.device, self.processes, known)
         if saved is None:
             log.info("no checkpoint was saved: starting from the beginning")

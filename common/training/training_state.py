@@ -15,6 +15,7 @@ from common.errors import CheckpointError
 from common.training import checkpoint
 from common.training.callbacks.base import Callback
 from common.training.checkpoint import Checkpoint
+from common.training.optimizer_state import pack_optimizer, unpack_optimizer, with_prefix
 from common.training.precision import supported_precisions
 from common.utils.experiment_storage.comparison import diff_configs
 from common.utils.logging import get_logger
@@ -30,7 +31,7 @@ Tensors = dict[str, torch.Tensor]
 def pack_state(trainer: Trainer) -> tuple[dict[str, Any], Tensors, Tensors]:
     """(values that JSON can hold, the weights to use, every other tensor)."""
     processes = trainer.processes
-    groups, tensors = checkpoint.pack_optimizer(trainer.optimizer)
+    groups, tensors = pack_optimizer(trainer.optimizer)
     values, random_states = get_rng_state()
     nats = processes.sum(trainer.nats.clone()).item()
     state = {
@@ -67,12 +68,12 @@ def unpack_state(trainer: Trainer, saved: Checkpoint, anyway: bool) -> None:
     _check_fingerprint(trainer, saved, anyway)
     _take_numerics(trainer, state["training"])
     checkpoint.fill_model(trainer.model, saved)
-    trained = checkpoint.with_prefix(tensors, "trained.")
+    trained = with_prefix(tensors, "trained.")
     if trainer.average is not None:
         trainer.average.load(trained)
     elif trained:  # they were averaged until now, and are no longer
         trainer.model.load_state_dict(trained, strict=False)
-    checkpoint.unpack_optimizer(trainer.optimizer, state["param_groups"], tensors)
+    unpack_optimizer(trainer.optimizer, state["param_groups"], tensors)
     if trainer.scaler and state["scaler"]:
         trainer.scaler.load_state(state["scaler"])
     _set_random_states(trainer, state, tensors)
@@ -90,7 +91,7 @@ def unpack_state(trainer: Trainer, saved: Checkpoint, anyway: bool) -> None:
 def _set_random_states(trainer: Trainer, state: Mapping[str, Any], tensors: Tensors) -> None:
     rank = trainer.processes.rank
     if len(state["rng"]) == trainer.processes.world_size:
-        states = checkpoint.with_prefix(tensors, f"rng.{rank}.")
+        states = with_prefix(tensors, f"rng.{rank}.")
         set_rng_state(state["rng"][rank], {name: s.cpu() for name, s in states.items()})
     else:  # other processes have other rows: there is nothing to continue
         seed_everything(torch.initial_seed() + state["step"])

@@ -68,12 +68,7 @@ class LogWriter:
                 _warn(f"{self._path}: {error.strerror}; rows wait in memory until there is space")
                 self._wait(line)
         if time.monotonic() - self._synced > _SYNC_EVERY_SECONDS:
-            self._synced = time.monotonic()
-            try:
-                self.flush()
-            except OSError as error:  # still full, as was told
-                if error.errno not in _FULL:
-                    raise
+            self.flush_unless_full()
 
     def _wait(self, line: bytes) -> None:
         if len(self._waiting) >= _MOST_WAITING:
@@ -93,6 +88,15 @@ class LogWriter:
             self._waiting.popleft()
         _sync(self._descriptor)
         self._synced = time.monotonic()
+
+    def flush_unless_full(self) -> None:
+        """`flush`, but on a full disk the records go on waiting, as was told."""
+        self._synced = time.monotonic()
+        try:
+            self.flush()
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
 
     def close(self) -> None:
         """Raises OSError when the disk is full and records still wait; they are lost then."""

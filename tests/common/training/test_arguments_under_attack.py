@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from common.training import checkpoint
+from common.training.optimizer_state import with_prefix
 from common.utils import query_experiments
 from common.utils.experiment_storage import store
 from common.utils.paths import get_runs_dir
@@ -128,13 +129,13 @@ def test_an_average_can_be_given_up_and_begun_on_the_way(attack: Attack) -> None
         process = attack.run("--name", name, "--resume-anyway", f"training.ema_decay={then}")
         assert process.code == 0, process.output
         found = checkpoint.load_checkpoint(checkpoints(name) / "step_40")
-        averaged = checkpoint.with_prefix(found.tensors, "trained.")
+        averaged = with_prefix(found.tensors, "trained.")
         assert bool(averaged) == (name == "begun")
         weights = averaged or checkpoint.load_file(found.path / "model.safetensors")
         trained[name] = {key: sha256(value.numpy()).hexdigest() for key, value in weights.items()}
     whole(attack, "muon")
     expected = checkpoint.load_checkpoint(checkpoints("whole_muon") / "step_40").tensors
-    for key, value in checkpoint.with_prefix(expected, "trained.").items():
+    for key, value in with_prefix(expected, "trained.").items():
         digest = sha256(value.numpy()).hexdigest()
         assert trained["ended"][key] == trained["begun"][key] == digest
 

@@ -20,6 +20,7 @@ from common.data.loader import Batch
 from common.errors import CheckpointError
 from common.models import Decoder
 from common.training import Trainer, TrainingConfig, checkpoint
+from common.training.optimizer_state import pack_optimizer, unpack_optimizer
 from common.utils import start_experiment
 
 
@@ -344,13 +345,13 @@ def test_the_optimizer_comes_back_exactly() -> None:
     optimizer = create_optimizer(first, OptimizerConfig())
     for index in range(3):
         step(first, optimizer, index)
-    groups, tensors = checkpoint.pack_optimizer(optimizer)
+    groups, tensors = pack_optimizer(optimizer)
     groups = json.loads(json.dumps(groups))
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     second = decoder(seed=9)
     second.load_state_dict(first.state_dict())
     other = create_optimizer(second, OptimizerConfig())
-    checkpoint.unpack_optimizer(other, groups, tensors)
+    unpack_optimizer(other, groups, tensors)
     for index in range(3, 6):
         step(first, optimizer, index)
         step(second, other, index)

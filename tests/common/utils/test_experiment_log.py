@@ -223,3 +223,20 @@ def test_a_log_that_lost_its_first_record_and_has_only_rows_is_named() -> None:
     directory = get_experiments_dir()
     write(directory / "hit.jsonl", [row(0), row(1)])
     assert [broken.file for broken in Catalogue().broken] == ["hit.jsonl"]
+
+
+def test_a_resume_says_when_the_log_lost_rows_that_were_counted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """After a power loss: a kill loses none."""
+    run = start_experiment("cut", config={})
+    for step in range(5):
+        run.log({"loss": 1.0}, step=step)
+    run.finish("interrupted")
+    path = get_experiments_dir() / "cut.jsonl"
+    rows = [line for line in path.read_bytes().splitlines(keepends=True) if b'"row"' in line]
+    path.write_bytes(path.read_bytes().replace(rows[-1], b""))
+    with start_experiment("cut", resume=True) as run:
+        run.resume_from(5)
+        assert run.rows == 4
+    assert "the log of 'cut' has 4 of the 5 rows" in capsys.readouterr().err

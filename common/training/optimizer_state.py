@@ -1,0 +1,77 @@
+"""An optimizer's state as named tensors and JSON, as checkpoints keep it, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from common.errors import CheckpointError
+from common.models.base import BaseLanguageModel
+from common.training import sharded
+
+
+def pack_optimizer(
+    optimizer: torch.optim.Optimizer,
+) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    """(param groups as JSON, tensors by `optimizer.<parameter index>.<name>`)."""
+    # Not by state_dict(), whose first call imports PyTorch's compiler.
+    groups = [
+        {key: value for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
+    tensors = {
+        f"optimizer.{index}.{name}": value
+        for index, parameter in enumerate(_parameters(optimizer))
+        for name, value in optimizer.state[parameter].items()
+    }
+    return groups, tensors
+
+
+def unpack_optimizer(
+    optimizer: torch.optim.Optimizer,
+    groups: list[dict[str, Any]],
+    tensors: Mapping[str, torch.Tensor],
+) -> None:
+    """Restore the tensors that `pack_optimizer` returned; rates and the like are the configuration's.
+
+    Raises CheckpointError when the parameters are grouped in another way or have other shapes.
+    """
+    parameters = _parameters(optimizer)
+    was, now = (
+        [(group["algorithm"], group["param_names"]) for group in each]
+        for each in (groups, optimizer.param_groups)
+    )
+    if was != now:
+        raise CheckpointError(
+            "the optimizer state does not fit: its parameters were grouped in another way",
+            "keep optimizer.name, optimizer.lr_factors, and whether weights decay, as they were",
+        )
+    for key, value in with_prefix(tensors, "optimizer.").items():
+        index, name = key.split(".", 1)
+        if int(index) >= len(parameters) or value.shape not in (
+            parameters[int(index)].shape,
+            torch.Size([]),
+        ):
+            raise CheckpointError(f"the optimizer state does not fit: parameter {index}, {name}")
+        optimizer.state[parameters[int(index)]][name] = value
+
+
+def sharded_parameters(
+    model: BaseLanguageModel, optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
+    """What `latest_checkpoint` takes as `parts`: how the tensors of training are split."""
+    parts = {f"trained.{name}": parameter for name, parameter in model.named_parameters()}
+    for index, parameter in enumerate(_parameters(optimizer)):
+        parts[f"optimizer.{index}"] = parameter
+    return {name: part for name, part in parts.items() if sharded.is_part(part)}
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def with_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose name begins so, without the prefix."""
+    return {k.removeprefix(prefix): tensor for k, tensor in tensors.items() if k.startswith(prefix)}
