@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 DEFAULT_LIMIT = 1_000_000  # rows
 DEFAULT_TIMEOUT_SECONDS = 60.0
+_ATTEMPTS = 10
 _PATIENCE_SECONDS = 60.0  # with a store whose runs end faster than they can be read
 _EXPLAIN = re.compile(r"^\s*EXPLAIN\s+(ANALYZE\s+|\([^)]*\)\s*)?", re.IGNORECASE)
 _FILE = "_file_of_the_store"  # a column of DuckDB's making; a metric may well be named filename
@@ -112,7 +113,10 @@ def _run(
                     return _fetch(connection, statement, fetch, limit, timeout_seconds)
             except (FileNotFoundError, duckdb.IOException, duckdb.PermissionException) as error:
                 # A run was finished or packed in this moment: its rows are in another file now.
-                if time.monotonic() > give_up or str(get_experiments_dir()) not in str(error):
+                # What DuckDB says may also be its refusal of a file that is there.
+                is_log = isinstance(error, FileNotFoundError)
+                is_last = time.monotonic() > give_up if is_log else attempt >= _ATTEMPTS - 1
+                if is_last or str(get_experiments_dir()) not in str(error):
                     raise
     raise AssertionError("an attempt returns or raises")
 
