@@ -1,5 +1,5 @@
-from .corpora import Corpus as Corpus
 from .corpora import open_corpus as open_corpus
+from .documents import Corpus as Corpus
 from .hf_utils import download_dataset as download_dataset
 from .hf_utils import download_model as download_model
 from .hf_utils import get_datasets_dir as get_datasets_dir

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from common.config import Config
 
@@ -17,17 +17,29 @@ class DataConfig(Config):
     hub: str | None = (
         None  # OWNER/NAME on the Hugging Face hub to download `dataset` from if absent
     )
+    streaming: bool = False  # read the hub's rows as they come, without keeping the dataset
     path: Path | None = None  # a text file or a folder of them; takes the place of `dataset`
+    # Several sources at once, {path or dataset: weight}: each sequence is drawn from one of them
+    mixture: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     more_validation: tuple[Path, ...] = ()  # other texts to judge the final model on
-    text_column: str = "text"  # for datasets from the hub
+    text_column: str = "text"  # of JSONL, Parquet and datasets from the hub
     num_stories: int = Field(20_000, gt=0)  # for `stories`
-    tokenizer: Literal["char", "bpe"] = "bpe"
-    vocab_size: int = Field(4096, ge=257)  # for `bpe`; `char` has as many as the text needs
+    tokenizer: Literal[
+        "char", "bpe", "sentencepiece", "sentencepiece_bpe", "tiktoken", "pretrained"
+    ] = "bpe"
+    vocab_size: int = Field(4096, ge=257)  # for those that are trained; `char` takes what there is
+    encoding: str = "gpt2"  # for `tiktoken`: gpt2, cl100k_base, o200k_base ...
+    # For `pretrained`: a folder, a tokenizer.json, one of assets/tokenizers, or OWNER/NAME of the hub
+    pretrained_tokenizer: str | None = None
     val_fraction: float = Field(0.1, gt=0, lt=1)
+    # document: whole documents, chosen by the seed; fraction: the last part of all text, as nanoGPT.
+    # A text of a single document is always cut.
+    split_by: Literal["document", "fraction"] = "document"
     seed: int = 0  # of the split by document, and of `stories`
     context_length: int | None = Field(None, ge=2)  # tokens per sequence; default: the model's
     # random: windows that start anywhere, as in nanoGPT; shuffled: every token once per epoch
     sampling: Literal["random", "shuffled"] = "random"
+    document_mask: bool = False  # no token sees another document's
     batch_size: int = Field(16, gt=0)  # sequences per forward pass
     eval_batch_size: int = Field(64, gt=0)
 
@@ -41,3 +53,15 @@ class DataConfig(Config):
     @classmethod
     def _all_absolute(cls, paths: tuple[Path, ...]) -> tuple[Path, ...]:
         return tuple(path.expanduser().resolve() for path in paths)
+
+    @model_validator(mode="after")
+    def _tokenizer_is_named(self) -> DataConfig:
+        if self.tokenizer == "pretrained" and not self.pretrained_tokenizer:
+            raise ValueError(
+                "tokenizer=pretrained needs pretrained_tokenizer: a folder or OWNER/NAME"
+            )
+        if self.tokenizer != "pretrained" and self.pretrained_tokenizer:
+            raise ValueError("pretrained_tokenizer has no effect without tokenizer=pretrained")
+        if self.streaming and self.hub is None:
+            raise ValueError("streaming needs hub: OWNER/NAME")
+        return self

@@ -7,43 +7,27 @@ the split into train and val depends on the document alone, not on the order or 
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import sysconfig
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from common.data.config import DataConfig
+from common.data.documents import Corpus, Document
+from common.data.text_files import TextFiles
 from common.errors import DataError, did_you_mean
 from common.utils.paths import get_datasets_dir
 
-_TEXT_SUFFIXES = (".txt", ".md", ".py", ".text", ".rst")
 _HUB_SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": None}
-
-
-@dataclass(frozen=True)
-class Document:
-    key: str
-    text: str
-    split: str | None = None  # given by the source, or None: decided by the key
-    surprisal: float | None = None  # nats, where the source knows its own distribution
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """`documents()` starts a new pass; `fingerprint` changes when the content does (any JSON)."""
-
-    name: str
-    fingerprint: dict[str, Any]
-    documents: Callable[[], Iterator[Document]]
 
 
 def open_corpus(config: DataConfig) -> Corpus:
     """The corpus that `config` names. Raises DataError with the way to get it when it is not there."""
+    if config.streaming:
+        return _streamed(config)
     if config.path is not None:
-        return _open_path(config.path)
+        return _open_path(config.path, config.text_column)
     if config.dataset == "python_stdlib":
         return _python_stdlib()
     if config.dataset == "stories":
@@ -59,7 +43,7 @@ def open_corpus(config: DataConfig) -> Corpus:
         )
     if _is_saved_dataset(directory):
         return _saved_dataset(directory, config.text_column)
-    return _open_path(directory)
+    return _open_path(directory, config.text_column)
 
 
 def _hint(name: str) -> str:
@@ -71,7 +55,7 @@ def _hint(name: str) -> str:
     return f"{hint} Or {download}"
 
 
-def split_of(document: Document, val_fraction: float, seed: int) -> str:
+def choose_split(document: Document, val_fraction: float, seed: int) -> str:
     """`train` or `val`, from the document's key and the seed alone."""
     if document.split is not None:
         return document.split
@@ -91,6 +75,12 @@ def _python_stdlib() -> Corpus:
     return Corpus("python_stdlib", fingerprint, lambda: _read_files(files, root))
 
 
+def _read_files(files: list[Path], root: Path) -> Iterator[Document]:
+    for path in files:
+        text = path.read_bytes().decode("utf-8", errors="replace")
+        yield Document(path.relative_to(root).as_posix(), text)
+
+
 def _stories(count: int, seed: int) -> Corpus:
     from common.data.stories import generate_stories
 
@@ -101,48 +91,10 @@ def _stories(count: int, seed: int) -> Corpus:
     return Corpus("stories", {"grammar": 1, "stories": count, "seed": seed}, documents)
 
 
-def _open_path(path: Path) -> Corpus:
-    if path.is_file():
-        files, root = [path], path.parent
-    elif path.is_dir():
-        files, root = _text_files(path), path
-    else:
-        raise DataError(f"no file or folder {path}", "check data.path")
-    stamps = [(str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    digest = hashlib.sha256(repr(stamps).encode()).hexdigest()
-    fingerprint = {"path": str(path.resolve()), "files": digest}
-    return Corpus(path.stem or "root", fingerprint, lambda: _read_files(files, root))
-
-
-def _text_files(directory: Path) -> list[Path]:
-    files = [
-        Path(folder) / name
-        for folder, folders, names in os.walk(directory)  # follows no links, so no loops
-        if _prune(folders)
-        for name in names
-        if name.endswith(_TEXT_SUFFIXES)
-    ]
-    if not files:
-        endings = ", ".join(_TEXT_SUFFIXES)
-        raise DataError(f"no text files in {directory}", f"files must end in {endings}")
-    return sorted(files)
-
-
-def _prune(folders: list[str]) -> bool:
-    folders[:] = [f for f in folders if f != "tokens" and not f.startswith(".")]
-    return True
-
-
-def _read_files(files: list[Path], root: Path) -> Iterator[Document]:
-    for path in files:
-        try:
-            text = path.read_bytes().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path} is not UTF-8 text (byte {error.start})",
-                "convert it, for example: iconv -f latin1 -t utf-8",
-            ) from error
-        yield Document(path.relative_to(root).as_posix(), text)
+def _open_path(path: Path, text_column: str) -> Corpus:
+    files = TextFiles(path, text_column)
+    name = path.name if path.is_dir() else path.name.split(".")[0]
+    return Corpus(name or "root", files.fingerprint(), files.documents, files.num_bytes)
 
 
 def _is_saved_dataset(directory: Path) -> bool:
@@ -177,6 +129,33 @@ def _saved_dataset(directory: Path, text_column: str) -> Corpus:
 
     fingerprint = {"rows": [rows._fingerprint for _, rows in used], "column": text_column}
     return Corpus(directory.name, fingerprint, documents)
+
+
+def _streamed(config: DataConfig) -> Corpus:
+    """Rows as the hub sends them, of one commit: nothing of the dataset is kept but its tokens."""
+    from common.data.hub_stream import stream_dataset
+
+    assert config.hub is not None
+    name, commit, splits = stream_dataset(config.hub)
+    has_validation = any(_HUB_SPLITS.get(split) == "val" for split in splits)
+
+    def documents() -> Iterator[Document]:
+        for split, rows in splits.items():
+            if (place := _HUB_SPLITS.get(split, "")) is None:
+                continue
+            for index, row in enumerate(rows):
+                if not isinstance(text := row.get(config.text_column), str):
+                    raise DataError(
+                        f"{config.hub} has no text in '{config.text_column}'",
+                        f"set data.text_column; {did_you_mean(config.text_column, list(row))}",
+                    )
+                yield Document(
+                    f"{split}:{index}", text, (place or None) if has_validation else None
+                )
+
+    return Corpus(
+        name, {"hub": config.hub, "commit": commit, "column": config.text_column}, documents
+    )
 
 
 def _texts(rows: Any, column: str) -> Iterator[str]:

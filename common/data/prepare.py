@@ -11,34 +11,52 @@ one. It is reused as long as its recipe (source, tokenizer, split) is the one as
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from common.data.config import DataConfig
-from common.data.corpora import Corpus, Document, open_corpus, split_of
-from common.data.tokenizers import TOKENIZERS, Tokenizer, load_tokenizer
-from common.errors import DataError
+from common.data.corpora import choose_split, open_corpus
+from common.data.documents import Corpus, Document
+from common.data.encoding import SPLITS, SplitOf, Totals, dtype_of, encode_documents
+from common.data.tokenizers import (
+    TRAINABLE,
+    TiktokenTokenizer,
+    Tokenizer,
+    find_tokenizer,
+    load_tokenizer,
+)
+from common.data.tokenizers.base import last_word_border
+from common.errors import DataError, ResearchError
 from common.utils.files import fsync_dir, read_json, sha256_of, write_json_atomic
 from common.utils.logging import get_logger
 from common.utils.manifest import now
 from common.utils.paths import get_datasets_dir
 
-SPLITS = ("train", "val")
-_CHUNK_CHARACTERS = 4_000_000  # text encoded at a time
-_BPE_TRAINING_CHARACTERS = 100_000_000  # more text changes the merges little
+_TRAINING_CHARACTERS = 100_000_000  # more text changes a vocabulary little
+_TRAINING_PIECE = 100_000  # characters: the trainer counts texts side by side
+Watch = Callable[[Iterator[Document]], Iterator[Document]]
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
 
 
@@ -77,11 +95,12 @@ def prepare(config: DataConfig) -> TokenDataset:
     corpus = open_corpus(config)
     recipe = {
         "source": corpus.fingerprint,
-        "tokenizer": config.tokenizer,
+        "tokenizer": _tokenizer_recipe(config),
         "val_fraction": config.val_fraction,
+        "split_by": config.split_by,
         "seed": config.seed,
     }
-    label = config.tokenizer if config.tokenizer == "char" else f"bpe_{config.vocab_size}"
+    label = _label(config)
     target = get_datasets_dir() / corpus.name / "tokens" / label
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.parent / f".{label}.lock"):  # two processes prepare once
@@ -113,75 +132,135 @@ def open_tokens(directory: Path) -> TokenDataset:
     return TokenDataset(directory, load_tokenizer(directory / "tokenizer.json"), meta)
 
 
+def _label(config: DataConfig) -> str:
+    """The folder of its token files, in that of the dataset."""
+    what = {
+        "char": "",
+        "tiktoken": config.encoding,
+        "pretrained": (config.pretrained_tokenizer or "").strip("/").replace("/", "--"),
+    }.get(config.tokenizer, str(config.vocab_size))
+    return "_".join(part for part in (config.tokenizer, what) if part)
+
+
+def _tokenizer_recipe(config: DataConfig) -> dict[str, Any]:
+    """What decides on the tokenizer, besides the text."""
+    if config.tokenizer in TRAINABLE:
+        size = {} if config.tokenizer == "char" else {"vocab_size": config.vocab_size}
+        return {"kind": config.tokenizer, **size}
+    return {"kind": config.tokenizer, "name": config.pretrained_tokenizer or config.encoding}
+
+
 def _build(corpus: Corpus, config: DataConfig, recipe: dict[str, Any], target: Path) -> None:
     building = target.with_name(f".{target.name}.building")
-    shutil.rmtree(building, ignore_errors=True)  # left by a killed process; the lock is ours
-    building.mkdir()
+    if not (building / "recipe.json").exists() or read_json(
+        building / "recipe.json", DataError
+    ) != _versioned(recipe):
+        shutil.rmtree(building, ignore_errors=True)  # begun for something else
+        building.mkdir()
+        write_json_atomic(building / "recipe.json", _versioned(recipe))
+    else:
+        get_logger("data").info(f"going on with the preparation of {corpus.name}")
+    started = time.monotonic()
     try:
-        with _progress(corpus.name) as progress:
-            limit = _BPE_TRAINING_CHARACTERS if config.tokenizer == "bpe" else math.inf
-            texts = _texts(_watch(corpus, progress, "reading"), limit)
-            tokenizer = TOKENIZERS[config.tokenizer].train(texts, config.vocab_size)
-            if tokenizer.vocab_size < 2:
-                raise DataError(f"{corpus.name} has no text", "choose another data.path or dataset")
-            tokenizer.save(building / "tokenizer.json")
-            splits = _encode(corpus, config, tokenizer, building, progress)
-        meta = {
-            "dataset": corpus.name,
-            "recipe": recipe,
-            "vocab_size": tokenizer.vocab_size,
-            "dtype": _dtype(tokenizer),
-            "splits": splits,
-            "tokenizer_sha256": sha256_of(building / "tokenizer.json"),
-            "versions": {name: version(name) for name in ("numpy", "tokenizers")},
-            "created": now(),
-        }
-        write_json_atomic(building / "meta.json", meta)
-        old = target.with_name(f".{target.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            target.rename(old)  # processes that have it mapped keep what they mapped
-        building.rename(target)
-        fsync_dir(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
+        tokenizer = _make_tokenizer(corpus, config, building)
+        splits = _encode(corpus, config, tokenizer, building)
+    except ResearchError:
         shutil.rmtree(building, ignore_errors=True)
+        raise
+    meta = {
+        "dataset": corpus.name,
+        "recipe": recipe,
+        "tokenizer": config.tokenizer,
+        "vocab_size": tokenizer.vocab_size,
+        "dtype": dtype_of(tokenizer),
+        "splits": splits,
+        "tokenizer_sha256": sha256_of(building / "tokenizer.json"),
+        "versions": _VERSIONS,
+        "created": now(),
+    }
+    write_json_atomic(building / "meta.json", meta)
+    for name in ("recipe.json", "progress.json"):
+        (building / name).unlink(missing_ok=True)
+    _publish(building, target)
+    _announce(meta, time.monotonic() - started)
 
 
-def _texts(documents: Iterator[Document], limit: float) -> Iterator[str]:
-    """The texts of the first documents, up to about `limit` characters."""
+_VERSIONS = {name: version(name) for name in ("numpy", "tokenizers")}
+
+
+def _versioned(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Half of a preparation is gone on with by the same software only."""
+    result: dict[str, Any] = json.loads(json.dumps(recipe | {"versions": _VERSIONS}))
+    return result
+
+
+def _publish(building: Path, target: Path) -> None:
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)  # processes that have it mapped keep what they mapped
+    building.rename(target)
+    fsync_dir(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _announce(meta: dict[str, Any], seconds: float) -> None:
+    size = sum(split["bytes"] for split in meta["splits"].values()) / 1e6
+    tokens = sum(split["tokens"] for split in meta["splits"].values())
+    get_logger("data").info(
+        f"prepared {meta['dataset']}: {size:,.1f} MB of text, {tokens:,} tokens, in {seconds:.1f} s"
+    )
+
+
+def _make_tokenizer(corpus: Corpus, config: DataConfig, building: Path) -> Tokenizer:
+    """The tokenizer of `config`, trained on the text if it has to be; saved in the folder."""
+    path = building / "tokenizer.json"
+    if path.exists():  # left by a killed process
+        return load_tokenizer(path)
+    if config.tokenizer == "tiktoken":
+        tokenizer: Tokenizer = TiktokenTokenizer.named(config.encoding)
+    elif config.tokenizer == "pretrained":
+        tokenizer = find_tokenizer(str(config.pretrained_tokenizer))
+    else:
+        limit = math.inf if config.tokenizer == "char" else _TRAINING_CHARACTERS
+        with progress_of(f"preparing {corpus.name}: learning the vocabulary") as watch:
+            texts = texts_of(watch(corpus.documents()), limit)
+            tokenizer = TRAINABLE[config.tokenizer].train(texts, config.vocab_size)
+    if tokenizer.vocab_size < 2:
+        raise DataError(f"{corpus.name} has no text", "choose another data.path or dataset")
+    if tokenizer.loses:
+        get_logger("data").warning(f"decoding does not give every text back: {tokenizer.loses}")
+    tokenizer.save(path)
+    return tokenizer
+
+
+def texts_of(documents: Iterator[Document], limit: float) -> Iterator[str]:
+    """The texts of the first documents, up to about `limit` characters; long ones in pieces."""
     characters = 0
     for document in documents:
-        yield document.text
+        start = 0
+        while len(document.text) - start > _TRAINING_PIECE:
+            piece = document.text[start : start + _TRAINING_PIECE]
+            piece = piece[: last_word_border(piece) or _TRAINING_PIECE]
+            yield piece
+            start += len(piece)
+        yield document.text[start:]
         characters += len(document.text)
         if characters >= limit:
             return
 
 
-def _dtype(tokenizer: Tokenizer) -> str:
-    return "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
-
-
 def _encode(
-    corpus: Corpus, config: DataConfig, tokenizer: Tokenizer, directory: Path, progress: Progress
+    corpus: Corpus, config: DataConfig, tokenizer: Tokenizer, directory: Path
 ) -> dict[str, Any]:
     """Write train.bin and val.bin; return the counts and checksums of each."""
-    writers = {split: _SplitWriter(directory / f"{split}.bin", tokenizer) for split in SPLITS}
-    with ExitStack() as stack:
-        for writer in writers.values():
-            stack.callback(writer.close)
-        chunks: dict[str, list[Document]] = {split: [] for split in SPLITS}
-        sizes = dict.fromkeys(SPLITS, 0)
-        for document in _split_lone_document(_watch(corpus, progress, "encoding"), config):
-            split = split_of(document, config.val_fraction, config.seed)
-            chunks[split].append(document)
-            sizes[split] += len(document.text)
-            if sizes[split] >= _CHUNK_CHARACTERS:
-                writers[split].write(chunks[split])
-                chunks[split], sizes[split] = [], 0
-        for split in SPLITS:
-            writers[split].write(chunks[split])
-    counts = {split: writer.summary() for split, writer in writers.items()}
+    split_of = _by_fraction(corpus, config) or _by_document(config)
+    total = corpus.num_bytes() if corpus.num_bytes else None
+    with progress_of(f"preparing {corpus.name}: encoding", total) as watch:
+        documents = watch(corpus.documents())
+        threads = os.cpu_count() or 1
+        totals = encode_documents(documents, split_of, tokenizer, directory, threads)
+    counts = {split: _summary(directory / f"{split}.bin", totals[split]) for split in SPLITS}
     for split in SPLITS:
         if counts[split]["tokens"] < 2:
             raise DataError(
@@ -191,78 +270,66 @@ def _encode(
     return counts
 
 
-def _split_lone_document(documents: Iterable[Document], config: DataConfig) -> Iterator[Document]:
-    """A corpus of one document is cut: the first part trains, the last `val_fraction` judges."""
-    iterator = iter(documents)
-    first, second = next(iterator, None), next(iterator, None)
-    if first is None:
-        return
-    if second is None:
-        cut = int(len(first.text) * (1 - config.val_fraction))
-        yield Document(first.key, first.text[:cut], "train")
-        yield Document(first.key, first.text[cut:], "val")
-        return
-    yield first
-    yield second
-    yield from iterator
+def _by_document(config: DataConfig) -> SplitOf:
+    return lambda document, _: (
+        choose_split(document, config.val_fraction, config.seed),
+        len(document.text),
+    )
 
 
-class _SplitWriter:
-    """One token file being written: a document's tokens, then `<|endoftext|>` before the next."""
+def _by_fraction(corpus: Corpus, config: DataConfig) -> SplitOf | None:
+    """The first part of all text trains, the last `val_fraction` judges; None: documents decide."""
+    if config.split_by == "document" and _has_several_documents(corpus):
+        return None
+    characters = sum(len(document.text) for document in corpus.documents())
+    cut = int(characters * (1 - config.val_fraction))
 
-    def __init__(self, path: Path, tokenizer: Tokenizer) -> None:
-        self._path = path
-        self._file: BinaryIO = path.open("wb")
-        self._tokenizer = tokenizer
-        self._dtype = _dtype(tokenizer)
-        self._documents = self._tokens = self._bytes = 0
-        self._surprisal = 0.0
+    def split_of(document: Document, before: int) -> tuple[str, int]:
+        return ("train", cut - before) if before < cut else ("val", len(document.text))
 
-    def write(self, documents: list[Document]) -> None:
-        encoded = self._tokenizer.encode_batch([document.text for document in documents])
-        for document, ids in zip(documents, encoded, strict=True):
-            if self._documents:
-                ids = np.concatenate([[self._tokenizer.end_of_text], ids])
-            self._file.write(ids.astype(self._dtype).tobytes())
-            self._documents += 1
-            self._tokens += len(ids)
-            self._bytes += len(document.text.encode("utf-8", "surrogatepass"))
-            self._surprisal += math.nan if document.surprisal is None else document.surprisal
-
-    def close(self) -> None:
-        if not self._file.closed:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-
-    def summary(self) -> dict[str, Any]:
-        summary: dict[str, Any] = {
-            "tokens": self._tokens,
-            "bytes": self._bytes,
-            "documents": self._documents,
-            "sha256": sha256_of(self._path),
-        }
-        if self._bytes and not math.isnan(self._surprisal):
-            summary["floor_bits_per_byte"] = self._surprisal / math.log(2) / self._bytes
-        return summary
+    return split_of
 
 
-def _progress(name: str) -> Progress:
+def _has_several_documents(corpus: Corpus) -> bool:
+    ends = 0
+    for document in corpus.documents():
+        if ends:
+            return True
+        ends += document.ends
+    return False
+
+
+def _summary(path: Path, totals: Totals) -> dict[str, Any]:
+    summary: dict[str, Any] = {
+        "tokens": totals.tokens,
+        "bytes": totals.bytes,
+        "documents": totals.documents,
+        "sha256": sha256_of(path),
+    }
+    if totals.bytes and not math.isnan(totals.surprisal):
+        summary["floor_bits_per_byte"] = totals.surprisal / math.log(2) / totals.bytes
+    return summary
+
+
+@contextmanager
+def progress_of(title: str, total_bytes: int | None = None) -> Iterator[Watch]:
+    """`watch(documents)` gives them on while a bar on the terminal shows how far they are, in MB/s."""
     columns = (
-        TextColumn(f"preparing {name}: {{task.description}}"),
+        TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:,.1f} MB"),
-        TimeElapsedColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(title, total=total_bytes)
 
+        def watch(documents: Iterator[Document]) -> Iterator[Document]:
+            for document in documents:
+                yield document
+                bar.advance(task, len(document.text))
 
-def _watch(corpus: Corpus, progress: Progress, description: str) -> Iterator[Document]:
-    task = progress.add_task(description, total=None)
-    try:
-        for document in corpus.documents():
-            yield document
-            progress.advance(task, len(document.text) / 1e6)
-    finally:
-        progress.remove_task(task)
+        yield watch

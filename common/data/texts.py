@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from common.data.config import DataConfig
 from common.data.corpora import open_corpus
+from common.data.documents import Corpus
 from common.data.prepare import Tokens
 from common.data.tokenizers import Tokenizer
 from common.errors import ConfigError, DataError
@@ -36,9 +37,9 @@ def _read_text(path: Path, tokenizer: Tokenizer) -> Tokens:
     if not path.exists():
         raise DataError(f"no file or folder {path}", "name a text file, or a folder of them")
     parts: list[Tokens] = []
-    for document in open_corpus(DataConfig(path=path)).documents():
+    for text in _whole_documents(open_corpus(DataConfig(path=path))):
         try:
-            ids = tokenizer.encode(document.text)
+            ids = tokenizer.encode(text)
         except DataError as error:
             raise DataError(
                 f"{path} cannot be judged: {error.message}",
@@ -51,3 +52,12 @@ def _read_text(path: Path, tokenizer: Tokenizer) -> Tokens:
     if len(tokens) < 2:
         raise DataError(f"{path} has {len(tokens)} tokens: there is nothing to predict")
     return tokens
+
+
+def _whole_documents(corpus: Corpus) -> Iterator[str]:
+    parts: list[str] = []
+    for document in corpus.documents():
+        parts.append(document.text)
+        if document.ends:
+            yield "".join(parts)
+            parts = []

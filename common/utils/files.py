@@ -64,7 +64,7 @@ def read_json(path: Path, error: type[ResearchError], hint: str = "") -> Any:
     """The parsed content of `path`, or `error` with the path and the reason."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as cause:
+    except (OSError, ValueError, RecursionError) as cause:  # the last: brackets, a thousand deep
         raise error(f"cannot read {path}: {cause}", hint) from cause
 
 

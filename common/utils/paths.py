@@ -24,6 +24,11 @@ def get_models_dir() -> Path:
     return get_assets_dir() / "models"
 
 
+def get_tokenizers_dir() -> Path:
+    """Tokenizers trained on their own, a folder each."""
+    return get_assets_dir() / "tokenizers"
+
+
 def get_experiments_dir() -> Path:
     """One Parquet file per finished experiment, one log per running one."""
     return get_assets_dir() / "outputs" / "experiments"

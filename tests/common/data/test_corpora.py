@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.data.config import DataConfig
-from common.data.corpora import Document, open_corpus, split_of
+from common.data.corpora import choose_split, open_corpus
+from common.data.documents import Document
 from common.errors import DataError
 from common.utils.paths import get_datasets_dir
 
@@ -25,18 +26,18 @@ def refusal(config: DataConfig) -> DataError:
 def test_the_split_depends_on_the_key_and_the_seed_not_on_the_text(
     key: str, seed: int, fraction: float
 ) -> None:
-    split = split_of(Document(key, "one text"), fraction, seed)
-    assert split == split_of(Document(key, "another", surprisal=1.0), fraction, seed)
-    assert split_of(Document(key, "", split="val"), fraction, seed) == "val"
+    split = choose_split(Document(key, "one text"), fraction, seed)
+    assert split == choose_split(Document(key, "another", surprisal=1.0), fraction, seed)
+    assert choose_split(Document(key, "", split="val"), fraction, seed) == "val"
     if split == "val":  # a larger share only adds documents to it
-        assert split_of(Document(key, ""), min(fraction * 1.5, 0.99), seed) == "val"
+        assert choose_split(Document(key, ""), min(fraction * 1.5, 0.99), seed) == "val"
 
 
 def test_about_the_fraction_asked_for_is_held_back_and_the_seed_chooses_which() -> None:
     documents = [Document(f"file_{i}.py", "") for i in range(4000)]
-    held_back = {d.key for d in documents if split_of(d, 0.1, 0) == "val"}
+    held_back = {d.key for d in documents if choose_split(d, 0.1, 0) == "val"}
     assert abs(len(held_back) - 400) < 4 * (4000 * 0.1 * 0.9) ** 0.5
-    assert held_back != {d.key for d in documents if split_of(d, 0.1, 1) == "val"}
+    assert held_back != {d.key for d in documents if choose_split(d, 0.1, 1) == "val"}
 
 
 def test_python_stdlib_is_the_same_every_time_and_holds_no_installed_package() -> None:

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from common.data.config import DataConfig
-from common.data.corpora import Document, split_of
+from common.data.corpora import choose_split
+from common.data.documents import Document
 from common.data.loader import RandomWindows
 from common.data.prepare import TokenDataset, open_tokens, prepare
 from common.errors import DataError
@@ -61,7 +62,7 @@ def test_documents_come_back_one_by_one_each_in_the_split_of_its_key(kind, folde
     data = prepare(kind(folder))
     expected: dict[str, list[str]] = {"train": [], "val": []}
     for path in sorted(folder.iterdir()):
-        expected[split_of(Document(path.name, ""), 0.1, 0)].append(path.read_text())
+        expected[choose_split(Document(path.name, ""), 0.1, 0)].append(path.read_text())
     for split in ("train", "val"):
         assert decoded(data, split) == expected[split]
         facts = data.meta["splits"][split]
@@ -229,7 +230,7 @@ def test_the_floor_of_stories_is_their_surprisal_per_byte() -> None:
     data = prepare(DataConfig(dataset="stories", num_stories=300, tokenizer="char"))
     sums = {"train": [0.0, 0], "val": [0.0, 0]}
     for index, (text, surprisal) in enumerate(generate_stories(300, 0)):
-        split = split_of(Document(str(index), ""), 0.1, 0)
+        split = choose_split(Document(str(index), ""), 0.1, 0)
         sums[split][0] += surprisal / float(np.log(2))
         sums[split][1] += len(text)
     for split, (bits, size) in sums.items():

@@ -1,0 +1,116 @@
+"""Tokenizers on disk: which of them a file, a folder or a name stands for."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import tokenizers as hf
+
+from common.data.tokenizers.base import END_OF_TEXT, Tokenizer
+from common.data.tokenizers.bpe import BPETokenizer
+from common.data.tokenizers.char import CharTokenizer
+from common.data.tokenizers.pretrained import PretrainedTokenizer
+from common.data.tokenizers.sentence_piece import SentencePieceTokenizer
+from common.data.tokenizers.tiktoken_encoding import TiktokenTokenizer
+from common.errors import DataError, did_you_mean
+from common.utils.files import read_json
+from common.utils.paths import get_models_dir, get_tokenizers_dir
+
+_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model")
+_LARGEST_BYTES = 200_000_000  # the largest vocabularies there are have 35 MB
+
+
+def find_tokenizer(where: str) -> Tokenizer:
+    """The tokenizer that `where` names: a file, a folder, one trained here, or a model of the hub.
+
+    Models of the hub (`owner/name`) are looked for in assets/models, and downloaded where they are
+    missing. Raises DataError and DownloadError.
+    """
+    for path in (Path(where).expanduser(), get_tokenizers_dir() / where):
+        if path.is_file():
+            return load_tokenizer(path)
+        if path.is_dir():
+            return load_tokenizer(_file_in(path))
+    if where.count("/") == 1 and not where.startswith((".", "/", "~")):
+        folder = get_models_dir() / where.replace("/", "--")
+        if not any((folder / name).is_file() for name in _FILES):
+            from common.data.hf_utils import download_model
+
+            folder = download_model(where, allow_patterns=[*_FILES, "tokenizer_config.json"])
+        return load_tokenizer(_file_in(folder))
+    trained = [p.name for p in get_tokenizers_dir().glob("*") if p.is_dir()]
+    raise DataError(
+        f"there is no tokenizer '{where}'",
+        (did_you_mean(where, trained) + "; or " if trained else "")
+        + "give a folder, a tokenizer.json, or OWNER/NAME of the hub",
+    )
+
+
+def _file_in(folder: Path) -> Path:
+    for name in _FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError(f"{folder} has no tokenizer", f"one of {', '.join(_FILES)} is read")
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Read the tokenizer that `save` wrote, or one of Hugging Face's or SentencePiece's format.
+
+    Raises DataError for a missing, damaged or foreign file. Nothing in it is executed.
+    """
+    path = Path(path)
+    if path.exists() and path.stat().st_size > _LARGEST_BYTES:
+        raise DataError(f"{path} is too large for a tokenizer: {path.stat().st_size:,} bytes")
+    if path.suffix == ".model":
+        return SentencePieceTokenizer(path.read_bytes())
+    content: Any = read_json(path, DataError, "prepare the dataset again")
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is not a tokenizer")
+    try:
+        return _build(content, path)
+    except DataError as error:
+        raise DataError(f"{path}: {error.message}", error.hint) from error
+    except Exception as error:  # tokenizers raises nothing narrower
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{path} is not a valid tokenizer ({reason[:300]})") from error
+
+
+def _build(content: dict[str, Any], path: Path) -> Tokenizer:
+    kind, model = content.get("type"), content.get("model")
+    if kind == "char":
+        return CharTokenizer(_text(content["characters"]))
+    if kind in ("sentencepiece", "sentencepiece_bpe"):
+        return SentencePieceTokenizer(base64.b64decode(content["model"], validate=True))
+    if kind == "tiktoken":
+        return TiktokenTokenizer.from_content(content)
+    if kind == "pretrained":
+        return PretrainedTokenizer(_from_content(content["tokenizer"]), str(content["end_of_text"]))
+    if not isinstance(model, dict):
+        raise DataError("it is of no type of tokenizer known here")
+    tokenizer = _from_content(content)
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    if special == {END_OF_TEXT} and content.get("normalizer") is None and model["type"] == "BPE":
+        return BPETokenizer(tokenizer)
+    return PretrainedTokenizer(tokenizer, _end_of_text(path.with_name("tokenizer_config.json")))
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise DataError("its characters are no text")
+    return value
+
+
+def _from_content(content: dict[str, Any]) -> hf.Tokenizer:
+    return hf.Tokenizer.from_str(json.dumps(content))
+
+
+def _end_of_text(config: Path) -> str | None:
+    """The token that tokenizer_config.json, where there is one, ends a text with."""
+    if not config.is_file():
+        return None
+    found: Any = read_json(config, DataError).get("eos_token")
+    found = found.get("content") if isinstance(found, dict) else found
+    return found if isinstance(found, str) else None

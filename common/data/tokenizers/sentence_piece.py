@@ -1,0 +1,156 @@
+"""SentencePiece (Kudo and Richardson 2018): unigram language model (Kudo 2018) or BPE, by Google's package."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from common.data.tokenizers.base import END_OF_TEXT, TokenIds, TrainableTokenizer, last_word_border
+from common.errors import DataError
+from common.utils.files import write_text_atomic
+from common.utils.packages import require
+
+SPACE = "\u2581"  # how a vocabulary writes a space
+_LONGEST_SENTENCE = 1 << 20  # bytes; the package leaves longer ones out without a word
+_MOST_SENTENCES = 1_000_000  # drawn from what is given, so that memory is bounded
+
+
+class SentencePieceTokenizer(TrainableTokenizer):
+    """Characters that the vocabulary lacks are written as their bytes, so nothing is unknown."""
+
+    kind = "sentencepiece"
+    algorithm: Literal["unigram", "bpe"] = "unigram"
+
+    def __init__(self, model: bytes) -> None:
+        processor = require("sentencepiece", "tokenizers").SentencePieceProcessor
+        self._model = model
+        try:
+            self._processor: Any = processor(model_proto=model)
+        except RuntimeError as error:
+            raise DataError(f"this is no SentencePiece model: {error}") from error
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
+        trainer = require("sentencepiece", "tokenizers").SentencePieceTrainer
+        model = io.BytesIO()
+        try:
+            trainer.train(
+                sentence_iterator=_sentences(texts),
+                model_writer=model,
+                model_type=cls.algorithm,
+                vocab_size=vocab_size,
+                hard_vocab_limit=False,  # a short text has fewer pieces
+                character_coverage=1.0 if cls.algorithm == "bpe" else 0.9995,
+                byte_fallback=True,
+                # Nothing is changed or added, so that decoding gives the text back.
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                add_dummy_prefix=False,
+                allow_whitespace_only_pieces=True,
+                unk_id=0,
+                bos_id=-1,
+                eos_id=1,
+                pad_id=-1,
+                eos_piece=END_OF_TEXT,
+                max_sentence_length=_LONGEST_SENTENCE,
+                input_sentence_size=_MOST_SENTENCES,
+                shuffle_input_sentence=False,
+                num_threads=1,  # of several, the sums of the unigram model depend on their order
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            raise DataError(
+                f"SentencePiece cannot learn from this text: {error}",
+                "give more text, or choose another data.vocab_size",
+            ) from error
+        return cls(model.getvalue())
+
+    def encode_batch(self, texts: Sequence[str]) -> list[TokenIds]:
+        clean = [text.encode(errors="replace").decode() for text in texts]  # no half surrogates
+        return [np.array(ids, dtype=np.int64) for ids in self._processor.encode(clean)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        special = set(self.special_tokens.values())
+        text: str = self._processor.decode([int(i) for i in ids if i not in special])
+        return text
+
+    def save(self, path: Path) -> None:
+        content = {"type": self.kind, "model": base64.b64encode(self._model).decode()}
+        write_text_atomic(path, json.dumps(content))
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._processor.get_piece_size())
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        pieces = self._processor
+        return {
+            pieces.id_to_piece(i): i for i in range(self.vocab_size) if pieces.is_control(i)
+        } or {pieces.id_to_piece(pieces.unk_id()): pieces.unk_id()}
+
+    @property
+    def end_of_text(self) -> int:
+        return self.special_tokens.get(END_OF_TEXT, int(self._processor.eos_id()))
+
+    @property
+    def token_bytes(self) -> npt.NDArray[np.int64]:
+        return self._token_bytes.copy()
+
+    @cached_property
+    def _token_bytes(self) -> npt.NDArray[np.int64]:
+        pieces, sizes = self._processor, []
+        for i in range(self.vocab_size):
+            text = pieces.id_to_piece(i).replace(SPACE, " ")
+            size = 1 if pieces.is_byte(i) else len(text.encode())
+            sizes.append(0 if pieces.is_control(i) or pieces.is_unknown(i) else size)
+        return np.array(sizes, dtype=np.int64)
+
+    @property
+    def loses(self) -> str:
+        rules = self._rules
+        if not rules["plain"]:
+            return "its normalization changes characters, spaces or the beginning of a text"
+        return "the character U+2581 comes back as a space, half a surrogate pair as '?'"
+
+    @cached_property
+    def _rules(self) -> dict[str, bool]:
+        """Whether the model leaves text as it is, and begins every word with its space."""
+        messages = require("sentencepiece.sentencepiece_model_pb2", "tokenizers")
+        proto = messages.ModelProto.FromString(self._model)
+        normalizer, trainer = proto.normalizer_spec, proto.trainer_spec
+        plain = not (
+            normalizer.precompiled_charsmap
+            or normalizer.add_dummy_prefix
+            or normalizer.remove_extra_whitespaces
+        )
+        return {"plain": plain, "words": trainer.split_by_whitespace and trainer.model_type < 3}
+
+    def last_border(self, text: str) -> int:
+        return last_word_border(text) if all(self._rules.values()) else 0
+
+    def is_unknown(self, ids: TokenIds) -> npt.NDArray[np.bool_]:
+        pieces = self._processor
+        unknown = [pieces.is_byte(i) or pieces.is_unknown(i) for i in range(self.vocab_size)]
+        return np.array(unknown, dtype=np.bool_)[ids]
+
+
+class SentencePieceBPETokenizer(SentencePieceTokenizer):
+    kind = "sentencepiece_bpe"
+    algorithm = "bpe"
+
+
+def _sentences(texts: Iterable[str]) -> Iterable[str]:
+    """Lines, as the package wants them: it reads no line end inside of a sentence."""
+    for text in texts:
+        for line in text.encode(errors="replace").decode().split("\n"):
+            if line:
+                yield line

@@ -1,0 +1,18 @@
+"""Packages that only some need: imported when they are used, with a clear word where they are missing."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from common.errors import MissingPackageError
+
+
+def require(package: str, extra: str) -> Any:
+    """The imported package, without its types. Raises MissingPackageError that names the `extra` to install."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise MissingPackageError(
+            f"the package {package} is not installed", f'install it: uv pip install -e ".[{extra}]"'
+        ) from error
