@@ -15,6 +15,7 @@ from typing import Any
 
 from common.data.config import DataConfig
 from common.data.documents import Corpus, Document
+from common.data.nanogpt import is_nanogpt, nanogpt_documents
 from common.data.text_files import TextFiles
 from common.errors import DataError, did_you_mean
 from common.utils.paths import get_datasets_dir
@@ -92,6 +93,10 @@ def _stories(count: int, seed: int) -> Corpus:
 
 
 def _open_path(path: Path, text_column: str) -> Corpus:
+    if path.is_dir() and is_nanogpt(path):
+        stamp = [(path / f"{split}.bin").stat().st_mtime_ns for split in ("train", "val")]
+        fingerprint = {"nanogpt": str(path.resolve()), "files": stamp}
+        return Corpus(path.name, fingerprint, lambda: nanogpt_documents(path))
     files = TextFiles(path, text_column)
     name = path.name if path.is_dir() else path.name.split(".")[0]
     return Corpus(name or "root", files.fingerprint(), files.documents, files.num_bytes)

@@ -243,7 +243,7 @@ import sys
 from pathlib import Path
 from common.data.config import DataConfig
 from common.data.prepare import prepare
-print("ready", flush=True)
+print("ready", file=sys.stderr, flush=True)
 config = DataConfig(path=Path(sys.argv[1]), tokenizer="bpe", vocab_size=400)
 print(prepare(config).meta["created"])
 """
@@ -256,8 +256,8 @@ def start_preparing(folder: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
+    assert process.stderr is not None
+    assert process.stderr.readline() == "ready\n"
     return process
 
 

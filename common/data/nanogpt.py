@@ -1,0 +1,124 @@
+"""nanoGPT's token files: `train.bin`, `val.bin` and, for its character vocabularies, `meta.pkl`.
+
+What is prepared here opens there once `meta.pkl` is beside it, and what was prepared there trains here.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.data.documents import Document
+from common.data.tokenizers import CharTokenizer, Tokenizer
+from common.errors import DataError
+from common.utils.files import atomic_path
+
+_LARGEST_META_BYTES = 50_000_000
+_BLOCK_TOKENS = 1_000_000
+
+
+def is_nanogpt(folder: Path) -> bool:
+    return all((folder / f"{split}.bin").is_file() for split in ("train", "val"))
+
+
+def write_meta(folder: Path, tokenizer: Tokenizer) -> Path:
+    """Write `meta.pkl` beside token files, so that nanoGPT's train.py and sample.py take them.
+
+    Raises DataError for a vocabulary that does not fit its 16 bits.
+    """
+    if tokenizer.vocab_size > 2**16:
+        raise DataError(
+            f"nanoGPT reads tokens of 16 bits; this vocabulary has {tokenizer.vocab_size:,}",
+            "take a smaller data.vocab_size",
+        )
+    meta: dict[str, Any] = {"vocab_size": tokenizer.vocab_size}
+    if isinstance(tokenizer, CharTokenizer):
+        letters = ["", *tokenizer.characters]  # 0 is the end of a text
+        meta["itos"] = dict(enumerate(letters))
+        meta["stoi"] = {letter: i for i, letter in enumerate(letters) if i}
+    with atomic_path(folder / "meta.pkl") as path:
+        path.write_bytes(pickle.dumps(meta))
+    return folder / "meta.pkl"
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The content of a `meta.pkl`: plain data only. Raises DataError for anything else, and runs nothing."""
+    if path.stat().st_size > _LARGEST_META_BYTES:
+        raise DataError(f"{path} is too large to be nanoGPT's: {path.stat().st_size:,} bytes")
+    try:
+        meta = _PlainData(io.BytesIO(path.read_bytes())).load()
+    except DataError:
+        raise
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise DataError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    if not isinstance(meta, dict) or not isinstance(meta.get("vocab_size"), int):
+        raise DataError(f"{path} is not nanoGPT's: it has no vocab_size")
+    return meta
+
+
+class _PlainData(pickle.Unpickler):
+    """Numbers, texts, lists and dicts. Whatever else a pickle could call is refused by name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise DataError(
+            f"meta.pkl wants to load {module}.{name}", "it is not nanoGPT's; nothing was executed"
+        )
+
+    def persistent_load(self, identity: Any) -> Any:
+        raise DataError("meta.pkl refers to objects outside of it")
+
+
+def nanogpt_documents(folder: Path) -> Iterator[Document]:
+    """The text of both files, decoded, with their split kept.
+
+    With a `meta.pkl` that has characters they are decoded by it, without one by GPT-2's encoding, as
+    nanoGPT does; every `<|endoftext|>` ends a document there.
+    """
+    meta = read_meta(folder / "meta.pkl") if (folder / "meta.pkl").exists() else None
+    for split in ("train", "val"):
+        tokens = np.memmap(folder / f"{split}.bin", dtype="<u2", mode="r")
+        if meta is None:
+            yield from _gpt2_documents(split, tokens)
+        else:
+            yield from _characters(split, tokens, _letters(meta, folder))
+
+
+def _letters(meta: dict[str, Any], folder: Path) -> list[str]:
+    itos = meta.get("itos")
+    if not isinstance(itos, dict) or not all(
+        isinstance(itos.get(i), str) for i in range(meta["vocab_size"])
+    ):
+        raise DataError(
+            f"{folder / 'meta.pkl'} does not say which text each token is",
+            "train on the text itself: data.path",
+        )
+    return [itos[i] for i in range(meta["vocab_size"])]
+
+
+def _characters(split: str, tokens: Any, letters: list[str]) -> Iterator[Document]:
+    for start in range(0, len(tokens), _BLOCK_TOKENS):
+        block = tokens[start : start + _BLOCK_TOKENS]
+        if block.max() >= len(letters):
+            raise DataError(
+                f"{split}.bin has the token {block.max()}, meta.pkl {len(letters)} characters",
+                "they are not of one preparation",
+            )
+        text = "".join([letters[i] for i in block])
+        yield Document(split, text, split, ends=start + _BLOCK_TOKENS >= len(tokens))
+
+
+def _gpt2_documents(split: str, tokens: Any) -> Iterator[Document]:
+    from common.data.tokenizers import TiktokenTokenizer
+
+    gpt2 = TiktokenTokenizer.named("gpt2")
+    ends = [*np.flatnonzero(tokens == gpt2.end_of_text), len(tokens)]
+    start = 0
+    for number, end in enumerate(ends):
+        if end > start:
+            yield Document(f"{split}:{number}", gpt2.decode(tokens[start:end].tolist()), split)
+        start = int(end) + 1
