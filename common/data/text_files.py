@@ -85,11 +85,12 @@ class TextFiles:
             block = stream.read(_BLOCK_BYTES)
             while True:
                 following = stream.read(_BLOCK_BYTES)
+                before = done - len(decoder.getstate()[0])  # where what is decoded now begins
                 try:
                     text = decoder.decode(block, final=not following)
                 except UnicodeDecodeError as error:
                     raise DataError(
-                        f"{file} is not UTF-8 text (byte {max(0, done - 3) + error.start})",
+                        f"{file} is not UTF-8 text (byte {before + error.start})",
                         "convert it, for example: iconv -f latin1 -t utf-8",
                     ) from error
                 yield Document(self.key(file), text, ends=not following)

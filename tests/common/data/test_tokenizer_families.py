@@ -57,7 +57,9 @@ PIECES: dict[str, Tokenizer] = {
 }
 EVERY = LOSSLESS | PIECES
 any_text = st.lists(
-    st.sampled_from([" ", "  ", "\n", "\r\n", "\t", "the", "n't", "12", "!", "\0", END_OF_TEXT, "é"])
+    st.sampled_from(
+        [" ", "  ", "\n", "\r\n", "\t", "the", "n't", "12", "!", "\0", END_OF_TEXT, "é"]
+    )
     | st.text(max_size=8),
     max_size=12,
 ).map("".join)
@@ -145,7 +147,9 @@ def test_a_saved_one_gives_the_same_ids(name: str, tmp_path: Path) -> None:
 
 def foreign_tokenizer() -> hf.Tokenizer:
     """Of another make: it lowers letters, cuts at spaces and knows few words."""
-    tokenizer = hf.Tokenizer(hf.models.WordLevel({"the": 0, "fox": 1, "<unk>": 2, "</s>": 3}, "<unk>"))
+    tokenizer = hf.Tokenizer(
+        hf.models.WordLevel({"the": 0, "fox": 1, "<unk>": 2, "</s>": 3}, "<unk>")
+    )
     tokenizer.normalizer = hf.normalizers.Lowercase()
     tokenizer.pre_tokenizer = hf.pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(["<unk>", "</s>"])
@@ -160,7 +164,9 @@ def test_a_foreign_tokenizer_is_read_from_a_folder_and_says_what_it_loses(tmp_pa
     ids = tokenizer.encode("The FOX </s> quux")
     assert ids.tolist()[:2] == [0, 1] and tokenizer.end_of_text == 3
     assert 3 not in ids, "a special token is not read from text"
-    assert tokenizer.is_unknown(ids).tolist()[:2] == [False, False] and tokenizer.is_unknown(ids)[-1]
+    assert (
+        tokenizer.is_unknown(ids).tolist()[:2] == [False, False] and tokenizer.is_unknown(ids)[-1]
+    )
     assert "Lowercase" in tokenizer.loses and tokenizer.last_border("a b") == 0
     tokenizer.save(tmp_path / "again.json")
     assert load_tokenizer(tmp_path / "again.json").encode("the fox").tolist() == [0, 1]
