@@ -1,3 +1,5 @@
 from .base import BaseLanguageModel as BaseLanguageModel
 from .config import DecoderConfig as DecoderConfig
 from .decoder import Decoder as Decoder
+from .hub_format import load_pretrained as load_pretrained
+from .hub_format import save_pretrained as save_pretrained

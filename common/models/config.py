@@ -8,17 +8,22 @@ from pydantic import Field, model_validator
 
 from common.config import Config
 
+_LLAMA: dict[str, Any] = {
+    "positions": "rope",
+    "norm": "rmsnorm",
+    "feedforward": "swiglu",
+    "bias": False,
+    "tie_embeddings": False,
+}
 PRESETS: dict[str, dict[str, Any]] = {
     # Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"
     "gpt2": {},
     # Touvron et al. 2023, "Llama 2": RoPE, RMSNorm, SwiGLU, no biases
-    "llama": {
-        "positions": "rope",
-        "norm": "rmsnorm",
-        "feedforward": "swiglu",
-        "bias": False,
-        "tie_embeddings": False,
-    },
+    "llama": _LLAMA,
+    # Qwen team 2024, "Qwen2 Technical Report": Llama with biases on queries, keys and values
+    "qwen2": {**_LLAMA, "qkv_bias": True},
+    # Qwen team 2025, "Qwen3 Technical Report": those biases gave way to norms of queries and keys
+    "qwen3": {**_LLAMA, "qk_norm": True},
     # Karpathy 2015, "The Unreasonable Effectiveness of Recurrent Neural Networks", with residuals
     "char_lstm": {
         "mixer": "lstm",
@@ -36,23 +41,47 @@ class ModelConfig(Config):
     context_length: int = Field(256, ge=2)  # the most tokens that it is trained to see
 
 
+class RopeScaling(Config):
+    """How Llama 3.1 stretched RoPE to longer texts than it was first trained on.
+
+    Frequencies that turn more than `high_frequency_factor` times in the original context stay, those
+    that turn less than `low_frequency_factor` times are divided by `factor`, in between it is linear.
+    """
+
+    type: Literal["llama3"] = "llama3"
+    factor: float = Field(gt=0)
+    low_frequency_factor: float = Field(1.0, gt=0)
+    high_frequency_factor: float = Field(4.0, gt=0)
+    original_context_length: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _low_is_lower(self) -> RopeScaling:
+        if self.low_frequency_factor >= self.high_frequency_factor:
+            raise ValueError("low_frequency_factor must be below high_frequency_factor")
+        return self
+
+
 class DecoderConfig(ModelConfig):
     """A preset is a set of defaults: whatever is written beside it wins."""
 
-    preset: Literal["gpt2", "llama", "char_lstm"] = "gpt2"
+    preset: Literal["gpt2", "llama", "qwen2", "qwen3", "char_lstm"] = "gpt2"
     num_layers: int = Field(4, gt=0)
     hidden_size: int = Field(128, gt=0)
     mixer: Literal["attention", "lstm"] = "attention"
     num_heads: int = Field(4, gt=0)
     num_kv_heads: int | None = Field(None, gt=0)  # fewer than num_heads: grouped-query attention
+    head_size: int | None = Field(None, gt=0)  # default: hidden_size / num_heads
     qk_norm: bool = False
     positions: Literal["learned", "rope", "none"] = "learned"
     rope_theta: float = Field(10_000.0, gt=0)
+    rope_scaling: RopeScaling | None = None
     feedforward: Literal["mlp", "swiglu", "none"] = "mlp"
     activation: Literal["gelu_tanh", "gelu", "relu_squared"] = "gelu_tanh"  # of the mlp
     intermediate_size: int | None = Field(None, gt=0)  # default: 4x hidden (mlp), 8/3x (swiglu)
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_eps: float | None = Field(None, gt=0)  # default: 1e-5 (layernorm), 1e-6 (rmsnorm)
     bias: bool = True
+    qkv_bias: bool | None = None  # of queries, keys and values; default: as `bias`
     tie_embeddings: bool = True
     dropout: float = Field(0.0, ge=0, lt=1)
 
@@ -66,7 +95,7 @@ class DecoderConfig(ModelConfig):
     @model_validator(mode="after")
     def _shapes_fit(self) -> DecoderConfig:
         if self.mixer == "attention":
-            if self.hidden_size % self.num_heads:
+            if self.head_size is None and self.hidden_size % self.num_heads:
                 raise ValueError(
                     f"hidden_size {self.hidden_size} is no multiple of num_heads {self.num_heads}"
                 )
@@ -74,8 +103,14 @@ class DecoderConfig(ModelConfig):
                 raise ValueError(
                     f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}"
                 )
-            if self.positions == "rope" and self.hidden_size // self.num_heads % 2:
-                raise ValueError("rope needs an even hidden_size / num_heads")
+            if self.positions == "rope" and self.size_of_heads % 2:
+                raise ValueError("rope needs an even head_size")
         elif self.positions == "rope":
             raise ValueError("rope turns queries and keys: it needs mixer=attention")
+        if self.rope_scaling is not None and self.positions != "rope":
+            raise ValueError("rope_scaling needs positions=rope")
         return self
+
+    @property
+    def size_of_heads(self) -> int:
+        return self.head_size or self.hidden_size // self.num_heads

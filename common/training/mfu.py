@@ -85,7 +85,8 @@ def model_flops_per_token(model: BaseLanguageModel, context_length: int) -> int 
     layers, heads, hidden = (int(size) for size in shape if size is not None)
     if mixer == "lstm":
         layers = 0  # all that it computes, it computes with its weights
-    return flops_per_token(_multiplied(model), layers, heads, hidden // heads, context_length)
+    head_size = int(arguments.get("head_size") or hidden // heads)
+    return flops_per_token(_multiplied(model), layers, heads, head_size, context_length)
 
 
 def _multiplied(model: BaseLanguageModel) -> int:

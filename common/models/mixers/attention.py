@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.models.config import DecoderConfig
+from common.models.config import DecoderConfig, RopeScaling
 
 _LONGEST_EXPLICIT = 1024  # tokens; beyond it the (time, time) weights cost more than they save
 
@@ -47,19 +47,43 @@ class KeyValueCache:
         return self.masks[self.room - self.length : 2 * self.room - self.length]
 
 
+def rope_frequencies(head_size: int, theta: float, scaling: RopeScaling | None) -> torch.Tensor:
+    """(head_size / 2,) float64, radians per token."""
+    frequencies = theta ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
+    if scaling is None:
+        return frequencies
+    turns = scaling.original_context_length * frequencies / (2 * math.pi)
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / scaling.factor)
+
+
 class RotaryEmbedding(nn.Module):
     """Su et al. 2021, "RoFormer", eq. 34, with the halves-apart layout of Llama checkpoints."""
 
     cosine: torch.Tensor
     sine: torch.Tensor
 
-    def __init__(self, head_size: int, context_length: int, theta: float) -> None:
+    def __init__(
+        self,
+        head_size: int,
+        context_length: int,
+        theta: float,
+        scaling: RopeScaling | None = None,
+    ) -> None:
         super().__init__()
-        frequencies = theta ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
-        angles = torch.outer(torch.arange(context_length, dtype=torch.float64), frequencies)
+        self.head_size, self.context_length = head_size, context_length
+        self.theta, self.scaling = theta, scaling
+        self.register_buffer("cosine", None, persistent=False)
+        self.register_buffer("sine", None, persistent=False)
+        self.compute_tables()
+
+    def compute_tables(self) -> None:
+        """Fill the tables (again): they are no weights, so a model that is only loaded has none."""
+        frequencies = rope_frequencies(self.head_size, self.theta, self.scaling)
+        angles = torch.outer(torch.arange(self.context_length, dtype=torch.float64), frequencies)
         angles = torch.cat([angles, angles], dim=-1)
-        self.register_buffer("cosine", angles.cos().float(), persistent=False)
-        self.register_buffer("sine", angles.sin().float(), persistent=False)
+        self.cosine, self.sine = angles.cos().float(), angles.sin().float()
 
     def forward(self, x: torch.Tensor, start: int) -> torch.Tensor:
         """Turn x (batch, heads, time, head_size), whose first position is `start`."""
@@ -103,16 +127,21 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = config.num_heads
         self.num_kv_heads = config.num_kv_heads or config.num_heads
-        self.head_size = config.hidden_size // config.num_heads
+        self.head_size = config.size_of_heads
         self.dropout = config.dropout
         sizes = (self.num_heads + 2 * self.num_kv_heads) * self.head_size
-        self.query_key_value = nn.Linear(config.hidden_size, sizes, bias=config.bias)
-        self.output = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
-        self.query_norm = nn.RMSNorm(self.head_size, eps=1e-6) if config.qk_norm else nn.Identity()
-        self.key_norm = nn.RMSNorm(self.head_size, eps=1e-6) if config.qk_norm else nn.Identity()
-        self.rope = None
+        qkv_bias = config.bias if config.qkv_bias is None else config.qkv_bias
+        self.query_key_value = nn.Linear(config.hidden_size, sizes, bias=qkv_bias)
+        inputs = self.num_heads * self.head_size
+        self.output = nn.Linear(inputs, config.hidden_size, bias=config.bias)
+        eps = config.norm_eps or 1e-6
+        self.query_norm = nn.RMSNorm(self.head_size, eps=eps) if config.qk_norm else nn.Identity()
+        self.key_norm = nn.RMSNorm(self.head_size, eps=eps) if config.qk_norm else nn.Identity()
+        self.rope: RotaryEmbedding | None = None
         if config.positions == "rope":
-            self.rope = RotaryEmbedding(self.head_size, config.context_length, config.rope_theta)
+            self.rope = RotaryEmbedding(
+                self.head_size, config.context_length, config.rope_theta, config.rope_scaling
+            )
 
     def new_cache(self, batch_size: int, max_length: int) -> KeyValueCache:
         weight = self.output.weight
@@ -123,7 +152,7 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, cache: KeyValueCache | None = None) -> torch.Tensor:
         """x: (batch, time, hidden_size)"""
-        batch, time, hidden = x.shape
+        batch, time, _ = x.shape
         heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
         projected = self.query_key_value(x).view(batch, time, sum(heads), self.head_size)
         query, key, value = projected.transpose(1, 2).split_with_sizes(heads, dim=1)
@@ -151,7 +180,7 @@ class Attention(nn.Module):
                 dropout_p=self.dropout if self.training else 0.0,
                 enable_gqa=self.num_kv_heads != self.num_heads,
             )
-        output: torch.Tensor = self.output(mixed.transpose(1, 2).reshape(batch, time, hidden))
+        output: torch.Tensor = self.output(mixed.transpose(1, 2).reshape(batch, time, -1))
         return output
 
     @staticmethod

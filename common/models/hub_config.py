@@ -1,0 +1,303 @@
+"""`config.json` of Hugging Face's GPT-2, Llama, Qwen2 and Qwen3, as arguments of a Decoder and back.
+
+Whatever a `config.json` asks for that a Decoder does not compute is refused with the key, and so is
+a value of another kind than it has to be: the file may come from anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from common.errors import ModelError
+from common.models.config import DecoderConfig
+
+if TYPE_CHECKING:
+    from common.models.decoder import Decoder
+
+ARCHITECTURES = {
+    "gpt2": "GPT2LMHeadModel",
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+_ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu_squared": "relu2"}
+_ACTIVATIONS_READ = {theirs: ours for ours, theirs in _ACTIVATIONS.items()}
+_ACTIVATIONS_READ["gelu_pytorch_tanh"] = "gelu_tanh"
+# Keys that change what is computed, and the values at which they do not.
+_WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
+    # Code that comes with a model is not run.
+    "auto_map": (None,),
+    "trust_remote_code": (None, False),
+    "quantization_config": (None,),
+    "attn_logit_softcapping": (None,),
+    "final_logit_softcapping": (None,),
+    "num_experts": (None, 0),
+    "num_local_experts": (None, 0),
+    "partial_rotary_factor": (None, 1),
+    "rope_interleaved": (None, False),
+    "original_max_position_embeddings": (None,),
+    "is_encoder_decoder": (None, False),
+    "add_cross_attention": (None, False),
+    "scale_attn_weights": (None, True),
+    "scale_attn_by_inverse_layer_idx": (None, False),
+}
+_ROPE_KEYS = {
+    *("rope_type", "type", "rope_theta", "partial_rotary_factor"),
+    *("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+_LARGEST = 2**31 - 1  # of any size or count
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """The keys of a JSON object, each read as the kind that it must be; `null` is as if left out."""
+
+    values: Mapping[str, Any]
+    inside: str = ""  # the key whose value this is, and a dot
+
+    def refuse(self, key: str, reason: str, hint: str = "") -> ModelError:
+        shown = repr(self.values.get(key))
+        shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
+        return ModelError(f"config.json: {self.inside}{key} = {shown}: {reason}", hint)
+
+    def _read(self, key: str, default: Any, kinds: tuple[type, ...], what: str) -> Any:
+        value = self.values.get(key)
+        if value is None:
+            value = default
+        if value is None:
+            raise ModelError(f"config.json: {self.inside}{key} is missing")
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise self.refuse(key, f"expected {what}")
+        return value
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        value: int = self._read(key, default, (int,), "a whole number")
+        if not 1 <= value <= _LARGEST:
+            raise self.refuse(key, f"expected a number from 1 to {_LARGEST}")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self._read(key, default, (int, float), "a number")
+        if not 0 < value <= 1e30:  # nor NaN
+            raise self.refuse(key, "expected a positive number")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value: bool = self._read(key, default, (bool,), "true or false")
+        return value
+
+    def choice(self, key: str, default: str | None, choices: Mapping[str, Any]) -> str:
+        value: str = self._read(key, default, (str,), "a text")
+        if value not in choices:
+            raise self.refuse(key, f"supported: {', '.join(choices)}")
+        return value
+
+    def inner(self, key: str) -> _Keys:
+        return _Keys(self._read(key, {}, (dict,), "an object"), f"{self.inside}{key}.")
+
+    def check_without_effect(self, *names: str) -> None:
+        for key in names:
+            if self.values.get(key) not in _WITHOUT_EFFECT[key]:
+                raise self.refuse(key, "not supported")
+
+
+def decoder_arguments(
+    config: object, context_length: int | None = None
+) -> tuple[int, dict[str, Any]]:
+    """The vocabulary size and the arguments of the Decoder that a parsed `config.json` describes.
+
+    `context_length` shortens the context. Dropout is 0: it belongs to a training, not to a model.
+    Raises ModelError for what is missing, malformed or not supported.
+    """
+    if not isinstance(config, dict):
+        raise ModelError("config.json: expected an object")
+    keys = _Keys(config)
+    family = keys.choice("model_type", None, ARCHITECTURES)
+    keys.check_without_effect(*_WITHOUT_EFFECT)
+    arguments = _gpt2_arguments(keys) if family == "gpt2" else _llama_arguments(keys, family)
+    longest = arguments["context_length"]
+    if context_length is not None:
+        if not 2 <= context_length <= longest:
+            raise ModelError(f"context_length must be from 2 to {longest}, got {context_length}")
+        arguments["context_length"] = context_length
+    if family.startswith("qwen"):
+        _check_windows(keys, arguments["num_layers"], arguments["context_length"])
+    return keys.integer("vocab_size"), arguments
+
+
+def _gpt2_arguments(keys: _Keys) -> dict[str, Any]:
+    hidden_size = keys.integer("n_embd")
+    activation = keys.choice("activation_function", "gelu_new", _ACTIVATIONS_READ)
+    return {
+        "preset": "gpt2",
+        "context_length": keys.integer("n_positions"),
+        "num_layers": keys.integer("n_layer"),
+        "hidden_size": hidden_size,
+        "num_heads": keys.integer("n_head"),
+        "activation": _ACTIVATIONS_READ[activation],
+        "intermediate_size": keys.integer("n_inner", 4 * hidden_size),
+        "norm_eps": keys.number("layer_norm_epsilon", 1e-5),
+        "tie_embeddings": keys.flag("tie_word_embeddings", True),
+    }
+
+
+def _llama_arguments(keys: _Keys, family: str) -> dict[str, Any]:
+    keys.choice("hidden_act", "silu", {"silu": None})
+    bias = family != "qwen2" and keys.flag("attention_bias", False)
+    if family == "llama" and keys.flag("mlp_bias", False) != bias:
+        raise keys.refuse("mlp_bias", "it differs from attention_bias: not supported")
+    if family == "qwen3" and bias:
+        raise keys.refuse("attention_bias", "not supported")
+    hidden_size, num_heads = keys.integer("hidden_size"), keys.integer("num_attention_heads")
+    head_size = 128 if family == "qwen3" else max(hidden_size // num_heads, 1)
+    return {
+        "preset": family,
+        "context_length": keys.integer("max_position_embeddings"),
+        "num_layers": keys.integer("num_hidden_layers"),
+        "hidden_size": hidden_size,
+        "num_heads": num_heads,
+        "num_kv_heads": keys.integer("num_key_value_heads", num_heads),
+        "head_size": keys.integer("head_dim", head_size),
+        "intermediate_size": keys.integer("intermediate_size"),
+        "norm_eps": keys.number("rms_norm_eps", 1e-6),
+        "bias": bias,
+        "tie_embeddings": keys.flag("tie_word_embeddings", False),
+        **_rope_arguments(keys),
+    }
+
+
+def _rope_arguments(keys: _Keys) -> dict[str, Any]:
+    """Of `rope_theta` and `rope_scaling` (transformers 4), or of `rope_parameters` (5)."""
+    rope = keys.inner("rope_scaling" if keys.values.get("rope_scaling") else "rope_parameters")
+    for key in rope.values:
+        if key not in _ROPE_KEYS:
+            raise rope.refuse(key, "not supported")
+    rope.check_without_effect("partial_rotary_factor")
+    kind = "type" if rope.values.get("rope_type") is None else "rope_type"
+    theta = rope.number("rope_theta", keys.number("rope_theta", 10_000.0))
+    if rope.choice(kind, "default", {"default": None, "llama3": None}) == "default":
+        return {"rope_theta": theta}
+    longest = keys.integer("max_position_embeddings")
+    scaling = {
+        "factor": rope.number("factor"),
+        "low_frequency_factor": rope.number("low_freq_factor"),
+        "high_frequency_factor": rope.number("high_freq_factor"),
+        "original_context_length": rope.integer("original_max_position_embeddings", longest),
+    }
+    return {"rope_theta": theta, "rope_scaling": scaling}
+
+
+def _check_windows(keys: _Keys, num_layers: int, context_length: int) -> None:
+    """A sliding window as long as the context changes nothing; a shorter one is refused."""
+    used, kinds = keys.flag("use_sliding_window", False), keys.values.get("layer_types")
+    if kinds is None:
+        slides = used and keys.values.get("max_window_layers", 28) != num_layers
+    elif isinstance(kinds, list) and all(kind in _LAYER_TYPES for kind in kinds):
+        slides = "sliding_attention" in kinds
+    else:
+        raise keys.refuse("layer_types", f"supported: {', '.join(_LAYER_TYPES)}")
+    window = keys.integer("sliding_window", 4096) if used else 0
+    if slides and window < context_length:
+        hint = f"load it with context_length={window}" if window > 1 else ""
+        raise keys.refuse("sliding_window", "not supported below the context's length", hint)
+
+
+def hub_config(model: Decoder) -> dict[str, Any]:
+    """The `config.json` with which transformers computes what `model` does.
+
+    Raises ModelError, with what does not fit, for a Decoder that is of none of the families.
+    """
+    config = model.config
+    family = _family_of(config)
+    intermediate_size = model.get_parameter("blocks.0.feedforward.input.weight").shape[0]
+    common = {
+        "model_type": family,
+        "architectures": [ARCHITECTURES[family]],
+        "vocab_size": model.vocab_size,
+        "tie_word_embeddings": config.tie_embeddings,
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    if family != "gpt2":
+        return common | _llama_config(config, family, intermediate_size)
+    return common | {
+        "n_positions": config.context_length,
+        "n_embd": config.hidden_size,
+        "n_layer": config.num_layers,
+        "n_head": config.num_heads,
+        "n_inner": intermediate_size,
+        "activation_function": _ACTIVATIONS[config.activation],
+        "layer_norm_epsilon": config.norm_eps or 1e-5,
+        **dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), config.dropout),
+    }
+
+
+def _llama_config(config: DecoderConfig, family: str, intermediate_size: int) -> dict[str, Any]:
+    written: dict[str, Any] = {
+        "max_position_embeddings": config.context_length,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads or config.num_heads,
+        "head_dim": config.size_of_heads,
+        "intermediate_size": intermediate_size,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps or 1e-6,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": None,
+        "attention_dropout": config.dropout,
+    }
+    if family != "qwen2":
+        written["attention_bias"] = config.bias
+    if family == "llama":
+        written["mlp_bias"] = config.bias
+    if scaling := config.rope_scaling:
+        written["rope_scaling"] = {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_frequency_factor,
+            "high_freq_factor": scaling.high_frequency_factor,
+            "original_max_position_embeddings": scaling.original_context_length,
+        }
+    return written
+
+
+def _family_of(config: DecoderConfig) -> str:
+    """The family that a Decoder belongs to. Raises ModelError with what the nearest one needs."""
+    has = config.model_dump() | {
+        "qkv_bias": config.bias if config.qkv_bias is None else config.qkv_bias,
+        "num_kv_heads": config.num_kv_heads or config.num_heads,
+        "head_size": config.size_of_heads,
+    }
+    wrong: dict[str, list[str]] = {}
+    for family, needs in _needs(config).items():
+        wrong[family] = [f"{k}={value}" for k, value in needs.items() if has[k] != value]
+        if not wrong[family]:
+            return family
+    nearest = min(wrong, key=lambda family: len(wrong[family]))
+    raise ModelError(
+        "no architecture of transformers computes what this Decoder does: "
+        f"{nearest} would need {', '.join(wrong[nearest])}",
+        f"it is written for what is a {', '.join(ARCHITECTURES)}",
+    )
+
+
+def _needs(config: DecoderConfig) -> dict[str, dict[str, Any]]:
+    """By family what the settings of a Decoder have to be; others are free."""
+    gpt2 = {"positions": "learned", "norm": "layernorm", "feedforward": "mlp", "qk_norm": False}
+    llama = {
+        **{"mixer": "attention", "positions": "rope", "norm": "rmsnorm"},
+        **{"feedforward": "swiglu", "qk_norm": False},
+    }
+    heads, whole = config.num_heads, config.hidden_size // config.num_heads
+    return {
+        "gpt2": {**gpt2, "mixer": "attention", "num_kv_heads": heads, "head_size": whole},
+        # transformers insists on this although it takes head_dim.
+        "llama": {**llama, "qkv_bias": config.bias, "hidden_size": whole * heads},
+        "qwen2": {**llama, "bias": False, "qkv_bias": True},
+        "qwen3": {**llama, "bias": False, "qkv_bias": False, "qk_norm": True},
+    }
