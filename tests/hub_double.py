@@ -65,6 +65,8 @@ class HubDouble:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.requests: list[Request] = []
         self.cuts: dict[str, Cut] = {}
+        self.corrupted: set[str] = set()  # files that are sent with a wrong last byte
+        self.claimed: dict[str, int] = {}  # the sizes that listings tell of these files
         self.moved: dict[tuple[str, str], str] = {}
         self.blobs: dict[str, tuple[str, bytes]] = (
             {}
@@ -190,7 +192,10 @@ class _Handler(BaseHTTPRequestHandler):
         if call == "tree":
             prefix = "/".join(part for part in path if part)
             recursive = self.query.get("recursive", ["false"])[0].lower() == "true"
-            return self._send_json(_tree(files, prefix, recursive))
+            entries = _tree(files, prefix, recursive)
+            for entry in entries:
+                entry["size"] = self.hub.claimed.get(entry["path"], entry["size"])
+            return self._send_json(entries)
         asked = self.query.get("paths", [])
         entries = [entry for entry in _tree(files, "", recursive=True) if entry["path"] in asked]
         return self._send_json(entries)
@@ -236,6 +241,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_file(self, path: str, content: bytes, headers: dict[str, str]) -> None:
         headers |= {"Accept-Ranges": "bytes"}
+        if path in self.hub.corrupted:
+            content = content[:-1] + bytes([content[-1] ^ 1])
         status, start = 200, 0
         if self.record.range and not self.head:
             status, start = 206, int(self.record.range.removeprefix("bytes=").rstrip("-"))

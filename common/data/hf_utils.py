@@ -19,7 +19,8 @@ from urllib.parse import quote
 
 from filelock import FileLock
 
-from common.data.hf_errors import AGAIN, Kind, explained
+from common.data.hf_errors import Kind, explained
+from common.data.hf_files import HubFile, check_arrived, check_space, list_files
 from common.errors import DataError, DownloadError, did_you_mean
 from common.utils.files import fsync_dir, fsync_file, read_json, write_json_atomic
 from common.utils.paths import display_path
@@ -67,7 +68,7 @@ def download_dataset(
             with explained("dataset", name, revision, endpoint):
                 repository, commit = _resolve("dataset", name, revision, endpoint)
                 with _clients_use(endpoint):
-                    _save(repository, config, split, commit, partial)
+                    _save(repository, config, split, commit, endpoint, partial)
             found = {"repository": repository, "commit": commit, "date": _now()}
             write_json_atomic(partial / "data" / RECORD, asked | found)
             _publish(partial, folder)
@@ -105,12 +106,15 @@ def download_model(
             revision = record.get("commit") or revision
             with explained("model", repo_id, revision, endpoint):
                 name, commit = _resolve("model", repo_id, revision, endpoint)
-                files = _matching_files(name, commit, endpoint, patterns)
+                found = _matching_files(name, commit, endpoint, patterns)
+                files = [file.path for file in found]
+                check_space({folder: sum(f.size for f in found if not _is_there(f, folder))})
                 # Written before the files, so that the next run goes on with the same commit.
                 record |= {"name": repo_id, "repository": name, "commit": commit, "date": _now()}
                 folder.mkdir(exist_ok=True)
                 write_json_atomic(folder / RECORD, record)
-                _fetch(name, commit, endpoint, patterns, files, folder)
+                _fetch(name, commit, endpoint, patterns, folder)
+                check_arrived("model", name, [(file, folder / file.path) for file in found])
             record["requests"][request] = files
             write_json_atomic(folder / RECORD, record)
     return folder / filename if filename else folder
@@ -238,7 +242,9 @@ def _resolve(kind: Kind, name: str, revision: str | None, endpoint: str) -> tupl
     return info.id, info.sha
 
 
-def _save(name: str, config: str | None, split: str | None, commit: str, partial: Path) -> None:
+def _save(
+    name: str, config: str | None, split: str | None, commit: str, endpoint: str, partial: Path
+) -> None:
     """Build the dataset in `partial / "cache"` and save it to `partial / "data"`.
 
     The cache is our own: when the network fails, `datasets` answers from the shared one, any revision.
@@ -246,8 +252,39 @@ def _save(name: str, config: str | None, split: str | None, commit: str, partial
     builder = _builder(name, config, commit, partial / "cache")
     if split:
         _keep_only(builder, split)
+    _fetch_data_files(builder, name, commit, endpoint, partial)
     builder.download_and_prepare()
     builder.as_dataset(split=split).save_to_disk(str(partial / "data"))
+
+
+def _fetch_data_files(builder: Any, name: str, commit: str, endpoint: str, partial: Path) -> None:
+    """Bring the files that the builder is about to read into the client's cache, and check them."""
+    from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
+
+    here = f"hf://datasets/{name}@{commit}/"
+    addresses = [str(a) for files in (builder.config.data_files or {}).values() for a in files]
+    wanted = {address.partition(here)[2] for address in addresses}
+    files = [f for f in list_files("dataset", name, commit, endpoint) if f.path in wanted]
+    if not files:  # its files are elsewhere
+        return
+
+    def place(file: HubFile) -> Path:
+        found = try_to_load_from_cache(name, file.path, revision=commit, repo_type="dataset")
+        return Path(found) if isinstance(found, str) else Path(constants.HF_HUB_CACHE, "missing")
+
+    # Once in the cache; in our folder as Arrow files and as the copy that is saved of them.
+    missing = sum(file.size for file in files if not place(file).exists())
+    check_space(
+        {Path(constants.HF_HUB_CACHE): missing, partial: 2 * sum(file.size for file in files)}
+    )
+    snapshot_download(
+        name,
+        repo_type="dataset",
+        revision=commit,
+        endpoint=endpoint,
+        allow_patterns=[glob.escape(file.path) for file in files],
+    )
+    check_arrived("dataset", name, [(file, place(file)) for file in files])
 
 
 def _builder(name: str, config: str | None, commit: str, cache: Path) -> Any:
@@ -286,26 +323,26 @@ def _keep_only(builder: Any, split: str) -> None:
         (builder.info.splits or {}).pop(other, None)  # else it is missed in the end
 
 
-def _matching_files(name: str, commit: str, endpoint: str, patterns: list[str]) -> list[str]:
-    from huggingface_hub import HfApi
+def _matching_files(name: str, commit: str, endpoint: str, patterns: list[str]) -> list[HubFile]:
     from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # lazy export
 
-    files = HfApi(endpoint=endpoint).list_repo_files(name, revision=commit)
-    chosen = list(filter_repo_objects(files, allow_patterns=patterns))
+    files = list_files("model", name, commit, endpoint)
+    chosen = list(filter_repo_objects(files, allow_patterns=patterns, key=lambda file: file.path))
     if not chosen:
-        hint = did_you_mean(patterns[0], files)[:500]
+        hint = did_you_mean(patterns[0], [file.path for file in files])[:500]
         raise DownloadError(f"model '{name}' has no file '{' '.join(patterns)}'", hint)
     return chosen
 
 
-def _fetch(
-    name: str, commit: str, endpoint: str, patterns: list[str], files: list[str], folder: Path
-) -> None:
+def _is_there(file: HubFile, folder: Path) -> bool:
+    path = folder / file.path
+    return path.is_file() and path.stat().st_size == file.size
+
+
+def _fetch(name: str, commit: str, endpoint: str, patterns: list[str], folder: Path) -> None:
     from huggingface_hub import snapshot_download
 
+    # When the hub stops answering, the client returns the folder as it is.
     snapshot_download(
         name, revision=commit, endpoint=endpoint, allow_patterns=patterns, local_dir=folder
     )
-    # When the hub stops answering, the client returns the folder as it is.
-    if missing := [file for file in files if not (folder / file).is_file()]:
-        raise DownloadError(f"file '{missing[0]}' of model '{name}' is missing", AGAIN)

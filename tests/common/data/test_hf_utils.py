@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -105,6 +106,8 @@ def isolated(hub: HubDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", False)
     hub.requests.clear()
     hub.cuts.clear()
+    hub.corrupted.clear()
+    hub.claimed.clear()
 
 
 def visible(folder: Path) -> list[str]:
@@ -353,6 +356,73 @@ def test_a_full_disk_is_named_through_the_clients_wrapping() -> None:
             raise RuntimeError("it did not work") from error
 
 
+class TestDiskAndChecksums:
+    """What is checked before a download, and after it."""
+
+    @pytest.mark.parametrize("path", ["model.safetensors", "config.json"])
+    def test_a_model_file_with_another_checksum_is_removed(self, path: str, hub: HubDouble) -> None:
+        hub.corrupted.add(path)
+        with pytest.raises(DownloadError, match=f"'{path}' of model 'me/tiny'.*checksum") as error:
+            download_model("me/tiny")
+        assert "run it again" in error.value.hint
+        folder = get_models_dir() / "me--tiny"
+        assert not (folder / path).exists() and (folder / "onnx" / "model.onnx").exists()
+        hub.corrupted.clear()
+        hub.requests.clear()
+        assert (download_model("me/tiny") / path).is_file()
+        assert [request.path for request in hub.downloads("model.onnx")] == []  # not once more
+
+    def test_what_was_changed_on_disk_is_found_by_the_next_download(self, hub: HubDouble) -> None:
+        path = download_model("me/tiny", "model.safetensors")
+        path.write_bytes(b"WEIGHTS")
+        with pytest.raises(DownloadError, match=r"'model\.safetensors' of model"):
+            download_model("me/tiny")
+        assert (download_model("me/tiny") / "model.safetensors").read_bytes() == b"weights"
+
+    def test_a_dataset_file_with_another_checksum_is_removed(
+        self, hub: HubDouble, tmp_path: Path
+    ) -> None:
+        hub.corrupted.add("small/train.parquet")
+        with pytest.raises(DownloadError, match=r"'small/train\.parquet' of dataset"):
+            download_dataset("me/stories", "small")
+        assert visible(get_datasets_dir()) == []
+        cached = {path.name for path in (tmp_path / "cache").rglob("*.parquet")}
+        assert cached == {"validation.parquet"}
+        sizes = [path.stat().st_size for path in (tmp_path / "cache").rglob("blobs/*")]
+        assert sorted(sizes) == sorted([len(parquet("v")), len(CARD)])
+        hub.corrupted.clear()
+        assert texts(download_dataset("me/stories", "small"), "train") == ["a", "b", "c"]
+        assert len(hub.downloads("small/validation.parquet")) == 1
+
+    @pytest.mark.parametrize(
+        ("download", "path"),
+        [(download_model, "config.json"), (download_dataset, "train.jsonl")],
+        ids=["model", "dataset"],
+    )
+    def test_a_disk_without_room_is_told_before_anything_is_downloaded(
+        self, download: Download, path: str, hub: HubDouble
+    ) -> None:
+        hub.claimed[path] = 7 * 10**18  # bytes: more than any disk has
+        with pytest.raises(DownloadError, match="not enough disk space at") as error:
+            download("me/tiny" if path == "config.json" else "me/plain")
+        assert re.search(r"needed [\d,]+\.\d GB, free [\d,.]+ [kMG]B", error.value.message)
+        assert "RESEARCH_ASSETS_DIR" in error.value.hint
+        assert not hub.downloads(path)
+
+    def test_room_is_counted_on_each_disk_and_for_what_is_missing(
+        self, hub: HubDouble, small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        disk = small_disk("22m")  # BIG has 21 MiB
+        monkeypatch.setenv("RESEARCH_ASSETS_DIR", str(disk))
+        assert download_model("me/big").is_dir()
+        (disk / "models" / "me--big" / "config.json").unlink()
+        assert download_model("me/big").is_dir()  # the large file is there already
+        hub.add("model", "me/other", {"model.bin": BIG})
+        with pytest.raises(DownloadError, match=r"needed 22 MB, free [\d.]+ [kM]B"):
+            download_model("me/other")
+        assert not (disk / "models" / "me--other").exists()
+
+
 class TestLink:
     @pytest.fixture
     def project(self, tmp_path: Path) -> Path:
@@ -459,6 +529,17 @@ class TestTools:
             assert second.startswith("  hint: ") and hint in second
             assert out == "" and "hf_wrong" not in err
         assert visible(tmp_path / "assets/datasets") == visible(tmp_path / "assets/models") == []
+
+    def test_a_token_is_sent_and_kept_nowhere(self, start: Any, tmp_path: Path) -> None:
+        for kind, tool in (("name", "download_hf_dataset"), ("repo-id", "download_hf_model")):
+            for name in ("me/secret", "me/nothing"):  # it opens the first, the second fails
+                process = start(tool, f"--{kind}", name, HF_TOKEN=TOKEN, HF_DEBUG="0")
+                out, err = process.communicate(timeout=60)
+                assert process.returncode == (0 if name == "me/secret" else 2), err
+                assert TOKEN not in out + err
+        files = [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert any(path.name == "config.json" for path in files)
+        assert not [path for path in files if TOKEN.encode() in path.read_bytes()]
 
     @pytest.mark.parametrize("tool", ["download_hf_dataset", "download_hf_model"])
     def test_help_is_quick(self, start: Any, tool: str) -> None:
