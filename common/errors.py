@@ -45,6 +45,10 @@ class DownloadError(ResearchError):
     code = "download"
 
 
+class UploadError(ResearchError):
+    code = "upload"
+
+
 class ModelError(ResearchError):
     code = "model"
 

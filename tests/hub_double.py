@@ -7,7 +7,7 @@
 It speaks what `huggingface_hub` and `datasets` ask for: repository info, file tree, paths-info, auth-check,
 and `resolve` with HEAD, GET, ETag, X-Repo-Commit and Range. As on the real hub, large file types (LFS) are
 redirected to a second server, the "CDN", with X-Linked-Etag and X-Linked-Size. `cut` breaks a connection
-half-way. Every request is kept in `requests`, with the number of body bytes that were sent.
+half-way. What it speaks for uploads is in hub_uploads.py. Every request is kept in `requests`, with the number of body bytes that were sent.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-LFS_SUFFIXES = (".parquet", ".safetensors", ".bin")
+from tests import hub_uploads
+from tests.hub_uploads import LFS_SUFFIXES, Refused, git_sha
 
 
 @dataclass
@@ -33,13 +34,20 @@ class Repository:
     kind: str  # "model" or "dataset"
     name: str  # "owner/name"
     token: str | None  # the only token that opens it; None: public
+    private: bool = False
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
 
     def info(self, commit: str) -> dict[str, Any]:
         files = [{"rfilename": path} for path in self.commits[commit]]
         gated = "manual" if self.token else False
-        return {"id": self.name, "sha": commit, "gated": gated, "private": False, "siblings": files}
+        return {
+            "id": self.name,
+            "sha": commit,
+            "gated": gated,
+            "private": self.private,
+            "siblings": files,
+        }
 
 
 @dataclass
@@ -68,6 +76,7 @@ class HubDouble:
         self.corrupted: set[str] = set()  # files that are sent with a wrong last byte
         self.claimed: dict[str, int] = {}  # the sizes that listings tell of these files
         self.moved: dict[tuple[str, str], str] = {}
+        self.writers: dict[str, str] = {}  # token -> the owner in whose name it may write
         self.blobs: dict[str, tuple[str, bytes]] = (
             {}
         )  # sha256 -> (file name, content), served by the CDN
@@ -129,13 +138,6 @@ class HubDouble:
         return [request for request in wanted if request.path.endswith(path)]
 
 
-class _Refused(Exception):
-    """An error of the hub: status, X-Error-Code, message."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        self.status, self.code, self.message = status, code, message
-
-
 class _Handler(BaseHTTPRequestHandler):
     hub: HubDouble
     protocol_version = "HTTP/1.1"
@@ -152,15 +154,22 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._handle(head=False)
 
+    def do_PUT(self) -> None:
+        self._handle(head=False)
+
     def _handle(self, head: bool) -> None:
         self.head = head
         self.parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        form = self.headers.get("Content-Type") == "application/x-www-form-urlencoded"
+        body = self.body.decode() if form else ""
         self.query = parse_qs(urlsplit(self.path).query + "&" + body)
         self.record = Request(self.command, unquote(self.path), self.headers.get("Range"))
         self.hub.requests.append(self.record)
         try:
-            if self.parts[0] == "cdn":
+            if hub_uploads.handles(self.command, self.parts):
+                self._send_json(hub_uploads.answer(self.hub, self))
+            elif self.parts[0] == "cdn":
                 self._send_file(*self.hub.blobs[self.parts[1]], {"ETag": f'"{self.parts[1]}"'})
             elif self.parts[0] == "website":  # `<url>/website` is an address that is no hub
                 self._send(200, b"<html></html>", {"Content-Type": "text/html"})
@@ -169,9 +178,9 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 kind = "dataset" if self.parts[0] == "datasets" else "model"
                 self._resolve(kind, self.parts[1:] if kind == "dataset" else self.parts)
-        except _Refused as refused:
+        except Refused as refused:
             headers = {"X-Error-Code": refused.code, "X-Error-Message": refused.message}
-            self._send_json({"error": refused.message}, refused.status, headers)
+            self._send_json({"error": refused.message} | refused.more, refused.status, headers)
 
     def _api(self, kind: str, parts: list[str]) -> None:
         """/api/<kind>s/<owner>/<name>[/revision/<r> | /tree/<r>/<path> | /paths-info/<r> | /auth-check]"""
@@ -187,7 +196,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._check_token(repository)
             return self._send_json({})
         if call not in ("tree", "paths-info"):
-            raise _Refused(404, "", "no such page")
+            raise Refused(404, "", "no such page")
         files = repository.commits[self._commit(repository, revision)]
         if call == "tree":
             prefix = "/".join(part for part in path if part)
@@ -203,26 +212,26 @@ class _Handler(BaseHTTPRequestHandler):
     def _resolve(self, kind: str, parts: list[str]) -> None:
         """[/datasets]/<owner>/<name>/resolve/<revision>/<file>"""
         if len(parts) < 5 or parts[2] != "resolve":
-            raise _Refused(404, "", "no such page")
+            raise Refused(404, "", "no such page")
         repository = self._repository(kind, "/".join(parts[:2]))
         commit = self._commit(repository, parts[3])
         self._check_token(repository)
         path = "/".join(parts[4:])
         content = repository.commits[commit].get(path)
         if content is None:
-            raise _Refused(404, "EntryNotFound", "Entry not found")
+            raise Refused(404, "EntryNotFound", "Entry not found")
         headers = {"X-Repo-Commit": commit}
         if path.endswith(LFS_SUFFIXES):
             sha = hashlib.sha256(content).hexdigest()
             headers |= {"X-Linked-Etag": f'"{sha}"', "X-Linked-Size": str(len(content))}
             location = f"{self.hub.cdn_url}/cdn/{sha}/{path}"
             return self._send(302, b"", headers | {"Location": location})
-        self._send_file(path, content, headers | {"ETag": f'"{_git_sha(content)}"'})
+        self._send_file(path, content, headers | {"ETag": f'"{git_sha(content)}"'})
 
     def _repository(self, kind: str, name: str) -> Repository:
         repository = self.hub.repositories.get((kind, name))
         if repository is None:
-            raise _Refused(
+            raise Refused(
                 401, "RepoNotFound", "Repository not found"
             )  # 401, as the hub says to guests
         return repository
@@ -230,14 +239,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _commit(self, repository: Repository, revision: str) -> str:
         commit = repository.refs.get(revision, revision)
         if commit not in repository.commits:
-            raise _Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            raise Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return commit
 
     def _check_token(self, repository: Repository) -> None:
         given = self.headers.get("Authorization")
         if repository.token and given != f"Bearer {repository.token}":
             status = 403 if given else 401
-            raise _Refused(status, "GatedRepo", f"Access to {repository.name} is restricted")
+            raise Refused(status, "GatedRepo", f"Access to {repository.name} is restricted")
 
     def _send_file(self, path: str, content: bytes, headers: dict[str, str]) -> None:
         headers |= {"Accept-Ranges": "bytes"}
@@ -284,16 +293,12 @@ class _Handler(BaseHTTPRequestHandler):
                 os.close(self.connection.detach())
 
 
-def _git_sha(content: bytes) -> str:
-    return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
-
-
 def _tree(files: dict[str, bytes], prefix: str, recursive: bool) -> list[dict[str, Any]]:
     """The hub's listing of the folder `prefix` ("" is the root): files and folders."""
     base = f"{prefix}/" if prefix else ""
     inside = {path: content for path, content in files.items() if path.startswith(base)}
     if not inside:
-        raise _Refused(404, "EntryNotFound", f"{prefix} does not exist")
+        raise Refused(404, "EntryNotFound", f"{prefix} does not exist")
     entries: dict[str, dict[str, Any]] = {}
     for path, content in sorted(inside.items()):
         parts = path.removeprefix(base).split("/")
@@ -302,7 +307,7 @@ def _tree(files: dict[str, bytes], prefix: str, recursive: bool) -> list[dict[st
             oid = hashlib.sha1(folder.encode()).hexdigest()
             entries[folder] = {"type": "directory", "path": folder, "oid": oid, "size": 0}
         if recursive or len(parts) == 1:
-            entry = {"type": "file", "path": path, "oid": _git_sha(content), "size": len(content)}
+            entry = {"type": "file", "path": path, "oid": git_sha(content), "size": len(content)}
             if path.endswith(LFS_SUFFIXES):
                 sha = hashlib.sha256(content).hexdigest()
                 entry["lfs"] = {"oid": sha, "size": len(content), "pointerSize": 130}

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
-import re
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.config import load_config
-from common.errors import ExperimentError, did_you_mean, exit_on_error
-from common.utils.files import read_json, write_json_atomic
-from common.utils.paths import REPOSITORY_ROOT, display_path, get_runs_dir
+from common.errors import exit_on_error
+from common.utils.files import write_json_atomic
+from common.utils.paths import display_path, get_runs_dir
+from tools.trained_runs import find_run
 
 if TYPE_CHECKING:
     from common.training.lm_eval_adapter import HarnessModel
@@ -90,21 +88,7 @@ def _positive(text: str) -> int:
 
 def load_model(name: str, which: str, batch_size: int) -> tuple[HarnessModel, Path]:
     """The model of run `name` for the harness, and its checkpoint. Raises ResearchErrors."""
-    directory = get_runs_dir() / name
-    if not (directory / "config.yaml").is_file():
-        runs = sorted(path.parent.name for path in get_runs_dir().glob("*/config.yaml"))
-        hint = did_you_mean(name, runs) if runs else "train one first"
-        raise ExperimentError(f"there is no run '{name}' in {get_runs_dir()}", hint)
-    project = str(read_json(directory / "manifest.json", ExperimentError).get("project"))
-    if (
-        not re.fullmatch(r"\w+", project)
-        or not (REPOSITORY_ROOT / "projects" / project / "train.py").is_file()
-    ):
-        raise ExperimentError(
-            f"'{name}' was trained by the project '{project}', which is not in projects/"
-        )
-    train: Any = importlib.import_module(f"projects.{project}.train")
-    config = load_config(directory / "config.yaml", train.Config)
+    config, train = find_run(name)
     from common.training.experiment import load_run
     from common.training.lm_eval_adapter import HarnessModel
 

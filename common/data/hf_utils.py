@@ -55,7 +55,7 @@ def download_dataset(
     Raises DownloadError (the hub does not have it, does not let you, or is out of reach) and DataError (the
     folder holds something else).
     """
-    endpoint = _endpoint(endpoint)
+    endpoint = hub_endpoint(endpoint)
     folder = Path(output_dir or get_datasets_dir() / dataset_folder_name(name, config))
     folder = folder.expanduser().absolute()
     asked = {"name": name, "config": config, "split": split, "revision": revision or "main"}
@@ -96,7 +96,7 @@ def download_model(
         raise DownloadError("both a file name and patterns were given", "give one of them")
     patterns = [allow_patterns] if isinstance(allow_patterns, str) else allow_patterns or ["*"]
     patterns = [glob.escape(filename)] if filename else sorted(patterns)
-    endpoint, request = _endpoint(endpoint), " ".join(patterns)
+    endpoint, request = hub_endpoint(endpoint), " ".join(patterns)
     version = f"@{quote(revision, safe='')}" if revision else ""
     folder = get_models_dir() / (repo_id.replace("/", "--") + version)
     with _lock(folder):
@@ -148,7 +148,8 @@ def link_dataset(project_dir: Path | str, dataset: str) -> Path:
     return link
 
 
-def _endpoint(endpoint: str | None) -> str:
+def hub_endpoint(endpoint: str | None) -> str:
+    """The address to ask: what is given, else HF_ENDPOINT, else the hub; without a slash at its end."""
     # Read here, because the hub client reads its environment only once, when it is imported.
     return (endpoint or os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 

@@ -1,0 +1,77 @@
+"""Put a trained run on the Hugging Face hub, where transformers can load it; or into a folder."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from common.errors import exit_on_error
+from common.utils.paths import display_path, get_assets_dir
+from tools.trained_runs import find_run
+
+EXAMPLES = """examples:
+  python tools/push_to_hub.py --name exp_001 --repo OWNER/NAME --dry-run exported
+  python tools/push_to_hub.py --name exp_001 --repo OWNER/NAME --private
+
+What is uploaded: the weights as safetensors, config.json, the tokenizer, and a model card with the
+metrics, the configuration, the seed and the commit; nothing that names your machine or its folders.
+Look at it first with --dry-run, which uploads nothing. Only a Decoder that is a gpt2, llama, qwen2 or
+qwen3 can be written so. HF_TOKEN must be allowed to write; HF_ENDPOINT or --endpoint name a mirror.
+"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--name", required=True, metavar="EXPERIMENT", help="the run")
+    add("--repo", required=True, metavar="OWNER/NAME", help="where to; made if it is not there")
+    add("--checkpoint", default="best", help="best (default), last, or a step such as 500")
+    add("--private", action="store_true", help="make a private repository, or use no other")
+    add("--dry-run", type=Path, metavar="FOLDER", help="write the files to a new folder instead")
+    add("--endpoint", metavar="URL", help="address of a mirror of the hub")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    from common.data.hf_upload import check_repo_id, check_token, upload_model
+
+    check_repo_id(arguments.repo)
+    if arguments.dry_run is not None:
+        folder = export(arguments, arguments.dry_run)
+        print(f"nothing was uploaded; the files are in {display_path(folder)}:")
+        for path in sorted(folder.iterdir()):
+            print(f"  {path.name}  {path.stat().st_size:,} bytes")
+        return
+    check_token()  # before the work, not after it
+    get_assets_dir().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export_", dir=get_assets_dir()) as temporary:
+        folder = export(arguments, Path(temporary) / "model")
+        address = upload_model(
+            folder,
+            arguments.repo,
+            private=arguments.private,
+            message=f"Upload {arguments.name}",
+            endpoint=arguments.endpoint,
+        )
+    print(f"{arguments.name} is at {address}")
+
+
+def export(arguments: argparse.Namespace, folder: Path) -> Path:
+    config, train = find_run(arguments.name)
+    from common.training.hub_export import export_run
+
+    return export_run(
+        config, train.build_model, arguments.name, arguments.checkpoint, folder, arguments.repo
+    )
+
+
+if __name__ == "__main__":
+    with exit_on_error():
+        main()
