@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from common.data.hf_errors import explained
-from common.data.hf_utils import _clients_use, _endpoint, _resolve, dataset_folder_name
+from common.data.hf_utils import _clients_use, _resolve, dataset_folder_name, hub_endpoint
 
 
 def stream_dataset(name: str) -> tuple[str, str, dict[str, Any]]:
@@ -15,7 +15,7 @@ def stream_dataset(name: str) -> tuple[str, str, dict[str, Any]]:
     """
     import datasets
 
-    endpoint = _endpoint(None)
+    endpoint = hub_endpoint(None)
     with explained("dataset", name, None, endpoint):
         repository, commit = _resolve("dataset", name, None, endpoint)
         with _clients_use(endpoint):

@@ -83,6 +83,15 @@ class BaseLanguageModel(nn.Module):
         """Let `training_loss` run through torch.compile; override to compile only what repeats."""
         self._compiled_loss = torch.compile(self.compute_loss, dynamic=False) if on else None
 
+    def mask_documents(self, end_of_text: int) -> None:
+        """From now on, without a cache, no token sees what stands before the last `end_of_text`.
+
+        It is no part of a checkpoint. Raises ModelError for models that cannot.
+        """
+        raise ModelError(
+            f"{type(self).__name__} cannot keep documents apart", "set data.document_mask=false"
+        )
+
     @property
     def context_limit(self) -> int | None:
         """The most tokens that one forward pass can see; None where there is no limit."""

@@ -52,9 +52,12 @@ class Block(nn.Module):
             self.feedforward = FEEDFORWARDS[config.feedforward](config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: torch.Tensor, cache: Any = None) -> torch.Tensor:
-        """x: (batch, time, hidden_size)"""
-        x = x + self.dropout(self.mixer(self.mixer_norm(x), cache))
+    def forward(
+        self, x: torch.Tensor, cache: Any = None, visible: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """x: (batch, time, hidden_size); visible: which keys attention sees, where not all before it."""
+        arguments = (cache,) if visible is None else (cache, visible)
+        x = x + self.dropout(self.mixer(self.mixer_norm(x), *arguments))
         if self.feedforward is not None:
             x = x + self.dropout(self.feedforward(self.feedforward_norm(x)))
         return x
@@ -81,6 +84,7 @@ class Decoder(BaseLanguageModel):
             raise ModelError(f"Decoder({key}): {first['msg']}") from error
         super().__init__(vocab_size, **config.model_dump())
         self.config = config
+        self.end_of_text: int | None = None  # where set, documents do not see one another
         self.token_embedding = nn.Embedding(vocab_size, config.hidden_size)
         self.position_embedding = None
         if config.positions == "learned":
@@ -111,11 +115,13 @@ class Decoder(BaseLanguageModel):
         compiled = [torch.compile(block, dynamic=False) for block in self.blocks] if on else []
         self._compiled_blocks = compiled
 
-    def _train_block(self, index: int, x: torch.Tensor) -> torch.Tensor:
+    def _train_block(
+        self, index: int, x: torch.Tensor, visible: torch.Tensor | None
+    ) -> torch.Tensor:
         run = self._compiled_blocks[index] if self._compiled_blocks else self.blocks[index]
         if self.activation_checkpointing:
-            return checkpoint(run, x, use_reentrant=False)  # type: ignore[no-any-return]  # untyped
-        return run(x)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+            return checkpoint(run, x, None, visible, use_reentrant=False)  # type: ignore[no-any-return]  # untyped
+        return run(x, None, visible)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     @property
     def context_limit(self) -> int | None:
@@ -162,6 +168,25 @@ class Decoder(BaseLanguageModel):
             twin.head = PackedLinear(weight)
         return twin
 
+    def mask_documents(self, end_of_text: int) -> None:
+        """See BaseLanguageModel.mask_documents."""
+        if self.config.mixer != "attention":
+            raise ModelError(
+                f"mixer={self.config.mixer} carries what it has read from one document to the next",
+                "set data.document_mask=false, or model.mixer=attention",
+            )
+        self.end_of_text = end_of_text
+
+    def _visible(self, input_ids: torch.Tensor) -> torch.Tensor | None:
+        """(batch, 1, time, time) bool: the keys of its own document, up to itself.
+
+        A document begins with the end of the one before: from it, its first token is predicted.
+        """
+        if self.end_of_text is None:
+            return None
+        document = (input_ids == self.end_of_text).cumsum(dim=1)
+        return (document[:, :, None] == document[:, None, :]).tril()[:, None]
+
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., hidden_size) -> (..., vocab_size)"""
         if self.head is None:
@@ -190,11 +215,12 @@ class Decoder(BaseLanguageModel):
         if self.position_embedding is not None:
             x = x + self.position_embedding(torch.arange(start, end, device=input_ids.device))
         x = self.dropout(x)
+        visible = self._visible(input_ids) if cache is None else None
         for index, block in enumerate(self.blocks):
             if self.training and cache is None:
-                x = self._train_block(index, x)
+                x = self._train_block(index, x, visible)
             else:
-                x = block(x, cache.layers[index] if cache else None)
+                x = block(x, cache.layers[index] if cache else None, visible)
         if cache is not None:
             cache.length = end
         hidden: torch.Tensor = self.final_norm(x)

@@ -68,7 +68,7 @@ def train_experiment(
             data = prepare(config.data)
         data.tokenizer.encode_batch(config.samples.prompts)
         seed_everything(config.seed)
-        model = build_model(config, data.tokenizer.vocab_size)
+        model = _build(config, build_model, data)
         train_data = _train_windows(config, data)
         others = _other_windows(config, data)
         check_lr_factors(model, config.optimizer.lr_factors)
@@ -87,6 +87,13 @@ def train_experiment(
         if run is not None:
             _report(metrics, trainer, data, run)
         return metrics
+
+
+def _build(config: C, build_model: BuildModel[C], data: TokenDataset) -> BaseLanguageModel:
+    model = build_model(config, data.tokenizer.vocab_size)
+    if config.data.document_mask:
+        model.mask_documents(data.tokenizer.end_of_text)
+    return model
 
 
 @contextmanager
@@ -301,7 +308,7 @@ def load_run(
             f"'{name}' was trained on other data than data.* gives now",
             "restore the text it was prepared from, or train a new experiment",
         )
-    model = build_model(config, data.tokenizer.vocab_size)
+    model = _build(config, build_model, data)
     model.to(select_device(config.training.device))
     return checkpoint.load_model(model, path), data, path
 

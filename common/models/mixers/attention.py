@@ -94,7 +94,11 @@ class RotaryEmbedding(nn.Module):
 
 
 def explicit_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float = 0.0
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    dropout: float = 0.0,
+    visible: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Causal attention written out: softmax(Q K^T / sqrt(head size)) V.
 
@@ -103,6 +107,7 @@ def explicit_attention(
 
     Args:
         query: (batch, heads, time, head size); key, value: the same with heads or a divisor of it.
+        visible: (batch, 1, time, time) bool, which keys a query sees; None: those up to its own.
     """
     batch, heads, time, size = query.shape
     if key.shape[1] != heads:
@@ -114,7 +119,11 @@ def explicit_attention(
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     with torch.autocast(kind, enabled=False):
         query, key, value = (x.reshape(batch * heads, time, size) for x in (query, key, value))
-        mask = torch.full((time, time), -math.inf, dtype=query.dtype, device=query.device).triu(1)
+        if visible is None:
+            mask = torch.full((time, time), -math.inf, dtype=query.dtype, device=query.device).triu(1)
+        else:
+            mask = torch.zeros(visible.shape, dtype=query.dtype, device=query.device)
+            mask = mask.masked_fill(~visible, -math.inf).expand(-1, heads, -1, -1).flatten(0, 1)
         scores = torch.baddbmm(mask, query, key.transpose(1, 2), alpha=1 / math.sqrt(size))
         weights = F.dropout(scores.softmax(dim=-1), dropout, training=dropout > 0)
         return torch.bmm(weights, value).view(batch, heads, time, size)
@@ -150,8 +159,13 @@ class Attention(nn.Module):
         empty = torch.empty(shape, dtype=weight.dtype, device=weight.device)
         return KeyValueCache(empty, max_length)
 
-    def forward(self, x: torch.Tensor, cache: KeyValueCache | None = None) -> torch.Tensor:
-        """x: (batch, time, hidden_size)"""
+    def forward(
+        self,
+        x: torch.Tensor,
+        cache: KeyValueCache | None = None,
+        visible: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """x: (batch, time, hidden_size); visible: as in `explicit_attention`, without a cache."""
         batch, time, _ = x.shape
         heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
         projected = self.query_key_value(x).view(batch, time, sum(heads), self.head_size)
@@ -166,7 +180,7 @@ class Attention(nn.Module):
             mixed = _attend_to_cache(query, cache)
         elif cache is None and x.device.type == "cpu" and time <= _LONGEST_EXPLICIT:
             dropout = self.dropout if self.training else 0.0
-            mixed = explicit_attention(query, key, value, dropout)
+            mixed = explicit_attention(query, key, value, dropout, visible)
         else:
             if cache is not None:
                 key, value = cache.keys[:, :, : cache.length], cache.values[:, :, : cache.length]
@@ -175,8 +189,8 @@ class Attention(nn.Module):
                 key,
                 value,
                 # PyTorch's is_causal counts positions from the first key: right only from an empty cache.
-                attn_mask=self._mask(time, start, x.device) if start and time > 1 else None,
-                is_causal=start == 0 and time > 1,
+                attn_mask=self._mask(time, start, x.device) if start and time > 1 else visible,
+                is_causal=start == 0 and time > 1 and visible is None,
                 dropout_p=self.dropout if self.training else 0.0,
                 enable_gqa=self.num_kv_heads != self.num_heads,
             )
