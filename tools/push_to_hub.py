@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.errors import exit_on_error
 from common.utils.paths import display_path, get_assets_dir
-from tools.trained_runs import find_run
+from tools.trained_run import find_run
 
 EXAMPLES = """examples:
   python tools/push_to_hub.py --name exp_001 --repo OWNER/NAME --dry-run exported

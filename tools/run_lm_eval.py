@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from common.errors import exit_on_error
 from common.utils.files import write_json_atomic
 from common.utils.paths import display_path, get_runs_dir
-from tools.trained_runs import find_run
+from tools.trained_run import load_trained_run
 
 if TYPE_CHECKING:
     from common.training.lm_eval_adapter import HarnessModel
@@ -88,12 +88,11 @@ def _positive(text: str) -> int:
 
 def load_model(name: str, which: str, batch_size: int) -> tuple[HarnessModel, Path]:
     """The model of run `name` for the harness, and its checkpoint. Raises ResearchErrors."""
-    config, train = find_run(name)
-    from common.training.experiment import load_run
+    run = load_trained_run(name, which)
     from common.training.lm_eval_adapter import HarnessModel
 
-    model, data, checkpoint = load_run(config, train.build_model, name, which)
-    return HarnessModel(model, data.tokenizer, batch_size=batch_size, seed=config.seed), checkpoint
+    model = HarnessModel(run.model, run.data.tokenizer, batch_size=batch_size, seed=run.config.seed)
+    return model, run.checkpoint
 
 
 def store(name: str, checkpoint: Path, results: dict[str, Any]) -> Path:
