@@ -1,0 +1,92 @@
+"""One HTML file with everything in it, in which a hostile text stays text.
+
+Three locks, each enough alone: Python escapes what it writes into the page, scripts write text only
+as `textContent`, and the page's own policy allows no script and no style but ours (by their hashes)
+and no address at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from common.utils.files import write_text_atomic
+
+_STATIC = Path(__file__).parent / "static"
+
+
+@dataclass(frozen=True)
+class Page:
+    """A notebook shows it in a frame of `height` pixels; `write` makes a file for any browser."""
+
+    html: str
+    height: int = 480
+
+    def write(self, path: Path) -> None:
+        write_text_atomic(path, self.html)
+
+    def _repr_html_(self) -> str:
+        return (
+            f'<iframe sandbox="allow-scripts" srcdoc="{escape(self.html)}" '
+            f'style="width:100%;height:{self.height}px;border:1px solid #ccc"></iframe>'
+        )
+
+
+def make_page(title: str, body: str, script: str, data: Any = None, height: int = 480) -> Page:
+    """The page `title`, its `body` as HTML that is already escaped.
+
+    Args:
+        script: a file in static/, run behind page.js at the end of the page.
+        data: any JSON, which the script finds as `DATA`.
+    """
+    style = _read("page.css")
+    code = f'"use strict";\n{_read("page.js")}\n{_read(script)}'
+    policy = (
+        f"default-src 'none'; script-src {_hash(code)}; style-src {_hash(style)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    # Within <script>, "<" could begin "</script>" or "<!--"; JSON may spell it otherwise.
+    content = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    content = content.replace("<", "\\u003c")
+    return Page(
+        f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<style>{style}</style>
+</head>
+<body>
+<h1>{escape(title)}</h1>
+{body}
+<script type="application/json" id="data">{content}</script>
+<script>{code}</script>
+</body>
+</html>
+""",
+        height,
+    )
+
+
+def facts(pairs: dict[str, str]) -> str:
+    """Numbers with their names, as the head of a page."""
+    items = "".join(
+        f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in pairs.items()
+    )
+    return f'<dl class="facts">{items}</dl>'
+
+
+def _read(name: str) -> str:
+    return (_STATIC / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"

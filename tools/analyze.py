@@ -1,0 +1,221 @@
+"""Look inside a trained run: what surprises it, what it attends to, which tokens are alike to it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.errors import ConfigError, DataError, exit_on_error
+from common.utils.paths import display_path, get_runs_dir
+from common.utils.tables import FORMATS, format_rows
+from tools.trained_run import TrainedRun, load_trained_run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from common.analysis.page import Page
+    from common.analysis.surprisal import Counts
+    from common.data.prepare import Tokens
+
+EXAMPLES = """examples:
+  python tools/analyze.py surprisal --name exp_001 --text story.txt
+  echo "Once upon a time" | python tools/analyze.py surprisal --name exp_001 --text -
+  python tools/analyze.py attention --name exp_001 --prompt "The fox met the owl. The fox" --output heads.png
+  python tools/analyze.py embeddings --name exp_001
+  python tools/analyze.py neighbors --name exp_001 --token " the"
+
+Pages are single HTML files that load nothing, in analysis/ of the run's folder unless --output says
+otherwise."""
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    with exit_on_error():
+        arguments.answer(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+
+    def action(
+        name: str, answer: Callable[[argparse.Namespace], None], text: str
+    ) -> Callable[..., argparse.Action]:
+        added = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.set_defaults(answer=answer)
+        added.add_argument("--name", required=True, help="the experiment")
+        added.add_argument(
+            "--checkpoint", default="best", help="best (default), last, or a step such as 500"
+        )
+        return added.add_argument
+
+    add = action("surprisal", _surprisal, "what each token of a text costs, as a coloured page")
+    add(
+        "--text", required=True, metavar="FILE", help="a text file or a folder; - is standard input"
+    )
+    add("--context-length", type=_positive, metavar="N", help="tokens per window (as in training)")
+    add("--output", type=Path, metavar="FILE", help="an .html file")
+    add = action("attention", _attention, "the attention of every layer and head for a prompt")
+    add("--prompt", required=True, metavar="TEXT")
+    add("--output", type=Path, metavar="FILE", help="an .html file to explore, or a .png picture")
+    add = action("embeddings", _embeddings, "the token embeddings in the plane (PCA)")
+    add("--output", type=Path, metavar="FILE", help="an .html file to explore, or a .png picture")
+    add = action("neighbors", _neighbors, "the tokens whose embeddings are nearest by cosine")
+    add("--token", required=True, metavar="TEXT", help="one token; words often begin with a space")
+    add("--top", type=_positive, default=10, metavar="N", help="how many (default 10)")
+    add("--format", choices=FORMATS, default="table", help="of what is printed (default table)")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def _surprisal(arguments: argparse.Namespace) -> None:
+    _check_ending(arguments.output, ".html")
+    run = load_trained_run(arguments.name, arguments.checkpoint)
+    from common.analysis.surprisal import measure_surprisal
+    from common.analysis.surprisal_page import most_surprising, summary, surprisal_page
+
+    tokens, title = _read_tokens(arguments.text, run)
+    tokenizer = run.data.tokenizer
+    found = measure_surprisal(
+        run.model,
+        tokens,
+        token_bytes=tokenizer.token_bytes,
+        context_length=arguments.context_length or run.config.context_length,
+    )
+    page = surprisal_page(found, tokenizer, f"{title} as {_title(run)} reads it")
+    for fact, value in summary(found).items():
+        print(f"{fact:28}{value}")
+    print(f"\n{most_surprising(found, tokenizer)}\n")
+    _write(page, arguments.output or _default(run, f"surprisal_{Path(title).stem}.html"))
+
+
+def _read_tokens(text: str, run: TrainedRun) -> tuple[Tokens, str]:
+    """(tokens, what to call them); a file as evaluate.py --data reads it."""
+    import numpy as np
+
+    from common.data.texts import read_texts
+
+    if text != "-":
+        (tokens,) = read_texts([Path(text)], run.data.tokenizer).values()
+        return tokens, Path(text).name or text
+    try:
+        content = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input is not UTF-8 text (byte {error.start})") from error
+    return run.data.tokenizer.encode(content).astype(np.uint32), "standard input"
+
+
+def _attention(arguments: argparse.Namespace) -> None:
+    _check_ending(arguments.output, ".html", ".png")
+    run = load_trained_run(arguments.name, arguments.checkpoint)
+    import torch
+
+    from common.analysis.attention import attention_maps
+    from common.analysis.attention_page import attention_page, plot_attention, statistics_table
+    from common.analysis.tokens import label, vocabulary_texts
+
+    ids = run.data.tokenizer.encode(arguments.prompt).tolist()
+    words = vocabulary_texts(run.data.tokenizer)
+    labels = [label(words[i], i) for i in ids]
+    maps = attention_maps(run.model, torch.tensor([ids], dtype=torch.int64))
+    output = arguments.output or _default(run, "attention.html")
+    title = f"attention of {_title(run)}"
+    if output.suffix == ".png":
+        _write(plot_attention(maps, labels, title), output)
+    else:
+        _write(attention_page(maps, labels, title), output)
+    print(f"\n{statistics_table(maps)}")
+
+
+def _embeddings(arguments: argparse.Namespace) -> None:
+    _check_ending(arguments.output, ".html", ".png")
+    run = load_trained_run(arguments.name, arguments.checkpoint)
+    from common.analysis.embeddings import embedding_table, project
+    from common.analysis.embeddings_page import embeddings_page, plot_embeddings
+    from common.analysis.tokens import label, vocabulary_texts
+
+    projection = project(embedding_table(run.model))
+    texts = vocabulary_texts(run.data.tokenizer)
+    labels = [label(text, index) for index, text in enumerate(texts)]
+    output = arguments.output or _default(run, "embeddings.html")
+    shown = (projection, texts, labels, _counts(run), f"token embeddings of {_title(run)}")
+    _write(plot_embeddings(*shown) if output.suffix == ".png" else embeddings_page(*shown), output)
+    first, second = projection.explained
+    print(f"variance    {first:.1%} along the first axis, {second:.1%} along the second")
+
+
+def _neighbors(arguments: argparse.Namespace) -> None:
+    run = load_trained_run(arguments.name, arguments.checkpoint)
+    from common.analysis.embeddings import embedding_table, neighbours
+    from common.analysis.tokens import label, vocabulary_texts
+
+    texts = vocabulary_texts(run.data.tokenizer)
+    ids = run.data.tokenizer.encode(arguments.token).tolist()
+    if len(ids) != 1:
+        pieces = " ".join(label(texts[i], i) for i in ids) or "none"
+        raise DataError(
+            f"{arguments.token!r} is {len(ids)} tokens: {pieces}",
+            "name one of them; a word in the middle of a text mostly begins with its space: ' the'",
+        )
+    order, cosines = neighbours(embedding_table(run.model), ids[0], arguments.top)
+    counts = _counts(run)
+    rows: list[list[object]] = [
+        [rank, label(texts[i], int(i)), int(i), float(cosine), int(counts[i])]
+        for rank, (i, cosine) in enumerate(zip(order, cosines, strict=True), start=1)
+    ]
+    print(format_rows(["rank", "token", "id", "cosine", "in_training"], rows, arguments.format))
+
+
+def _counts(run: TrainedRun) -> Counts:
+    """(vocab_size,) how often each token occurs in the training text."""
+    import numpy as np
+
+    size = run.data.tokenizer.vocab_size
+    counts = np.zeros(size, dtype=np.int64)
+    tokens = run.data.tokens("train")
+    for start in range(0, len(tokens), 2**24):  # bincount takes 8 bytes a token
+        counts += np.bincount(tokens[start : start + 2**24], minlength=size)
+    return counts
+
+
+def _title(run: TrainedRun) -> str:
+    return f"{run.name} ({run.checkpoint.name})"
+
+
+def _default(run: TrainedRun, name: str) -> Path:
+    return get_runs_dir() / run.name / "analysis" / name
+
+
+def _check_ending(path: Path | None, *endings: str) -> None:
+    """Before anything is computed: the ending decides what is written."""
+    if path is not None and path.suffix not in endings:
+        raise ConfigError(f"--output {path}: the name must end in {' or '.join(endings)}")
+
+
+def _write(shown: Page | Figure, path: Path) -> None:
+    from common.analysis.page import Page
+    from common.utils.files import atomic_path
+
+    if isinstance(shown, Page):
+        shown.write(path)
+    else:
+        with atomic_path(path) as temporary:
+            shown.savefig(temporary, dpi=150, format="png")
+    print(f"{'page' if isinstance(shown, Page) else 'picture':12}{display_path(path)}")
+
+
+if __name__ == "__main__":
+    main()
