@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from common.analysis.page import Page
-    from common.analysis.surprisal import Counts
     from common.data.prepare import Tokens
+    from common.training.prediction_metrics import Counts
 
 EXAMPLES = """examples:
   python tools/analyze.py surprisal --name exp_001 --text story.txt
@@ -26,6 +26,7 @@ EXAMPLES = """examples:
   python tools/analyze.py attention --name exp_001 --prompt "The fox met the owl. The fox" --output heads.png
   python tools/analyze.py embeddings --name exp_001
   python tools/analyze.py neighbors --name exp_001 --token " the"
+  python tools/analyze.py lit --name exp_001 --output exp_001_lit
 
 Pages are single HTML files that load nothing, in analysis/ of the run's folder unless --output says
 otherwise."""
@@ -72,6 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--token", required=True, metavar="TEXT", help="one token; words often begin with a space")
     add("--top", type=_positive, default=10, metavar="N", help="how many (default 10)")
     add("--format", choices=FORMATS, default="table", help="of what is printed (default table)")
+    add = action("lit", _lit, "a folder for Google's Learning Interpretability Tool")
+    add("--output", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    add("--text", metavar="FILE", help="as of surprisal (default: the validation text)")
+    add("--examples", type=_positive, default=100, metavar="N", help="pieces of text (100)")
     return parser
 
 
@@ -177,6 +182,29 @@ def _neighbors(arguments: argparse.Namespace) -> None:
         for rank, (i, cosine) in enumerate(zip(order, cosines, strict=True), start=1)
     ]
     print(format_rows(["rank", "token", "id", "cosine", "in_training"], rows, arguments.format))
+
+
+def _lit(arguments: argparse.Namespace) -> None:
+    run = load_trained_run(arguments.name, arguments.checkpoint)
+    from common.analysis.lit import write_lit_folder
+
+    tokens, text = run.data.tokens("val"), "the validation text"
+    if arguments.text is not None:
+        tokens, text = _read_tokens(arguments.text, run)
+    count, why_no_embedding = write_lit_folder(
+        arguments.output,
+        run.model,
+        run.data.tokenizer,
+        tokens,
+        context_length=run.config.context_length,
+        num_examples=arguments.examples,
+        title=f"{text} as {_title(run)} reads it",
+        about={"name": run.name, "checkpoint": run.checkpoint.name, "text": text},
+    )
+    if why_no_embedding:
+        print(f"note        the examples have no embedding: {why_no_embedding}")
+    print(f"examples    {count} in {display_path(arguments.output)}")
+    print(f"next        uv run {display_path(arguments.output / 'run_lit.py')}")
 
 
 def _counts(run: TrainedRun) -> Counts:
