@@ -33,7 +33,7 @@ def embedding_table(model: BaseLanguageModel) -> Floats:
             f"{type(model).__name__} has no `token_embedding` with one vector per token",
             "name it so in the model, as an nn.Embedding or a (vocab_size, hidden_size) parameter",
         )
-    return weight.detach().cpu().double().numpy()
+    return weight.detach().cpu().to(torch.float64, copy=True).numpy()
 
 
 def project(vectors: Floats) -> Projection:

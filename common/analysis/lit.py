@@ -45,7 +45,8 @@ script what it needs and makes an environment for it, on Python 3.10 to 3.12. Wi
 | `tokens.csv` | the same as a row per token, for a spreadsheet |
 | `about.json` | the experiment, its checkpoint, and how the examples were cut |
 
-In `tokens` a space is written as ␣, a line end as ↵ and a tab as ⇥.
+In `tokens` a space is written as ␣, a line end as ↵ and a tab as ⇥. The icons of the tool are letters of a
+font from the web: without a network their names are shown instead.
 """
 
 
