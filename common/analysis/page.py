@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ _STATIC = Path(__file__).parent / "static"
 class Page:
     """A notebook shows it in a frame of `height` pixels; `write` makes a file for any browser."""
 
-    html: str
+    html: str = field(repr=False)
     height: int = 480
 
     def write(self, path: Path) -> None:
