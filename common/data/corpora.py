@@ -1,4 +1,4 @@
-"""Named sources of text. Two of them need no network: the interpreter's own library and made-up stories.
+"""Named sources of text. Three need no network: the interpreter's own library, made-up stories and speeches.
 
 A corpus is a re-iterable stream of documents. Each document has a key that never changes, so that
 the split into train and val depends on the document alone, not on the order or the number of them.
@@ -16,6 +16,7 @@ from typing import Any
 from common.data.config import DataConfig
 from common.data.documents import Corpus, Document
 from common.data.nanogpt import is_nanogpt, nanogpt_documents
+from common.data.sources import GENERATED
 from common.data.text_files import TextFiles
 from common.errors import DataError, did_you_mean
 from common.utils.paths import get_datasets_dir
@@ -31,8 +32,8 @@ def open_corpus(config: DataConfig) -> Corpus:
         return _open_path(config.path, config.text_column)
     if config.dataset == "python_stdlib":
         return _python_stdlib()
-    if config.dataset == "stories":
-        return _stories(config.num_stories, config.seed)
+    if config.dataset in ("stories", "speeches"):
+        return _made_up(config.dataset, config.num_stories, config.seed)
     directory = get_datasets_dir() / config.dataset
     if not directory.is_dir() and config.hub is not None:
         from common.data.hf_utils import download_dataset
@@ -51,7 +52,7 @@ def _hint(name: str) -> str:
     directory = get_datasets_dir()
     found = directory.iterdir() if directory.is_dir() else ()
     folders = [p.name for p in found if p.is_dir() and not p.name.startswith(".")]
-    hint = did_you_mean(name, ["python_stdlib", "stories", *sorted(folders)])
+    hint = did_you_mean(name, [*GENERATED, *sorted(folders)])
     download = "download one with: python tools/download_hf_dataset.py --name OWNER/NAME"
     return f"{hint} Or {download}"
 
@@ -82,14 +83,17 @@ def _read_files(files: list[Path], root: Path) -> Iterator[Document]:
         yield Document(path.relative_to(root).as_posix(), text)
 
 
-def _stories(count: int, seed: int) -> Corpus:
+def _made_up(name: str, count: int, seed: int) -> Corpus:
+    from common.data.speeches import generate_speeches
     from common.data.stories import generate_stories
 
+    generate = generate_stories if name == "stories" else generate_speeches
+
     def documents() -> Iterator[Document]:
-        for index, (text, surprisal) in enumerate(generate_stories(count, seed)):
+        for index, (text, surprisal) in enumerate(generate(count, seed)):
             yield Document(str(index), text, surprisal=surprisal)
 
-    return Corpus("stories", {"grammar": 1, "stories": count, "seed": seed}, documents)
+    return Corpus(name, {"grammar": 1, name: count, "seed": seed}, documents)
 
 
 def _open_path(path: Path, text_column: str) -> Corpus:

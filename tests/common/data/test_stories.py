@@ -4,72 +4,23 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from fractions import Fraction
 
 import pytest
 
 from common.data import stories
 from common.data.stories import entropy_per_story, generate_stories
+from tests.grammar_parser import Parser
 
-RULES: dict[str, list[tuple[Fraction, str]]] = {
-    rule: [(Fraction(str(p)), template) for p, template in rows]
-    for rule, rows in stories._RULES.items()
-}
-WORDS = {rule: text.split("|") for rule, text in stories._WORDS.items()}
 MALE = {"Tom", "Ben", "Max", "Finn", "Otto"}
-
-
-def zipf(rule: str) -> list[tuple[Fraction, str]]:
-    total = sum(Fraction(1, rank) for rank in range(1, len(WORDS[rule]) + 1))
-    return [(Fraction(1, rank) / total, word) for rank, word in enumerate(WORDS[rule], start=1)]
-
-
-Derivation = tuple[int, Fraction, dict[str, str]]  # end of the text read, probability, memory
-
-
-def derivations(template: str, text: str, at: int, memory: dict[str, str]) -> Iterator[Derivation]:
-    """Every way in which `template` writes a part of `text` that begins at `at`."""
-    if not template:
-        yield at, Fraction(1), memory
-        return
-    if template[0] != "{":
-        literal = template.split("{", 1)[0]
-        if text.startswith(literal, at):
-            yield from derivations(template[len(literal) :], text, at + len(literal), memory)
-        return
-    field, rest = template[1:].split("}", 1)
-    heads: Iterator[Derivation]
-    if "=" in field:
-        word = memory[field.split("=")[1]]
-        if field.startswith("they"):
-            word = "he" if word in MALE else "she"
-        heads = iter([(at + len(word), Fraction(1), memory)] if text.startswith(word, at) else [])
-    else:
-        rule, _, variable = field.partition(":")
-        heads = expansions(rule, variable, text, at, memory)
-    for middle, probability, known in heads:
-        for end, more, last in derivations(rest, text, middle, known):
-            yield end, probability * more, last
-
-
-def expansions(
-    rule: str, variable: str, text: str, at: int, memory: dict[str, str]
-) -> Iterator[Derivation]:
-    if rule in WORDS:
-        for probability, word in zipf(rule):
-            if text.startswith(word, at):
-                yield at + len(word), probability, memory | ({variable: word} if variable else {})
-        return
-    for probability, template in RULES[rule]:
-        for end, rest, known in derivations(template, text, at, memory):
-            yield end, probability * rest, known
+PARSER = Parser(
+    stories._RULES, stories._WORDS, {"they": lambda word: "he" if word in MALE else "she"}
+)
+RULES, WORDS, zipf = PARSER.rules, PARSER.words, PARSER.zipf
 
 
 def probabilities(text: str) -> list[Fraction]:
-    """The probability of each derivation of the whole text."""
-    found = expansions("story", "", text, 0, {})
-    return [probability for end, probability, _ in found if end == len(text)]
+    return PARSER.probabilities("story", text)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -93,7 +44,7 @@ def test_the_parser_of_this_test_does_reject_and_does_see_ambiguity() -> None:
     assert probabilities(text.replace(text.split()[-1], "wrong.")) == []
     RULES["twice"] = [(Fraction(1, 2), "{weather}"), (Fraction(1, 2), "{weather}")]
     try:
-        assert len(list(expansions("twice", "", "warm", 0, {}))) == 2
+        assert len(list(PARSER.expansions("twice", "", "warm", 0, {}))) == 2
     finally:
         del RULES["twice"]
 

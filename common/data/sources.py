@@ -1,0 +1,45 @@
+"""Whether the text that a configuration asks for is on this machine, told before anything heavy is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from common.data.config import DataConfig
+from common.errors import DataError, did_you_mean
+from common.utils.paths import display_path, get_datasets_dir
+
+GENERATED = ("python_stdlib", "stories", "speeches")  # on every machine, without the network
+
+
+def check_source(config: DataConfig, needed_by: str, way: str) -> None:
+    """Raises DataError, with the `way` to get it, where the text of `config` is not on this machine.
+
+    It neither reads files nor asks the network. `needed_by` is who asks: `projects/baseline`.
+    """
+    for path in (*([config.path] if config.path else []), *config.more_validation):
+        if not path.exists():
+            raise DataError(
+                f"{needed_by} needs {path}: there is no file or folder", "check data.path"
+            )
+    if config.path is not None or config.dataset in GENERATED:
+        return
+    directory = get_datasets_dir() / config.dataset
+    if not _has_content(directory):
+        state = "is empty" if directory.exists() else "is not there"
+        raise DataError(
+            f"{needed_by} needs the dataset '{config.dataset}', and {display_path(directory)} {state}",
+            f"{way}; or another data.dataset: {did_you_mean(config.dataset, _others(config.dataset))}",
+        )
+
+
+def _has_content(directory: Path) -> bool:
+    """Whether it holds anything besides token files and hidden files."""
+    return directory.is_dir() and any(
+        path.name != "tokens" and not path.name.startswith(".") for path in directory.iterdir()
+    )
+
+
+def _others(dataset: str) -> list[str]:
+    directory = get_datasets_dir()
+    folders = sorted(directory.iterdir()) if directory.is_dir() else []
+    return [*GENERATED, *(p.name for p in folders if p.name != dataset and _has_content(p))]
