@@ -1,24 +1,29 @@
 """The command lines of every project: train.py, evaluate.py and sample.py say what is special, this does the rest.
 
-Arguments and configuration are checked before torch is imported: `--help` and a wrong key answer at
-once.
+`tools/cli.py` has the same commands over all projects; both parse with the parsers and run the functions
+that stand here. Arguments, configuration and the presence of the data are checked before torch is
+imported: `--help`, a wrong key and a missing text are told at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from common.config import dump_config, load_config
-from common.errors import ConfigError, ExperimentError, ResearchError, did_you_mean, exit_on_error
+from common.data.sources import check_source
+from common.errors import ConfigError, DataError, ResearchError, UsageError, exit_on_error
+from common.projects import Project, run_config
 from common.training.config import ExperimentConfig
-from common.utils.paths import get_runs_dir
+from common.utils.paths import display_path, get_datasets_dir
 
 if TYPE_CHECKING:
     from common.models.base import BaseLanguageModel
@@ -29,14 +34,37 @@ BuildModel = Callable[[C, int], "BaseLanguageModel"]  # (config, vocab_size) -> 
 
 def train_main(schema: type[C], build_model: BuildModel[C], script: str) -> None:
     """The whole of a project's train.py: parse, check, train, report."""
-    project = Path(script).resolve().parent
+    project = Project(Path(script).resolve().parent)
+    arguments = train_parser(f"python projects/{project.name}/train.py").parse_intermixed_args()
+    with exit_on_error():
+        train(project, schema, build_model, arguments)
+
+
+def evaluate_main(schema: type[C], build_model: BuildModel[C], script: str) -> None:
+    """The whole of a project's evaluate.py: judge a trained run on its validation text."""
+    project = Project(Path(script).resolve().parent)
+    arguments = evaluate_parser(f"python projects/{project.name}/evaluate.py").parse_args()
+    with exit_on_error():
+        evaluate(project, schema, build_model, arguments)
+
+
+def sample_main(schema: type[C], build_model: BuildModel[C], script: str) -> None:
+    """The whole of a project's sample.py: print text as a trained run writes it."""
+    project = Project(Path(script).resolve().parent)
+    arguments = sample_parser(f"python projects/{project.name}/sample.py").parse_args()
+    with exit_on_error():
+        sample(project, schema, build_model, arguments)
+
+
+def train_parser(command: str) -> argparse.ArgumentParser:
     parser = _parser(
-        f"Train {project.name}: prepares the text, trains, evaluates, samples, stores the experiment.",
+        command,
+        "Train: prepares the text, trains, evaluates, samples, stores the experiment.",
         f"""examples:
-  python projects/{project.name}/train.py --config configs/quickstart.yaml
-  python projects/{project.name}/train.py --config configs/quickstart.yaml --name exp_001 \\
+  {command} --config configs/quickstart.yaml
+  {command} --config configs/quickstart.yaml --name exp_001 \\
       training.max_steps=200 optimizer.lr=3e-4
-  python projects/{project.name}/train.py --name exp_001 --resume""",
+  {command} --name exp_001 --resume""",
     )
     parser.add_argument(
         "--config", metavar="FILE", help="YAML or TOML; looked up here, then in the project"
@@ -55,28 +83,37 @@ def train_main(schema: type[C], build_model: BuildModel[C], script: str) -> None
         "--print-config", action="store_true", help="show the resolved configuration and stop"
     )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="changes to it")
-    arguments = parser.parse_intermixed_args()
-    with exit_on_error():
-        with _told_by_first_process():
-            config = load_config(
-                _config_path(arguments, project), schema, arguments.overrides, [project]
-            )
-        if arguments.print_config:
-            print(dump_config(config), end="")
-            return
-        from common.training.experiment import train_experiment
+    return parser
 
-        stem = Path(arguments.config).stem if arguments.config else project.name
-        train_experiment(
-            config,
-            build_model,
-            project=project.name,
-            name=arguments.name,
-            prefix=stem,
-            tags=arguments.tag,
-            resume=arguments.resume or arguments.resume_anyway,
-            resume_anyway=arguments.resume_anyway,
-        )
+
+def train(
+    project: Project,
+    schema: type[C],
+    build_model: BuildModel[C],
+    arguments: argparse.Namespace,
+) -> None:
+    """Train what the arguments of `train_parser` ask for. Raises ResearchErrors."""
+    with _told_by_first_process():
+        path = _config_path(arguments, project)
+        config = load_config(path, schema, arguments.overrides, [project.directory])
+        if not arguments.print_config:
+            check_data(config, project, path, arguments.overrides)
+    if arguments.print_config:
+        print(dump_config(config), end="")
+        return
+    from common.training.experiment import train_experiment
+
+    stem = Path(arguments.config).stem if arguments.config else project.name
+    train_experiment(
+        config,
+        build_model,
+        project=project.name,
+        name=arguments.name,
+        prefix=stem,
+        tags=arguments.tag,
+        resume=arguments.resume or arguments.resume_anyway,
+        resume_anyway=arguments.resume_anyway,
+    )
 
 
 @contextmanager
@@ -91,36 +128,43 @@ def _told_by_first_process() -> Iterator[None]:
         sys.exit(2)
 
 
-def _config_path(arguments: argparse.Namespace, project: Path) -> Path:
+def _config_path(arguments: argparse.Namespace, project: Project) -> Path:
     if arguments.config:
         return Path(arguments.config)
     if (arguments.resume or arguments.resume_anyway) and arguments.name:
-        return _run_config(arguments.name)
-    found = sorted((project / "configs").glob("*"))
-    choices = ", ".join(f"configs/{path.name}" for path in found)
+        return run_config(arguments.name)
+    choices = ", ".join(f"configs/{path.name}" for path in project.configs)
     raise ConfigError("--config is missing", f"this project has {choices}")
 
 
-def _run_config(name: str) -> Path:
-    path = get_runs_dir() / name / "config.yaml"
-    if not path.is_file():
-        runs = get_runs_dir()
-        names = sorted(p.name for p in runs.iterdir() if p.is_dir()) if runs.is_dir() else []
-        hint = did_you_mean(name, names) if names else "train one first"
-        raise ExperimentError(f"there is no run '{name}' in {runs}", hint)
-    return path
+def check_data(
+    config: ExperimentConfig, project: Project, path: Path, overrides: list[str] | None = None
+) -> None:
+    """Raises DataError, with the way to get it, where the text is not on this machine.
+
+    A text that is here is tokenized when it is first used. One that is not is never waited for: only
+    `cli prepare` asks the network.
+    """
+    needed_by = f"projects/{project.name}"
+    if config.data.hub is not None:
+        command = ["cli", "prepare", project.name, "--config", str(path), *(overrides or [])]
+        way = f"download it with: {shlex.join(command)}"
+    else:
+        folder = display_path(get_datasets_dir() / config.data.dataset)
+        example = f"put UTF-8 text there, for example {folder}/{config.data.dataset}.txt"
+        way = f"{example}; {needed_by}/README.md says more"
+    check_source(config.data, needed_by, way)
 
 
-def evaluate_main(schema: type[C], build_model: BuildModel[C], script: str) -> None:
-    """The whole of a project's evaluate.py: judge a trained run on its validation text."""
-    project = Path(script).resolve().parent.name
+def evaluate_parser(command: str) -> argparse.ArgumentParser:
     parser = _parser(
+        command,
         "Evaluate a trained run on its whole validation split, and on other texts.",
         f"""examples:
-  python projects/{project}/evaluate.py --name exp_001
-  python projects/{project}/evaluate.py --name exp_001 --checkpoint last --split train
-  python projects/{project}/evaluate.py --name exp_001 --full-report
-  python projects/{project}/evaluate.py --name exp_001 --data other.txt more/
+  {command} exp_001
+  {command} --name exp_001 --checkpoint last --split train
+  {command} exp_001 --full-report
+  {command} exp_001 --data other.txt more/
 
 Texts in other tokens or words are compared by their bits per byte.""",
     )
@@ -141,59 +185,129 @@ Texts in other tokens or words are compared by their bits per byte.""",
         help="also accuracy, calibration, loss by position and repetition of samples, "
         "written to report.json and report.png in the run's folder",
     )
-    arguments = parser.parse_args()
-    with exit_on_error():
-        config = load_config(_run_config(arguments.name), schema)
-        run = (config, build_model, arguments.name, arguments.checkpoint, arguments.split)
-        if arguments.data or arguments.full_report:
-            from common.training.evaluation_report import judge_run
-
-            judge_run(*run, texts=arguments.data, full_report=arguments.full_report)
-        else:
-            from common.training.experiment import evaluate_run
-
-            evaluate_run(*run)
+    return parser
 
 
-def sample_main(schema: type[C], build_model: BuildModel[C], script: str) -> None:
-    """The whole of a project's sample.py: print text as a trained run writes it."""
-    project = Path(script).resolve().parent.name
+def evaluate(
+    project: Project,
+    schema: type[C],
+    build_model: BuildModel[C],
+    arguments: argparse.Namespace,
+) -> None:
+    """Judge what the arguments of `evaluate_parser` ask for. Raises ResearchErrors."""
+    config, name = _trained(project, schema, arguments)
+    run = (config, build_model, name, arguments.checkpoint, arguments.split)
+    if arguments.data or arguments.full_report:
+        from common.training.evaluation_report import judge_run
+
+        judge_run(*run, texts=arguments.data, full_report=arguments.full_report)
+    else:
+        from common.training.experiment import evaluate_run
+
+        evaluate_run(*run)
+
+
+def sample_parser(command: str) -> argparse.ArgumentParser:
     parser = _parser(
+        command,
         "Let a trained run write, token by token.",
         f"""examples:
-  python projects/{project}/sample.py --name exp_001 --prompt "def " --max-new-tokens 200
-  python projects/{project}/sample.py --name exp_001 --temperature 0 --num-samples 3""",
+  {command} exp_001 --prompt "def " --max-new-tokens 200
+  {command} --name exp_001 --temperature 0 --num-samples 3
+  {command} exp_001 --prompt-file opening.txt --stop "THE END"
+  echo "Once upon a time" | {command} exp_001
+  {command} exp_001 --interactive --stop $'\\n'
+
+A file and standard input are UTF-8; one line end at their end is left out.""",
     )
     _add_run_arguments(parser)
-    parser.add_argument("--prompt", default="", help="text to continue (default: a new document)")
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help="text to continue; - reads standard input, as does a pipe (default: a new document)",
+    )
+    prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="continue its text")
+    parser.add_argument(
+        "--interactive",
+        action="store_true",
+        help="continue every line that you type, after all that was written before it; "
+        "/reset forgets that, Ctrl-D ends",
+    )
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end a sample before this text; repeatable",
+    )
     parser.add_argument("--max-new-tokens", type=int, default=200, metavar="N")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default 0.8)")
     parser.add_argument("--top-k", type=int, metavar="K")
     parser.add_argument("--top-p", type=float, metavar="P")
     parser.add_argument("--num-samples", type=int, default=1, metavar="N")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
-    arguments = parser.parse_args()
-    with exit_on_error():
-        config = load_config(_run_config(arguments.name), schema)
-        from common.training.experiment import sample_run
+    return parser
 
-        options: dict[str, Any] = {
-            key: getattr(arguments, key)
-            for key in ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
-        }
-        sample_run(
-            config,
-            build_model,
-            arguments.name,
-            arguments.checkpoint,
-            prompt=arguments.prompt,
-            num_samples=arguments.num_samples,
-            **options,
-        )
+
+def sample(
+    project: Project,
+    schema: type[C],
+    build_model: BuildModel[C],
+    arguments: argparse.Namespace,
+) -> None:
+    """Write what the arguments of `sample_parser` ask for. Raises ResearchErrors."""
+    if "" in arguments.stop:
+        raise UsageError("--stop takes a text, not an empty one")
+    if arguments.num_samples < 1:
+        raise UsageError(f"--num-samples must be at least 1, got {arguments.num_samples}")
+    if arguments.interactive and (arguments.prompt == "-" or arguments.num_samples > 1):
+        raise UsageError("--interactive goes without --num-samples and --prompt -")
+    config, name = _trained(project, schema, arguments)
+    prompt = _read_prompt(arguments)
+    from common.training.generation import converse, sample_run
+
+    options: dict[str, Any] = {
+        key: getattr(arguments, key)
+        for key in ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
+    }
+    run = (config, build_model, name, arguments.checkpoint)
+    if arguments.interactive:
+        converse(*run, prompt=prompt, **options)
+    else:
+        sample_run(*run, prompt=prompt, num_samples=arguments.num_samples, **options)
+
+
+def _read_prompt(arguments: argparse.Namespace) -> str:
+    if arguments.prompt_file is not None:
+        return _decode(arguments.prompt_file.read_bytes(), str(arguments.prompt_file))
+    if arguments.prompt == "-" or (
+        arguments.prompt is None and not arguments.interactive and _is_piped()
+    ):
+        return _decode(sys.stdin.buffer.read(), "standard input")
+    return arguments.prompt or ""
+
+
+def _is_piped() -> bool:
+    """Whether someone gave us a text by `... | sample` or `sample < FILE`; not in a job without input."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError, AttributeError):  # closed, or not there at all
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def _decode(content: bytes, source: str) -> str:
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{source} is not UTF-8 text (byte {error.start})") from error
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--name", required=True, help="the experiment")
+    parser.add_argument("run", nargs="?", metavar="NAME", help="the experiment")
+    parser.add_argument("--name", help="the same, as an option")
     parser.add_argument(
         "--checkpoint",
         default="best",
@@ -201,8 +315,34 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _parser(description: str, examples: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
+def run_name(arguments: argparse.Namespace) -> str:
+    """The experiment that is named in either way. Raises UsageError for none and for two."""
+    names = {name for name in (arguments.run, arguments.name) if name is not None}
+    if len(names) != 1:
+        raise UsageError("name one experiment, as NAME or as --name NAME")
+    return str(names.pop())
+
+
+def _trained(project: Project, schema: type[C], arguments: argparse.Namespace) -> tuple[C, str]:
+    """(configuration, name) of the run that is named; its text, which gave the tokens, is there."""
+    name = run_name(arguments)
+    path = run_config(name)
+    config = load_config(path, schema)
+    check_data(config, project, path)
+    return config, name
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line, as every command here does."""
+
+    def error(self, message: str) -> NoReturn:
+        with exit_on_error():
+            raise UsageError(message, f"{self.prog} --help")
+
+
+def _parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:
+    return _Parser(
+        prog=command,
         description=description,
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,

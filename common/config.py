@@ -3,6 +3,8 @@
 Later wins: defaults in code < the files named by `extends`, in order < the file < the command line.
 OmegaConf merges and interpolates (`${optimizer.lr}`), Pydantic checks. A mistake becomes a
 ConfigError with one line per problem: the key, the file or argument it came from, the fix.
+
+YAML and TOML say the same, and each can extend the other. TOML has no null: write "${oc.decode:null}".
 """
 
 from __future__ import annotations
@@ -121,7 +123,7 @@ def _read_yaml(path: Path) -> DictConfig:
 
 
 def _read_toml(path: Path) -> DictConfig:
-    return omegaconf.OmegaConf.create(tomllib.loads(path.read_text(encoding="utf-8")))
+    return omegaconf.OmegaConf.create(tomllib.loads(path.read_text(encoding="utf-8-sig")))
 
 
 _READERS = {".yaml": _read_yaml, ".yml": _read_yaml, ".toml": _read_toml}

@@ -33,6 +33,10 @@ class ResearchError(Exception):
         self.hint = hint
 
 
+class UsageError(ResearchError):
+    code = "usage"
+
+
 class ConfigError(ResearchError):
     code = "config"
 

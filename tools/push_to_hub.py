@@ -64,11 +64,11 @@ def main() -> None:
 
 
 def export(arguments: argparse.Namespace, folder: Path) -> Path:
-    config, train = find_run(arguments.name)
+    config, build_model = find_run(arguments.name)
     from common.training.hub_export import export_run
 
     return export_run(
-        config, train.build_model, arguments.name, arguments.checkpoint, folder, arguments.repo
+        config, build_model, arguments.name, arguments.checkpoint, folder, arguments.repo
     )
 
 

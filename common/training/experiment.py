@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -324,34 +324,3 @@ def evaluate_run(
     floor = data.floor_bits_per_byte if split == "val" else None
     print(_describe(metrics, floor).replace("validation", f"{split:10}"))
     return metrics
-
-
-def sample_run(
-    config: C,
-    build_model: BuildModel[C],
-    name: str,
-    which: str,
-    *,
-    prompt: str,
-    num_samples: int,
-    seed: int,
-    **options: Any,
-) -> None:
-    """Print `num_samples` continuations as they are drawn, with seeds `seed`, `seed + 1`, ..."""
-    model, data, _ = load_run(config, build_model, name, which)
-    tokenizer = data.tokenizer
-    ids = [int(i) for i in tokenizer.encode(prompt)] or [tokenizer.end_of_text]
-    for number in range(num_samples):
-        if num_samples > 1:
-            print(f"--- sample {number + 1} (seed {seed + number}) ---")
-        written: list[int] = list(ids)
-        shown = ""
-        for token in model.stream(torch.tensor([ids]), seed=seed + number, **options):
-            if int(token) == tokenizer.end_of_text:
-                break
-            written.append(int(token))
-            text = tokenizer.decode(written)
-            if not text.endswith("\ufffd"):  # a character of several tokens is shown once whole
-                print(text[len(shown) :], end="", flush=True)
-                shown = text
-        print(tokenizer.decode(written)[len(shown) :])

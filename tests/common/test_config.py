@@ -100,6 +100,43 @@ def test_toml_and_yaml_give_equal_configurations(tmp_path: Path) -> None:
     assert load_config(yaml, Settings) == load_config(toml, Settings)
 
 
+def test_toml_and_yaml_extend_one_another_and_take_the_same_overrides(tmp_path: Path) -> None:
+    write(tmp_path, "base.yaml", "name: base\nlabel: base\noptimizer: {lr: 0.5, min_lr: 0.1}\n")
+    middle = """extends = "base.yaml"  # a comment
+label = "${oc.decode:null}"
+prompts = ["a", "b"]
+optimizer.min_lr = "${optimizer.lr}"
+"""
+    toml = write(tmp_path, "middle.toml", middle)
+    last = write(tmp_path, "last.yaml", "extends: middle.toml\nsteps: 7\n")
+    for path, steps in ((toml, 10), (last, 7)):
+        config = load_config(path, Settings, ["optimizer.lr=3e-4", "fast=true"])
+        assert (config.name, config.label, config.prompts) == ("base", None, ("a", "b"))
+        assert (config.steps, config.fast) == (steps, True)
+        assert config.optimizer == Optimizer(lr=3e-4, min_lr=3e-4)
+        again = write(tmp_path, "again.yaml", dump_config(config))
+        assert load_config(again, Settings) == config
+
+
+def test_toml_from_an_editor_that_marks_its_utf8_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_bytes(b'\xef\xbb\xbfname = "x"\n')
+    assert load_config(tmp_path / "a.toml", Settings).name == "x"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[optimizer]\nlrr = 1\n", "unknown key 'optimizer.lrr'; did you mean 'lr'?"),
+        ("[optimizer]\nlr = true\n", "optimizer.lr: expected a number, got true"),
+        ("steps = 1\nsteps = 2\n", "line 2"),
+    ],
+)
+def test_a_mistake_in_toml_is_told_as_one_in_yaml(tmp_path: Path, text: str, reason: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, "a.toml", text), Settings)
+    assert reason in caught.value.message and "a.toml" in caught.value.message
+
+
 @pytest.mark.parametrize("written", ["3e-4", "3E-4", "0.0003", "3.0e-4", ".0003"])
 def test_numbers_in_scientific_notation_are_numbers(tmp_path: Path, written: str) -> None:
     assert load(tmp_path, f"optimizer: {{lr: {written}}}\n").optimizer.lr == 0.0003
