@@ -15,7 +15,11 @@ from common.utils import query_experiments
 from common.utils.paths import REPOSITORY_ROOT
 
 CONFIGS = [path for project in find_projects() for path in project.configs]
-OWN_TEXT = {"shakespeare": "shakespeare", "bundestag_char": "bundestag"}
+OWN_TEXT = {
+    "shakespeare": "shakespeare",
+    "bundestag_char": "bundestag",
+    "bundestag_tiktoken": "bundestag",
+}
 SMALL = (
     *("model.num_layers=1", "model.hidden_size=16", "model.num_heads=2", "model.context_length=16"),
     *(

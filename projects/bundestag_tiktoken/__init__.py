@@ -1,0 +1,1 @@
+"""German parliamentary speeches in GPT-2's tokens."""
