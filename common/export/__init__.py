@@ -1,0 +1,7 @@
+"""Models in the formats of other programs, and smaller: GGUF, ONNX, quantised, pruned.
+
+gguf.py      a file for llama.cpp and what is built on it
+onnx.py      a graph for ONNX Runtime and what is built on it
+quantize.py  int8 and int4 weights
+prune.py     fewer weights: by magnitude, by head, by neuron
+"""

@@ -1,0 +1,70 @@
+"""Which published architecture a Decoder is, so that other programs can compute it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from common.errors import ModelError
+from common.models.base import BaseLanguageModel
+from common.models.config import DecoderConfig
+from common.models.decoder import Decoder
+
+Family = Literal["gpt2", "llama", "qwen2", "qwen3"]
+
+# What GPT-2 (Radford et al. 2019), and Llama (Touvron et al. 2023) with the Qwens, have fixed.
+_GPT2: dict[str, Any] = {
+    "mixer": "attention",
+    "positions": "learned",
+    "norm": "layernorm",
+    "feedforward": "mlp",
+    "activation": "gelu_tanh",
+    "qk_norm": False,
+}
+_LLAMA: dict[str, Any] = {
+    "mixer": "attention",
+    "positions": "rope",
+    "norm": "rmsnorm",
+    "feedforward": "swiglu",
+}
+# Options that are numbers in the file, or that a model out of training no longer has.
+_FREE = {
+    *("preset", "context_length", "num_layers", "hidden_size", "num_heads", "num_kv_heads"),
+    *("rope_theta", "intermediate_size", "tie_embeddings", "dropout", "bias"),
+}
+
+
+def family_of(model: BaseLanguageModel) -> Family:
+    """The family whose formulas are exactly those of `model`. Raises ModelError with the reason."""
+    if not isinstance(model, Decoder):
+        raise _refusal(f"a {type(model).__name__} is no Decoder")
+    config = model.config
+    fixed = _GPT2 if config.positions == "learned" else _LLAMA
+    for option, value in fixed.items():
+        if getattr(config, option) != value:
+            raise _refusal(f"{option}={getattr(config, option)} is in none of them")
+    _check_unknown_options(config, known={*fixed, *_FREE, "activation", "qk_norm"})
+    attention: Any = model.blocks[0].mixer
+    if fixed is _GPT2:
+        if attention.num_kv_heads != attention.num_heads:
+            raise _refusal("GPT-2 has no grouped-query attention (num_kv_heads)")
+        return "gpt2"
+    if attention.output.bias is not None:
+        raise _refusal("with RMSNorm and SwiGLU, none has biases everywhere (bias=true)")
+    biased = attention.query_key_value.bias is not None
+    if biased and config.qk_norm:
+        raise _refusal("none has both qk_norm and biases of queries and keys")
+    return "qwen2" if biased else "qwen3" if config.qk_norm else "llama"
+
+
+def _check_unknown_options(config: DecoderConfig, known: set[str]) -> None:
+    """An option that this file has not heard of must not be lost without a word."""
+    for name, field in DecoderConfig.model_fields.items():
+        if name not in known and getattr(config, name) != field.default:
+            raise _refusal(f"{name}={getattr(config, name)} is not known here")
+
+
+def _refusal(reason: str) -> ModelError:
+    return ModelError(
+        f"this model is of no family that can be exported: {reason}",
+        "GPT-2, Llama, Qwen2 and Qwen3 can be, as the presets make them; ONNX can hold any model",
+    )
