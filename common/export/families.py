@@ -29,7 +29,8 @@ _LLAMA: dict[str, Any] = {
 # Options that are numbers in the file, or that a model out of training no longer has.
 _FREE = {
     *("preset", "context_length", "num_layers", "hidden_size", "num_heads", "num_kv_heads"),
-    *("rope_theta", "intermediate_size", "tie_embeddings", "dropout", "bias"),
+    *("rope_theta", "intermediate_size", "tie_embeddings", "dropout", "bias", "qkv_bias"),
+    *("head_size", "norm_eps"),
 }
 
 
@@ -42,18 +43,23 @@ def family_of(model: BaseLanguageModel) -> Family:
     for option, value in fixed.items():
         if getattr(config, option) != value:
             raise _refusal(f"{option}={getattr(config, option)} is in none of them")
-    _check_unknown_options(config, known={*fixed, *_FREE, "activation", "qk_norm"})
+    _check_unknown_options(config, known={*fixed, *_FREE, "activation", "qk_norm", "rope_scaling"})
     attention: Any = model.blocks[0].mixer
     if fixed is _GPT2:
         if attention.num_kv_heads != attention.num_heads:
             raise _refusal("GPT-2 has no grouped-query attention (num_kv_heads)")
+        if attention.num_heads * attention.head_size != config.hidden_size:
+            raise _refusal("the heads of GPT-2 are as wide as its hidden_size together")
         return "gpt2"
     if attention.output.bias is not None:
         raise _refusal("with RMSNorm and SwiGLU, none has biases everywhere (bias=true)")
     biased = attention.query_key_value.bias is not None
     if biased and config.qk_norm:
         raise _refusal("none has both qk_norm and biases of queries and keys")
-    return "qwen2" if biased else "qwen3" if config.qk_norm else "llama"
+    family: Family = "qwen2" if biased else "qwen3" if config.qk_norm else "llama"
+    if config.rope_scaling is not None and family != "llama":
+        raise _refusal("of them only Llama has a rope_scaling")
+    return family
 
 
 def _check_unknown_options(config: DecoderConfig, known: set[str]) -> None:

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from common.export.families import Family
+from common.models.config import DecoderConfig
 from common.models.decoder import Decoder
+from common.models.mixers.attention import rope_frequencies
 
 
 def gguf_tensors(model: Decoder, family: Family) -> Iterator[tuple[str, torch.Tensor]]:
@@ -20,6 +22,8 @@ def gguf_tensors(model: Decoder, family: Family) -> Iterator[tuple[str, torch.Te
     yield "token_embd.weight", model.token_embedding.weight
     if model.position_embedding is not None:
         yield "position_embd.weight", model.position_embedding.weight
+    if model.config.rope_scaling is not None:
+        yield "rope_freqs.weight", _rope_divisors(model.config)
     for index, block in enumerate(model.blocks):
         for name, tensor in _block_tensors(block, family):
             yield f"blk.{index}.{name}", tensor
@@ -44,6 +48,14 @@ def _block_tensors(block: Any, family: Family) -> Iterator[tuple[str, torch.Tens
         yield from _affine("ffn_gate", feedforward.gate, family)
     yield from _affine("ffn_up", feedforward.input, family)
     yield from _affine("ffn_down", feedforward.output, family)
+
+
+def _rope_divisors(config: DecoderConfig) -> torch.Tensor:
+    """(head size / 2,) float32: what the frequencies of plain RoPE are divided by."""
+    plain = rope_frequencies(config.size_of_heads, config.rope_theta, None)
+    return (
+        plain / rope_frequencies(config.size_of_heads, config.rope_theta, config.rope_scaling)
+    ).float()
 
 
 def _affine(

@@ -15,7 +15,14 @@ CONTEXT_LENGTH = 48
 FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": {"preset": "gpt2"},
     "llama": {"preset": "llama", "num_kv_heads": 2, "rope_theta": 500.0},
-    "qwen3": {"preset": "llama", "qk_norm": True, "num_kv_heads": 2, "tie_embeddings": True},
+    # Stretched as Llama 3.1 is, so that within the context some pairs are turned more slowly.
+    "llama3": {
+        "preset": "llama",
+        "num_kv_heads": 2,
+        "rope_scaling": {"factor": 4.0, "original_context_length": 16},
+    },
+    "qwen2": {"preset": "qwen2", "num_kv_heads": 2, "tie_embeddings": True, "norm_eps": 1e-5},
+    "qwen3": {"preset": "qwen3", "num_kv_heads": 2, "head_size": 24},
 }
 
 
