@@ -1,0 +1,139 @@
+"""ONNX files: the forward pass of any model, as a graph that ONNX Runtime and others compute.
+
+The graph takes `input_ids` (batch, time) int64 and gives `logits` (batch, time, vocab_size) float32,
+for any batch and any time up to the model's context. It has no cache: each new token of a text costs
+a pass over all of it. Written with PyTorch's exporter through `torch.export`.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.errors import MissingPackageError, ModelError
+from common.models.base import BaseLanguageModel
+from common.utils.files import atomic_path
+
+_MAX_BYTES = 2**31  # of a protocol buffer, which an ONNX file is
+
+
+class _Logits(nn.Module):
+    """What is exported: a function of tensors to a tensor."""
+
+    def __init__(self, model: BaseLanguageModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(batch, time) int64 -> (batch, time, vocab_size)"""
+        logits: torch.Tensor = self.model(input_ids)["logits"]
+        return logits
+
+
+def export_onnx(
+    model: BaseLanguageModel, path: Path, metadata: Mapping[str, object] | None = None
+) -> Path:
+    """Write the forward pass of `model` to the file `path`, which appears once it is whole.
+
+    Args:
+        metadata: what else the file is to say, as text, beside the vocabulary size and the context.
+    Raises ModelError where the model cannot be written as a graph, MissingPackageError without the
+    packages `onnx` and `onnxscript`.
+    """
+    onnx = _package()
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    if size >= _MAX_BYTES:
+        raise ModelError(
+            f"an ONNX file holds at most 2 GiB, this model has {size / 2**30:.1f}",
+            "export it with --format gguf or --format hub",
+        )
+    graph = _trace(model)
+    facts: dict[str, object] = {"vocab_size": model.vocab_size, **(metadata or {})}
+    if model.context_limit is not None:
+        facts["context_length"] = model.context_limit
+    graph.metadata_props.update({key: str(value) for key, value in facts.items()})
+    with atomic_path(path) as temporary:
+        onnx.save(_as_proto(graph), temporary)
+        onnx.checker.check_model(temporary)
+    return path
+
+
+def _package() -> Any:
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  # PyTorch's exporter needs it
+    except ImportError as error:
+        raise MissingPackageError(
+            f"exporting to ONNX needs the package '{error.name}'",
+            'install it: uv pip install -e ".[export]"',
+        ) from error
+    return onnx
+
+
+def _trace(model: BaseLanguageModel) -> Any:
+    """The graph as an `onnx_ir.Model`."""
+    # Neither 1, which is taken for a constant, nor two alike, which are taken for one variable.
+    example = torch.zeros(2, min(3, model.context_limit or 3), dtype=torch.int64)
+    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    was_training = model.training
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                _Logits(model).eval(),
+                (example.to(model.device),),
+                dynamo=True,
+                dynamic_shapes={"input_ids": dynamic},
+                input_names=["input_ids"],
+                output_names=["logits"],
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        raise ModelError(f"this model cannot be written as a graph: {reason}") from error
+    finally:
+        model.train(was_training)
+    assert program is not None  # only the older exporter returns nothing
+    return program.model
+
+
+def _as_proto(graph: Any) -> Any:
+    """The protocol buffer, without the exporter's notes and with free sizes.
+
+    The notes hold lines and paths of the code that the model came from. Of an LSTM the exporter
+    writes down the time of the example as the only one, though the graph computes any.
+    """
+    import onnx_ir
+
+    for node in graph.graph.all_nodes():
+        node.metadata_props.clear()
+    proto = onnx_ir.to_proto(graph)
+    del proto.graph.value_info[:]
+    for value in (*proto.graph.input, *proto.graph.output):
+        for dimension, name in zip(
+            value.type.tensor_type.shape.dim, ("batch", "time"), strict=False
+        ):
+            dimension.dim_param = name
+    return proto
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter says of PyTorch's own deprecations and of torchvision."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
