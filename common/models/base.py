@@ -49,6 +49,8 @@ class BaseLanguageModel(nn.Module):
     # al. 2016, "Training Deep Nets with Sublinear Memory Cost"); for models that say they can.
     activation_checkpointing = False
     supports_activation_checkpointing = False
+    # How its matrices are quantised (common/export/quantize.py); saved with every checkpoint.
+    quantization: dict[str, Any] | None = None
 
     def __init__(self, vocab_size: int, **kwargs: Any) -> None:
         super().__init__()

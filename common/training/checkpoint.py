@@ -76,11 +76,12 @@ def save_model(model: BaseLanguageModel, path: Path, state: Mapping[str, Any]) -
 def identity_of(model: BaseLanguageModel) -> dict[str, Any]:
     """What `load_model` needs to build the model again."""
     kind = sharded.class_of(model)
-    return {
+    identity = {
         "class": f"{kind.__module__}.{kind.__qualname__}",
         "vocab_size": model.vocab_size,
         "arguments": model.arguments,
     }
+    return identity | ({"quantization": model.quantization} if model.quantization else {})
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -283,7 +284,14 @@ def load_model(target: M | type[M], path: str | Path, device: str | torch.device
 
 
 def fill_model(model: BaseLanguageModel, saved: Checkpoint) -> None:
-    """Give `model`, or the parts of it that this process has, the weights of a checkpoint."""
+    """Give `model`, or the parts of it that this process has, the weights of a checkpoint.
+
+    A model whose checkpoint is quantised becomes so.
+    """
+    if quantization := saved.state["model"].get("quantization"):
+        from common.export.quantize import quantize_as_saved
+
+        quantize_as_saved(model, quantization)
     weights = weights_of(model)
     if any(map(sharded.is_part, weights.values())) or not _is_whole(saved.path):
         sharded.read_weights(saved.path, weights, other=_is_training_tensor)
