@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from common.errors import MissingPackageError, ModelError
+from common.export.config import GGUFDtype
 from common.export.families import Family, family_of
 from common.export.gguf_tensors import gguf_tensors
 from common.export.gguf_vocabulary import SavedTokenizer, Vocabulary, vocabulary_of
@@ -26,7 +27,6 @@ from common.utils.files import atomic_path
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-GGUFDtype = Literal["f32", "f16", "bf16", "q8_0"]
 # The names of `gguf` for a matrix's type and for what such a file is called as a whole.
 DTYPES: dict[GGUFDtype, tuple[str, str]] = {
     "f32": ("F32", "ALL_F32"),

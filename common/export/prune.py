@@ -17,11 +17,21 @@ import torch
 from torch import nn
 
 from common.errors import ModelError
+from common.export.config import Pruning
 from common.models.base import BaseLanguageModel
 from common.models.decoder import Decoder
 from common.models.feedforward import SwiGLU
 
 M = TypeVar("M", bound=BaseLanguageModel)
+
+
+def prune(model: BaseLanguageModel, how: Pruning) -> BaseLanguageModel:
+    """The pruned copy of `model`, which is not changed. Raises ModelError where it has no such part."""
+    if how.kind == "heads":
+        return prune_heads(model, how.share)
+    if how.kind == "neurons":
+        return prune_neurons(model, how.share)
+    return prune_weights(model, how.share, "layer" if how.kind == "magnitude" else "global")
 
 
 def prune_weights(model: M, share: float, scope: Literal["layer", "global"] = "layer") -> M:

@@ -8,44 +8,27 @@ Efficient Integer-Arithmetic-Only Inference", section 2.1; Dettmers et al. 2022,
 is fitted to data: it is the baseline that Frantar et al. 2022, "GPTQ", call RTN.
 
 `nn.Linear` becomes int8 or int4, `nn.Embedding` int8 in either case; biases, norms and what an LSTM
-has inside stay as they are. Activations are float32, except in a step of generation on a CPU that
-multiplies bfloat16: there PyTorch's kernel reads the small weights as they are.
+has inside stay as they are. Activations are float32, and the results those of the rounded weights. Only
+generation takes a shorter way (see models/twin.py): small matrices are dequantised once, and of large ones
+a CPU that multiplies bfloat16 reads the small weights as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from dataclasses import asdict
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.errors import ModelError
+from common.errors import ConfigError, ModelError
+from common.export.config import Quantization
 from common.models.base import BaseLanguageModel
+from common.models.twin import MIN_PACKED_WEIGHTS
 
-GROUP_SIZES = (32, 64, 128)
 _FEW_ROWS = 4  # up to which the kernels take less time than dequantising for a dense product
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """How a model is quantised; `group_size` counts only for int4."""
-
-    kind: Literal["int8", "int4"]
-    group_size: int = 32
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("int8", "int4"):
-            raise ModelError(f"no quantisation '{self.kind}'", "choose from: int8, int4")
-        if self.group_size not in GROUP_SIZES:
-            choices = ", ".join(map(str, GROUP_SIZES))
-            raise ModelError(f"no group size {self.group_size}", f"choose from: {choices}")
-
-    @property
-    def bits(self) -> int:
-        return 8 if self.kind == "int8" else 4
 
 
 def quantize(model: BaseLanguageModel, how: Quantization) -> None:
@@ -74,7 +57,7 @@ def quantize_as_saved(model: BaseLanguageModel, saved: Mapping[str, Any]) -> Non
         return
     try:
         how = Quantization(**saved)
-    except TypeError as error:
+    except (TypeError, ConfigError) as error:
         raise ModelError(f"no quantisation is described by {saved!r}") from error
     quantize(model, how)
 
@@ -130,7 +113,7 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("quantized", levels if how.bits == 8 else pack_int4(levels))
         self.register_buffer("scales", scales)
         self.bias = linear.bias
-        self._operands: list[torch.Tensor] = []  # of the kernels; twins of the model share them
+        self._kernels: list[KernelLinear] = []  # at most one, made for the first text
 
     @property
     def weight(self) -> torch.Tensor:
@@ -140,47 +123,70 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(..., in_features) -> (..., out_features)"""
-        if not self._kernel_fits(input):
-            return F.linear(input, self.weight, self.bias)
-        rows = input.reshape(-1, self.in_features).to(torch.bfloat16)
-        product = self._kernel(rows).to(input.dtype)
-        product = product.view(*input.shape[:-1], self.out_features)
-        return product if self.bias is None else product + self.bias
+        return F.linear(input, self.weight, self.bias)
 
-    def _kernel_fits(self, input: torch.Tensor) -> bool:
+    def make_twin(self) -> nn.Module:
+        """What generates in its place: the kernel on large matrices, else a dense copy."""
+        if not self._kernels and self._kernel_fits():
+            self._kernels.append(KernelLinear(self))
+        if self._kernels:
+            return self._kernels[0]
+        with torch.device("meta"):  # its own weight would be drawn for nothing
+            dense = nn.Linear(self.in_features, self.out_features, bias=False)
+        dense.weight, dense.bias = nn.Parameter(self.weight, requires_grad=False), self.bias
+        return dense
+
+    def _kernel_fits(self) -> bool:
         # PyTorch's own checks let other shapes through to a kernel that reads past their end.
         return (
-            input.numel() <= _FEW_ROWS * self.in_features
-            and input.device.type == "cpu"
-            and not torch.is_grad_enabled()
-            and not torch.compiler.is_compiling()
+            self.in_features * self.out_features >= MIN_PACKED_WEIGHTS
             and self.in_features % 32 == 0
             and self.out_features % 16 == 0
+            and self.scales.device.type == "cpu"
+            and self.scales.dtype == torch.float32
             and _multiplies_bfloat16()
         )
 
-    def _kernel(self, rows: torch.Tensor) -> torch.Tensor:
-        """(few, in_features) bfloat16 -> (few, out_features) bfloat16"""
-        if not self._operands:
-            self._operands += self._make_operands()
-        weight, scales = self._operands
-        if self.how.bits == 8:
-            return torch._weight_int8pack_mm(rows, weight, scales)
-        return torch._weight_int4pack_mm_for_cpu(rows, weight, self.how.group_size, scales)
-
-    def _make_operands(self) -> list[torch.Tensor]:
-        """Weight and scales as the kernels take them; of int4 in an order of their own."""
-        scales = self.scales.to(torch.bfloat16)
-        if self.how.bits == 8:
-            return [self.quantized, scales[:, 0].contiguous()]
-        levels = unpack_int4(self.quantized).to(torch.int32) + 8
-        scales_and_zeros = torch.stack([scales.t(), torch.zeros_like(scales.t())], dim=2)
-        weight = torch._convert_weight_to_int4pack_for_cpu(levels, 1)
-        return [weight, scales_and_zeros.contiguous()]
-
     def _load_from_state_dict(self, *arguments: Any) -> None:
-        self._operands.clear()
+        self._kernels.clear()
         super()._load_from_state_dict(*arguments)
+
+
+class KernelLinear(nn.Module):
+    """A QuantizedLinear whose product with a few vectors is computed by PyTorch's kernels.
+
+    They read the small weights as they are, and round vectors, scales and products to bfloat16.
+    """
+
+    def __init__(self, source: QuantizedLinear) -> None:
+        super().__init__()
+        self.out_features, self.in_features = source.out_features, source.in_features
+        self.how, self.bias = source.how, source.bias
+        self._levels = source.quantized  # packed two by two where they are int4
+        self._scales = source.scales
+        scales = self._scales.to(torch.bfloat16)
+        if self.how.bits == 8:
+            self._weight, self._factors = self._levels, scales[:, 0].contiguous()
+        else:
+            levels = unpack_int4(self._levels).to(torch.int32) + 8
+            self._weight = torch._convert_weight_to_int4pack_for_cpu(levels, 1)
+            with_zeros = torch.stack([scales.t(), torch.zeros_like(scales.t())], dim=2)
+            self._factors = with_zeros.contiguous()
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(..., in_features) -> (..., out_features)"""
+        if input.numel() > _FEW_ROWS * self.in_features:
+            levels = self._levels if self.how.bits == 8 else unpack_int4(self._levels)
+            return F.linear(input, from_levels(levels, self._scales), self.bias)
+        rows = input.reshape(-1, self.in_features).to(torch.bfloat16)
+        if self.how.bits == 8:
+            product = torch._weight_int8pack_mm(rows, self._weight, self._factors)
+        else:
+            product = torch._weight_int4pack_mm_for_cpu(
+                rows, self._weight, self.how.group_size, self._factors
+            )
+        product = product.to(input.dtype).view(*input.shape[:-1], self.out_features)
+        return product if self.bias is None else product + self.bias
 
 
 class QuantizedEmbedding(nn.Module):
@@ -204,6 +210,12 @@ class QuantizedEmbedding(nn.Module):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(...) int64 -> (..., embedding_dim)"""
         return self.quantized[input].to(self.scales.dtype) * self.scales[input]
+
+    def make_twin(self) -> nn.Module:
+        """What generates in its place: of a small table, which may be the output too, a dense copy."""
+        if self.quantized.numel() >= MIN_PACKED_WEIGHTS:
+            return self
+        return nn.Embedding(self.num_embeddings, self.embedding_dim, _weight=self.weight)
 
 
 def _multiplies_bfloat16() -> bool:

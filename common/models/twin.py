@@ -8,7 +8,7 @@ for its weights. So the modules of the twin are called without what `nn.Module` 
 from __future__ import annotations
 
 import platform
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,13 @@ M = TypeVar("M", bound=nn.Module)
 
 # Products with smaller matrices, which stay in the processor's cache, are faster without a copy.
 MIN_PACKED_WEIGHTS = 2**18
+
+
+@runtime_checkable
+class HasTwin(Protocol):
+    """A module that is to be replaced in a twin, by another that computes the same, or by itself."""
+
+    def make_twin(self) -> nn.Module: ...
 
 
 class PackedLinear(nn.Linear):
@@ -78,6 +85,8 @@ def _twin_of(module: nn.Module, twins: dict[nn.Module, nn.Module]) -> nn.Module:
     if module not in twins:
         if _is_special(module):
             twins[module] = module
+        elif isinstance(module, HasTwin) and (own := module.make_twin()) is not module:
+            twins[module] = _twin_of(own, twins)
         elif type(module) is nn.Dropout:
             twins[module] = _bare(nn.Identity())
         elif type(module) is nn.Linear and _is_plain(module.weight):

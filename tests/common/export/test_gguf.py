@@ -14,7 +14,8 @@ import torch
 
 from common.data.tokenizers import BPETokenizer, CharTokenizer
 from common.errors import ModelError
-from common.export.gguf import DTYPES, GGUFDtype, export_gguf
+from common.export.config import GGUFDtype
+from common.export.gguf import DTYPES, export_gguf
 from common.export.gguf_vocabulary import UNUSED, Vocabulary, vocabulary_of
 from common.models import BaseLanguageModel, Decoder
 from tests.common.export.conftest import CONTEXT_LENGTH, FAMILIES, random_model, trained

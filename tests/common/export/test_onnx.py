@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from common.errors import ModelError
+from common.export.config import Quantization
 from common.export.onnx import export_onnx
-from common.export.quantize import Quantization, quantize
+from common.export.quantize import quantize
 from common.models import BaseLanguageModel, Decoder
 from tests.common.export.conftest import random_model
 

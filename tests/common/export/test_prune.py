@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from common.errors import ModelError
+from common.export.config import Quantization
 from common.export.prune import prune_heads, prune_neurons, prune_weights
-from common.export.quantize import Quantization, quantize
+from common.export.quantize import quantize
 from common.models import BaseLanguageModel, Decoder
 from tests.common.export.conftest import random_model
 

@@ -1,0 +1,136 @@
+"""Compression of a trained run: pruned, quantised, measured before and after, kept as an experiment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from common.config import dump_config
+from common.data.prepare import TokenDataset
+from common.errors import ConfigError, ExperimentError, ModelError
+from common.export.config import Pruning, Quantization
+from common.export.prune import prune
+from common.export.quantize import quantize
+from common.models.base import BaseLanguageModel
+from common.models.config import DecoderConfig
+from common.training.checkpoint import load_checkpoint
+from common.training.config import ExperimentConfig
+from common.training.evaluator import Evaluator
+from common.training.experiment import eval_windows, load_run
+from common.utils.experiment_storage.run import start_experiment
+from common.utils.paths import get_runs_dir
+
+C = TypeVar("C", bound=ExperimentConfig)
+BuildModel = Callable[[C, int], BaseLanguageModel]
+RESIZING = ("heads", "neurons")  # these change the sizes in the configuration
+_TOKENS, _REPEATS = 64, 3  # of what is generated to measure its speed
+
+
+@dataclass(frozen=True)
+class Measured:
+    """loss: nats per token on the validation split; megabytes: of the file of weights (10^6);
+    tokens_per_second: of greedy generation of one text on this machine, now."""
+
+    loss: float
+    bits_per_byte: float
+    megabytes: float
+    tokens_per_second: float
+
+
+def compress_run(
+    config: C,
+    build_model: BuildModel[C],
+    name: str,
+    which: str,
+    *,
+    new_name: str,
+    prunings: Sequence[Pruning] = (),
+    quantization: Quantization | None = None,
+    project: str = "",
+) -> tuple[Measured, Measured]:
+    """Compress checkpoint `which` of run `name`, save it as the experiment `new_name`, measure both.
+
+    First all prunings, in the order given, then the quantisation. The new experiment is read back
+    before it is measured, so it can be evaluated, sampled, exported and compared as any other.
+    """
+    if not prunings and quantization is None:
+        raise ConfigError("nothing to do", "add --quantize int8, or --prune neurons=0.25")
+    if (get_runs_dir() / new_name).exists():  # of an experiment that was deleted, say
+        raise ExperimentError(f"there is a run '{new_name}' already", "choose another with --to")
+    model, data, path = load_run(config, build_model, name, which)
+    if quantization is not None and model.quantization is not None:
+        raise ModelError("the model is quantised already", "quantise the one that it came from")
+    before = measure(model, config, data, path)
+    for pruning in prunings:
+        model = prune(model, pruning)
+    parameters = model.num_parameters()
+    config = _config_of(config, model, resized=any(p.kind in RESIZING for p in prunings))
+    if quantization is not None:
+        quantize(model, quantization)
+    state = load_checkpoint(path).state
+    step = int(state.get("step", path.name.removeprefix("step_")))
+    with start_experiment(
+        new_name,
+        project=project,
+        config=config.model_dump(mode="json"),
+        config_text=dump_config(config),
+        seed=config.seed,
+        tags=[f"compressed:{name}"],
+        system_metrics_seconds=None,
+    ) as run:
+        model.save_checkpoint(
+            run.directory / "checkpoints" / path.name, fingerprint=data.fingerprint, step=step
+        )
+        model, data, path = load_run(config, build_model, new_name, "last")
+        after = measure(model, config, data, path)
+        run.update(parameters=parameters, compressed_from=name)
+        metrics = {"loss": after.loss, "bits_per_byte": after.bits_per_byte}
+        run.log(metrics | {"megabytes": after.megabytes}, step=step, split="val")
+    return before, after
+
+
+def measure(
+    model: BaseLanguageModel, config: ExperimentConfig, data: TokenDataset, path: Path
+) -> Measured:
+    """Judge a model whose checkpoint is the folder `path`."""
+    evaluator = Evaluator(model, token_bytes=data.tokenizer.token_bytes)
+    metrics = evaluator.evaluate(eval_windows(config, data, "val"))
+    files = [file for file in path.glob("*.safetensors") if file.name != "training.safetensors"]
+    size = sum(file.stat().st_size for file in files)
+    return Measured(
+        loss=metrics["loss"],
+        bits_per_byte=metrics["bits_per_byte"],
+        megabytes=size / 1e6,
+        tokens_per_second=_generation_speed(model, data.tokenizer.end_of_text),
+    )
+
+
+def _generation_speed(model: BaseLanguageModel, start: int) -> float:
+    """Tokens per second, of the fastest of a few texts: what else runs only makes it slower."""
+    count = min(_TOKENS, (model.context_limit or _TOKENS + 1) - 1)
+    prompt = torch.tensor([[start]])
+    seconds = []
+    for _ in range(_REPEATS):
+        began = time.perf_counter()
+        model.generate(prompt, count, temperature=0)
+        seconds.append(time.perf_counter() - began)
+    return count / min(seconds)
+
+
+def _config_of(config: C, model: BaseLanguageModel, resized: bool) -> C:
+    """The configuration that builds `model`, which may have been `resized`."""
+    if not resized:
+        return config
+    settings: Any = getattr(config, "model", None)
+    if not isinstance(settings, DecoderConfig):
+        raise ConfigError(
+            "the project's configuration has no Decoder in `model`: it cannot build a smaller one",
+            "prune by magnitude, or quantise",
+        )
+    smaller = type(settings)(**settings.model_dump() | model.arguments)
+    return config.model_copy(update={"model": smaller})

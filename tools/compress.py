@@ -1,0 +1,113 @@
+"""Prune and quantise a trained run: a new experiment, and what it cost in loss and saved in size."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from common.config import load_config
+from common.errors import ConfigError, exit_on_error
+from common.export.config import GROUP_SIZES, Pruning, Quantization
+from common.projects import project_of_run, run_config
+from common.utils.tables import format_rows
+
+if TYPE_CHECKING:
+    from common.export.compress import Measured
+
+EXAMPLES = """examples:
+  python tools/compress.py --name exp_001 --quantize int8
+  python tools/compress.py --name exp_001 --quantize int4 --group-size 128
+  python tools/compress.py --name exp_001 --prune magnitude=0.5
+  python tools/compress.py --name exp_001 --prune neurons=0.25 heads=0.25 --quantize int8 --to small
+
+prunings, each with the share that goes:
+  magnitude, global_magnitude  the smallest weights of each layer, or of all together, are set to zero;
+                               the file stays as large
+  heads, neurons               those of the smallest norm are taken out of a Decoder, and it is smaller
+
+The result is an experiment with the tag compressed:EXPERIMENT, to be evaluated and sampled as any other.
+Speed is that of greedy generation of one text, here and now."""
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    with exit_on_error():
+        prunings = [Pruning.parse(text) for text in arguments.prune]
+        quantization = None
+        if arguments.quantize is not None:
+            quantization = Quantization(arguments.quantize, arguments.group_size)
+        if not prunings and quantization is None:
+            raise ConfigError("nothing to do", "add --quantize int8, or --prune neurons=0.25")
+        project = project_of_run(arguments.name)
+        schema, build_model = project.load()
+        config = load_config(run_config(arguments.name), schema)
+        from common.export.compress import compress_run
+
+        to = arguments.to or _default_name(arguments.name, prunings, quantization)
+        before, after = compress_run(
+            config,
+            build_model,
+            arguments.name,
+            arguments.checkpoint,
+            new_name=to,
+            prunings=prunings,
+            quantization=quantization,
+            project=project.name,
+        )
+        print(describe(arguments.name, before, to, after))
+        print(f"\nnext  python projects/{project.name}/sample.py --name {to}")
+
+
+def describe(name: str, before: Measured, to: str, after: Measured) -> str:
+    """The table of both, and their ratio."""
+    columns = ["experiment", "loss", "bits per byte", "MB", "tokens per second"]
+    values = [
+        (one.loss, one.bits_per_byte, one.megabytes, one.tokens_per_second)
+        for one in (before, after)
+    ]
+    ratios = [now / was if was else None for was, now in zip(*values, strict=True)]
+    rows: list[list[object]] = [
+        [label, *(None if value is None else round(value, 4) for value in line)]
+        for label, line in zip((name, to, "ratio"), (*values, ratios), strict=True)
+    ]
+    return format_rows(columns, rows, "table")
+
+
+def _default_name(name: str, prunings: list[Pruning], quantization: Quantization | None) -> str:
+    """exp_001_neurons25_int8"""
+    parts = [f"{pruning.kind}{100 * pruning.share:g}" for pruning in prunings]
+    return "_".join([name, *parts, *([quantization.kind] if quantization else [])])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--name", required=True, metavar="EXPERIMENT")
+    add(
+        "--prune",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KIND=SHARE",
+        help="in this order",
+    )
+    add("--quantize", choices=["int8", "int4"], help="after pruning")
+    add(
+        "--group-size",
+        type=int,
+        default=32,
+        choices=GROUP_SIZES,
+        help="int4 weights that share a scale (default 32)",
+    )
+    add("--to", metavar="NAME", help="of the new experiment (default: EXPERIMENT_int8 and so on)")
+    add("--checkpoint", default="best", help="best (default), last, or a step such as 500")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
