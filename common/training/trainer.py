@@ -251,6 +251,8 @@ class Trainer:
         self.optimizer.set_learning_rate_factor(
             learning_rate_factor(self.step, self.config.max_steps, self.schedule)
         )
+        for callback in self.callbacks:
+            callback.on_gradients(self)
         gradients = [p.grad for p in self.optimizer.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
         if hasattr(norm, "full_tensor"):  # sharded gradients

@@ -50,6 +50,8 @@ def pack_state(trainer: Trainer) -> tuple[dict[str, Any], Tensors, Tensors]:
     }
     for rank, states in enumerate(processes.gather(random_states)):
         tensors |= {f"rng.{rank}.{name}": tensor for name, tensor in states.items()}
+    for key, callback in _keyed(trainer.callbacks):
+        tensors |= {f"callback.{key}.{name}": held for name, held in callback.tensors().items()}
     weights = checkpoint.weights_of(trainer.model)
     if trainer.average is not None:
         # The weights that are judged are those that are kept; training goes on from the others.
@@ -86,6 +88,7 @@ def unpack_state(trainer: Trainer, saved: Checkpoint, anyway: bool) -> None:
     for key, callback in _keyed(trainer.callbacks):
         if key in state["callbacks"]:
             callback.load_state(state["callbacks"][key])
+            callback.load_tensors(checkpoint.with_prefix(tensors, f"callback.{key}."))
 
 
 def _set_random_states(trainer: Trainer, state: Mapping[str, Any], tensors: Tensors) -> None:

@@ -36,7 +36,12 @@ def test_the_measurement_sees_what_is_imported() -> None:
 
 SCRIPTS = sorted(
     str(path.relative_to(REPOSITORY_ROOT))
-    for pattern in ("tools/*.py", "projects/baseline/*.py", "projects/custom_transformer/train.py")
+    for pattern in (
+        "tools/*.py",
+        "projects/baseline/*.py",
+        "projects/custom_transformer/train.py",
+        "papers/*/reproduce.py",
+    )
     for path in REPOSITORY_ROOT.glob(pattern)
     if path.name != "__init__.py"
 )

@@ -6,17 +6,25 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from common.training.trainer import Trainer
 
 
 class Callback:
-    """Override what you need. `state` goes into every checkpoint and comes back on a resume.
+    """Override what you need. `state` and `tensors` go into every checkpoint and come back on a resume.
 
     An evaluation follows the checkpoint of its step. After a resume from it the evaluation runs
     again, so whatever `on_evaluate` did for that step has to be done, or replaced, a second time.
     """
 
     def on_train_start(self, trainer: Trainer) -> None: ...
+
+    def on_gradients(self, trainer: Trainer) -> None:
+        """After the backward passes of a step, before clipping: `parameter.grad` may be changed in place.
+
+        With fp16 the gradients are still multiplied by `trainer.scaler.scale`; with FSDP they are parts.
+        """
 
     def on_step(self, trainer: Trainer) -> None: ...
 
@@ -36,3 +44,9 @@ class Callback:
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None: ...
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """State that is too large for JSON; the same in every process."""
+        return {}
+
+    def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None: ...

@@ -1,0 +1,123 @@
+"""Runs that are done once: what the store has under a name and its configuration is not computed again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+from common.errors import ExperimentError
+from common.utils.experiment_storage.catalogue import Catalogue
+from common.utils.experiment_storage.run import Run, start_experiment
+from common.utils.experiment_storage.store import is_finished, log_path
+
+RESULT = "result"  # the split whose last row is what a run has found
+Results = dict[str, float]
+
+
+@dataclass(frozen=True)
+class PaperRun:
+    """One run: everything that decides it. `config` is JSON; runs that differ in `seed` alone are a group."""
+
+    paper: str
+    variant: str
+    config: Mapping[str, Any]
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of the experiment. Another configuration has another name, so nothing stale is reused."""
+        text = json.dumps(self.config, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        return f"{self.paper}-{self.variant}-{digest}-seed{self.seed}"
+
+
+Train = Callable[[PaperRun, Run], None]
+
+
+def run_once(trial: PaperRun, train: Train) -> Results:
+    """What `trial` has found, from the store if it is finished there.
+
+    `train` logs to the run it is given, at the end a row of split "result". An unfinished run of the
+    name is continued: `run.rows` is then not 0, and `train` calls `run.resume_from` (or
+    `Trainer.resume`) with the rows that are still true. Raises ExperimentError when another process
+    is running it.
+    """
+    if not is_finished(trial.name):
+        with start_experiment(
+            trial.name,
+            project=trial.paper,
+            config={"variant": trial.variant, **trial.config},
+            seed=trial.seed,
+            tags=["reproduction"],
+            resume=log_path(trial.name).exists(),
+        ) as run:
+            train(trial, run)
+    return results_of(trial.name)
+
+
+def results_of(name: str) -> Results:
+    """{metric: value} of the last row of split "result". Raises ExperimentError where there is none."""
+    summaries = Catalogue().summaries(name=name)
+    found = {s.metric: s.last for s in summaries if s.split == RESULT and s.last is not None}
+    if not found:
+        raise ExperimentError(
+            f"'{name}' is stored without a result",
+            f"remove it: python tools/query_experiments.py --delete {name}",
+        )
+    return found
+
+
+def run_all(
+    trials: Sequence[PaperRun],
+    train: Train,
+    jobs: int,
+    report: Callable[[PaperRun, Results], None] = lambda trial, results: None,
+) -> dict[str, Results]:
+    """`run_once` of every trial, `jobs` at a time; {name of the experiment: results} in their order.
+
+    With more than one job each has a process of its own with one thread: small models gain little
+    from the second. `train` has to be a function of a module then. `report` hears of every end.
+    """
+    results: dict[str, Results] = {}
+    with _ends(trials, train, jobs) as ends:
+        for trial, found in ends:
+            results[trial.name] = found
+            report(trial, found)
+    return {trial.name: results[trial.name] for trial in trials}
+
+
+@contextmanager
+def _ends(
+    trials: Sequence[PaperRun], train: Train, jobs: int
+) -> Iterator[Iterator[tuple[PaperRun, Results]]]:
+    """Trials with their results, in the order in which they end."""
+    if jobs == 1:
+        yield ((trial, run_once(trial, train)) for trial in trials)
+        return
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_use_one_thread)
+    try:
+        futures = {pool.submit(_run_in_worker, trial, train): trial for trial in trials}
+        yield ((futures[future], future.result()) for future in as_completed(futures))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _use_one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def _run_in_worker(trial: PaperRun, train: Train) -> Results:
+    try:
+        return run_once(trial, train)
+    except KeyboardInterrupt as interrupt:  # one that can be sent to another process
+        raise KeyboardInterrupt(str(interrupt)) from None

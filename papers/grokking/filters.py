@@ -1,0 +1,129 @@
+"""Gradients changed between the backward pass and the optimizer.
+
+`EMAFilter` and `MAFilter`: Lee et al. 2024, "Grokfast: Accelerated Grokking by Amplifying Slow
+Gradients". `project_orthogonally`: Prieto et al. 2025, "Grokking at the Edge of Numerical Stability".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from common.errors import TrainingError
+from common.training import Callback
+
+if TYPE_CHECKING:
+    from common.training import Trainer
+
+
+class GradientFilter(Callback):
+    """g + strength * slow(g) + weight_decay * w: the slow part is amplified, then Adam's L2 is added.
+
+    The decay is that of Adam, which the paper's code uses: it goes through the division by the root
+    of the second moment. AdamW's, which does not, is the Trainer's own.
+    """
+
+    def __init__(self, strength: float = 0.0, weight_decay: float = 0.0) -> None:
+        self.strength, self.weight_decay = strength, weight_decay
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        if trainer.scaler is not None or trainer.processes.world_size > 1:
+            raise TrainingError(
+                "gradients are filtered as one process has them, without loss scaling",
+                "train in one process, in fp32 or bf16",
+            )
+
+    def on_gradients(self, trainer: Trainer) -> None:
+        parameters = [p for p in trainer.optimizer.parameters() if p.grad is not None]
+        self.change([p.detach() for p in parameters], [p.grad for p in parameters])  # type: ignore[misc]
+
+    @torch.no_grad()
+    def change(self, weights: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:
+        """Change `gradients` in place; the same tensors in the same order at every step."""
+        slow = self.slow(gradients) if self.strength else None
+        if slow is not None:
+            torch._foreach_add_(gradients, slow, alpha=self.strength)
+        if self.weight_decay:
+            torch._foreach_add_(gradients, weights, alpha=self.weight_decay)
+
+    def slow(self, gradients: list[torch.Tensor]) -> list[torch.Tensor] | None:
+        """The slow part, or None while there is none."""
+        return None
+
+
+class EMAFilter(GradientFilter):
+    """The slow part is an exponential moving average, m = decay * m + (1 - decay) * g, from the first g on."""
+
+    def __init__(self, strength: float, weight_decay: float, decay: float) -> None:
+        super().__init__(strength, weight_decay)
+        self.decay = decay
+        self._means: list[torch.Tensor] = []
+
+    def slow(self, gradients: list[torch.Tensor]) -> list[torch.Tensor]:
+        if not self._means:
+            self._means = [gradient.clone() for gradient in gradients]
+        else:
+            torch._foreach_lerp_(self._means, gradients, 1 - self.decay)
+        return self._means
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {str(index): mean for index, mean in enumerate(self._means)}
+
+    def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        self._means = [tensors[str(index)] for index in range(len(tensors))]
+
+
+class MAFilter(GradientFilter):
+    """The slow part is the mean of the last `window` gradients; none until there are so many."""
+
+    def __init__(self, strength: float, weight_decay: float, window: int) -> None:
+        super().__init__(strength, weight_decay)
+        self.window = window
+        self.seen = 0
+        self._last = self._sum = torch.empty(0)  # (window, all gradients) and its sum
+
+    def slow(self, gradients: list[torch.Tensor]) -> list[torch.Tensor] | None:
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        if not self.seen:
+            self._last, self._sum = flat.new_zeros(self.window, len(flat)), torch.zeros_like(flat)
+        place = self.seen % self.window
+        self._sum += flat - self._last[place]
+        self._last[place] = flat
+        self.seen += 1
+        if place == self.window - 1:
+            self._sum = self._last.sum(dim=0)  # lest rounding errors add up
+        if self.seen < self.window:
+            return None
+        parts = (self._sum / self.window).split([gradient.numel() for gradient in gradients])
+        return [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
+
+    def state(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.seen = state["seen"]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"last": self._last, "sum": self._sum}
+
+    def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        self._last, self._sum = tensors["last"], tensors["sum"]
+
+
+@torch.no_grad()
+def project_orthogonally(parameters: Iterable[nn.Parameter]) -> None:
+    """g - (w.g / w.w) w for each parameter tensor, scaled back to the length of g (section 5.1).
+
+    What is left can turn the weights but to first order not lengthen them, which is what lowers the
+    loss without changing any prediction once the training set is fitted.
+    """
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is None:
+            continue
+        along = (parameter * gradient).sum() / parameter.square().sum().clamp(min=1e-30)
+        orthogonal = gradient - along * parameter
+        gradient.copy_(orthogonal * (gradient.norm() / orthogonal.norm().clamp(min=1e-30)))

@@ -1,0 +1,169 @@
+"""Multiplication modulo p learnt by the shared Decoder and Trainer (Power et al. 2022; Lee et al. 2024, section 4.1)."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from common.models import Decoder
+from common.models.loss import IGNORE_INDEX
+from common.training import Callback, Trainer, TrainingConfig
+from common.training.config import OptimizerConfig, ScheduleConfig
+from common.utils.seeding import seed_everything
+from papers.grokking.filters import EMAFilter, GradientFilter, MAFilter
+
+if TYPE_CHECKING:
+    from common.data.loader import Batch
+    from common.utils.experiment_storage.run import Run
+
+GROKKED = 0.95  # validation accuracy; the run ends there
+CHECKPOINT_EVERY_STEPS = 1000
+
+
+def equations(modulus: int) -> torch.Tensor:
+    """(p (p - 1), 5) int64: a * b = c for all a and all b but 0; p stands for "=", p + 1 for "*"."""
+    a, b = torch.cartesian_prod(torch.arange(modulus), torch.arange(1, modulus)).T
+    equals, times = torch.full_like(a, modulus), torch.full_like(a, modulus + 1)
+    return torch.stack([a, times, b, equals, a * b % modulus], dim=1)
+
+
+def as_batch(rows: torch.Tensor) -> Batch:
+    """Only the answer, the last token, is predicted."""
+    labels = rows.clone()
+    labels[:, :-1] = IGNORE_INDEX
+    return {"input_ids": rows, "labels": labels}
+
+
+class AnswerDecoder(Decoder):
+    """Computes what the answer needs: not the position of the answer itself, nor other predictions."""
+
+    def compute_loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(self.next_logits(input_ids[:, :-1]), labels[:, -1])
+
+    @torch.no_grad()
+    def accuracy(self, rows: torch.Tensor) -> float:
+        """Share of the equations (count, 5) whose answer is the most likely one."""
+        parts = rows.to(self.device).split(1024)
+        right = [(self.next_logits(p[:, :-1]).argmax(dim=1) == p[:, -1]).sum() for p in parts]
+        return float(sum(right)) / len(rows)
+
+
+class Epochs:
+    """Batches of `rows` in an order drawn for each epoch; the last of an epoch may be smaller."""
+
+    def __init__(self, rows: torch.Tensor, batch_size: int, seed: int) -> None:
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self.per_epoch = -(-len(rows) // batch_size)
+        self._order = functools.lru_cache(maxsize=2)(self._draw_order)
+
+    def batch(self, index: int) -> Batch:
+        epoch, place = divmod(index, self.per_epoch)
+        chosen = self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+        return as_batch(self.rows[chosen])
+
+    def _draw_order(self, epoch: int) -> torch.Tensor:
+        generator = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, epoch, 2]))
+        return torch.from_numpy(generator.permutation(len(self.rows)))
+
+
+class Grokking(Callback):
+    """Accuracies on both splits at every log; the training ends where validation reaches 95%."""
+
+    def __init__(self, model: AnswerDecoder, train: torch.Tensor, validation: torch.Tensor) -> None:
+        self.model = model
+        self.splits = {"train_accuracy": train, "accuracy": validation}
+        self.reached_step: int | None = None
+
+    def on_train_start(self, trainer: Trainer) -> None:
+        trainer.should_stop = self.reached_step is not None  # killed between the end and its record
+
+    def on_log(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        found = {name: self.model.accuracy(rows) for name, rows in self.splits.items()}
+        if trainer.run is not None:
+            trainer.run.log(found, step=trainer.step, split="val")
+        if found["accuracy"] >= GROKKED:
+            self.reached_step, trainer.should_stop = trainer.step, True
+
+    def state(self) -> dict[str, Any]:
+        return {"reached_step": self.reached_step}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.reached_step = state["reached_step"]
+
+
+def make_model(config: Mapping[str, Any]) -> AnswerDecoder:
+    """A GPT-2 of 2 layers, drawn as PyTorch draws its layers: the paper's code leaves it at that.
+
+    The embeddings have a standard deviation of 1 instead of 0.02, which delays grokking.
+    """
+    model = AnswerDecoder(
+        config["modulus"] + 2,
+        num_layers=2,
+        hidden_size=config["width"],
+        num_heads=4,
+        context_length=5,
+        activation="gelu",
+        tie_embeddings=False,
+    )
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            module.reset_parameters()
+        if name.endswith(".mixer.query_key_value"):  # as torch.nn.MultiheadAttention
+            nn.init.xavier_uniform_(module.weight)
+    return model
+
+
+def make_filter(config: Mapping[str, Any]) -> GradientFilter:
+    kinds = {"none": GradientFilter, "ema": EMAFilter, "ma": MAFilter}
+    made: GradientFilter = kinds[config["filter"]](**config["filter_settings"])
+    return made
+
+
+def training_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the Trainer takes besides model, data and callbacks."""
+    return {
+        "config": TrainingConfig(
+            max_steps=config["max_steps"],
+            max_grad_norm=None,
+            log_every_steps=config["measure_every_steps"],
+            eval_every_steps=CHECKPOINT_EVERY_STEPS,
+            keep_checkpoints=1,
+            precision="fp32",
+            compile=False,
+        ),
+        "optimizer": OptimizerConfig(
+            lr=config["lr"], betas=(0.9, 0.98), weight_decay=config["adamw_decay"]
+        ),
+        "schedule": ScheduleConfig(name="constant", warmup_steps=10),
+    }
+
+
+def train(config: Mapping[str, Any], seed: int, run: Run) -> None:
+    """Train until 95% or `max_steps`; logs `steps` (to 95%) as the result where it got there."""
+    seed_everything(seed)
+    rows = equations(config["modulus"])
+    shuffled = rows[torch.randperm(len(rows))]
+    train_rows, validation = shuffled.tensor_split(2)
+    model = make_model(config)
+    run.update(parameters=model.num_parameters())
+    watch = Grokking(model, train_rows[::4], validation)
+    trainer = Trainer(
+        model,
+        Epochs(train_rows, config["batch_size"], seed),
+        run=run,
+        callbacks=[make_filter(config), watch],
+        **training_settings(config),
+    )
+    if run.rows:
+        trainer.resume()
+    trainer.fit()
+    found = {} if watch.reached_step is None else {"steps": watch.reached_step}
+    run.log({"trained_steps": trainer.step, **found}, step=trainer.step, split="result")
+    shutil.rmtree(run.directory / "checkpoints")  # a moving average has some 170 MB there

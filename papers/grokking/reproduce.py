@@ -1,0 +1,168 @@
+"""Two ways to grok sooner, with the controls that show what they owe to weight decay.
+
+Lee et al. 2024, "Grokfast" (multiplication modulo 97, a Decoder), and Prieto et al. (ICLR 2025),
+"Grokking at the Edge of Numerical Stability" (addition modulo 113, an MLP).
+
+    python papers/grokking/reproduce.py           3 seeds of the MLP, 1 of the Decoder for 1,500 steps
+    python papers/grokking/reproduce.py --full    3 seeds of both, to the end: days on CPUs
+    python papers/grokking/reproduce.py --full --only ema ma adamw
+
+Runs that the store has are not repeated, and one that was cut off is continued, by the same command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.errors import exit_on_error
+from common.reproduction.cli import Progress, parse_arguments
+from common.reproduction.table import PaperRow, PaperTable
+
+if TYPE_CHECKING:
+    from common.reproduction.runs import PaperRun, Results
+    from common.utils.experiment_storage.run import Run
+
+PAPER = "grokking"
+REDUCED_STEPS = 1500
+MULTIPLICATION: dict[str, Any] = {
+    "modulus": 97,
+    "width": 128,
+    "batch_size": 512,
+    "lr": 1e-3,
+    "adamw_decay": 0.0,
+    "filter": "none",
+    "filter_settings": {},
+    "measure_every_steps": 50,
+    "max_steps": 10_000,
+}
+ADDITION: dict[str, Any] = {
+    "modulus": 113,
+    "width": 200,
+    "train_fraction": 0.4,
+    "lr": 0.01,
+    "beta2": 0.99,
+    "eps": 1e-25,
+    "orthogonal": False,
+    "weight_decay": 0.0,
+    "max_epochs": 500,
+}
+
+
+def filtered(kind: str, **settings: float) -> dict[str, Any]:
+    return MULTIPLICATION | {"filter": kind, "filter_settings": settings}
+
+
+# {variant: (configuration, the paper's row)}. Of a single published run we accept half to double.
+DECODER = {
+    "baseline": (
+        MULTIPLICATION | {"max_steps": 80_000, "measure_every_steps": 250},
+        PaperRow.from_factor("Adam", 39_890, 2),
+    ),
+    "ema": (
+        filtered("ema", decay=0.98, strength=2.0, weight_decay=0.005),
+        PaperRow.from_factor("Grokfast EMA, Adam with L2 0.005", 910, 2),
+    ),
+    "ma": (
+        filtered("ma", window=100, strength=5.0, weight_decay=0.01),
+        PaperRow.from_factor("Grokfast MA, Adam with L2 0.01", 790, 2),
+    ),
+    "l2": (filtered("none", weight_decay=0.005), PaperRow("Adam with L2 0.005, no filter")),
+    "adamw": (MULTIPLICATION | {"adamw_decay": 1.0}, PaperRow("AdamW, decay 1, no filter")),
+}
+MLP = {
+    "orthogonal": (
+        ADDITION | {"orthogonal": True},
+        PaperRow("AdamW with orthogonal gradients", "within 300", 300, (0, 300)),
+    ),
+    "decay0": (ADDITION, PaperRow("AdamW, decay 0")),
+    "decay2": (ADDITION | {"weight_decay": 2.0}, PaperRow("AdamW, decay 2")),
+    "decay6": (ADDITION | {"weight_decay": 6.0}, PaperRow("AdamW, decay 6")),
+}
+Planned = Mapping[str, Sequence["PaperRun"]]  # the runs of each variant
+
+
+def plan(variants: Sequence[str], seeds: int, full: bool) -> Planned:
+    """The reduced setting: one seed of the Decoder, and at most REDUCED_STEPS; the MLP as it is."""
+    from common.reproduction.runs import PaperRun
+
+    planned = {}
+    for variant in variants:
+        config, number = (DECODER | MLP)[variant][0], seeds
+        if variant in DECODER and not full:
+            config, number = config | {"max_steps": REDUCED_STEPS, "measure_every_steps": 50}, 1
+        planned[variant] = [PaperRun(PAPER, variant, config, seed) for seed in range(number)]
+    return planned
+
+
+def train_run(planned: PaperRun, run: Run) -> None:
+    if planned.variant in DECODER:
+        from papers.grokking import multiplication
+
+        multiplication.train(planned.config, planned.seed, run)
+        return
+    from papers.grokking import addition
+
+    if run.rows:
+        run.resume_from(0)  # it takes a minute
+    results = addition.train(planned.config, planned.seed, run.log)
+    run.log(results, step=int(results["trained_epochs"]), split="result")
+
+
+def tables(
+    planned: Planned, results: Mapping[str, Results], full: bool
+) -> dict[str, tuple[PaperTable, Planned]]:
+    """{what was measured: (its table, its runs)}, of those that were run."""
+    reduced = "" if full else f"one seed, at most {REDUCED_STEPS:,} steps"
+    kinds = {
+        "steps": (DECODER, PaperTable("Decoder: steps to 95%", digits=0, reduced=reduced)),
+        "epochs": (MLP, PaperTable("MLP: epochs to 95%", digits=0)),
+    }
+    made: dict[str, tuple[PaperTable, Planned]] = {}
+    for unit, (variants, table) in kinds.items():
+        mine = {variant: runs for variant, runs in planned.items() if variant in variants}
+        for variant, runs in mine.items():
+            limit = runs[0].config[f"max_{unit}"]
+            found = [results[run.name].get(unit) for run in runs]
+            table.add(variants[variant][1], found, limit)
+        if mine:
+            made[unit] = (table, mine)
+    return made
+
+
+def draw(made: Mapping[str, tuple[PaperTable, Planned]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    from common.reproduction.figures import draw_seeds, draw_table, save_figure
+
+    figure = Figure(figsize=(12, 4.2 * len(made)), layout="constrained")
+    grid = figure.subplots(len(made), 2, squeeze=False)
+    for (unit, (table, planned)), (left, right) in zip(made.items(), grid, strict=True):
+        groups = {variant: [run.name for run in runs] for variant, runs in planned.items()}
+        draw_seeds(left, groups, "accuracy", "val")
+        left.set_ylabel("validation accuracy")
+        left.set_xlabel(unit)
+        draw_table(right, table, f"{unit} to 95% validation accuracy")
+        for axes in (left, right):
+            axes.set_xscale("log")
+    save_figure(figure, path)
+
+
+def main() -> None:
+    variants = [*DECODER, *MLP]
+    arguments = parse_arguments(__doc__ or "", PAPER, variants, seeds=3, full_seeds=3)
+    with exit_on_error():
+        from common.reproduction.runs import run_all
+
+        planned = plan(arguments.only, arguments.seeds, arguments.full)
+        runs = [run for group in planned.values() for run in group]
+        results = run_all(runs, train_run, arguments.jobs, Progress(len(runs)))
+        made = tables(planned, results, arguments.full)
+        print("\n\n".join(table.format(arguments.format) for table, _ in made.values()))
+        draw(made, arguments.figure)
+        print(f"\nfigure  {arguments.figure}")
+
+
+if __name__ == "__main__":
+    main()
