@@ -88,7 +88,7 @@ def unpack_state(trainer: Trainer, saved: Checkpoint, anyway: bool) -> None:
     for key, callback in _keyed(trainer.callbacks):
         if key in state["callbacks"]:
             callback.load_state(state["callbacks"][key])
-            callback.load_tensors(checkpoint.with_prefix(tensors, f"callback.{key}."))
+            callback.load_tensors(with_prefix(tensors, f"callback.{key}."))
 
 
 def _set_random_states(trainer: Trainer, state: Mapping[str, Any], tensors: Tensors) -> None:

@@ -120,7 +120,9 @@ def explicit_attention(
     with torch.autocast(kind, enabled=False):
         query, key, value = (x.reshape(batch * heads, time, size) for x in (query, key, value))
         if visible is None:
-            mask = torch.full((time, time), -math.inf, dtype=query.dtype, device=query.device).triu(1)
+            mask = torch.full((time, time), -math.inf, dtype=query.dtype, device=query.device).triu(
+                1
+            )
         else:
             mask = torch.zeros(visible.shape, dtype=query.dtype, device=query.device)
             mask = mask.masked_fill(~visible, -math.inf).expand(-1, heads, -1, -1).flatten(0, 1)

@@ -25,7 +25,22 @@ from common.data.prepare import open_tokens, prepare
 from common.data.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
 from common.errors import DataError
 
-WORDS = ["the", "cat", "sat", "on", "the", "mat.", "it's", "12", "o'clock,\n\n", "", "and", "all", "is", "well!\r\n"]
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "the",
+    "mat.",
+    "it's",
+    "12",
+    "o'clock,\n\n",
+    "",
+    "and",
+    "all",
+    "is",
+    "well!\r\n",
+]
 BPE = BPETokenizer.train([" ".join(WORDS)] * 5, 300)
 words = st.lists(st.sampled_from([*WORDS, " ", "\n", "é日"]), max_size=30).map(" ".join)
 # A document is a list of parts.

@@ -20,7 +20,9 @@ def packed(*lengths: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
     return torch.cat(parts, dim=1), parts
 
 
-@pytest.mark.parametrize("lengths", [(5, 9, 1, 30), (700, 600)])  # written out, and PyTorch's kernel
+@pytest.mark.parametrize(
+    "lengths", [(5, 9, 1, 30), (700, 600)]
+)  # written out, and PyTorch's kernel
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_each_document_is_computed_as_if_it_stood_alone(
     lengths: tuple[int, ...], checkpointing: bool
