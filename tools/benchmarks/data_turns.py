@@ -1,0 +1,209 @@
+"""One turn of one contestant of data.py: `data_turns WORK FOLDER key=value ...`; the last line is JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Answer = dict[str, Any]
+BATCH, TIME = 64, 1024
+
+
+def write_text(folder: Path, text: str, megabytes: str) -> Answer:
+    """The Python files of this environment; each time round a document says which time it is."""
+    import site
+
+    files = sorted(Path(site.getsitepackages()[0]).rglob("*.py"))
+    size, turn = 0, 0
+    with Path(text).open("w", encoding="utf-8") as file:
+        while size < int(megabytes) * 1_000_000:
+            turn += 1
+            for path in files:
+                document = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
+                document = f"# {turn}\n{document}"
+                file.write(json.dumps({"text": document}) + "\n")
+                size += len(document.encode())
+                if size >= int(megabytes) * 1_000_000:
+                    break
+    return {"megabytes": size / 1e6}
+
+
+def _texts(path: str) -> Iterator[str]:
+    with Path(path).open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)["text"]
+
+
+def learn(folder: Path, text: str, tokenizer: str, vocab_size: str) -> Answer:
+    from common.data.config import DataConfig
+    from common.data.corpora import open_corpus
+    from common.data.prepare import texts_of
+    from common.data.tokenizers import BPETokenizer
+
+    started = time.perf_counter()
+    corpus = open_corpus(DataConfig(path=Path(text)))
+    trained = BPETokenizer.train(texts_of(corpus.documents(), float("inf")), int(vocab_size))
+    seconds = time.perf_counter() - started
+    trained.save(Path(tokenizer))
+    return {"seconds": seconds}
+
+
+def learn_library(folder: Path, text: str, tokenizer: str, vocab_size: str) -> Answer:
+    import tokenizers as hf
+
+    started = time.perf_counter()
+    bpe = hf.Tokenizer(hf.models.BPE())
+    bpe.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = hf.trainers.BpeTrainer(
+        vocab_size=int(vocab_size),
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=sorted(hf.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(_texts(text), trainer)
+    return {"seconds": time.perf_counter() - started}
+
+
+def prepare_ours(folder: Path, text: str, tokenizer: str) -> Answer:
+    from common.data.config import DataConfig
+    from common.data.prepare import prepare
+
+    shutil.rmtree(folder / "assets" / "datasets", ignore_errors=True)
+    config = DataConfig(
+        path=Path(text), tokenizer="pretrained", pretrained_tokenizer=tokenizer, split_by="document",
+        val_fraction=1e-9,
+    )  # fmt: skip
+    started = time.perf_counter()
+    data = prepare(config)
+    return _answer(time.perf_counter() - started, data.tokens("train"), data.tokens("val"))
+
+
+def prepare_encode_batch_fast(folder: Path, text: str, tokenizer: str) -> Answer:
+    """What a script of twenty lines does: batches of documents, ids to a file."""
+    import tokenizers as hf
+
+    bpe = hf.Tokenizer.from_file(tokenizer)
+    path = folder / "library.bin"
+    started = time.perf_counter()
+    with path.open("wb") as file:
+        batch: list[str] = []
+        for document in _texts(text):
+            batch.append(document)
+            if len(batch) == 1000:
+                _write(file, bpe, batch)
+                batch = []
+        _write(file, bpe, batch)
+    seconds = time.perf_counter() - started
+    return _answer(seconds, np.fromfile(path, "<u2"))
+
+
+def _write(file: Any, bpe: Any, batch: list[str]) -> None:
+    for encoding in bpe.encode_batch_fast(batch, add_special_tokens=False):
+        file.write(np.array(encoding.ids, dtype="<u2").tobytes())
+
+
+def prepare_datasets(folder: Path, text: str, tokenizer: str) -> Answer:
+    """As nanoGPT's openwebtext/prepare.py: map with processes, then write the ids to one file."""
+    import datasets
+    import tokenizers as hf
+
+    datasets.disable_progress_bars()
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+
+    def encode(row: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        bpe = hf.Tokenizer.from_file(tokenizer)
+        found = bpe.encode_batch_fast(row["text"], add_special_tokens=False)
+        return {"ids": [encoding.ids for encoding in found]}
+
+    started = time.perf_counter()
+    rows: Any = datasets.load_dataset(
+        "json", data_files=text, split="train", cache_dir=str(folder / "cache")
+    )
+    encoded = rows.map(encode, batched=True, remove_columns=["text"], num_proc=2)
+    path = folder / "datasets.bin"
+    with path.open("wb") as file:
+        for batch in encoded.with_format("numpy").iter(batch_size=1000):
+            file.write(np.concatenate(batch["ids"]).astype("<u2").tobytes())
+    seconds = time.perf_counter() - started
+    return _answer(seconds, np.fromfile(path, "<u2"))
+
+
+def _answer(seconds: float, *parts: Any) -> Answer:
+    """Time, memory, and what the ids are: without the ends of text, which only ours writes."""
+    digest = hashlib.sha256()
+    for tokens in parts:
+        digest.update(np.asarray(tokens)[np.asarray(tokens) != 0].tobytes())
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": seconds, "megabytes": own, "sha256": digest.hexdigest()}
+
+
+def load_ours(folder: Path, tokens: str, batches: str) -> Answer:
+    from common.data.loader import RandomWindows
+
+    path = folder / "loader.bin"
+    _fill(path, int(tokens))
+    windows = RandomWindows(
+        np.memmap(path, dtype="<u2", mode="r"), batch_size=BATCH, context_length=TIME, seed=1
+    )
+    return _time(lambda index: windows.batch(index), int(batches))
+
+
+def load_datasets(folder: Path, tokens: str, batches: str) -> Answer:
+    """Rows of 1,024 ids in Arrow, in torch's format, shuffled by torch's DataLoader."""
+    import datasets
+    import pyarrow as pa
+    import torch
+
+    path = folder / "loader.bin"
+    _fill(path, int(tokens))
+    rows = int(tokens) // TIME
+    ids = pa.array(np.memmap(path, dtype="<u2", mode="r")[: rows * TIME])
+    table = pa.table({"ids": pa.FixedSizeListArray.from_arrays(ids, TIME)})
+    dataset = datasets.Dataset(table).with_format("torch")
+    draw = torch.Generator().manual_seed(1)
+    sampler = torch.utils.data.RandomSampler(
+        dataset, replacement=True, num_samples=10**9, generator=draw
+    )
+    loader = iter(torch.utils.data.DataLoader(dataset, batch_size=BATCH, sampler=sampler))
+    return _time(lambda index: next(loader), int(batches))
+
+
+def _fill(path: Path, tokens: int) -> None:
+    if path.exists() and path.stat().st_size == 2 * tokens:
+        return
+    block = np.random.default_rng(0).integers(1, 50_000, 50_000_000).astype("<u2")
+    with path.open("wb") as file:
+        for start in range(0, tokens, len(block)):
+            file.write(block[: tokens - start].tobytes())
+
+
+def _time(batch: Any, count: int) -> Answer:
+    for index in range(20):
+        batch(index)
+    started = time.perf_counter()
+    for index in range(20, 20 + count):
+        batch(index)
+    return {"milliseconds": 1000 * (time.perf_counter() - started) / count}
+
+
+WORKS = {
+    work.__name__: work
+    for work in (
+        write_text, learn, learn_library, prepare_ours, prepare_encode_batch_fast,
+        prepare_datasets, load_ours, load_datasets,
+    )
+}  # fmt: skip
+
+if __name__ == "__main__":
+    work, folder, *pairs = sys.argv[1:]
+    answer = WORKS[work](Path(folder), **dict(pair.split("=", 1) for pair in pairs))
+    print(json.dumps(answer))
