@@ -62,6 +62,8 @@ class DataConfig(Config):
             )
         if self.tokenizer != "pretrained" and self.pretrained_tokenizer:
             raise ValueError("pretrained_tokenizer has no effect without tokenizer=pretrained")
+        if self.mixture and self.sampling != "random":
+            raise ValueError("a mixture draws every sequence by weight: it needs sampling=random")
         if self.streaming and self.hub is None:
             raise ValueError("streaming needs hub: OWNER/NAME")
         return self

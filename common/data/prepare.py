@@ -45,6 +45,7 @@ from common.data.tokenizers import (
     TiktokenTokenizer,
     Tokenizer,
     find_tokenizer,
+    find_tokenizer_file,
     load_tokenizer,
 )
 from common.data.tokenizers.base import last_word_border
@@ -54,7 +55,7 @@ from common.utils.logging import get_logger
 from common.utils.manifest import now
 from common.utils.paths import get_datasets_dir
 
-_TRAINING_CHARACTERS = 100_000_000  # more text changes a vocabulary little
+TRAINING_CHARACTERS = 100_000_000  # more text changes a vocabulary little
 _TRAINING_PIECE = 100_000  # characters: the trainer counts texts side by side
 Watch = Callable[[Iterator[Document]], Iterator[Document]]
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
@@ -92,6 +93,10 @@ def prepare(config: DataConfig) -> TokenDataset:
 
     Raises DataError when the source is missing, empty or too short to be split.
     """
+    if config.mixture:
+        from common.data.mixture import prepare_mixture
+
+        return prepare_mixture(config, prepare)
     corpus = open_corpus(config)
     recipe = {
         "source": corpus.fingerprint,
@@ -147,7 +152,10 @@ def _tokenizer_recipe(config: DataConfig) -> dict[str, Any]:
     if config.tokenizer in TRAINABLE:
         size = {} if config.tokenizer == "char" else {"vocab_size": config.vocab_size}
         return {"kind": config.tokenizer, **size}
-    return {"kind": config.tokenizer, "name": config.pretrained_tokenizer or config.encoding}
+    if config.tokenizer == "tiktoken":
+        return {"kind": config.tokenizer, "name": config.encoding}
+    name = str(config.pretrained_tokenizer)
+    return {"kind": config.tokenizer, "name": name, "sha256": sha256_of(find_tokenizer_file(name))}
 
 
 def _build(corpus: Corpus, config: DataConfig, recipe: dict[str, Any], target: Path) -> None:
@@ -222,7 +230,7 @@ def _make_tokenizer(corpus: Corpus, config: DataConfig, building: Path) -> Token
     elif config.tokenizer == "pretrained":
         tokenizer = find_tokenizer(str(config.pretrained_tokenizer))
     else:
-        limit = math.inf if config.tokenizer == "char" else _TRAINING_CHARACTERS
+        limit = math.inf if config.tokenizer == "char" else TRAINING_CHARACTERS
         with progress_of(f"preparing {corpus.name}: learning the vocabulary") as watch:
             texts = texts_of(watch(corpus.documents()), limit)
             tokenizer = TRAINABLE[config.tokenizer].train(texts, config.vocab_size)

@@ -140,17 +140,17 @@ def evaluate_tokenizer(tokenizer: Tokenizer, texts: Iterable[str]) -> TokenizerR
         sums["covered"] += len(kept) - lost
         used[ids] = True
         round_trip = round_trip and tokenizer.decode(ids.tolist()) == text
-    if not sums["tokens"]:
+    if not sums["characters"]:
         raise DataError("no text was held out to measure the tokenizer with", "give more text")
     return TokenizerReport(
         documents=int(sums["documents"]),
         characters=int(sums["characters"]),
         tokens=int(sums["tokens"]),
         coverage=max(0.0, sums["covered"] / sums["characters"]),
-        unknown_rate=sums["unknown"] / sums["tokens"],
+        unknown_rate=sums["unknown"] / max(1, sums["tokens"]),
         tokens_per_word=sums["tokens"] / max(1, sums["words"]),
         tokens_per_byte=sums["tokens"] / sums["bytes"],
-        bytes_per_token=sums["bytes"] / sums["tokens"],
+        bytes_per_token=sums["bytes"] / max(1, sums["tokens"]),
         vocab_used=float(used.mean()),
         round_trip=round_trip,
         mb_per_second=sums["bytes"] / 1e6 / max(seconds, 1e-9),

@@ -10,7 +10,14 @@ from typing import TypeVar
 import torch
 
 from common.config import dump_config, load_config
-from common.data.loader import BatchSource, EvalWindows, RandomWindows, ShuffledWindows
+from common.data.loader import (
+    BatchSource,
+    EvalWindows,
+    MixedWindows,
+    RandomWindows,
+    ShuffledWindows,
+)
+from common.data.mixture import TokenMixture
 from common.data.prepare import TokenDataset, prepare
 from common.data.texts import read_texts
 from common.errors import CheckpointError, ConfigError, ExperimentError, did_you_mean
@@ -146,13 +153,21 @@ def _create_trainer(
         run=run,
         callbacks=_callbacks(config, data, run),
         token_bytes=data.tokenizer.token_bytes,
-        tokens_per_epoch=len(data.tokens("train")),
+        tokens_per_epoch=data.meta["splits"]["train"]["tokens"],
         fingerprint=data.fingerprint,
         processes=processes,
     )
 
 
 def _train_windows(config: ExperimentConfig, data: TokenDataset) -> BatchSource:
+    if isinstance(data, TokenMixture):
+        return MixedWindows(
+            [source.tokens("train") for source in data.sources.values()],
+            [*data.weights.values()],
+            batch_size=config.data.batch_size,
+            context_length=config.context_length,
+            seed=config.seed,
+        )
     windows = RandomWindows if config.data.sampling == "random" else ShuffledWindows
     return windows(
         data.tokens("train"),
@@ -165,6 +180,8 @@ def _train_windows(config: ExperimentConfig, data: TokenDataset) -> BatchSource:
 def _other_windows(config: ExperimentConfig, data: TokenDataset) -> dict[str, EvalWindows]:
     """Batches of every text of `data.more_validation`, by the name of its file."""
     texts = read_texts(config.data.more_validation, data.tokenizer, taken=["train", "val"])
+    if isinstance(data, TokenMixture):
+        texts |= {f"val {name}": source.tokens("val") for name, source in data.sources.items()}
     return {
         name: EvalWindows(
             tokens,

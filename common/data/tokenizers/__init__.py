@@ -7,6 +7,7 @@ from common.data.tokenizers.base import TrainableTokenizer as TrainableTokenizer
 from common.data.tokenizers.bpe import BPETokenizer as BPETokenizer
 from common.data.tokenizers.char import CharTokenizer as CharTokenizer
 from common.data.tokenizers.files import find_tokenizer as find_tokenizer
+from common.data.tokenizers.files import find_tokenizer_file as find_tokenizer_file
 from common.data.tokenizers.files import load_tokenizer as load_tokenizer
 from common.data.tokenizers.pretrained import PretrainedTokenizer as PretrainedTokenizer
 from common.data.tokenizers.sentence_piece import (

@@ -24,23 +24,28 @@ _LARGEST_BYTES = 200_000_000  # the largest vocabularies there are have 35 MB
 
 
 def find_tokenizer(where: str) -> Tokenizer:
-    """The tokenizer that `where` names: a file, a folder, one trained here, or a model of the hub.
+    """See `find_tokenizer_file`."""
+    return load_tokenizer(find_tokenizer_file(where))
+
+
+def find_tokenizer_file(where: str) -> Path:
+    """The file of the tokenizer that `where` names: itself, in a folder, trained here, or of the hub.
 
     Models of the hub (`owner/name`) are looked for in assets/models, and downloaded where they are
     missing. Raises DataError and DownloadError.
     """
     for path in (Path(where).expanduser(), get_tokenizers_dir() / where):
         if path.is_file():
-            return load_tokenizer(path)
+            return path
         if path.is_dir():
-            return load_tokenizer(_file_in(path))
+            return _file_in(path)
     if where.count("/") == 1 and not where.startswith((".", "/", "~")):
         folder = get_models_dir() / where.replace("/", "--")
         if not any((folder / name).is_file() for name in _FILES):
             from common.data.hf_utils import download_model
 
             folder = download_model(where, allow_patterns=[*_FILES, "tokenizer_config.json"])
-        return load_tokenizer(_file_in(folder))
+        return _file_in(folder)
     trained = [p.name for p in get_tokenizers_dir().glob("*") if p.is_dir()]
     raise DataError(
         f"there is no tokenizer '{where}'",

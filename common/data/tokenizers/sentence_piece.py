@@ -50,6 +50,7 @@ class SentencePieceTokenizer(TrainableTokenizer):
                 hard_vocab_limit=False,  # a short text has fewer pieces
                 character_coverage=1.0 if cls.algorithm == "bpe" else 0.9995,
                 byte_fallback=True,
+                user_defined_symbols=["\n"],  # it is between the sentences that are learned from
                 # Nothing is changed or added, so that decoding gives the text back.
                 normalization_rule_name="identity",
                 remove_extra_whitespaces=False,
