@@ -179,7 +179,7 @@ def _open(file: Path) -> Iterator[BinaryIO]:
     """The unpacked bytes. Raises DataError when they are damaged or cut off."""
     codec = {".gz": "gzip", ".zst": "zstd"}.get(file.suffix.lower())
     if codec is None:
-        with file.open("rb") as stream:
+        with file.open("rb", buffering=1 << 20) as stream:
             yield stream
         return
     import pyarrow
@@ -189,7 +189,7 @@ def _open(file: Path) -> Iterator[BinaryIO]:
             pyarrow.OSFile(str(file)) as raw,
             pyarrow.CompressedInputStream(raw, codec) as unpacked,
         ):
-            yield io.BufferedReader(unpacked)
+            yield io.BufferedReader(unpacked, 1 << 20)
     except OSError as error:
         if error.errno is not None:
             raise

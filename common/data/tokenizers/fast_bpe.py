@@ -21,8 +21,11 @@ class FastBPE:
     def __init__(self, ranks: dict[bytes, int]) -> None:
         import tiktoken
 
+        # Without any special token it would look for the empty text, at every letter; this one is
+        # never allowed, so it has no effect.
+        never = {"<|never|>": max(ranks.values()) + 1}
         self._encoding = tiktoken.Encoding(
-            "bpe", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={}
+            "bpe", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=never
         )
 
     @classmethod

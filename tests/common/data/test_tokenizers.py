@@ -31,6 +31,7 @@ pieces = st.sampled_from(
     [
         END_OF_TEXT,
         "<|",
+        "<|never|>",
         "endoftext",
         "|>",
         " ",
