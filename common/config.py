@@ -86,6 +86,11 @@ def load_config(
     return _validate(schema, values, sources)
 
 
+def make_config(schema: type[C], values: dict[str, Any]) -> C:
+    """A validated `schema` from values that no file holds. Raises ConfigError, as `load_config`."""
+    return _validate(schema, values, {})
+
+
 def dump_config(config: Config) -> str:
     """The configuration as YAML that `load_config` reads back to an equal object."""
     return omegaconf.OmegaConf.to_yaml(

@@ -1,10 +1,11 @@
-"""One command line over all projects: prepare, train, evaluate, sample, export, list."""
+"""One command line over all projects: from text to tokens to a trained model, and what comes after."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,9 +21,18 @@ from common.cli import (
     train,
     train_parser,
 )
-from common.config import load_config
-from common.errors import ConfigError, UsageError, exit_on_error
-from common.projects import Project, find_project, find_projects, project_of_config, project_of_run
+from common.config import load_config, make_config
+from common.data.config import DataConfig
+from common.data.sources import check_source
+from common.errors import ConfigError, UsageError, did_you_mean, exit_on_error
+from common.projects import (
+    Project,
+    find_project,
+    find_projects,
+    project_of_config,
+    project_of_run,
+    run_config,
+)
 from common.utils.paths import display_path
 
 if TYPE_CHECKING:
@@ -146,6 +156,82 @@ def evaluate_any(arguments: HandedOn = None) -> None:
 def sample_any(arguments: HandedOn = None) -> None:
     """Let a trained run write"""
     _with_run(sample, sample_parser("cli sample"), arguments or [])
+
+
+@_command("train-tokenizer", short_help="Learn a vocabulary, and measure it on held-out text")
+def learn_vocabulary(
+    name: Annotated[str, typer.Option(help="of the folder in assets/tokenizers")],
+    kind: Annotated[
+        str, typer.Option(help="bpe, char, sentencepiece or sentencepiece_bpe")
+    ] = "bpe",
+    vocab_size: Annotated[int, typer.Option(metavar="N", help="char takes what there is")] = 4096,
+    path: Annotated[Path | None, typer.Option(metavar="PATH", help="a text file or folder")] = None,
+    dataset: Annotated[str | None, typer.Option(metavar="NAME", help="instead of --path")] = None,
+    holdout: Annotated[
+        float, typer.Option(min=0, max=1, help="fraction of the text to measure with")
+    ] = 0.05,
+    seed: Annotated[int, typer.Option(help="of the choice of what is held out")] = 0,
+) -> None:
+    """Learn a vocabulary from text, and measure it on text that it has not seen.
+
+    Train with it: data.tokenizer=pretrained data.pretrained_tokenizer=NAME.
+
+    Examples:
+
+    \b
+      cli train-tokenizer --name stories_512 --dataset stories --vocab-size 512
+      cli train-tokenizer --name mine --path texts/ --kind sentencepiece --vocab-size 8000
+    """
+    if (path is None) == (dataset is None):
+        raise UsageError("name one text, as --path PATH or as --dataset NAME")
+    values: dict[str, Any] = {"tokenizer": kind, "vocab_size": vocab_size, "seed": seed}
+    values |= {"path": path} if path is not None else {"dataset": dataset}
+    config = make_config(DataConfig, values)
+    check_source(config, "train-tokenizer", "put UTF-8 text there")
+    from common.data.train_tokenizer import train_tokenizer
+
+    folder, report = train_tokenizer(config, name, holdout=holdout)
+    for key, value in asdict(report).items():
+        print(f"{key:16}{value:,.4g}" if isinstance(value, float) else f"{key:16}{value}")
+    print(f"{'tokenizer':16}{display_path(folder)}")
+
+
+@_command("export", short_help="Write a trained run in the format of other programs")
+def export_any(
+    run: Annotated[str, typer.Argument(metavar="NAME", help="the experiment")],
+    to: Annotated[str, typer.Option("--format", help="gguf (llama.cpp), onnx, hub (transformers)")],
+    output: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="default: exports/ in the run's folder")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="best, last, or a step such as 500")] = "best",
+    dtype: Annotated[
+        str | None, typer.Option(help="of GGUF: f16 (default), f32, bf16, q8_0")
+    ] = None,
+) -> None:
+    """Write a trained run in the format of other programs.
+
+    Examples:
+
+    \b
+      cli export exp_001 --format gguf --dtype q8_0
+      cli export exp_001 --format hub --output my_model
+    """
+    from common.export.config import FORMATS, check_dtype
+
+    if to not in FORMATS:
+        raise UsageError(f"no format '{to}'", did_you_mean(to, list(FORMATS)))
+    check_dtype(to, dtype)
+    project = project_of_run(run)
+    schema, build_model = project.load()
+    config = load_config(run_config(run), schema)
+    check_data(config, project, run_config(run))
+    from common.export.run import export_run
+
+    written = export_run(
+        config, build_model, run, checkpoint, format=to, dtype=dtype, output=output
+    )
+    for path in written:
+        print(f"written     {display_path(path)}")
 
 
 def _with_run(

@@ -16,7 +16,7 @@ from tests.untrained_run import make_run
 from tools import cli
 
 CONFIG = "projects/baseline/configs/quickstart.yaml"
-COMMANDS = ["list", "prepare", "train", "evaluate", "sample"]
+COMMANDS = ["list", "prepare", "train-tokenizer", "train", "evaluate", "sample", "export"]
 
 
 class Result:
@@ -149,6 +149,12 @@ def test_the_project_of_a_resumed_run_is_in_its_manifest(run_cli, tmp_path: Path
             ["prepare", "--config", CONFIG, "data.dataset=mine"],
             ["projects/baseline needs the dataset 'mine'", "is not there"],
         ),
+        (["train-tokenizer", "--dataset", "stories"], ["--name"]),
+        (["train-tokenizer", "--name", "a"], ["--path PATH or as --dataset NAME"]),
+        (["train-tokenizer", "--name", "a", "--dataset", "storys"], ["'storys'", "'stories'"]),
+        (["train-tokenizer", "--name", "a", "--dataset", "stories", "--kind", "bep"], ["'bep'"]),
+        (["export", "exp_001", "--format", "ggml"], ["no format 'ggml'", "gguf, onnx, hub"]),
+        (["export", "exp_01", "--format", "gguf"], ["no run 'exp_01'", "'exp_001'"]),
         (["prepare", "--confg", "x"], ["--confg", "--config"]),
     ],
 )
@@ -226,6 +232,28 @@ def test_a_run_whose_text_is_gone_is_told_at_once(run_cli, tmp_path: Path) -> No
     for command in ("evaluate", "sample"):
         result = run_cli(command, "exp_001", "--checkpoint", "last")
         assert result.code == 2 and f"needs {text}: there is no file" in result.err
+
+
+def test_a_vocabulary_is_learned_measured_and_found_again(run_cli, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the cat sat on the mat.\n" * 300)
+    arguments = ("--path", tmp_path / "text.txt", "--vocab-size", 269, "--holdout", 0.2)
+    result = run_cli("train-tokenizer", "--name", "cats", *arguments)
+    assert result.code == 0, result.err
+    assert "bytes_per_token" in result.out and "round_trip      True" in result.out
+    overrides = ("data.dataset=stories", "data.num_stories=20", "data.tokenizer=pretrained")
+    used = run_cli(*("prepare", "--config", CONFIG, *overrides, "data.pretrained_tokenizer=cats"))
+    assert used.code == 0 and "vocabulary of 269" in used.out, used.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["gguf", "onnx", "hub"])
+def test_a_run_is_written_for_other_programs(run_cli, tmp_path: Path, to: str) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat.\n" * 60)
+    make_run("exp_001", text, tokenizer="bpe")
+    result = run_cli("export", "exp_001", "--format", to, "--output", tmp_path / "out")
+    assert result.code == 0, result.err
+    assert str(tmp_path / "out") in result.out and (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
