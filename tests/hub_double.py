@@ -254,8 +254,11 @@ class _Handler(BaseHTTPRequestHandler):
             content = content[:-1] + bytes([content[-1] ^ 1])
         status, start = 200, 0
         if self.record.range and not self.head:
-            status, start = 206, int(self.record.range.removeprefix("bytes=").rstrip("-"))
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            first, _, last = self.record.range.removeprefix("bytes=").partition("-")
+            end = min(int(last) + 1, len(content)) if last else len(content)
+            status, start = 206, int(first)
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
+            content = content[:end]
         cut = self.hub.cuts.get(path)
         if cut and cut.times and not self.head:
             cut.times -= 1
