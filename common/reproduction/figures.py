@@ -39,7 +39,8 @@ def draw_table(axes: Axes, table: PaperTable, unit: str) -> None:
     for place, measured in enumerate(table.rows):
         row, found = measured.row, measured.found
         if row.accepted is not None:
-            axes.plot(row.accepted, [place, place], color="0.85", linewidth=9, zorder=1)
+            ends = [place, place]
+            axes.plot(row.accepted, ends, "0.85", linewidth=9, solid_capstyle="butt", zorder=1)
         if row.value is not None:
             axes.plot(row.value, place, "D", color="C1", markersize=6, zorder=2)
         if len(found) == len(measured.values):

@@ -41,25 +41,26 @@ class PaperRun:
 Train = Callable[[PaperRun, Run], None]
 
 
-def run_once(trial: PaperRun, train: Train) -> Results:
-    """What `trial` has found, from the store if it is finished there.
+def run_once(planned: PaperRun, train: Train) -> Results:
+    """What `planned` has found, from the store if it is finished there.
 
     `train` logs to the run it is given, at the end a row of split "result". An unfinished run of the
     name is continued: `run.rows` is then not 0, and `train` calls `run.resume_from` (or
     `Trainer.resume`) with the rows that are still true. Raises ExperimentError when another process
     is running it.
     """
-    if not is_finished(trial.name):
+    if not is_finished(planned.name):
         with start_experiment(
-            trial.name,
-            project=trial.paper,
-            config={"variant": trial.variant, **trial.config},
-            seed=trial.seed,
+            planned.name,
+            project=planned.paper,
+            config={"variant": planned.variant, **planned.config},
+            seed=planned.seed,
             tags=["reproduction"],
-            resume=log_path(trial.name).exists(),
+            resume=log_path(planned.name).exists(),
+            system_metrics_seconds=None,  # they are no results
         ) as run:
-            train(trial, run)
-    return results_of(trial.name)
+            train(planned, run)
+    return results_of(planned.name)
 
 
 def results_of(name: str) -> Results:
@@ -75,35 +76,35 @@ def results_of(name: str) -> Results:
 
 
 def run_all(
-    trials: Sequence[PaperRun],
+    runs: Sequence[PaperRun],
     train: Train,
     jobs: int,
-    report: Callable[[PaperRun, Results], None] = lambda trial, results: None,
+    report: Callable[[PaperRun, Results], None] = lambda planned, results: None,
 ) -> dict[str, Results]:
-    """`run_once` of every trial, `jobs` at a time; {name of the experiment: results} in their order.
+    """`run_once` of every planned, `jobs` at a time; {name of the experiment: results} in their order.
 
     With more than one job each has a process of its own with one thread: small models gain little
     from the second. `train` has to be a function of a module then. `report` hears of every end.
     """
     results: dict[str, Results] = {}
-    with _ends(trials, train, jobs) as ends:
-        for trial, found in ends:
-            results[trial.name] = found
-            report(trial, found)
-    return {trial.name: results[trial.name] for trial in trials}
+    with _ends(runs, train, jobs) as ends:
+        for planned, found in ends:
+            results[planned.name] = found
+            report(planned, found)
+    return {planned.name: results[planned.name] for planned in runs}
 
 
 @contextmanager
 def _ends(
-    trials: Sequence[PaperRun], train: Train, jobs: int
+    runs: Sequence[PaperRun], train: Train, jobs: int
 ) -> Iterator[Iterator[tuple[PaperRun, Results]]]:
-    """Trials with their results, in the order in which they end."""
+    """Runs with their results, in the order in which they end."""
     if jobs == 1:
-        yield ((trial, run_once(trial, train)) for trial in trials)
+        yield ((planned, run_once(planned, train)) for planned in runs)
         return
     pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_use_one_thread)
     try:
-        futures = {pool.submit(_run_in_worker, trial, train): trial for trial in trials}
+        futures = {pool.submit(_run_in_worker, planned, train): planned for planned in runs}
         yield ((futures[future], future.result()) for future in as_completed(futures))
     finally:
         pool.shutdown(cancel_futures=True)
@@ -116,8 +117,8 @@ def _use_one_thread() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
-def _run_in_worker(trial: PaperRun, train: Train) -> Results:
+def _run_in_worker(planned: PaperRun, train: Train) -> Results:
     try:
-        return run_once(trial, train)
+        return run_once(planned, train)
     except KeyboardInterrupt as interrupt:  # one that can be sent to another process
         raise KeyboardInterrupt(str(interrupt)) from None

@@ -98,7 +98,8 @@ def draw(planned: Planned, made: Sequence[PaperTable], path: Path) -> None:
     figure = Figure(figsize=(12, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
     draw_table(left, made[0], "test accuracy (%)")
-    groups = {name: [run.name for run in runs] for name, runs in planned.items()}
+    shown = [name for name in planned if name in ENTROPY] or list(planned)
+    groups = {name: [run.name for run in planned[name]] for name in shown}
     draw_seeds(right, groups, "dispatch_entropy", "train")
     right.set_xlabel("epoch")
     right.set_ylabel("dispatch entropy (nats)")
