@@ -104,6 +104,9 @@ def prepare_data(
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML or TOML, as of train")
     ] = None,
+    nanogpt: Annotated[
+        bool, typer.Option("--nanogpt", help="write meta.pkl too: nanoGPT trains on the folder")
+    ] = False,
 ) -> None:
     """Get the text that a configuration asks for and make its token files.
 
@@ -130,6 +133,10 @@ def prepare_data(
     data = prepare(settings.data)
     print(describe_tokens(data.meta))
     print(f"token files {display_path(data.directory)}")
+    if nanogpt:
+        from common.data.nanogpt import write_meta
+
+        print(f"for nanoGPT {display_path(write_meta(data.directory, data.tokenizer))}")
     command = ["cli", "train", project.name, "--config", str(config), *overrides]
     print(f"next        {shlex.join(command)}")
 

@@ -42,7 +42,7 @@ def main() -> None:
             output=arguments.output,
         )
         for path in written:
-            print(f"wrote {display_path(path)} ({_megabytes(path):.1f} MB)")
+            print(f"wrote {display_path(path)} ({_megabytes(path):.2f} MB)")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from common.utils.paths import get_runs_dir
 C = TypeVar("C", bound=ExperimentConfig)
 BuildModel = Callable[[C, int], BaseLanguageModel]
 RESIZING = ("heads", "neurons")  # these change the sizes in the configuration
-_TOKENS, _REPEATS = 64, 3  # of what is generated to measure its speed
+_TOKENS, _REPEATS = 64, 5  # of what is generated to measure its speed
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,13 @@ def compress_run(
     model, data, path = load_run(config, build_model, name, which)
     if quantization is not None and model.quantization is not None:
         raise ModelError("the model is quantised already", "quantise the one that it came from")
-    before = measure(model, config, data, path)
+    original, losses, sizes = model, [_judge(model, config, data)], [_megabytes(path)]
     for pruning in prunings:
         model = prune(model, pruning)
     parameters = model.num_parameters()
     config = _config_of(config, model, resized=any(p.kind in RESIZING for p in prunings))
     if quantization is not None:
+        model = copy.deepcopy(model)
         quantize(model, quantization)
     state = load_checkpoint(path).state
     step = int(state.get("step", path.name.removeprefix("step_")))
@@ -87,39 +89,44 @@ def compress_run(
             run.directory / "checkpoints" / path.name, fingerprint=data.fingerprint, step=step
         )
         model, data, path = load_run(config, build_model, new_name, "last")
-        after = measure(model, config, data, path)
+        losses.append(_judge(model, config, data))
+        sizes.append(_megabytes(path))
         run.update(parameters=parameters, compressed_from=name)
-        metrics = {"loss": after.loss, "bits_per_byte": after.bits_per_byte}
-        run.log(metrics | {"megabytes": after.megabytes}, step=step, split="val")
+        run.log({**losses[1], "megabytes": sizes[1]}, step=step, split="val")
+    speeds = _generation_speeds([original, model], data.tokenizer.end_of_text)
+    before, after = (
+        Measured(loss["loss"], loss["bits_per_byte"], size, speed)
+        for loss, size, speed in zip(losses, sizes, speeds, strict=True)
+    )
     return before, after
 
 
-def measure(
-    model: BaseLanguageModel, config: ExperimentConfig, data: TokenDataset, path: Path
-) -> Measured:
-    """Judge a model whose checkpoint is the folder `path`."""
+def _judge(
+    model: BaseLanguageModel, config: ExperimentConfig, data: TokenDataset
+) -> dict[str, float]:
     evaluator = Evaluator(model, token_bytes=data.tokenizer.token_bytes)
-    metrics = evaluator.evaluate(eval_windows(config, data, "val"))
+    return evaluator.evaluate(eval_windows(config, data, "val"))
+
+
+def _megabytes(path: Path) -> float:
+    """Of the weights in a checkpoint folder, without what training needs."""
     files = [file for file in path.glob("*.safetensors") if file.name != "training.safetensors"]
-    size = sum(file.stat().st_size for file in files)
-    return Measured(
-        loss=metrics["loss"],
-        bits_per_byte=metrics["bits_per_byte"],
-        megabytes=size / 1e6,
-        tokens_per_second=_generation_speed(model, data.tokenizer.end_of_text),
-    )
+    return sum(file.stat().st_size for file in files) / 1e6
 
 
-def _generation_speed(model: BaseLanguageModel, start: int) -> float:
-    """Tokens per second, of the fastest of a few texts: what else runs only makes it slower."""
-    count = min(_TOKENS, (model.context_limit or _TOKENS + 1) - 1)
-    prompt = torch.tensor([[start]])
-    seconds = []
+def _generation_speeds(models: Sequence[BaseLanguageModel], start: int) -> list[float]:
+    """Tokens per second of each, of its fastest of a few texts: what else runs only makes it slower.
+
+    They take turns, so that a busy moment of the machine meets all of them.
+    """
+    seconds: list[list[float]] = [[] for _ in models]
+    counts = [min(_TOKENS, (model.context_limit or _TOKENS + 1) - 1) for model in models]
     for _ in range(_REPEATS):
-        began = time.perf_counter()
-        model.generate(prompt, count, temperature=0)
-        seconds.append(time.perf_counter() - began)
-    return count / min(seconds)
+        for model, count, times in zip(models, counts, seconds, strict=True):
+            began = time.perf_counter()
+            model.generate(torch.tensor([[start]]), count, temperature=0)
+            times.append(time.perf_counter() - began)
+    return [count / min(times) for count, times in zip(counts, seconds, strict=True)]
 
 
 def _config_of(config: C, model: BaseLanguageModel, resized: bool) -> C:

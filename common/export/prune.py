@@ -23,6 +23,7 @@ from common.models.decoder import Decoder
 from common.models.feedforward import SwiGLU
 
 M = TypeVar("M", bound=BaseLanguageModel)
+_BLOCK = 32
 
 
 def prune(model: BaseLanguageModel, how: Pruning) -> BaseLanguageModel:
@@ -95,12 +96,14 @@ def prune_neurons(model: BaseLanguageModel, share: float) -> Decoder:
     """A smaller Decoder without the `share` of each layer's feed-forward neurons of smallest norm.
 
     The norm of a neuron is the product of that of what it reads (with a gate, that too) and of what
-    it writes: the same however the weights are scaled between the two.
+    it writes: the same however the weights are scaled between the two. Large layers keep a multiple
+    of 32 neurons, as the blocks of int4 and of GGUF's q8_0 need it.
     """
     decoder = _decoder_with(model, "feedforward", share)
     first: Any = decoder.blocks[0].feedforward
     size = first.input.out_features
-    kept = max(1, size - round(share * size))
+    unit = _BLOCK if size % _BLOCK == 0 and size >= 32 * _BLOCK else 1
+    kept = max(unit, size - unit * round(share * size / unit))
     smaller = _smaller(decoder, intermediate_size=kept)
     for block, target in zip(decoder.blocks, smaller.blocks, strict=True):
         source, new = cast(Any, block.feedforward), cast(Any, target.feedforward)

@@ -147,7 +147,14 @@ def _same(pruned: Decoder, masked: Decoder, folder: Path) -> None:
 def test_one_head_and_one_neuron_remain() -> None:
     model = random_model()
     assert prune_heads(model, 0.99).config.num_heads == 1
-    assert prune_neurons(model, 0.999).config.intermediate_size == 1
+    assert prune_neurons(model, 0.999).config.intermediate_size == 1  # of 128
+
+
+def test_large_layers_keep_whole_blocks() -> None:
+    model = random_model(intermediate_size=1024)
+    assert prune_neurons(model, 0.26).config.intermediate_size == 768
+    assert prune_neurons(model, 0.999).config.intermediate_size == 32
+    assert prune_neurons(random_model(intermediate_size=1025), 0.2).config.intermediate_size == 820
 
 
 @pytest.mark.parametrize("prune", [prune_weights, prune_heads, prune_neurons])
