@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
+from common.data.tokenizers import TiktokenTokenizer
 from common.errors import ModelError
 from common.utils.files import read_json
 from common.utils.logging import get_logger
@@ -80,10 +81,16 @@ def vocabulary_of(tokenizer: SavedTokenizer) -> Vocabulary:
 
     Raises ModelError for other kinds: a vocabulary of characters, or one with a normalizer.
     """
+    if isinstance(tokenizer, TiktokenTokenizer):
+        return vocabulary_of_ranks(
+            tokenizer.ranks, tokenizer.pattern, tokenizer.special_tokens, tokenizer.end_of_text
+        )
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "tokenizer.json"
         tokenizer.save(path)
         content = read_json(path, ModelError)
+    if content.get("type") == "pretrained":
+        content = content["tokenizer"]
     model = content.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE":
         kind = content.get("type") or (model or {}).get("type")

@@ -170,7 +170,9 @@ def load_datasets(folder: Path, tokens: str, batches: str) -> Answer:
     path = folder / "loader.bin"
     _fill(path, int(tokens))
     rows = int(tokens) // TIME
-    mapped = pa.py_buffer(np.memmap(path, dtype="<i2", mode="r"))  # as Arrow files are: nothing copied
+    mapped = pa.py_buffer(
+        np.memmap(path, dtype="<i2", mode="r")
+    )  # as Arrow files are: nothing copied
     ids = pa.Array.from_buffers(pa.int16(), rows * TIME, [None, mapped])
     table = pa.table({"ids": pa.FixedSizeListArray.from_arrays(ids, TIME)})
     dataset = datasets.Dataset(table).with_format("torch")
