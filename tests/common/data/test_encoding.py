@@ -143,12 +143,15 @@ def test_nothing_gives_empty_files(tmp_path: Path) -> None:
 
 
 _PREPARE = """
-import sys
-from common.data import encoding
+import sys, time
+from common.data import encoding, text_files
 from common.data.config import DataConfig
 from common.data.prepare import prepare
 encoding._SAVE_EVERY_SECONDS = 0.02
 encoding._PIECE_CHARACTERS = 20_000
+text_files._BLOCK_BYTES = 200_000
+write = encoding._Writer.write
+encoding._Writer.write = lambda *arguments: (time.sleep(0.05), write(*arguments))  # seconds in all
 prepare(DataConfig(path=sys.argv[1], tokenizer=sys.argv[2], vocab_size=400))
 """
 
@@ -173,7 +176,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(kind: str, tmp_path: P
     while True:
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
         try:
-            process.wait(0.6 + draw.random() * 0.8 + 0.1 * kills)
+            process.wait(0.6 + draw.random() * 0.8 + 0.3 * kills)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             kills += 1
