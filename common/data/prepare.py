@@ -56,6 +56,7 @@ from common.utils.manifest import now
 from common.utils.paths import get_datasets_dir
 
 TRAINING_CHARACTERS = 100_000_000  # more text changes a vocabulary little
+_LONGEST_WORD = 1_000_000  # characters; a longer one may be cut while a vocabulary is learned
 _TRAINING_PIECE = 100_000  # characters: the trainer counts texts side by side
 Watch = Callable[[Iterator[Document]], Iterator[Document]]
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
@@ -244,15 +245,20 @@ def _make_tokenizer(corpus: Corpus, config: DataConfig, building: Path) -> Token
 
 def texts_of(documents: Iterator[Document], limit: float) -> Iterator[str]:
     """The texts of the first documents, up to about `limit` characters; long ones in pieces."""
-    characters = 0
+    characters, carry = 0, ""
     for document in documents:
+        text = carry + document.text
+        border = len(text) if document.ends else last_word_border(text)
+        if len(text) - border > _LONGEST_WORD:
+            border = len(text)
+        carry = text[border:]  # no word is cut where a part of a document ends
         start = 0
-        while len(document.text) - start > _TRAINING_PIECE:
-            piece = document.text[start : start + _TRAINING_PIECE]
+        while border - start > _TRAINING_PIECE:
+            piece = text[start : start + _TRAINING_PIECE]
             piece = piece[: last_word_border(piece) or _TRAINING_PIECE]
             yield piece
             start += len(piece)
-        yield document.text[start:]
+        yield text[start:border]
         characters += len(document.text)
         if characters >= limit:
             return
