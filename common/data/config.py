@@ -13,17 +13,15 @@ from common.config import Config
 class DataConfig(Config):
     """Source, tokenizer and split of the token files, and the batches cut from them."""
 
-    dataset: str = "python_stdlib"  # python_stdlib, stories, or a folder name in assets/datasets
-    hub: str | None = (
-        None  # OWNER/NAME on the Hugging Face hub to download `dataset` from if absent
-    )
+    dataset: str = "python_stdlib"  # python_stdlib, stories, speeches, or a folder in assets/datasets
+    hub: str | None = None  # OWNER/NAME on the Hugging Face hub, where `cli prepare` gets `dataset`
     streaming: bool = False  # read the hub's rows as they come, without keeping the dataset
     path: Path | None = None  # a text file or a folder of them; takes the place of `dataset`
     # Several sources at once, {path or dataset: weight}: each sequence is drawn from one of them
     mixture: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     more_validation: tuple[Path, ...] = ()  # other texts to judge the final model on
     text_column: str = "text"  # of JSONL, Parquet and datasets from the hub
-    num_stories: int = Field(20_000, gt=0)  # for `stories`
+    num_stories: int = Field(20_000, gt=0)  # for `stories`, and of speeches
     tokenizer: Literal[
         "char", "bpe", "sentencepiece", "sentencepiece_bpe", "tiktoken", "pretrained"
     ] = "bpe"

@@ -16,12 +16,18 @@ def check_source(config: DataConfig, needed_by: str, way: str) -> None:
 
     It neither reads files nor asks the network. `needed_by` is who asks: `projects/baseline`.
     """
+    if config.mixture:
+        for name in config.mixture:
+            if not Path(name).expanduser().exists():
+                one = config.model_copy(update={"dataset": name, "path": None, "mixture": {}})
+                check_source(one, needed_by, way)
+        return
     for path in (*([config.path] if config.path else []), *config.more_validation):
         if not path.exists():
             raise DataError(
                 f"{needed_by} needs {path}: there is no file or folder", "check data.path"
             )
-    if config.path is not None or config.dataset in GENERATED:
+    if config.path is not None or config.streaming or config.dataset in GENERATED:
         return
     directory = get_datasets_dir() / config.dataset
     if not _has_content(directory):
