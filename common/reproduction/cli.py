@@ -18,12 +18,19 @@ if TYPE_CHECKING:  # it imports torch
 
 
 def parse_arguments(
-    description: str, paper: str, variants: Sequence[str], seeds: int, full_seeds: int
+    description: str,
+    paper: str,
+    variants: Sequence[str],
+    *,
+    seeds: int,
+    full_seeds: int,
+    reduced: Sequence[str] | None = None,
 ) -> argparse.Namespace:
     """`full`, `seeds`, `only`, `jobs`, `format` and `figure`.
 
     Args:
         variants: those that there are; `only` is those asked for, in their order.
+        reduced: those that are run without --full when none are named; None: all.
         seeds, full_seeds: how many by default.
     """
     parser = argparse.ArgumentParser(
@@ -39,7 +46,8 @@ def parse_arguments(
     add("--figure", type=Path, default=figure, metavar="FILE", help=f"default: {figure}")
     arguments = parser.parse_args()
     arguments.seeds = arguments.seeds or (full_seeds if arguments.full else seeds)
-    arguments.only = [name for name in variants if name in (arguments.only or variants)]
+    default = variants if arguments.full or reduced is None else reduced
+    arguments.only = [name for name in variants if name in (arguments.only or default)]
     return arguments
 
 

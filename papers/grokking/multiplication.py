@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.models import Decoder
+from common.models.decoder import Block
 from common.models.loss import IGNORE_INDEX
+from common.models.mixers.attention import Attention
 from common.training import Callback, Trainer, TrainingConfig
 from common.training.config import OptimizerConfig, ScheduleConfig
 from common.utils.seeding import seed_everything
@@ -39,6 +41,21 @@ def as_batch(rows: torch.Tensor) -> Batch:
     labels = rows.clone()
     labels[:, :-1] = IGNORE_INDEX
     return {"input_ids": rows, "labels": labels}
+
+
+class NormalizedBlock(Block):
+    """The first norm replaces the residual stream instead of branching off it, as in the authors' code.
+
+    So the scale of the embeddings has no effect, and decay makes their steps larger in relation.
+    """
+
+    def forward(self, x: torch.Tensor, cache: Any = None) -> torch.Tensor:
+        """x: (batch, time, hidden_size)"""
+        assert self.feedforward is not None
+        x = self.mixer_norm(x)
+        x = x + self.mixer(x, cache)
+        changed: torch.Tensor = x + self.feedforward(self.feedforward_norm(x))
+        return changed
 
 
 class AnswerDecoder(Decoder):
@@ -99,9 +116,10 @@ class Grokking(Callback):
 
 
 def make_model(config: Mapping[str, Any]) -> AnswerDecoder:
-    """A GPT-2 of 2 layers, drawn as PyTorch draws its layers: the paper's code leaves it at that.
+    """A GPT-2 of 2 layers, drawn as the authors' code does: as PyTorch's own layers draw themselves.
 
-    The embeddings have a standard deviation of 1 instead of 0.02, which delays grokking.
+    The embeddings have a standard deviation of 1 instead of 0.02. `normalized_residual` chooses the
+    authors' blocks instead of pre-norm ones.
     """
     model = AnswerDecoder(
         config["modulus"] + 2,
@@ -112,11 +130,16 @@ def make_model(config: Mapping[str, Any]) -> AnswerDecoder:
         activation="gelu",
         tie_embeddings=False,
     )
-    for name, module in model.named_modules():
+    if config["normalized_residual"]:
+        model.blocks = nn.ModuleList(NormalizedBlock(model.config) for _ in model.blocks)
+    for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             module.reset_parameters()
-        if name.endswith(".mixer.query_key_value"):  # as torch.nn.MultiheadAttention
-            nn.init.xavier_uniform_(module.weight)
+    for module in model.modules():
+        if isinstance(module, Attention):  # as torch.nn.MultiheadAttention
+            nn.init.xavier_uniform_(module.query_key_value.weight)
+            nn.init.zeros_(module.query_key_value.bias)
+            nn.init.zeros_(module.output.bias)
     return model
 
 

@@ -29,6 +29,7 @@ REDUCED_STEPS = 1500
 MULTIPLICATION: dict[str, Any] = {
     "modulus": 97,
     "width": 128,
+    "normalized_residual": True,
     "batch_size": 512,
     "lr": 1e-3,
     "adamw_decay": 0.0,
@@ -70,6 +71,11 @@ DECODER = {
     ),
     "l2": (filtered("none", weight_decay=0.005), PaperRow("Adam with L2 0.005, no filter")),
     "adamw": (MULTIPLICATION | {"adamw_decay": 1.0}, PaperRow("AdamW, decay 1, no filter")),
+    "prenorm": (
+        filtered("ema", decay=0.98, strength=2.0, weight_decay=0.005)
+        | {"normalized_residual": False},
+        PaperRow("Grokfast EMA, pre-norm blocks"),
+    ),
 }
 MLP = {
     "orthogonal": (
@@ -80,6 +86,7 @@ MLP = {
     "decay2": (ADDITION | {"weight_decay": 2.0}, PaperRow("AdamW, decay 2")),
     "decay6": (ADDITION | {"weight_decay": 6.0}, PaperRow("AdamW, decay 6")),
 }
+REDUCED_DECODER = ["baseline", "ema", "adamw"]
 Planned = Mapping[str, Sequence["PaperRun"]]  # the runs of each variant
 
 
@@ -151,7 +158,10 @@ def draw(made: Mapping[str, tuple[PaperTable, Planned]], path: Path) -> None:
 
 def main() -> None:
     variants = [*DECODER, *MLP]
-    arguments = parse_arguments(__doc__ or "", PAPER, variants, seeds=3, full_seeds=3)
+    reduced = [*REDUCED_DECODER, *MLP]
+    arguments = parse_arguments(
+        __doc__ or "", PAPER, variants, seeds=3, full_seeds=3, reduced=reduced
+    )
     with exit_on_error():
         from common.reproduction.runs import run_all
 

@@ -107,7 +107,9 @@ def draw(planned: Planned, made: Sequence[PaperTable], path: Path) -> None:
 
 
 def main() -> None:
-    arguments = parse_arguments(__doc__ or "", PAPER, list(VARIANTS), MIN_SEEDS, full_seeds=10)
+    arguments = parse_arguments(
+        __doc__ or "", PAPER, list(VARIANTS), seeds=MIN_SEEDS, full_seeds=10
+    )
     with exit_on_error():
         from common.reproduction.runs import run_all
 

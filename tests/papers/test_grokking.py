@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from common.errors import TrainingError
+from common.models import Decoder
 from common.models.loss import count_labels
 from common.training import Callback, Trainer
 from common.utils import query_experiments, start_experiment
@@ -60,6 +61,34 @@ def test_only_the_answer_is_predicted_and_its_loss_is_that_of_the_shared_decoder
     assert short.item() == pytest.approx(whole["loss"].item(), rel=1e-5)
     right = whole["logits"][:, -2].argmax(dim=1) == batch["input_ids"][:, -1]
     assert model.accuracy(batch["input_ids"]) == pytest.approx(float(right.float().mean()))
+
+
+def test_the_authors_blocks_equal_layers_of_pytorch() -> None:
+    """x = norm(x); x = x + attention(x); x = x + mlp(norm(x)), with torch.nn.MultiheadAttention."""
+    torch.manual_seed(0)
+    model = multiplication.make_model(TINY).double()
+    ids = multiplication.equations(7)[:6, :-1]
+    x = model.token_embedding(ids) + model.position_embedding.weight[:4]
+    mask = torch.full((4, 4), float("-inf"), dtype=torch.float64).triu(1)
+    for block in model.blocks:
+        attention = nn.MultiheadAttention(16, 4, batch_first=True).double()
+        attention.in_proj_weight.data = block.mixer.query_key_value.weight.data
+        attention.out_proj.weight.data = block.mixer.output.weight.data
+        x = block.mixer_norm(x)
+        x = x + attention(x, x, x, attn_mask=mask)[0]  # whose biases are 0, as ours
+        inner = nn.functional.gelu(block.feedforward.input(block.feedforward_norm(x)))
+        x = x + block.feedforward.output(inner)
+    expected = model.head(model.final_norm(x))[:, -1]
+    torch.testing.assert_close(model.next_logits(ids), expected, rtol=0, atol=1e-12)
+
+
+def test_the_residual_stream_can_be_that_of_the_shared_decoder() -> None:
+    torch.manual_seed(0)
+    ids = multiplication.equations(7)[:6, :-1]
+    ours = multiplication.make_model(TINY | {"normalized_residual": False})
+    shared = Decoder(9, **ours.arguments)
+    shared.load_state_dict(ours.state_dict())
+    assert torch.equal(ours.next_logits(ids), shared.next_logits(ids))
 
 
 def gradients_of(steps: int) -> list[list[torch.Tensor]]:
