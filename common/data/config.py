@@ -13,7 +13,9 @@ from common.config import Config
 class DataConfig(Config):
     """Source, tokenizer and split of the token files, and the batches cut from them."""
 
-    dataset: str = "python_stdlib"  # python_stdlib, stories, speeches, or a folder in assets/datasets
+    dataset: str = (
+        "python_stdlib"  # python_stdlib, stories, speeches, or a folder in assets/datasets
+    )
     hub: str | None = None  # OWNER/NAME on the Hugging Face hub, where `cli prepare` gets `dataset`
     streaming: bool = False  # read the hub's rows as they come, without keeping the dataset
     path: Path | None = None  # a text file or a folder of them; takes the place of `dataset`

@@ -49,11 +49,13 @@ class NormalizedBlock(Block):
     So the scale of the embeddings has no effect, and decay makes their steps larger in relation.
     """
 
-    def forward(self, x: torch.Tensor, cache: Any = None) -> torch.Tensor:
-        """x: (batch, time, hidden_size)"""
+    def forward(
+        self, x: torch.Tensor, cache: Any = None, visible: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """See Block.forward."""
         assert self.feedforward is not None
         x = self.mixer_norm(x)
-        x = x + self.mixer(x, cache)
+        x = x + self.mixer(x, cache, visible)
         changed: torch.Tensor = x + self.feedforward(self.feedforward_norm(x))
         return changed
 
