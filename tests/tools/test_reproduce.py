@@ -203,9 +203,11 @@ def test_what_was_changed_by_hand_is_named(lab: Lab) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     assert "tensors of step 20" in result.stdout
     rerun = Catalogue().manifest("edited_reproduced_002")
-    assert (
-        rerun["status"] == "interrupted" and rerun["config"]["training"]["max_steps"] == MAX_STEPS
-    )
+    assert rerun["config"]["training"]["max_steps"] == MAX_STEPS
+    assert rerun["status"] in (
+        "interrupted",
+        "finished",
+    )  # so short a one may end before it is told
 
 
 @slow

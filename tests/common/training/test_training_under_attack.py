@@ -73,7 +73,7 @@ MOMENTS = {
     "checkpoint:fsync_dir": 32,
     "checkpoint:delete_old_checkpoints": 16,
     "checkpoint:mark_best": 8,
-    "optimizer_state:unpack_optimizer": 1,
+    "training_state:unpack_optimizer": 1,
     "ema:WeightAverage.load": 1,
     "callbacks.samples:Samples.on_train_start": 1,
     "trainer:Trainer.resume": 1,
@@ -384,7 +384,7 @@ def test_a_second_signal_ends_the_run_at_once(
     "place",
     [
         "trainer:Trainer.resume",
-        "optimizer_state:unpack_optimizer",
+        "training_state:unpack_optimizer",
         "callbacks.samples:Samples.on_train_start",
     ],
 )
