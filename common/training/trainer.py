@@ -48,6 +48,7 @@ from common.training.signals import stop_on_signals
 from common.training.training_state import pack_state, unpack_state
 from common.utils.experiment_storage.run import Run
 from common.utils.logging import get_logger
+from common.utils.malloc import freed_memory_kept
 
 log = get_logger("training")
 
@@ -165,7 +166,11 @@ class Trainer:
         try:
             for callback in self.callbacks:
                 callback.on_train_start(self)
-            with stop_on_signals(self.processes) as received, matmul_precision(self.precision):
+            with (
+                stop_on_signals(self.processes) as received,
+                matmul_precision(self.precision),
+                freed_memory_kept(),
+            ):
                 while True:
                     if self._is_due(self.config.eval_every_steps):
                         self._evaluate(full=False)
