@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import tokenizers as hf
 
-from common.data.tokenizers import END_OF_TEXT, BPETokenizer, CharTokenizer, Tokenizer
+from common.data.tokenizers import (
+    END_OF_TEXT,
+    BPETokenizer,
+    CharTokenizer,
+    PretrainedTokenizer,
+    TiktokenTokenizer,
+    Tokenizer,
+)
+from common.data.tokenizers.byte_level import tokenizer_of_ranks
 from common.errors import DataError
 from common.utils.files import write_json_atomic, write_text_atomic
 
@@ -15,27 +24,40 @@ def save_hub_tokenizer(tokenizer: Tokenizer, folder: Path, context_length: int |
     """Write `tokenizer.json` and `tokenizer_config.json`; the ids of every text stay the same.
 
     As with us, `<|endoftext|>` in a text is ordinary text: `split_special_tokens` says so.
-    Raises DataError for a tokenizer of another kind than `char` and `bpe`.
+    Raises DataError for what cannot be written in that format.
     """
-    if isinstance(tokenizer, CharTokenizer):
-        write_text_atomic(folder / "tokenizer.json", _char_tokenizer(tokenizer).to_str())
-    elif isinstance(tokenizer, BPETokenizer):
-        tokenizer.save(folder / "tokenizer.json")
-    else:
-        raise DataError(
-            f"a {type(tokenizer).__name__} cannot be written for transformers",
-            "export the model without it; char and bpe can be written",
-        )
+    end_of_text = _end_of_text(tokenizer)
+    write_text_atomic(folder / "tokenizer.json", _convert(tokenizer).to_str())
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": END_OF_TEXT,
-        "eos_token": END_OF_TEXT,
+        "bos_token": end_of_text,
+        "eos_token": end_of_text,
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
     }
     if context_length is not None:
         config["model_max_length"] = context_length
     write_json_atomic(folder / "tokenizer_config.json", config)
+
+
+def _end_of_text(tokenizer: Tokenizer) -> str:
+    ends = {i: text for text, i in tokenizer.special_tokens.items()}
+    return ends[tokenizer.end_of_text]
+
+
+def _convert(tokenizer: Tokenizer) -> hf.Tokenizer:
+    if isinstance(tokenizer, CharTokenizer):
+        return _char_tokenizer(tokenizer)
+    if isinstance(tokenizer, BPETokenizer | PretrainedTokenizer):
+        content = json.loads(tokenizer.tokenizer.to_str())
+        # What would put special tokens around a text: the model has not seen them there.
+        return hf.Tokenizer.from_str(json.dumps(content | {"post_processor": None}))
+    if isinstance(tokenizer, TiktokenTokenizer):
+        return tokenizer_of_ranks(tokenizer.ranks, tokenizer.pattern, tokenizer.special_tokens)
+    raise DataError(
+        f"a {type(tokenizer).__name__} cannot be written for transformers",
+        "export the model without it; char, bpe, tiktoken and those of a tokenizer.json can be written",
+    )
 
 
 def _char_tokenizer(tokenizer: CharTokenizer) -> hf.Tokenizer:

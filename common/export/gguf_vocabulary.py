@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from common.data.tokenizers import TiktokenTokenizer
+from common.data.tokenizers.byte_level import to_letters
 from common.errors import ModelError
 from common.utils.files import read_json
 from common.utils.logging import get_logger
@@ -111,8 +112,8 @@ def vocabulary_of_ranks(
     ranks: Mapping[bytes, int], pattern: str, special: Mapping[str, int], end_of_text: int
 ) -> Vocabulary:
     """That of a tiktoken encoding (its mergeable ranks, pattern and special tokens)."""
-    vocab = {to_alphabet(token): rank for token, rank in ranks.items()}
-    merges = [" ".join(map(to_alphabet, pair)) for pair in merges_of_ranks(ranks)]
+    vocab = {to_letters(token): rank for token, rank in ranks.items()}
+    merges = [" ".join(map(to_letters, pair)) for pair in merges_of_ranks(ranks)]
     return _vocabulary({NORMAL: vocab, CONTROL: special}, merges, _named(pattern), end_of_text)
 
 
@@ -155,30 +156,6 @@ def _merge(token: bytes, ranks: Mapping[bytes, int], below: int) -> list[bytes]:
             break
         parts[best : best + 2] = [parts[best] + parts[best + 1]]
     return parts
-
-
-def _byte_alphabet() -> list[str]:
-    """The character of each byte: itself where it is printable, else the next from U+0100 on.
-
-    GPT-2's table (Radford et al. 2019), which byte-level vocabularies have kept since.
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    characters, others = [], 0x100
-    for byte in range(256):
-        if byte in printable:
-            characters.append(chr(byte))
-        else:
-            characters.append(chr(others))
-            others += 1
-    return characters
-
-
-_ALPHABET = _byte_alphabet()
-
-
-def to_alphabet(token: bytes) -> str:
-    """The bytes of a token, each as its printable character."""
-    return "".join(_ALPHABET[byte] for byte in token)
 
 
 def _check_normalizer(normalizer: Mapping[str, Any] | None) -> None:

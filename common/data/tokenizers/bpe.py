@@ -31,7 +31,7 @@ class BPETokenizer(TrainableTokenizer):
     def __init__(self, tokenizer: hf.Tokenizer) -> None:
         # `<|endoftext|>` written in a text is ordinary text, never the border of a document.
         tokenizer.encode_special_tokens = True
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> BPETokenizer:
@@ -50,31 +50,31 @@ class BPETokenizer(TrainableTokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[TokenIds]:
         if self._fast is not None:
             return [self._fast.encode(text) for text in texts]
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     @cached_property
     def _fast(self) -> FastBPE | None:
-        return FastBPE.of(json.loads(self._tokenizer.to_str()))
+        return FastBPE.of(json.loads(self.tokenizer.to_str()))
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+        return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def save(self, path: Path) -> None:
-        write_text_atomic(path, self._tokenizer.to_str(pretty=False))
+        write_text_atomic(path, self.tokenizer.to_str(pretty=False))
 
     @property
     def vocab_size(self) -> int:
-        return self._tokenizer.get_vocab_size()
+        return self.tokenizer.get_vocab_size()
 
     @property
     def special_tokens(self) -> dict[str, int]:
-        return {t.content: i for i, t in self._tokenizer.get_added_tokens_decoder().items()}
+        return {t.content: i for i, t in self.tokenizer.get_added_tokens_decoder().items()}
 
     @property
     def token_bytes(self) -> npt.NDArray[np.int64]:
         sizes = np.zeros(self.vocab_size, dtype=np.int64)
-        for token, index in self._tokenizer.get_vocab(with_added_tokens=False).items():
+        for token, index in self.tokenizer.get_vocab(with_added_tokens=False).items():
             sizes[index] = len(token)  # the byte-level alphabet writes each byte as one character
         sizes[list(self.special_tokens.values())] = 0
         return sizes

@@ -10,6 +10,7 @@ import numpy as np
 import tokenizers as hf
 
 from common.data.tokenizers.base import TokenIds
+from common.data.tokenizers.byte_level import byte_letters
 
 # How GPT-2 cuts text into words (its encoder.py), and `ByteLevel` of tokenizers too.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -76,10 +77,3 @@ def _ranks(content: dict[str, Any]) -> dict[bytes, int] | None:
             return None
     byte_of = {letter: byte for byte, letter in enumerate(byte_letters())}
     return {bytes(byte_of[c] for c in token): vocab[token] for token in [*letters, *merged]}
-
-
-def byte_letters() -> list[str]:
-    """The character that GPT-2 writes each of the 256 bytes as: itself where that can be seen."""
-    visible = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
-    others = iter(range(256, 512))
-    return [chr(byte if byte in visible else next(others)) for byte in range(256)]

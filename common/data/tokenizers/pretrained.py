@@ -40,7 +40,7 @@ class PretrainedTokenizer(Tokenizer):
         tokenizer.encode_special_tokens = True
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._content: dict[str, Any] = json.loads(tokenizer.to_str())
         known = (
             [end_of_text]
@@ -57,7 +57,7 @@ class PretrainedTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[TokenIds]:
         if self._fast is not None:
             return [self._fast.encode(text) for text in texts]
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     @cached_property
@@ -65,7 +65,7 @@ class PretrainedTokenizer(Tokenizer):
         return FastBPE.of(self._content)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+        return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def save(self, path: Path) -> None:
         content = {"type": self.kind, "end_of_text": self._end, "tokenizer": self._content}
@@ -73,11 +73,11 @@ class PretrainedTokenizer(Tokenizer):
 
     @property
     def vocab_size(self) -> int:
-        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     @property
     def special_tokens(self) -> dict[str, int]:
-        added = self._tokenizer.get_added_tokens_decoder().items()
+        added = self.tokenizer.get_added_tokens_decoder().items()
         return {token.content: i for i, token in added if token.special}
 
     @property
@@ -92,8 +92,8 @@ class PretrainedTokenizer(Tokenizer):
     @cached_property
     def _token_bytes(self) -> npt.NDArray[np.int64]:
         sizes = np.zeros(self.vocab_size, dtype=np.int64)
-        added = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
-        for token, index in self._tokenizer.get_vocab(with_added_tokens=True).items():
+        added = {token.content for token in self.tokenizer.get_added_tokens_decoder().values()}
+        for token, index in self.tokenizer.get_vocab(with_added_tokens=True).items():
             if self._is_byte_level and token not in added:
                 sizes[index] = len(token)  # a character for each byte
             elif _BYTE.fullmatch(token):
@@ -121,7 +121,7 @@ class PretrainedTokenizer(Tokenizer):
     def is_unknown(self, ids: TokenIds) -> npt.NDArray[np.bool_]:
         model = self._content["model"]
         unknown = np.zeros(self.vocab_size, dtype=np.bool_)
-        for token, index in self._tokenizer.get_vocab(with_added_tokens=True).items():
+        for token, index in self.tokenizer.get_vocab(with_added_tokens=True).items():
             unknown[index] = bool(_BYTE.fullmatch(token)) or token == model.get("unk_token")
         if isinstance(model.get("unk_id"), int):
             unknown[model["unk_id"]] = True

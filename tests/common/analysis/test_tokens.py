@@ -44,7 +44,7 @@ class DropsFirstSpace(BPETokenizer):
 
 
 def test_a_space_that_decode_drops_at_the_start_is_not_lost() -> None:
-    tokenizer = DropsFirstSpace(BPE._tokenizer)
+    tokenizer = DropsFirstSpace(BPE.tokenizer)
     index = int(BPE.encode(" the")[0])
     assert BPE.decode([index]) == " the" and tokenizer.decode([index]) == "the"
     assert vocabulary_texts(tokenizer)[index] == " the"

@@ -39,7 +39,7 @@ O200K = (  # the shape of newer patterns: punctuation takes the line ends behind
 
 
 def tiktoken_like(bpe: BPETokenizer, pattern: str) -> TiktokenTokenizer:
-    fast = FastBPE.of(json.loads(bpe._tokenizer.to_str()))
+    fast = FastBPE.of(json.loads(bpe.tokenizer.to_str()))
     assert fast is not None
     ranks = {token: i - 1 for token, i in fast._encoding._mergeable_ranks.items()}
     return TiktokenTokenizer("test", pattern, ranks, {END_OF_TEXT: len(ranks)})
@@ -114,13 +114,13 @@ def test_the_last_border_is_found_far_from_the_end() -> None:
 @given(texts=st.lists(any_text | st.text(st.characters(max_codepoint=0x2FFF)), max_size=20))
 @settings(max_examples=200, deadline=None)
 def test_tiktokens_engine_gives_the_ids_of_tokenizers(texts: list[str]) -> None:
-    expected = BPE._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    expected = BPE.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     assert BPE._fast is not None
     assert [BPE._fast.encode(text).tolist() for text in texts] == [e.ids for e in expected]
 
 
 def test_the_engine_is_not_used_where_the_ids_could_differ() -> None:
-    content = json.loads(BPE._tokenizer.to_str())
+    content = json.loads(BPE.tokenizer.to_str())
     assert FastBPE.of(content) is not None
     assert FastBPE.of(content | {"normalizer": {"type": "Lowercase"}}) is None
     prefixed = content["pre_tokenizer"] | {"add_prefix_space": True}

@@ -115,7 +115,7 @@ def test_bpe_merges_what_is_frequent() -> None:
 
 def test_training_twice_gives_the_same_vocabulary() -> None:
     again = BPETokenizer.train(iter(CORPUS), 300)
-    assert again._tokenizer.get_vocab() == BPE._tokenizer.get_vocab()
+    assert again.tokenizer.get_vocab() == BPE.tokenizer.get_vocab()
 
 
 @pytest.mark.parametrize("tokenizer", [BPE, CHAR], ids=["bpe", "char"])

@@ -17,7 +17,7 @@ from common.export.gguf_vocabulary import (
     SPLITTERS,
     UNUSED,
     merges_of_ranks,
-    to_alphabet,
+    to_letters,
     vocabulary_of,
     vocabulary_of_ranks,
 )
@@ -47,8 +47,8 @@ def split_by(pattern: str) -> dict[str, Any]:
 
 
 def test_byte_alphabet_is_that_of_hugging_face() -> None:
-    assert set(to_alphabet(bytes(range(256)))) == set(hf.pre_tokenizers.ByteLevel.alphabet())
-    assert to_alphabet(b" \n\x00\xad\xff") == "\u0120\u010a\u0100\u0143\u00ff"
+    assert set(to_letters(bytes(range(256)))) == set(hf.pre_tokenizers.ByteLevel.alphabet())
+    assert to_letters(b" \n\x00\xad\xff") == "\u0120\u010a\u0100\u0143\u00ff"
 
 
 def test_tokens_have_their_ids_and_types(tokenizer: BPETokenizer) -> None:
@@ -96,7 +96,7 @@ def test_what_llama_cpp_would_read_otherwise_is_refused(
 def test_ranks_of_tiktoken_give_the_merges_they_were_learnt_by(tokenizer: BPETokenizer) -> None:
     tiktoken = pytest.importorskip("tiktoken")
     ours = vocabulary_of(tokenizer)
-    letters = {character: byte for byte, character in enumerate(to_alphabet(bytes(range(256))))}
+    letters = {character: byte for byte, character in enumerate(to_letters(bytes(range(256))))}
     ranks = {
         bytes(letters[character] for character in token): index
         for index, token in enumerate(ours.tokens)

@@ -12,12 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers as hf
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
 
-from common.data.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
+from common.data.tokenizers import (
+    END_OF_TEXT,
+    BPETokenizer,
+    CharTokenizer,
+    PretrainedTokenizer,
+    SentencePieceTokenizer,
+    TiktokenTokenizer,
+    Tokenizer,
+)
+from common.data.tokenizers.fast_bpe import PATTERN, FastBPE
 from common.errors import DataError, ModelError
 from common.models import Decoder, load_pretrained, save_pretrained
 from common.models.base import BaseLanguageModel
@@ -258,15 +268,36 @@ TEXTS = [
 ]
 
 
-@pytest.mark.parametrize("kind", [BPETokenizer, CharTokenizer])
-def test_the_tokenizer_comes_along(kind: type[Tokenizer], tmp_path: Path) -> None:
-    tokenizer = kind.train([*TEXTS, "日本 😀 é"], 300)
+def make_tokenizer(kind: str) -> Tokenizer:
+    """Of the kind, and small: tiktoken's and a foreign one are made from a BPE trained here."""
+    texts = [*TEXTS, "日本 😀 é"]
+    if kind == "char":
+        return CharTokenizer.train(texts, 300)
+    bpe = BPETokenizer.train(texts, 300)
+    if kind == "bpe":
+        return bpe
+    if kind == "tiktoken":
+        fast = FastBPE.of(json.loads(bpe.tokenizer.to_str()))
+        assert fast is not None
+        ranks = {token: i - 1 for token, i in fast._encoding._mergeable_ranks.items()}
+        return TiktokenTokenizer("test", PATTERN, ranks, {END_OF_TEXT: len(ranks)})
+    theirs = hf.Tokenizer.from_str(bpe.tokenizer.to_str())
+    theirs.add_special_tokens(["<s>", "</s>"])
+    theirs.post_processor = hf.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", theirs.token_to_id("<s>"))]
+    )
+    return PretrainedTokenizer(theirs, "</s>")
+
+
+@pytest.mark.parametrize("kind", ["char", "bpe", "tiktoken", "pretrained"])
+def test_the_tokenizer_comes_along(kind: str, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(kind)
     model = Decoder(
         tokenizer.vocab_size + 7, num_layers=1, hidden_size=8, num_heads=2, context_length=16
     )
     save_pretrained(model, tmp_path / "both", tokenizer)
     theirs: Any = transformers.AutoTokenizer.from_pretrained(tmp_path / "both")
-    for text in [*TEXTS, "日本 😀 é\r\n", "\n", ""][: None if kind is BPETokenizer else -2]:
+    for text in [*TEXTS, "日本 😀 é\r\n", "\n", ""][: -2 if kind == "char" else None]:
         text = text.replace("\r", "")
         assert theirs(text)["input_ids"] == tokenizer.encode(text).tolist(), text
         assert theirs.decode(tokenizer.encode(text)) == text
@@ -282,6 +313,10 @@ def test_tokenizers_that_do_not_fit(tmp_path: Path) -> None:
     model = Decoder(3, num_layers=1, hidden_size=8, num_heads=2, context_length=16)
     with pytest.raises(ModelError, match="the tokenizer has 4 tokens, the model 3"):
         save_pretrained(model, tmp_path / "a", tokenizer)
+    pieces = SentencePieceTokenizer.train(TEXTS, 300)
+    wide = Decoder(300, num_layers=1, hidden_size=8, num_heads=2, context_length=16)
+    with pytest.raises(DataError, match="SentencePieceTokenizer cannot be written"):
+        save_pretrained(wide, tmp_path / "a", pieces)
     with pytest.raises(DataError, match="surrogate"):
         save_pretrained(
             Decoder(9, num_layers=1, hidden_size=8, num_heads=2, context_length=16),

@@ -1,0 +1,60 @@
+"""Byte-level BPE as tokenizer.json and GGUF write it: each byte of a token as one printable character."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+
+import tokenizers as hf
+
+
+@cache
+def byte_letters() -> tuple[str, ...]:
+    """The character of each byte: itself where it is printable, else the next from U+0100 on.
+
+    GPT-2's table (Radford et al. 2019), which byte-level vocabularies have kept since.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return tuple(chr(byte if byte in printable else next(others)) for byte in range(256))
+
+
+def to_letters(token: bytes) -> str:
+    """The bytes of a token, each as its printable character."""
+    letters = byte_letters()
+    return "".join(letters[byte] for byte in token)
+
+
+def tokenizer_of_ranks(
+    ranks: Mapping[bytes, int], pattern: str, special_tokens: Mapping[str, int]
+) -> hf.Tokenizer:
+    """A tiktoken encoding as a tokenizer of the tokenizers library: the same ids of every text.
+
+    tiktoken joins any two neighbours whose bytes are a token, the lowest id first. So each token is
+    here merged from all the pairs that it can be cut into, not only from the one that training found.
+    """
+    pairs = sorted(
+        (rank, ranks[token[:cut]], ranks[token[cut:]], token, cut)
+        for token, rank in ranks.items()
+        for cut in range(1, len(token))
+        if token[:cut] in ranks and token[cut:] in ranks
+    )
+    found = hf.Tokenizer(
+        hf.models.BPE(
+            vocab={to_letters(token): rank for token, rank in ranks.items()},
+            merges=[(to_letters(token[:cut]), to_letters(token[cut:])) for *_, token, cut in pairs],
+            ignore_merges=True,  # a word that is a token is that token
+        )
+    )
+    found.pre_tokenizer = hf.pre_tokenizers.Sequence(
+        [
+            hf.pre_tokenizers.Split(hf.Regex(pattern), "isolated"),
+            hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    found.decoder = hf.decoders.ByteLevel()
+    found.add_special_tokens([*sorted(special_tokens, key=special_tokens.__getitem__)])
+    wrong = {text for text, index in special_tokens.items() if found.token_to_id(text) != index}
+    if wrong:
+        raise ValueError(f"ids between the tokens and {wrong} belong to no token")
+    return found
