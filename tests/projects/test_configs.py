@@ -44,9 +44,10 @@ def test_a_configuration_loads_builds_its_model_and_survives_being_written(
     (project,) = (project for project in find_projects() if project.directory in path.parents)
     schema, build_model = project.load()
     config = load_config(path, schema)
-    with torch.device("meta"):  # no memory for the weights of the large ones
-        model = build_model(config, 300)
-    assert isinstance(model, BaseLanguageModel) and model.num_parameters() > 0
+    if project.name != "finetune":  # it needs weights; tests/projects/test_finetune.py has some
+        with torch.device("meta"):  # no memory for the weights of the large ones
+            model = build_model(config, 300)
+        assert isinstance(model, BaseLanguageModel) and model.num_parameters() > 0
     (tmp_path / "again.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "again.yaml", schema) == config
 

@@ -29,29 +29,32 @@ def find_tokenizer(where: str) -> Tokenizer:
 
 
 def find_tokenizer_file(where: str) -> Path:
-    """The file of the tokenizer that `where` names: itself, in a folder, trained here, or of the hub.
+    """The file of the tokenizer that `where` names: itself, in a folder, in assets, or of the hub.
 
-    Models of the hub (`owner/name`) are looked for in assets/models, and downloaded where they are
-    missing. Raises DataError and DownloadError.
+    Looked for in assets/tokenizers and assets/models; one of the hub (`owner/name`) that is missing
+    there is downloaded. Raises DataError and DownloadError.
     """
-    for path in (Path(where).expanduser(), get_tokenizers_dir() / where):
+    of_hub = where.count("/") == 1 and not where.startswith((".", "/", "~"))
+    model = get_models_dir() / where.replace("/", "--")
+    for path in (Path(where).expanduser(), get_tokenizers_dir() / where, model):
         if path.is_file():
             return path
-        if path.is_dir():
+        if path.is_dir() and (path != model or not of_hub or _holds_tokenizer(path)):
             return _file_in(path)
-    if where.count("/") == 1 and not where.startswith((".", "/", "~")):
-        folder = get_models_dir() / where.replace("/", "--")
-        if not any((folder / name).is_file() for name in _FILES):
-            from common.data.hf_utils import download_model
+    if of_hub:
+        from common.data.hf_utils import download_model
 
-            folder = download_model(where, allow_patterns=[*_FILES, "tokenizer_config.json"])
-        return _file_in(folder)
+        return _file_in(download_model(where, allow_patterns=[*_FILES, "tokenizer_config.json"]))
     trained = [p.name for p in get_tokenizers_dir().glob("*") if p.is_dir()]
     raise DataError(
         f"there is no tokenizer '{where}'",
         (did_you_mean(where, trained) + "; or " if trained else "")
         + "give a folder, a tokenizer.json, or OWNER/NAME of the hub",
     )
+
+
+def _holds_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _FILES)
 
 
 def _file_in(folder: Path) -> Path:

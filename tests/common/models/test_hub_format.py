@@ -607,7 +607,7 @@ def test_folders_without_weights_that_are_read(folders: dict[str, Path], tmp_pat
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match="pickled weights are not read"):
         load_pretrained(folder)
-    with pytest.raises(ModelError, match=r"there is no .*config\.json"):
+    with pytest.raises(ModelError, match=r"there is no model"):
         load_pretrained(tmp_path / "nothing")
     os.mkfifo(folder / "model.safetensors")  # opening it would wait for ever
     with pytest.raises(ModelError, match="there is no"):
