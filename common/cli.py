@@ -18,11 +18,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from common.config import dump_config, load_config
+from common.config import dump_config, load_config, make_config
 from common.data.sources import check_source
-from common.errors import ConfigError, DataError, ResearchError, UsageError, exit_on_error
-from common.projects import Project, run_config
-from common.training.config import ExperimentConfig
+from common.errors import (
+    ConfigError,
+    DataError,
+    ResearchError,
+    UsageError,
+    did_you_mean,
+    exit_on_error,
+)
+from common.export.config import FORMATS, check_dtype
+from common.projects import Project, project_of_run, run_config
+from common.training.config import ExperimentConfig, SampleConfig
 from common.utils.paths import display_path, get_datasets_dir
 
 if TYPE_CHECKING:
@@ -146,13 +154,14 @@ def check_data(
     `cli prepare` asks the network.
     """
     needed_by = f"projects/{project.name}"
-    if config.data.hub is not None:
-        command = ["cli", "prepare", project.name, "--config", str(path), *(overrides or [])]
-        way = f"download it with: {shlex.join(command)}"
-    else:
-        folder = display_path(get_datasets_dir() / config.data.dataset)
-        example = f"put UTF-8 text there, for example {folder}/{config.data.dataset}.txt"
-        way = f"{example}; {needed_by}/README.md says more"
+
+    def way(dataset: str) -> str:
+        if config.data.hub is not None:
+            command = ["cli", "prepare", project.name, "--config", str(path), *(overrides or [])]
+            return f"download it with: {shlex.join(command)}"
+        file = display_path(get_datasets_dir() / dataset / f"{dataset}.txt")
+        return f"put UTF-8 text there, for example {file}; {needed_by}/README.md says more"
+
     check_source(config.data, needed_by, way)
 
 
@@ -263,19 +272,38 @@ def sample(
         raise UsageError(f"--num-samples must be at least 1, got {arguments.num_samples}")
     if arguments.interactive and (arguments.prompt == "-" or arguments.num_samples > 1):
         raise UsageError("--interactive goes without --num-samples and --prompt -")
+    options: dict[str, Any] = {
+        key: getattr(arguments, key) for key in ("max_new_tokens", "temperature", "top_k", "top_p")
+    }
+    make_config(SampleConfig, options)
+    options |= {"seed": arguments.seed, "stop": arguments.stop}
     config, name = _trained(project, schema, arguments)
     prompt = _read_prompt(arguments)
     from common.training.generation import converse, sample_run
 
-    options: dict[str, Any] = {
-        key: getattr(arguments, key)
-        for key in ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
-    }
     run = (config, build_model, name, arguments.checkpoint)
     if arguments.interactive:
         converse(*run, prompt=prompt, **options)
     else:
         sample_run(*run, prompt=prompt, num_samples=arguments.num_samples, **options)
+
+
+def export(
+    name: str, *, format: str, checkpoint: str, dtype: str | None, output: Path | None
+) -> list[Path]:
+    """Write a run for other programs, and return the files. Raises ResearchErrors."""
+    if format not in FORMATS:
+        raise UsageError(f"no format '{format}'", did_you_mean(format, list(FORMATS)))
+    check_dtype(format, dtype)
+    project, path = project_of_run(name), run_config(name)
+    schema, build_model = project.load()
+    config = load_config(path, schema)
+    check_data(config, project, path)
+    from common.export.run import export_run
+
+    return export_run(
+        config, build_model, name, checkpoint, format=format, dtype=dtype, output=output
+    )
 
 
 def _read_prompt(arguments: argparse.Namespace) -> str:

@@ -15,6 +15,7 @@ from common.cli import (
     check_data,
     evaluate,
     evaluate_parser,
+    export,
     run_name,
     sample,
     sample_parser,
@@ -24,14 +25,13 @@ from common.cli import (
 from common.config import load_config, make_config
 from common.data.config import DataConfig
 from common.data.sources import check_source
-from common.errors import ConfigError, UsageError, did_you_mean, exit_on_error
+from common.errors import ConfigError, UsageError, exit_on_error
 from common.projects import (
     Project,
     find_project,
     find_projects,
     project_of_config,
     project_of_run,
-    run_config,
 )
 from common.utils.paths import display_path
 
@@ -194,7 +194,7 @@ def learn_vocabulary(
     values: dict[str, Any] = {"tokenizer": kind, "vocab_size": vocab_size, "seed": seed}
     values |= {"path": path} if path is not None else {"dataset": dataset}
     config = make_config(DataConfig, values)
-    check_source(config, "train-tokenizer", "put UTF-8 text there")
+    check_source(config, "train-tokenizer", lambda _: "put UTF-8 text there")
     from common.data.train_tokenizer import train_tokenizer
 
     folder, report = train_tokenizer(config, name, holdout=holdout)
@@ -223,20 +223,7 @@ def export_any(
       cli export exp_001 --format gguf --dtype q8_0
       cli export exp_001 --format hub --output my_model
     """
-    from common.export.config import FORMATS, check_dtype
-
-    if to not in FORMATS:
-        raise UsageError(f"no format '{to}'", did_you_mean(to, list(FORMATS)))
-    check_dtype(to, dtype)
-    project = project_of_run(run)
-    schema, build_model = project.load()
-    config = load_config(run_config(run), schema)
-    check_data(config, project, run_config(run))
-    from common.export.run import export_run
-
-    written = export_run(
-        config, build_model, run, checkpoint, format=to, dtype=dtype, output=output
-    )
+    written = export(run, format=to, checkpoint=checkpoint, dtype=dtype, output=output)
     for path in written:
         print(f"written     {display_path(path)}")
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from common.config import load_config
+from common.cli import export
 from common.errors import exit_on_error
-from common.export.config import FORMATS, check_dtype
-from common.projects import project_of_run, run_config
+from common.export.config import FORMATS
 from common.utils.paths import display_path
 
 EXAMPLES = """examples:
@@ -27,17 +26,10 @@ Without --output it goes to exports/ in the run's folder. gguf and onnx need uv 
 def main() -> None:
     arguments = _parser().parse_args()
     with exit_on_error():
-        check_dtype(arguments.format, arguments.dtype)
-        schema, build_model = project_of_run(arguments.name).load()
-        config = load_config(run_config(arguments.name), schema)
-        from common.export.run import export_run
-
-        written = export_run(
-            config,
-            build_model,
+        written = export(
             arguments.name,
-            arguments.checkpoint,
             format=arguments.format,
+            checkpoint=arguments.checkpoint,
             dtype=arguments.dtype,
             output=arguments.output,
         )

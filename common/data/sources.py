@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from common.data.config import DataConfig
@@ -11,10 +12,14 @@ from common.utils.paths import display_path, get_datasets_dir
 GENERATED = ("python_stdlib", "stories", "speeches")  # on every machine, without the network
 
 
-def check_source(config: DataConfig, needed_by: str, way: str) -> None:
-    """Raises DataError, with the `way` to get it, where the text of `config` is not on this machine.
+def check_source(config: DataConfig, needed_by: str, way: Callable[[str], str]) -> None:
+    """Raises DataError where the text of `config` is not on this machine.
 
-    It neither reads files nor asks the network. `needed_by` is who asks: `projects/baseline`.
+    It neither reads files nor asks the network.
+
+    Args:
+        needed_by: who asks, as `projects/baseline`.
+        way: says how to get the dataset of that name.
     """
     if config.mixture:
         for name in config.mixture:
@@ -34,7 +39,7 @@ def check_source(config: DataConfig, needed_by: str, way: str) -> None:
         state = "is empty" if directory.exists() else "is not there"
         raise DataError(
             f"{needed_by} needs the dataset '{config.dataset}', and {display_path(directory)} {state}",
-            f"{way}; or another data.dataset: {did_you_mean(config.dataset, _others(config.dataset))}",
+            f"{way(config.dataset)}; or another data.dataset: {did_you_mean(config.dataset, _others(config.dataset))}",
         )
 
 
