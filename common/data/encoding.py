@@ -148,7 +148,9 @@ def _pieces(
         for cut in _cut(text[:border], tokenizer) if border or complete else ():
             first, known = not position.inside, split in position.started
             whole = document.ends and len(part) == len(document.text)
-            surprisal = document.surprisal if first and whole else None if first else 0.0
+            surprisal = document.surprisal if whole else None  # of the whole, told once
+            if surprisal is not None and not first:
+                surprisal = 0.0
             yield _Piece(split, cut, first or not known, first and known, surprisal)
             position.inside = True
             position.started = position.started if known else [*position.started, split]

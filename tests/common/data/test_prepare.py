@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.config import make_config
 from common.data.config import DataConfig
 from common.data.corpora import choose_split
 from common.data.documents import Document
@@ -91,6 +92,7 @@ def test_two_runs_of_two_processes_give_the_same_bytes(kind, folder: Path, tmp_p
     script = """
 import json, sys
 from pathlib import Path
+from common.config import make_config
 from common.data.config import DataConfig
 from common.data.prepare import prepare
 data = prepare(DataConfig.model_validate_json(sys.argv[1]))
@@ -224,6 +226,14 @@ def test_a_file_that_is_not_text_is_named_and_leaves_no_half_folder(folder: Path
     assert [p.name for p in tokens.iterdir() if not p.name.endswith(".lock")] == []
 
 
+@pytest.mark.parametrize("split_by", ["document", "fraction"])
+def test_a_text_of_unknown_entropy_has_no_floor(tmp_path: Path, split_by: str) -> None:
+    (tmp_path / "one.txt").write_text("A text of one document, cut into two splits.\n" * 50)
+    data = prepare(make_config(DataConfig, {"path": tmp_path / "one.txt", "split_by": split_by}))
+    assert data.floor_bits_per_byte is None
+    assert all("floor_bits_per_byte" not in facts for facts in data.meta["splits"].values())
+
+
 def test_the_floor_of_stories_is_their_surprisal_per_byte() -> None:
     from common.data.stories import generate_stories
 
@@ -241,6 +251,7 @@ def test_the_floor_of_stories_is_their_surprisal_per_byte() -> None:
 _PREPARE = """
 import sys
 from pathlib import Path
+from common.config import make_config
 from common.data.config import DataConfig
 from common.data.prepare import prepare
 print("ready", file=sys.stderr, flush=True)
