@@ -28,7 +28,7 @@ from tools.benchmarks.ratios import (
 from tools.benchmarks.results import say
 
 EXAMPLES = """examples:
-  python tools/benchmarks/data.py                                   (10 minutes, 12 GB of disk)
+  python tools/benchmarks/data.py                                   (10 minutes, 22 GB of disk)
   python tools/benchmarks/data.py --only prepare --text corpus.txt --rounds 3
   python tools/benchmarks/data.py --only loader --loader-gigabytes 1
 
