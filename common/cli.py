@@ -163,6 +163,7 @@ def check_data(
         return f"put UTF-8 text there, for example {file}; {needed_by}/README.md says more"
 
     check_source(config.data, needed_by, way)
+    config.check_inputs()
 
 
 def evaluate_parser(command: str) -> argparse.ArgumentParser:

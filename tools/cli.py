@@ -111,7 +111,7 @@ def prepare_data(
     """Get the text that a configuration asks for and make its token files.
 
     Downloads the text where the configuration names one (`data.hub`). Training makes token files too, of
-    text that is on this machine; it never downloads.
+    text that is on this machine; it never downloads text.
 
     Examples:
 

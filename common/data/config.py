@@ -29,7 +29,8 @@ class DataConfig(Config):
     ] = "bpe"
     vocab_size: int = Field(4096, ge=257)  # for those that are trained; `char` takes what there is
     encoding: str = "gpt2"  # for `tiktoken`: gpt2, cl100k_base, o200k_base ...
-    # For `pretrained`: a folder, a tokenizer.json, one of assets/tokenizers, or OWNER/NAME of the hub
+    # For `pretrained`: a folder, a tokenizer.json, one of assets/tokenizers or assets/models, or
+    # OWNER/NAME of the hub
     pretrained_tokenizer: str | None = None
     val_fraction: float = Field(0.1, gt=0, lt=1)
     # document: whole documents, chosen by the seed; fraction: the last part of all text, as nanoGPT.

@@ -105,11 +105,12 @@ class MixedWindows:
     def batch(self, index: int) -> Batch:
         generator = np.random.Generator(np.random.Philox(key=self._seed, counter=[0, index, 0, 2]))
         drawn = generator.choice(len(self._sources), size=self._batch_size, p=self._weights)
+        last_starts = np.array([len(tokens) - self._context_length for tokens in self._sources])
+        starts = generator.integers(0, last_starts[drawn], endpoint=True)
         windows = np.empty((self._batch_size, self._context_length), dtype=np.int64)
-        for row, source in enumerate(drawn):
-            tokens = self._sources[source]
-            start = generator.integers(0, len(tokens) - self._context_length, endpoint=True)
-            windows[row] = tokens[start : start + self._context_length]
+        for source in np.unique(drawn):
+            rows = drawn == source
+            windows[rows] = _windows(self._sources[source], starts[rows], self._context_length)
         input_ids = torch.from_numpy(windows)
         return {"input_ids": input_ids, "labels": input_ids}
 
@@ -155,10 +156,14 @@ class EvalWindows:
 
 
 def _batch(tokens: Tokens, starts: np.ndarray[Any, np.dtype[np.int64]], length: int) -> Batch:
-    """One index into the view of all windows: a third of the time of a slice for each."""
-    windows = sliding_window_view(tokens, length)[starts]
-    input_ids = torch.from_numpy(windows.astype(np.int64))
+    input_ids = torch.from_numpy(_windows(tokens, starts, length).astype(np.int64))
     return {"input_ids": input_ids, "labels": input_ids}
+
+
+def _windows(tokens: Tokens, starts: np.ndarray[Any, np.dtype[np.int64]], length: int) -> Tokens:
+    """(starts, length): one index into the view of all windows, in a third of the time of slices."""
+    found: Tokens = sliding_window_view(tokens, length)[starts]
+    return found
 
 
 def _check_length(tokens: Tokens, context_length: int) -> None:

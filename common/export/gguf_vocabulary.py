@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from common.data.tokenizers import TiktokenTokenizer
 from common.data.tokenizers.byte_level import to_letters
+from common.data.tokenizers.fast_bpe import PATTERN
 from common.errors import ModelError
 from common.utils.files import read_json
 from common.utils.logging import get_logger
@@ -27,9 +28,8 @@ _MODERN = (
     _CONTRACTIONS
     + r"|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 SPLITTERS = {
-    _GPT2: "gpt-2",
+    PATTERN: "gpt-2",
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": "gpt-2",
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s": "gpt-2",
     _MODERN % r"\p{N}": "qwen2",

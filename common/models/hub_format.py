@@ -20,9 +20,10 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
 
 from common.data.hub_tokenizer import save_hub_tokenizer
-from common.errors import ModelError, did_you_mean
+from common.errors import ModelError
 from common.models.base import BaseLanguageModel
 from common.models.decoder import Decoder
+from common.models.folders import find_model_folder
 from common.models.hub_config import decoder_arguments, hub_config
 from common.models.hub_weights import (
     ROOTS,
@@ -35,7 +36,6 @@ from common.models.hub_weights import (
 )
 from common.models.mixers.attention import RotaryEmbedding
 from common.utils.files import fsync_dir, fsync_file, write_json_atomic
-from common.utils.paths import display_path, get_models_dir
 
 if TYPE_CHECKING:
     from common.data.tokenizers import Tokenizer
@@ -55,7 +55,7 @@ def load_pretrained(folder: Path | str, *, context_length: int | None = None) ->
 
     Raises ModelError for what is damaged, missing, or computed in a way that a Decoder does not.
     """
-    folder = _find_folder(folder)
+    folder = find_model_folder(folder)
     config = read_bounded_json(folder / "config.json", _LARGEST_CONFIG)
     vocab_size, arguments = decoder_arguments(config, context_length)
     if (folder / "adapter_config.json").exists():
@@ -122,20 +122,6 @@ def save_pretrained(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return folder
-
-
-def _find_folder(where: Path | str) -> Path:
-    folder, name = Path(where).expanduser(), str(where).replace("/", "--")
-    for found in (folder, get_models_dir() / name):
-        if found.is_dir():
-            return found
-    known = [path.name.replace("--", "/") for path in get_models_dir().glob("[!.]*")]
-    raise ModelError(
-        f"there is no model '{where}', neither as a folder nor in {display_path(get_models_dir())}",
-        (did_you_mean(str(where), known) + "; or " if known else "")
-        + "download it: python tools/download_hf_model.py --repo-id OWNER/NAME "
-        "--include '*.safetensors' '*.json'",
-    )
 
 
 def _check_counts(arguments: dict[str, Any], num_tensors: int) -> None:

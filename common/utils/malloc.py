@@ -13,7 +13,8 @@ from contextlib import contextmanager
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 _MIB = 2**20
-_NEVER = 2**31 - 1  # the largest int
+_NEVER = -1
+_TOP_PAD = 128 * 1024  # malloc's own
 # Where malloc's own moving threshold ends: larger blocks always come from the kernel, because kept in
 # the heap they would leave holes.
 _MMAP_THRESHOLD = 32 * _MIB
@@ -26,7 +27,7 @@ def freed_memory_kept() -> Iterator[None]:
     Does nothing where there is no glibc.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if libc is None or not hasattr(libc, "mallopt"):
+    if libc is None or not hasattr(libc, "gnu_get_libc_version"):
         yield
         return
     libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
@@ -35,6 +36,6 @@ def freed_memory_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        libc.mallopt(_M_TOP_PAD, 0)
+        libc.mallopt(_M_TOP_PAD, _TOP_PAD)
         libc.mallopt(_M_TRIM_THRESHOLD, 2 * _MMAP_THRESHOLD)  # as malloc chooses it
         libc.malloc_trim(0)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from pydantic import model_validator
 
 from common.cli import train_main
+from common.errors import ModelError
 from common.models.config import ModelConfig
+from common.models.folders import find_model_folder
 from common.training.config import ExperimentConfig
 
 if TYPE_CHECKING:
@@ -15,23 +20,48 @@ if TYPE_CHECKING:
 class PretrainedConfig(ModelConfig):
     """The architecture is that of the folder; `context_length` may be shorter than its own."""
 
-    pretrained: str  # a folder in Hugging Face's format, or OWNER/NAME of one in assets/models
+    pretrained: str  # a folder in Hugging Face's format, or the name of one in assets/models
 
 
 class Config(ExperimentConfig):
+    """The tokenizer is that of the model; nothing has to be said of it."""
+
     model: PretrainedConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_its_tokenizer(cls, values: dict[str, Any]) -> dict[str, Any]:
+        model, data = dict(values.get("model") or {}), dict(values.get("data") or {})
+        if "pretrained" not in model:
+            return values
+        with suppress(ModelError):  # told by check_inputs
+            # Found again from any other folder, and not among the tokenizers of the same name.
+            model["pretrained"] = str(find_model_folder(model["pretrained"]).resolve())
+        if data.setdefault("tokenizer", "pretrained") == "pretrained":
+            data.setdefault("pretrained_tokenizer", model["pretrained"])
+        return values | {"model": model, "data": data}
+
+    @model_validator(mode="after")
+    def _no_other_tokenizer(self) -> Config:
+        if self.data.pretrained_tokenizer != self.model.pretrained:
+            raise ValueError(
+                "the model knows the ids of its own tokenizer alone: leave out data.tokenizer and "
+                "data.pretrained_tokenizer"
+            )
+        return self
+
+    def check_inputs(self) -> None:
+        find_model_folder(self.model.pretrained)
 
 
 def build_model(config: Config, vocab_size: int) -> BaseLanguageModel:
-    from common.errors import ModelError
     from common.models import load_pretrained
 
-    where = config.model.pretrained
-    model = load_pretrained(where, context_length=config.model.context_length)
+    model = load_pretrained(config.model.pretrained, context_length=config.model.context_length)
     if vocab_size > model.vocab_size:
         raise ModelError(
-            f"the tokenizer has {vocab_size} tokens, {where} was trained with {model.vocab_size}",
-            f"take its own: data.tokenizer=pretrained data.pretrained_tokenizer={where}",
+            f"the tokenizer of {config.model.pretrained} has {vocab_size} tokens, "
+            f"the model {model.vocab_size}"
         )
     return model
 

@@ -17,7 +17,6 @@ from projects.finetune.train import Config, build_model
 TEXT = "the cat sat on the mat; the dog did not. "
 OPTIONS = (
     "model.pretrained=owner/tiny",
-    "data.pretrained_tokenizer=owner/tiny",
     *("model.context_length=16", "data.batch_size=2", "data.dataset=pets", "training.max_steps=2"),
     *("training.eval_every_steps=2", "training.precision=fp32", "training.compile=false"),
     *("optimizer.lr=1e-9", "optimizer.weight_decay=0", "samples.max_new_tokens=4"),
@@ -62,9 +61,11 @@ def test_what_is_not_there_or_does_not_fit_is_told(run_tool, tiny: Decoder) -> N
     missing = run_tool(script, "--config", config, *OPTIONS, "model.pretrained=owner/tinny")
     assert missing.returncode == 2
     assert "there is no model 'owner/tinny'" in missing.stderr
-    assert "did you mean 'owner/tiny'" in missing.stderr
+    assert "did you mean 'owner/tiny'" in missing.stderr and "prepared" not in missing.stderr
+    other = run_tool(script, "--config", config, *OPTIONS, "data.tokenizer=bpe")
+    assert other.returncode == 2 and "its own tokenizer alone" in other.stderr
     loaded = load_config(Path("configs/quickstart.yaml"), Config, [*OPTIONS], [_project()])
-    with pytest.raises(ModelError, match="the tokenizer has 9999 tokens, owner/tiny was trained"):
+    with pytest.raises(ModelError, match="tiny has 9999 tokens, the model"):
         build_model(loaded, 9999)
 
 

@@ -45,7 +45,8 @@ def find_tokenizer_file(where: str) -> Path:
         from common.data.hf_utils import download_model
 
         return _file_in(download_model(where, allow_patterns=[*_FILES, "tokenizer_config.json"]))
-    trained = [p.name for p in get_tokenizers_dir().glob("*") if p.is_dir()]
+    folders = [*get_tokenizers_dir().glob("[!.]*"), *get_models_dir().glob("[!.]*")]
+    trained = [p.name.replace("--", "/") for p in folders if p.is_dir()]
     raise DataError(
         f"there is no tokenizer '{where}'",
         (did_you_mean(where, trained) + "; or " if trained else "")

@@ -92,7 +92,6 @@ def test_two_runs_of_two_processes_give_the_same_bytes(kind, folder: Path, tmp_p
     script = """
 import json, sys
 from pathlib import Path
-from common.config import make_config
 from common.data.config import DataConfig
 from common.data.prepare import prepare
 data = prepare(DataConfig.model_validate_json(sys.argv[1]))
@@ -251,7 +250,6 @@ def test_the_floor_of_stories_is_their_surprisal_per_byte() -> None:
 _PREPARE = """
 import sys
 from pathlib import Path
-from common.config import make_config
 from common.data.config import DataConfig
 from common.data.prepare import prepare
 print("ready", file=sys.stderr, flush=True)

@@ -276,11 +276,13 @@ def make_tokenizer(kind: str) -> Tokenizer:
     bpe = BPETokenizer.train(texts, 300)
     if kind == "bpe":
         return bpe
-    if kind == "tiktoken":
+    if kind.startswith("tiktoken"):
         fast = FastBPE.of(json.loads(bpe.tokenizer.to_str()))
         assert fast is not None
         ranks = {token: i - 1 for token, i in fast._encoding._mergeable_ranks.items()}
-        return TiktokenTokenizer("test", PATTERN, ranks, {END_OF_TEXT: len(ranks)})
+        end = {"tiktoken, gap": len(ranks) + 3, "tiktoken, inside": 270}.get(kind, len(ranks))
+        ranks = {token: i + (i >= end) for token, i in ranks.items()}
+        return TiktokenTokenizer("test", PATTERN, ranks, {END_OF_TEXT: end})
     theirs = hf.Tokenizer.from_str(bpe.tokenizer.to_str())
     theirs.add_special_tokens(["<s>", "</s>"])
     theirs.post_processor = hf.processors.TemplateProcessing(
@@ -289,7 +291,9 @@ def make_tokenizer(kind: str) -> Tokenizer:
     return PretrainedTokenizer(theirs, "</s>")
 
 
-@pytest.mark.parametrize("kind", ["char", "bpe", "tiktoken", "pretrained"])
+@pytest.mark.parametrize(
+    "kind", ["char", "bpe", "tiktoken", "tiktoken, gap", "tiktoken, inside", "pretrained"]
+)
 def test_the_tokenizer_comes_along(kind: str, tmp_path: Path) -> None:
     tokenizer = make_tokenizer(kind)
     model = Decoder(

@@ -423,16 +423,12 @@ def test_the_rows_of_a_batch_are_shared_out(size: int, world_size: int) -> None:
     ],
 )
 def test_what_fsdp_cannot_do_is_a_config_error(
-    training: dict[str, Any],
-    optimizer: dict[str, Any],
-    message: str,
-    capsys: pytest.CaptureFixture[str],
+    training: dict[str, Any], optimizer: dict[str, Any], message: str
 ) -> None:
     config = TrainingConfig(distributed="fsdp", **training)
     with pytest.raises(ConfigError, match=message):
         check_distributed(config, OptimizerConfig(**optimizer), Processes(0, 2))
     check_distributed(config, OptimizerConfig(**optimizer), Processes())  # one process has it all
-    assert "does nothing in one process" in capsys.readouterr().err
 
 
 if __name__ == "__main__":
