@@ -4,7 +4,7 @@ Lee et al. 2024, "Grokfast" (multiplication modulo 97, a Decoder), and Prieto et
 "Grokking at the Edge of Numerical Stability" (addition modulo 113, an MLP).
 
     python papers/grokking/reproduce.py           3 seeds of the MLP, 1 of the Decoder for 1,500 steps
-    python papers/grokking/reproduce.py --full    3 seeds of both, to the end: days on CPUs
+    python papers/grokking/reproduce.py --full    3 seeds of both, to the end: some 3 hours on 2 cores
     python papers/grokking/reproduce.py --full --only ema ma adamw
 
 Runs that the store has are not repeated, and one that was cut off is continued, by the same command.
