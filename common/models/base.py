@@ -192,7 +192,7 @@ class BaseLanguageModel(nn.Module):
         try:
             text = GrowingText(self, input_ids.to(self.device), max_new_tokens)
             for _ in range(max_new_tokens):
-                with torch.inference_mode():  # a tenth faster than without gradients alone
+                with torch.inference_mode():  # of 124M a tenth less time than with no_grad alone
                     token = sample_next(
                         text.next_logits(),
                         temperature=temperature,
