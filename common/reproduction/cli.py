@@ -1,54 +1,102 @@
-"""The command line that every reproduction has."""
+"""The command that every reproduction is: run, print the paper's numbers beside ours, draw."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from common.errors import Interrupted, exit_on_error
+from common.reproduction.table import PaperTable, format_tables
 from common.utils.paths import get_assets_dir
 from common.utils.tables import FORMATS
 
-if TYPE_CHECKING:  # it imports torch
-    from common.reproduction.runs import PaperRun, Results
+if TYPE_CHECKING:  # they import torch and matplotlib
+    from matplotlib.figure import Figure
+
+    from common.reproduction.runs import PaperRun, Planned, Results, Train
+
+Setting = Callable[[str, bool], tuple[Mapping[str, Any], int]]
+Report = Callable[["Planned", Mapping[str, "Results"], bool], tuple[Sequence[PaperTable], "Figure"]]
 
 
-def parse_arguments(
+def reproduce(
     description: str,
     paper: str,
     variants: Sequence[str],
+    setting: Setting,
+    train: Train,
+    report: Report,
     *,
-    seeds: int,
-    full_seeds: int,
     reduced: Sequence[str] | None = None,
-) -> argparse.Namespace:
-    """`full`, `seeds`, `only`, `jobs`, `format` and `figure`.
+) -> None:
+    """The `main` of a reproduce.py.
 
     Args:
-        variants: those that there are; `only` is those asked for, in their order.
-        reduced: those that are run without --full when none are named; None: all.
-        seeds, full_seeds: how many by default.
+        variants: what there is to run; `--only` chooses among them.
+        setting: (variant, full) to its configuration and the number of its seeds.
+        train: see `run_once`.
+        report: (runs of each variant, what they found, full) to the tables and the figure.
+        reduced: the variants that are run without --full when none are named; None: all.
     """
+    arguments = parse_arguments(description, paper, variants, reduced)
+    with exit_on_error(), _same_command_goes_on():
+        from common.reproduction.figures import check_figure, save_figure
+        from common.reproduction.runs import PaperRun, run_all
+
+        check_figure(arguments.figure)
+        planned: dict[str, list[PaperRun]] = {}
+        for variant in arguments.only:
+            config, seeds = setting(variant, arguments.full)
+            numbers = range(arguments.seeds or seeds)
+            planned[variant] = [PaperRun(paper, variant, config, seed) for seed in numbers]
+        runs = [run for group in planned.values() for run in group]
+        results = run_all(runs, train, arguments.jobs, Progress(len(runs)))
+        tables, figure = report(planned, results, arguments.full)
+        print(format_tables(tables, arguments.format))
+        save_figure(figure, arguments.figure)
+        print(f"figure  {arguments.figure}", file=sys.stderr)
+
+
+def parse_arguments(
+    description: str, paper: str, variants: Sequence[str], reduced: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """`full`, `seeds` (None: the setting's), `only` (in the order of `variants`), `jobs`, `format` and `figure`."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--full", action="store_true", help="the paper's own setting instead of the reduced one")
-    add("--seeds", type=_positive, help=f"how many (default: {seeds}; with --full {full_seeds})")
+    add("--seeds", type=_positive, help="how many of each (default: as told above)")
     add("--only", nargs="+", choices=variants, metavar="VARIANT", help=f"of {', '.join(variants)}")
     add("--jobs", type=_positive, default=os.cpu_count() or 1, help="runs at a time")
     add("--format", choices=FORMATS, default="table")
     figure = get_assets_dir() / "outputs" / "figures" / f"{paper}.png"
     add("--figure", type=Path, default=figure, metavar="FILE", help=f"default: {figure}")
     arguments = parser.parse_args()
-    arguments.seeds = arguments.seeds or (full_seeds if arguments.full else seeds)
     default = variants if arguments.full or reduced is None else reduced
     arguments.only = [name for name in variants if name in (arguments.only or default)]
     return arguments
+
+
+@contextmanager
+def _same_command_goes_on() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end everything; what is said is of this command, not of train.py."""
+    from common.training.signals import sigterm_interrupts
+
+    try:
+        with sigterm_interrupts():
+            yield
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.exit_code - 128 if isinstance(interrupt, Interrupted) else signal.SIGINT
+        message = "interrupted; what is done is kept, and the same command goes on"
+        raise Interrupted(message, number) from None
 
 
 def _positive(text: str) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
+from common.errors import UsageError
 from common.reproduction.table import PaperTable
 from common.utils.experiment_storage.statistics import estimate
 from common.visualization.training_curves import read_curves
@@ -65,6 +68,19 @@ def tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
+
+
+def check_figure(path: Path) -> None:
+    """Raise UsageError where `save_figure` could not write: known before hours of work, not after."""
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.lstrip(".") not in formats:
+        raise UsageError(
+            f"'{path}' has no ending that a figure can have",
+            f"one of .{', .'.join(sorted(formats))}",
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
 from typing import Any
 
 from common.errors import ExperimentError
@@ -39,6 +41,7 @@ class PaperRun:
 
 
 Train = Callable[[PaperRun, Run], None]
+Planned = Mapping[str, Sequence[PaperRun]]  # the runs of each variant
 
 
 def run_once(planned: PaperRun, train: Train) -> Results:
@@ -83,11 +86,16 @@ def run_all(
 ) -> dict[str, Results]:
     """`run_once` of every planned, `jobs` at a time; {name of the experiment: results} in their order.
 
-    With more than one job each has a process of its own with one thread: small models gain little
-    from the second. `train` has to be a function of a module then. `report` hears of every end.
+    Each has one thread, whatever `jobs`: small models gain little from the second, and the number of
+    threads decides the last bits. With more than one job each has a process of its own, which ends with this one;
+    `train` has to be a function of a module then. `report` hears of every end.
     """
     results: dict[str, Results] = {}
-    with _ends(runs, train, jobs) as ends:
+    stored = [planned for planned in runs if is_finished(planned.name)]
+    for planned in stored:
+        results[planned.name] = results_of(planned.name)
+        report(planned, results[planned.name])
+    with _ends([planned for planned in runs if planned not in stored], train, jobs) as ends:
         for planned, found in ends:
             results[planned.name] = found
             report(planned, found)
@@ -99,22 +107,48 @@ def _ends(
     runs: Sequence[PaperRun], train: Train, jobs: int
 ) -> Iterator[Iterator[tuple[PaperRun, Results]]]:
     """Runs with their results, in the order in which they end."""
-    if jobs == 1:
-        yield ((planned, run_once(planned, train)) for planned in runs)
+    jobs = min(jobs, len(runs))
+    if jobs < 2:
+        with _one_thread():
+            yield ((planned, run_once(planned, train)) for planned in runs)
         return
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_use_one_thread)
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_begin_worker)
     try:
         futures = {pool.submit(_run_in_worker, planned, train): planned for planned in runs}
         yield ((futures[future], future.result()) for future in as_completed(futures))
+    except BaseException:
+        for worker in active_children():
+            worker.terminate()  # the Trainer saves before it obeys
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _use_one_thread() -> None:
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _begin_worker() -> None:
     import torch
 
     torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """As if stopped by hand: a parent that was killed cannot tell its workers."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _run_in_worker(planned: PaperRun, train: Train) -> Results:

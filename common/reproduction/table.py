@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from common.utils.tables import format_rows
 
-COLUMNS = ("", "paper", "accepted", "ours", "deviation", "seeds", "verdict")
+COLUMNS = ("row", "paper", "accepted", "ours", "deviation", "seeds", "verdict")
 
 
 @dataclass(frozen=True)
@@ -81,21 +81,22 @@ class PaperTable:
             return "control"
         if len(measured.values) < self.min_seeds:
             return f"needs {self.min_seeds} seeds"
-        if len(measured.found) < len(measured.values):
-            # Ended too early to tell, unless it was to happen before.
-            open_end = measured.limit is None or measured.limit < accepted[1]
-            return "open" if open_end else "not reproduced"
-        mean = sum(measured.found) / len(measured.found)
+        missing = len(measured.values) - len(measured.found)
+        mean = (sum(measured.found) + missing * (measured.limit or 0.0)) / len(measured.values)
+        if missing and mean <= accepted[1]:  # at least that: ended too early to tell
+            return "open"
         if not accepted[0] <= mean <= accepted[1]:
             return "not reproduced"
         return "agrees (reduced)" if self.reduced else "reproduced"
 
-    def format(self, style: str = "table") -> str:
-        """As text in one of the formats of `common.utils.tables`."""
-        lines = [self._line(measured) for measured in self.rows]
-        title = f"{self.title} (reduced: {self.reduced})" if self.reduced else self.title
-        body = format_rows(COLUMNS, lines, style)
-        return body if style in ("csv", "json") else f"{title}\n\n{body}"
+    @property
+    def heading(self) -> str:
+        return f"{self.title} (reduced: {self.reduced})" if self.reduced else self.title
+
+    @property
+    def lines(self) -> list[list[str]]:
+        """What is printed under COLUMNS."""
+        return [self._line(measured) for measured in self.rows]
 
     def _line(self, measured: Measured) -> list[str]:
         from common.utils.experiment_storage.statistics import estimate  # scipy: half a second
@@ -120,6 +121,14 @@ class PaperTable:
 
     def _number(self, value: float) -> str:
         return f"{value:,.{self.digits}f}"
+
+
+def format_tables(tables: Sequence[PaperTable], style: str = "table") -> str:
+    """As text in one of the formats of `common.utils.tables`; for programs as one table with a column more."""
+    if style in ("csv", "json"):
+        lines = [[table.heading, *line] for table in tables for line in table.lines]
+        return format_rows(("table", *COLUMNS), lines, style)
+    return "\n\n".join(f"{t.heading}\n\n{format_rows(COLUMNS, t.lines, style)}" for t in tables)
 
 
 def _deviation(values: Sequence[float]) -> float:

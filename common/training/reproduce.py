@@ -7,17 +7,14 @@ recorded is as it is now: packages, device, number of threads.
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import CheckpointError, DataError, ExperimentError, Interrupted
+from common.errors import CheckpointError, DataError, ExperimentError
 from common.training.differences import Row, RowComparison, WeightComparison, compare_weights
 from common.training.rerun import Rerun, progress
+from common.training.signals import sigterm_interrupts
 from common.utils.experiment_storage import store
 from common.utils.experiment_storage.annotations import annotate_experiment
 from common.utils.experiment_storage.catalogue import Catalogue
@@ -74,7 +71,7 @@ def reproduce(
     )
     _announce(manifest, name, environment)
     commit, project = manifest["git_commit"], manifest["project"]
-    with _sigterm_interrupts(), worktree(commit, manifest["git_diff"], keep=keep) as tree:
+    with sigterm_interrupts(), worktree(commit, manifest["git_diff"], keep=keep) as tree:
         script = tree / "projects" / project / "train.py"
         if not script.is_file():
             raise ExperimentError(
@@ -302,20 +299,3 @@ def _announce(manifest: dict[str, Any], name: str, environment: Environment) -> 
 def _annotate(name: str, experiment: str, verdict: str = "") -> None:
     note = f"reproduction of {experiment}" + (f": {verdict}" if verdict else "")
     annotate_experiment(name, add_tags=[TAG], note=note, archived=True)
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM becomes an Interrupted, so that what is to be tidied up is."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: object) -> None:
-        raise Interrupted("stopped", number)
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

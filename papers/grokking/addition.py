@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from papers.grokking import GROKKED
 from papers.grokking.filters import project_orthogonally
-from papers.grokking.multiplication import GROKKED
 
 MEASURE_EVERY_EPOCHS = 5
 

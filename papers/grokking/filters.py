@@ -117,8 +117,9 @@ class MAFilter(GradientFilter):
 def project_orthogonally(parameters: Iterable[nn.Parameter]) -> None:
     """g - (w.g / w.w) w for each parameter tensor, scaled back to the length of g (section 5.1).
 
-    What is left can turn the weights but to first order not lengthen them, which is what lowers the
-    loss without changing any prediction once the training set is fitted.
+    The part along the weights lengthens them, which lowers the loss without changing any prediction
+    once the training set is fitted. (Adam divides each element by a size of its own, so its step is
+    not quite orthogonal to the weights any more.)
     """
     for parameter in parameters:
         gradient = parameter.grad

@@ -19,13 +19,13 @@ from common.models.mixers.attention import Attention
 from common.training import Callback, Trainer, TrainingConfig
 from common.training.config import OptimizerConfig, ScheduleConfig
 from common.utils.seeding import seed_everything
+from papers.grokking import GROKKED
 from papers.grokking.filters import EMAFilter, GradientFilter, MAFilter
 
 if TYPE_CHECKING:
     from common.data.loader import Batch
     from common.utils.experiment_storage.run import Run
 
-GROKKED = 0.95  # validation accuracy; the run ends there
 CHECKPOINT_EVERY_STEPS = 1000
 
 

@@ -4,7 +4,7 @@ Lee et al. 2024, "Grokfast" (multiplication modulo 97, a Decoder), and Prieto et
 "Grokking at the Edge of Numerical Stability" (addition modulo 113, an MLP).
 
     python papers/grokking/reproduce.py           3 seeds of the MLP, 1 of the Decoder for 1,500 steps
-    python papers/grokking/reproduce.py --full    3 seeds of both, to the end: some 3 hours on 2 cores
+    python papers/grokking/reproduce.py --full    3 to 10 seeds of both, to the end: some 3 hours on 2 cores
     python papers/grokking/reproduce.py --full --only ema ma adamw
 
 Runs that the store has are not repeated, and one that was cut off is continued, by the same command.
@@ -12,20 +12,22 @@ Runs that the store has are not repeated, and one that was cut off is continued,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from common.errors import exit_on_error
-from common.reproduction.cli import Progress, parse_arguments
+from common.reproduction.cli import reproduce
 from common.reproduction.table import PaperRow, PaperTable
 
 if TYPE_CHECKING:
-    from common.reproduction.runs import PaperRun, Results
+    from matplotlib.figure import Figure
+
+    from common.reproduction.runs import PaperRun, Planned, Results
     from common.utils.experiment_storage.run import Run
 
 PAPER = "grokking"
 REDUCED_STEPS = 1500
+SEEDS = 3
+FAST, FAST_SEEDS = ["ema", "ma", "adamw"], 10  # seeds differ by a factor of 3
 MULTIPLICATION: dict[str, Any] = {
     "modulus": 97,
     "width": 128,
@@ -70,6 +72,7 @@ DECODER = {
         PaperRow.from_factor("Grokfast MA, Adam with L2 0.01", 790, 2),
     ),
     "l2": (filtered("none", weight_decay=0.005), PaperRow("Adam with L2 0.005, no filter")),
+    "l2_ma": (filtered("none", weight_decay=0.01), PaperRow("Adam with L2 0.01, no filter")),
     "adamw": (MULTIPLICATION | {"adamw_decay": 1.0}, PaperRow("AdamW, decay 1, no filter")),
     "prenorm": (
         filtered("ema", decay=0.98, strength=2.0, weight_decay=0.005)
@@ -87,20 +90,14 @@ MLP = {
     "decay6": (ADDITION | {"weight_decay": 6.0}, PaperRow("AdamW, decay 6")),
 }
 REDUCED_DECODER = ["baseline", "ema", "adamw"]
-Planned = Mapping[str, Sequence["PaperRun"]]  # the runs of each variant
 
 
-def plan(variants: Sequence[str], seeds: int, full: bool) -> Planned:
-    """The reduced setting: one seed of the Decoder, and at most REDUCED_STEPS; the MLP as it is."""
-    from common.reproduction.runs import PaperRun
-
-    planned = {}
-    for variant in variants:
-        config, number = (DECODER | MLP)[variant][0], seeds
-        if variant in DECODER and not full:
-            config, number = config | {"max_steps": REDUCED_STEPS, "measure_every_steps": 50}, 1
-        planned[variant] = [PaperRun(PAPER, variant, config, seed) for seed in range(number)]
-    return planned
+def setting(variant: str, full: bool) -> tuple[Mapping[str, Any], int]:
+    """Of the Decoder one seed and at most REDUCED_STEPS without `full`; the MLP is as it is."""
+    config = (DECODER | MLP)[variant][0]
+    if variant in DECODER and not full:
+        return config | {"max_steps": REDUCED_STEPS, "measure_every_steps": 50}, 1
+    return config, FAST_SEEDS if variant in FAST else SEEDS
 
 
 def train_run(planned: PaperRun, run: Run) -> None:
@@ -117,11 +114,11 @@ def train_run(planned: PaperRun, run: Run) -> None:
     run.log(results, step=int(results["trained_epochs"]), split="result")
 
 
-def tables(
+def report(
     planned: Planned, results: Mapping[str, Results], full: bool
-) -> dict[str, tuple[PaperTable, Planned]]:
-    """{what was measured: (its table, its runs)}, of those that were run."""
-    reduced = "" if full else f"one seed, at most {REDUCED_STEPS:,} steps"
+) -> tuple[list[PaperTable], Figure]:
+    """Steps of the Decoder and epochs of the MLP to 95%, of those that were run."""
+    reduced = "" if full else f"at most {REDUCED_STEPS:,} steps"
     kinds = {
         "steps": (DECODER, PaperTable("Decoder: steps to 95%", digits=0, reduced=reduced)),
         "epochs": (MLP, PaperTable("MLP: epochs to 95%", digits=0)),
@@ -135,13 +132,14 @@ def tables(
             table.add(variants[variant][1], found, limit)
         if mine:
             made[unit] = (table, mine)
-    return made
+    return [table for table, _ in made.values()], draw(made)
 
 
-def draw(made: Mapping[str, tuple[PaperTable, Planned]], path: Path) -> None:
+def draw(made: Mapping[str, tuple[PaperTable, Planned]]) -> Figure:
+    """A line of pictures for each table: accuracy over time, and the table."""
     from matplotlib.figure import Figure
 
-    from common.reproduction.figures import draw_seeds, draw_table, save_figure
+    from common.reproduction.figures import draw_seeds, draw_table
 
     figure = Figure(figsize=(12, 4.2 * len(made)), layout="constrained")
     grid = figure.subplots(len(made), 2, squeeze=False)
@@ -153,26 +151,16 @@ def draw(made: Mapping[str, tuple[PaperTable, Planned]], path: Path) -> None:
         draw_table(right, table, f"{unit} to 95% validation accuracy")
         for axes in (left, right):
             axes.set_xscale("log")
-    save_figure(figure, path)
-
-
-def main() -> None:
-    variants = [*DECODER, *MLP]
-    reduced = [*REDUCED_DECODER, *MLP]
-    arguments = parse_arguments(
-        __doc__ or "", PAPER, variants, seeds=3, full_seeds=3, reduced=reduced
-    )
-    with exit_on_error():
-        from common.reproduction.runs import run_all
-
-        planned = plan(arguments.only, arguments.seeds, arguments.full)
-        runs = [run for group in planned.values() for run in group]
-        results = run_all(runs, train_run, arguments.jobs, Progress(len(runs)))
-        made = tables(planned, results, arguments.full)
-        print("\n\n".join(table.format(arguments.format) for table, _ in made.values()))
-        draw(made, arguments.figure)
-        print(f"\nfigure  {arguments.figure}")
+    return figure
 
 
 if __name__ == "__main__":
-    main()
+    reproduce(
+        __doc__ or "",
+        PAPER,
+        [*DECODER, *MLP],
+        setting,
+        train_run,
+        report,
+        reduced=[*REDUCED_DECODER, *MLP],
+    )

@@ -8,16 +8,16 @@ Runs that the store has are not repeated, so an interrupted table is continued b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from common.errors import exit_on_error
-from common.reproduction.cli import Progress, parse_arguments
+from common.reproduction.cli import reproduce
 from common.reproduction.table import PaperRow, PaperTable
 
 if TYPE_CHECKING:
-    from common.reproduction.runs import PaperRun, Results
+    from matplotlib.figure import Figure
+
+    from common.reproduction.runs import PaperRun, Planned, Results
     from common.utils.experiment_storage.run import Run
 
 PAPER = "moe_mixture_of_classification"
@@ -53,16 +53,10 @@ VARIANTS = {
     for kind in ACCURACY
     for number in (1, 2, 3, 4)
 }
-Planned = Mapping[str, Sequence["PaperRun"]]  # the runs of each variant
 
 
-def plan(variants: Sequence[str], seeds: int) -> Planned:
-    from common.reproduction.runs import PaperRun
-
-    return {
-        name: [PaperRun(PAPER, name, VARIANTS[name][0], seed) for seed in range(seeds)]
-        for name in variants
-    }
+def setting(variant: str, full: bool) -> tuple[Mapping[str, Any], int]:
+    return VARIANTS[variant][0], 10 if full else MIN_SEEDS
 
 
 def train_run(planned: PaperRun, run: Run) -> None:
@@ -72,6 +66,13 @@ def train_run(planned: PaperRun, run: Run) -> None:
         run.resume_from(0)  # half a minute is not worth a checkpoint
     results = train(planned.config, planned.seed, run.log)
     run.log(results, step=int(results["epochs"]) - 1, split="result")
+
+
+def report(
+    planned: Planned, results: Mapping[str, Results], full: bool
+) -> tuple[list[PaperTable], Figure]:
+    made = tables(planned, results)
+    return made, draw(planned, made[0])
 
 
 def tables(planned: Planned, results: Mapping[str, Results]) -> list[PaperTable]:
@@ -90,37 +91,22 @@ def tables(planned: Planned, results: Mapping[str, Results]) -> list[PaperTable]
     return [accuracy, entropy] if entropy.rows else [accuracy]
 
 
-def draw(planned: Planned, made: Sequence[PaperTable], path: Path) -> None:
+def draw(planned: Planned, accuracy: PaperTable) -> Figure:
+    """The accuracies beside the paper's, and the dispatch entropies over the epochs."""
     from matplotlib.figure import Figure
 
-    from common.reproduction.figures import draw_seeds, draw_table, save_figure
+    from common.reproduction.figures import draw_seeds, draw_table
 
     figure = Figure(figsize=(12, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
-    draw_table(left, made[0], "test accuracy (%)")
+    draw_table(left, accuracy, "test accuracy (%)")
     shown = [name for name in planned if name in ENTROPY] or list(planned)
     groups = {name: [run.name for run in planned[name]] for name in shown}
     draw_seeds(right, groups, "dispatch_entropy", "train")
     right.set_xlabel("epoch")
     right.set_ylabel("dispatch entropy (nats)")
-    save_figure(figure, path)
-
-
-def main() -> None:
-    arguments = parse_arguments(
-        __doc__ or "", PAPER, list(VARIANTS), seeds=MIN_SEEDS, full_seeds=10
-    )
-    with exit_on_error():
-        from common.reproduction.runs import run_all
-
-        planned = plan(arguments.only, arguments.seeds)
-        runs = [run for group in planned.values() for run in group]
-        results = run_all(runs, train_run, arguments.jobs, Progress(len(runs)))
-        made = tables(planned, results)
-        print("\n\n".join(table.format(arguments.format) for table in made))
-        draw(planned, made, arguments.figure)
-        print(f"\nfigure  {arguments.figure}")
+    return figure
 
 
 if __name__ == "__main__":
-    main()
+    reproduce(__doc__ or "", PAPER, list(VARIANTS), setting, train_run, report)
