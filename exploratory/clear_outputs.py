@@ -6,6 +6,7 @@ names the notebooks that have some, with exit code 1.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -36,15 +37,18 @@ def cleared(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="only name them")
+    only_check = parser.parse_args().check
     dirty = 0
     for path in notebooks():
         content = json.loads(path.read_text(encoding="utf-8"))
         if (clean := cleared(content)) != content:
             dirty += 1
             print(path.relative_to(FOLDER))
-            if "--check" not in sys.argv:
+            if not only_check:
                 write_text_atomic(path, json.dumps(clean, indent=1, ensure_ascii=False) + "\n")
-    sys.exit(1 if dirty and "--check" in sys.argv else 0)
+    sys.exit(1 if dirty and only_check else 0)
 
 
 if __name__ == "__main__":

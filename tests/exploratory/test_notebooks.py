@@ -16,7 +16,7 @@ from common.utils import query_experiments
 from common.utils.paths import REPOSITORY_ROOT
 
 FOLDER = REPOSITORY_ROOT / "exploratory"
-NOTEBOOKS = sorted(FOLDER.glob("*/*.ipynb"))
+NOTEBOOKS = sorted(p for p in FOLDER.rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 MOST_BYTES = 100_000  # of all of them
 TIMEOUT_SECONDS = 300  # of a cell; a whole notebook takes under a minute
 
@@ -29,6 +29,7 @@ def test_there_are_notebooks_in_dated_folders_that_the_readme_names() -> None:
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert len(NOTEBOOKS) >= 3
     for path in NOTEBOOKS:
+        assert path.parent.parent == FOLDER, path
         assert re.fullmatch(r"20\d\d-\d\d-\d\d_[a-z0-9_]+", path.parent.name), path
         assert str(path.relative_to(FOLDER)) in readme
     assert sum(path.stat().st_size for path in NOTEBOOKS) < MOST_BYTES
@@ -61,6 +62,9 @@ def test_outputs_are_found_and_cleared(tmp_path: Path) -> None:
     assert run_clear(folder=tmp_path).returncode == 0
     assert path.read_text(encoding="utf-8") == clean
     assert run_clear("--check", folder=tmp_path).returncode == 0
+    path.write_text(json.dumps(content))
+    assert run_clear("--chek", folder=tmp_path).returncode == 2
+    assert "secret" in path.read_text()
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from papers.moe_mixture_of_classification import mixture
 from papers.moe_mixture_of_classification.mixture import (
     CLUSTERS,
     PATCHES,
@@ -33,8 +34,8 @@ def data() -> tuple[Any, Any]:
 def directions(data: Any) -> tuple[np.ndarray, np.ndarray]:
     """Features and centres (4, 50), found again from the points alone.
 
-    The largest eigenvectors of a cluster's patches are its centre (always present, always of one
-    sign) and the features; the centre is what its patches have in the mean.
+    The centre is what a cluster's patches have in the mean, the feature what they have in the mean
+    after multiplying by the sign of the label.
     """
     patches, labels = data.patches.double().numpy(), data.labels.numpy()
     clusters = data.clusters.numpy()
@@ -59,7 +60,7 @@ def test_points_have_the_four_patches_of_the_paper(data: tuple[Any, Any]) -> Non
     assert (np.sum(features * directions(test)[0], axis=1) > 0.98).all()
 
 
-def test_lengths_and_signs_of_the_patches(data: tuple[Any, Any]) -> None:
+def test_lengths_and_places_of_the_patches(data: tuple[Any, Any]) -> None:
     config = CONFIG | {"points": 2000, "noise": 1e-6}  # what is not a direction vanishes
     made, _ = make_data(config, torch.Generator().manual_seed(1))
     patches = made.patches.double().numpy() / SCALE
@@ -124,7 +125,7 @@ def test_the_layer_equals_one_written_point_by_point(nonlinear: bool) -> None:
             scores[expert] * activations[:, half].sum() for half in (slice(0, 2), slice(2, 4))
         ]
         expected = 1 / (1 + math.exp(outputs[0] - outputs[1]))
-        assert float(probabilities[point, 1]) == pytest.approx(expected, abs=1e-12)
+        assert probabilities[point, 1].item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_normalized_step_has_the_length_of_the_rate_and_leaves_idle_experts_alone() -> None:
@@ -176,3 +177,30 @@ def test_the_settings_are_those_of_the_table() -> None:
     config, published = VARIANTS["linear-s4"]
     assert (config["noise"], config["gamma_max"], config["expert"]) == (2.0, 2.0, "linear")
     assert published == (93.30, 1.48)
+
+
+@pytest.mark.parametrize(
+    ("stop_loss", "expert_rate"),
+    [(9.0, 1e-3), (0.0, 1e-3), (0.0, 0.3)],
+    ids=["at no new lowest", "never", "at a leap"],
+)
+def test_a_training_ends_where_the_loss_stops_falling(
+    monkeypatch: pytest.MonkeyPatch, stop_loss: float, expert_rate: float
+) -> None:
+    monkeypatch.setattr(mixture, "LOG_EVERY_EPOCHS", 1)
+    config = CONFIG | {"points": 200, "epochs": 60, "expert": "nonlinear"}
+    losses: list[float] = []
+    results = train(
+        config | {"stop_loss": stop_loss, "expert_rate": expert_rate},
+        0,
+        lambda metrics, epoch: losses.append(metrics["loss"]),
+    )
+    ends = [
+        epoch
+        for epoch in range(1, len(losses))
+        if losses[epoch] > min(losses[:epoch])
+        and (losses[epoch] <= stop_loss or losses[epoch] > min(losses[:epoch]) + 0.02)
+    ]
+    assert ends in ([], [len(losses) - 1])  # at the first such epoch
+    assert results["epochs"] == len(losses) and (len(losses) == 60) == (ends == [])
+    assert (ends == []) == (stop_loss == 0.0 and expert_rate == 1e-3)
