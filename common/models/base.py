@@ -15,7 +15,6 @@ from common.errors import ModelError
 from common.models.growing_text import GrowingText
 from common.models.sampling import sample_next
 from common.models.twin import make_twin
-from common.utils.matmul import fp32_matmul
 
 M = TypeVar("M", bound="BaseLanguageModel")
 Model = TypeVar("Model", bound="BaseLanguageModel", covariant=True)
@@ -193,8 +192,7 @@ class BaseLanguageModel(nn.Module):
         try:
             text = GrowingText(self, input_ids.to(self.device), max_new_tokens)
             for _ in range(max_new_tokens):
-                # Of 124M a tenth less time than with no_grad alone.
-                with torch.inference_mode(), fp32_matmul(self.device):
+                with torch.inference_mode():  # of 124M a tenth less time than with no_grad alone
                     token = sample_next(
                         text.next_logits(),
                         temperature=temperature,

@@ -101,14 +101,14 @@ class Evaluator:
 
     def _mean_loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> float:
         input_ids, labels = input_ids.to(self.device), labels.to(self.device)
-        with matmul_precision(self.precision, self.device), autocast(self.precision, self.device):
+        with matmul_precision(self.precision), autocast(self.precision, self.device):
             if isinstance(self.model, BaseLanguageModel):
                 return float(self.model.compute_loss(input_ids, labels))
             return float(self.model(input_ids, labels=labels)["loss"])
 
     def _loss_and_correct(self, input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
         input_ids, labels = input_ids.to(self.device), labels.to(self.device)
-        with matmul_precision(self.precision, self.device), autocast(self.precision, self.device):
+        with matmul_precision(self.precision), autocast(self.precision, self.device):
             logits = self.model(input_ids)["logits"]
         correct = logits[:, :-1].argmax(dim=-1) == labels[:, 1:]  # no token has the id -100
         return float(next_token_loss(logits, labels)), int(correct.sum())

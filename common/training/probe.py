@@ -139,7 +139,7 @@ def _is_compiling_open(choice: Choice, compile: bool | str, passes: int) -> bool
 
 def _pass(model: BaseLanguageModel, batch: Batch, precision: str) -> Callable[[], None]:
     def forward_and_backward() -> None:
-        with matmul_precision(precision, model.device):
+        with matmul_precision(precision):
             with autocast(precision, model.device):
                 value = model.training_loss(batch["input_ids"], batch["labels"])
             value.backward()  # type: ignore[no-untyped-call]

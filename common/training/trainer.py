@@ -168,7 +168,7 @@ class Trainer:
                 callback.on_train_start(self)
             with (
                 stop_on_signals(self.processes) as received,
-                matmul_precision(self.precision, self.device),
+                matmul_precision(self.precision),
                 freed_memory_kept(),
             ):
                 while True:
