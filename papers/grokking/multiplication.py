@@ -18,6 +18,7 @@ from common.models.loss import IGNORE_INDEX
 from common.models.mixers.attention import Attention
 from common.training import Callback, Trainer, TrainingConfig
 from common.training.config import OptimizerConfig, ScheduleConfig
+from common.training.precision import fastest_fp32, select_device
 from common.utils.seeding import seed_everything
 from papers.grokking import GROKKED
 from papers.grokking.filters import EMAFilter, GradientFilter, MAFilter
@@ -160,7 +161,7 @@ def training_settings(config: Mapping[str, Any]) -> dict[str, Any]:
             log_every_steps=config["measure_every_steps"],
             eval_every_steps=CHECKPOINT_EVERY_STEPS,
             keep_checkpoints=1,
-            precision="fp32",
+            precision=fastest_fp32(select_device("auto")),
             compile=False,
         ),
         "optimizer": OptimizerConfig(

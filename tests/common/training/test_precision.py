@@ -10,6 +10,7 @@ from common.training.precision import (
     LossScaler,
     autocast,
     check_precision,
+    fastest_fp32,
     matmul_precision,
     select_device,
 )
@@ -52,6 +53,14 @@ def test_matrix_products_are_as_exact_as_fp32_or_say_so(precision: str) -> None:
         error = ((a @ b).double() - a.double() @ b.double()).abs().max()
     assert error < (1e-4 if precision == "fp32" else 0.5)
     assert torch.get_float32_matmul_precision() == before
+
+
+def test_the_fastest_fp32_has_the_digits_of_fp32() -> None:
+    a, b = torch.randn(300, 300), torch.randn(300, 200)
+    plain = ((a @ b).double() - a.double() @ b.double()).abs().max()
+    with matmul_precision(fastest_fp32(torch.device("cpu"))):
+        error = ((a @ b).double() - a.double() @ b.double()).abs().max()
+    assert error < 3 * plain < 1e-3  # of bf16 it would be 0.1
 
 
 def test_the_loss_scale_halves_on_overflow_and_doubles_after_enough_good_steps() -> None:
