@@ -38,7 +38,7 @@ def draw_seeds(
 
 
 def draw_table(axes: Axes, table: PaperTable, unit: str) -> None:
-    """A line per row: the paper's number, the accepted range in grey, ours with its 95% interval."""
+    """A line per row: the paper's number, the accepted range in grey, our seeds and their 95% interval."""
     for place, measured in enumerate(table.rows):
         row, found = measured.row, measured.found
         if row.accepted is not None:
@@ -46,6 +46,7 @@ def draw_table(axes: Axes, table: PaperTable, unit: str) -> None:
             axes.plot(row.accepted, ends, "0.85", linewidth=9, solid_capstyle="butt", zorder=1)
         if row.value is not None:
             axes.plot(row.value, place, "D", color="C1", markersize=6, zorder=2)
+        axes.plot(found, [place] * len(found), ".", color="C0", alpha=0.4, markersize=6, zorder=2)
         if len(found) == len(measured.values):
             result = estimate(found)
             axes.errorbar(

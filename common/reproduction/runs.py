@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from common.errors import ExperimentError
@@ -145,14 +146,26 @@ def _begin_worker() -> None:
 
 def _end_with_parent() -> None:
     """As if stopped by hand: a parent that was killed cannot tell its workers."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
+    _parent().join()
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _parent() -> BaseProcess:
+    parent = parent_process()
+    assert parent is not None  # this is a worker
+    return parent
+
+
+_interrupted = threading.Event()  # in a worker: the pool has handed it the next run already
+
+
 def _run_in_worker(planned: PaperRun, train: Train) -> Results:
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
     try:
         return run_once(planned, train)
     except KeyboardInterrupt as interrupt:  # one that can be sent to another process
+        _interrupted.set()
+        if not _parent().is_alive():
+            os._exit(130)  # nobody will ever tell this worker to end
         raise KeyboardInterrupt(str(interrupt)) from None

@@ -113,17 +113,17 @@ def test_a_figure_that_cannot_be_written_is_refused_before_anything_runs(
 @pytest.mark.parametrize("jobs", ["1", "2"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_the_same_command_goes_on_after_any_end(jobs: str, number: signal.Signals) -> None:
-    process = start("--jobs", jobs, seconds_a_step=0.5)
+    process = start("--jobs", jobs, "--seeds", "5", seconds_a_step=2.5)
     wait_for_rows(2)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=15)  # another run would take 25 seconds
     if number != signal.SIGKILL:
         assert process.returncode == 128 + number
         assert err.strip().endswith("the same command goes on") and "Traceback" not in err
-    _, alive = psutil.wait_procs(children, timeout=20)
+    _, alive = psutil.wait_procs(children, timeout=15)
     assert not alive, "workers outlive their parent"
-    code, out, err = run("--jobs", jobs, "--format", "json")
+    code, out, err = run("--jobs", jobs, "--seeds", "5", "--format", "json")
     assert code == 0, err
     begun = next(row for row in json.loads(out) if row["table"] == "begun at")
     assert begun["ours"] != "0 ± 0"  # something was there already

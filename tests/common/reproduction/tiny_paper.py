@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.reproduction.cli import reproduce
 from common.reproduction.table import PaperRow, PaperTable
+from common.training.signals import sigterm_interrupts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,9 +27,10 @@ def setting(variant: str, full: bool) -> tuple[Mapping[str, Any], int]:
 
 def train(planned: PaperRun, run: Run) -> None:
     done = run.rows
-    for step in range(done, planned.config["steps"]):
-        time.sleep(float(os.environ.get("SECONDS_A_STEP", "0")))
-        run.log({"place": random.Random(planned.seed + step).random()}, step=step)
+    with sigterm_interrupts():  # the Trainer obeys too, and then returns to the worker
+        for step in range(done, planned.config["steps"]):
+            time.sleep(float(os.environ.get("SECONDS_A_STEP", "0")))
+            run.log({"place": random.Random(planned.seed + step).random()}, step=step)
     steps = planned.config["steps"]
     run.log({"steps": steps, "begun_at": done}, step=steps, split="result")
 
