@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import ConfigError, DataError, exit_on_error
+from common.utils.arguments import positive_int
 from common.utils.paths import display_path, get_runs_dir
 from common.utils.tables import FORMATS, format_rows
 from tools.trained_run import TrainedRun, load_trained_run
@@ -62,7 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--text", required=True, metavar="FILE", help="a text file or a folder; - is standard input"
     )
-    add("--context-length", type=_positive, metavar="N", help="tokens per window (as in training)")
+    add(
+        "--context-length",
+        type=positive_int,
+        metavar="N",
+        help="tokens per window (as in training)",
+    )
     add("--output", type=Path, metavar="FILE", help="an .html file")
     add = action("attention", _attention, "the attention of every layer and head for a prompt")
     add("--prompt", required=True, metavar="TEXT")
@@ -71,19 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", type=Path, metavar="FILE", help="an .html file to explore, or a .png picture")
     add = action("neighbors", _neighbors, "the tokens whose embeddings are nearest by cosine")
     add("--token", required=True, metavar="TEXT", help="one token; words often begin with a space")
-    add("--top", type=_positive, default=10, metavar="N", help="how many (default 10)")
+    add("--top", type=positive_int, default=10, metavar="N", help="how many (default 10)")
     add("--format", choices=FORMATS, default="table", help="of what is printed (default table)")
     add = action("lit", _lit, "a folder for Google's Learning Interpretability Tool")
     add("--output", type=Path, required=True, metavar="FOLDER", help="a new folder")
     add("--text", metavar="FILE", help="as of surprisal (default: the validation text)")
-    add("--examples", type=_positive, default=100, metavar="N", help="pieces of text (100)")
+    add("--examples", type=positive_int, default=100, metavar="N", help="pieces of text (100)")
     return parser
-
-
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
 
 
 def _surprisal(arguments: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import exit_on_error
+from common.utils.arguments import positive_int
 from common.utils.files import write_json_atomic
 from common.utils.paths import display_path, get_runs_dir
 from tools.trained_run import load_trained_run
@@ -73,17 +74,11 @@ def _parser() -> argparse.ArgumentParser:
         help="where named tasks are",
     )
     add("--checkpoint", default="best", help="best (default), last, or a step such as 500")
-    add("--limit", type=_positive, metavar="N", help="the most questions of each task")
+    add("--limit", type=positive_int, metavar="N", help="the most questions of each task")
     add("--num-fewshot", type=int, metavar="N", help="examples before each question")
-    add("--batch-size", type=_positive, default=32, metavar="N", help="texts at a time (32)")
+    add("--batch-size", type=positive_int, default=32, metavar="N", help="texts at a time (32)")
     add("--log-samples", action="store_true", help="also store every question and answer")
     return parser
-
-
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
 
 
 def load_model(name: str, which: str, batch_size: int) -> tuple[HarnessModel, Path]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import Interrupted, exit_on_error
 from common.reproduction.table import PaperTable, format_tables
+from common.utils.arguments import positive_int
 from common.utils.paths import get_assets_dir
 from common.utils.tables import FORMATS
 
@@ -73,9 +74,9 @@ def parse_arguments(
     )
     add = parser.add_argument
     add("--full", action="store_true", help="the paper's own setting instead of the reduced one")
-    add("--seeds", type=_positive, help="how many of each (default: as told above)")
+    add("--seeds", type=positive_int, help="how many of each (default: as told above)")
     add("--only", nargs="+", choices=variants, metavar="VARIANT", help=f"of {', '.join(variants)}")
-    add("--jobs", type=_positive, default=os.cpu_count() or 1, help="runs at a time")
+    add("--jobs", type=positive_int, default=os.cpu_count() or 1, help="runs at a time")
     add("--format", choices=FORMATS, default="table")
     figure = get_assets_dir() / "outputs" / "figures" / f"{paper}.png"
     add("--figure", type=Path, default=figure, metavar="FILE", help=f"default: {figure}")
@@ -97,13 +98,6 @@ def _same_command_goes_on() -> Iterator[None]:
         number = interrupt.exit_code - 128 if isinstance(interrupt, Interrupted) else signal.SIGINT
         message = "interrupted; what is done is kept, and the same command goes on"
         raise Interrupted(message, number) from None
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
 
 
 class Progress:

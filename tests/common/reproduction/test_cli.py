@@ -43,14 +43,15 @@ def test_what_is_run(
     assert parsed(monkeypatch, *words.split()) == (seeds, list(variants))
 
 
-@pytest.mark.parametrize("words", ["--seeds 0", "--jobs -1", "--only d"])
+@pytest.mark.parametrize("words", ["--seeds 0", "--seeds x", "--jobs -1", "--only d"])
 def test_what_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str
 ) -> None:
     with pytest.raises(SystemExit) as refused:
         parsed(monkeypatch, *words.split())
     assert refused.value.code == 2
-    assert words.split()[0] in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert words.split()[0] in error and "positive_int" not in error
 
 
 def start(*words: str, seconds_a_step: float = 0.0) -> subprocess.Popen[str]:
