@@ -12,6 +12,21 @@ from common.models.config import ModelConfig
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
+# What a resume may change unasked: neither a weight nor a row of the log follows from it. (The number
+# of threads changes the order of sums, as another machine does: the resume warns of it by itself.)
+FREE_ON_RESUME = frozenset(
+    f"training.{name}"
+    for name in (
+        "checkpoint_every_steps",
+        "keep_checkpoints",
+        "num_threads",
+        "profile_steps",
+        "save_in_background",
+        "tensorboard",
+        "wandb",
+    )
+)
+
 
 class OptimizerConfig(Config):
     """AdamW, or Muon for the matrices between embedding and output and AdamW for everything else.

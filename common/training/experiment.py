@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -28,7 +28,7 @@ from common.training.callbacks.early_stopping import EarlyStopping
 from common.training.callbacks.efficiency import Efficiency
 from common.training.callbacks.progress import ProgressBar
 from common.training.callbacks.samples import Samples
-from common.training.config import ExperimentConfig
+from common.training.config import FREE_ON_RESUME, ExperimentConfig
 from common.training.distributed import Processes, check_distributed, join_processes
 from common.training.evaluator import Evaluator
 from common.training.optimizers import check_lr_factors
@@ -241,7 +241,7 @@ def _newest_resumable(config: C, project: str) -> str:
     catalogue = Catalogue()
     for run in reversed(catalogue.overview()):
         unfinished = run.status in ("died", "interrupted", "failed") and run.project == project
-        if unfinished and catalogue.manifest(run.name)["config"] == wanted:
+        if unfinished and not _decisive_changes(catalogue.manifest(run.name)["config"], wanted):
             return run.name
     raise ExperimentError(
         f"no unfinished run of {project} has this configuration",
@@ -253,10 +253,10 @@ def _check_same_config(config: C, name: str, anyway: bool) -> None:
     path = get_runs_dir() / name / "config.yaml"
     if not path.exists():
         return  # start_experiment says what is wrong with the name
-    configs = [load_config(path, type(config)).model_dump(), config.model_dump()]
-    different = diff_configs(configs).items()
+    before = load_config(path, type(config)).model_dump()
+    different = _decisive_changes(before, config.model_dump())
     if different:
-        changes = "; ".join(f"{key}: {before} -> {now}" for key, (before, now) in different)
+        changes = "; ".join(f"{key}: {was} -> {now}" for key, (was, now) in different.items())
         if not anyway:
             raise ConfigError(
                 f"'{name}' was started with another configuration ({changes})",
@@ -264,6 +264,12 @@ def _check_same_config(config: C, name: str, anyway: bool) -> None:
                 "take the new one with --resume-anyway",
             )
         log.warning(f"resuming with another configuration: {changes}")
+
+
+def _decisive_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The keys on which two configurations differ, but for those that decide no weight and no row."""
+    different = diff_configs([before, now])
+    return {key: values for key, values in different.items() if key not in FREE_ON_RESUME}
 
 
 def _record_config(config: ExperimentConfig, run: Run) -> None:

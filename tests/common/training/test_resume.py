@@ -23,6 +23,7 @@ import pandas as pd
 import pytest
 
 from common.training import checkpoint
+from common.training.config import FREE_ON_RESUME
 from common.utils import query_experiments
 from common.utils.experiment_storage import store
 from common.utils.experiment_storage.log import read_log
@@ -428,6 +429,24 @@ def test_another_configuration_is_refused_and_the_difference_named(lab: Lab, sto
     assert_refused(process, "optimizer.lr: 0.001 -> 0.5", "model.dropout: 0.2 -> 0.0")
     assert "seed" not in process.output
     assert status(stopped) == "interrupted"
+
+
+def test_what_decides_no_weight_and_no_row_is_no_other_configuration(lab: Lab, whole: str) -> None:
+    changes = {
+        "training.checkpoint_every_steps": "11",
+        "training.keep_checkpoints": "1",
+        "training.num_threads": "1",
+        "training.profile_steps": "[50,51]",
+        "training.save_in_background": "true",
+        "training.tensorboard": "true",
+        "training.wandb": "off",
+    }
+    assert set(changes) == FREE_ON_RESUME
+    arguments = [f"{key}={value}" for key, value in changes.items()]
+    lab.stop_at("freely", 42, signal.SIGKILL)
+    process = lab.resume("freely", *arguments)
+    assert process.code == 0, process.output
+    assert_same_run("freely", whole)
 
 
 def test_other_data_is_refused_but_a_touched_file_is_not(lab: Lab, stopped: str) -> None:
