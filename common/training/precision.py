@@ -5,7 +5,8 @@ tf32   fp32 with products of TF32 on tensor cores (NVIDIA Ampere and later)
 bf32   fp32 with oneDNN's products on CPU: of bf16 where the CPU has AMX, of fp32 elsewhere, and
        even then twice as fast as the default on AMD
 bf16   autocast: matrix products and activations in bfloat16, weights and sums in fp32
-fp16   autocast in half precision with dynamic loss scaling, for cards without bf16
+fp16   autocast in half precision with dynamic loss scaling, for cards without bf16; on CPU to try
+       a configuration out, not for speed
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def supported_precisions(device: torch.device) -> list[str]:
     """What this device can compute in, plain fp32 first."""
     if device.type == "cpu":
         onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        return ["fp32", "bf32", "bf16"] if onednn else ["fp32", "bf16"]
+        return ["fp32", *(["bf32"] if onednn else []), "bf16", "fp16"]
     if device.type == "cuda":
         ampere = torch.cuda.get_device_capability(device) >= (8, 0)
         return ["fp32", *(["tf32", "bf16"] if ampere else []), "fp16"]
@@ -93,8 +94,13 @@ class LossScaler:
     """Dynamic loss scaling (Micikevicius et al. 2018, "Mixed Precision Training", section 3.2).
 
     Gradients below 6e-8 are zero in fp16: the loss is multiplied by `scale`, which is halved when a
-    gradient overflows and doubled after `growth_steps` steps without. Nothing waits for the device.
+    gradient overflows and doubled after `growth_steps` steps without. An overflow is a normal event:
+    the step is skipped. One at a scale of `min_scale` is not: no scale would help, the training has
+    diverged (as fairseq has it). Nothing waits for the device.
     """
+
+    min_scale = 2.0**-14
+    max_scale = 2.0**100  # far from infinity, which would never come down again
 
     def __init__(
         self, device: torch.device, initial_scale: float = 65536.0, growth_steps: int = 2000
@@ -103,14 +109,18 @@ class LossScaler:
         self.scale = torch.tensor(initial_scale, device=device)
         self.good_steps = torch.zeros((), device=device)
 
-    def update(self, overflow: torch.Tensor) -> None:
-        """`overflow`: scalar, 1 where the gradients of this step were not finite, else 0."""
+    def update(self, overflow: torch.Tensor) -> torch.Tensor:
+        """Adapt the scale after a step; returns a scalar, 1 where the training has diverged, else 0.
+
+        `overflow`: scalar, 1 where the gradients of this step were not finite, else 0.
+        """
+        diverged = overflow * (self.scale <= self.min_scale)
         good = (self.good_steps + 1) * (1 - overflow)
         grow = good >= self.growth_steps
-        self.scale = torch.where(
-            overflow > 0, self.scale / 2, torch.where(grow, self.scale * 2, self.scale)
-        )
+        factor = torch.where(overflow > 0, 0.5, torch.where(grow, 2.0, 1.0))
+        self.scale = (self.scale * factor).clamp(self.min_scale, self.max_scale)
         self.good_steps = torch.where(grow, torch.zeros_like(good), good)
+        return diverged
 
     def state(self) -> dict[str, float]:
         return {"scale": float(self.scale), "good_steps": float(self.good_steps)}

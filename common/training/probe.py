@@ -63,7 +63,7 @@ def choose(
         return Choice("fp32" if precision == "auto" else precision, compile is True, {})
     key = _key(model, batch, precision, compile)
     path = get_assets_dir() / "cache" / "probes.json"
-    before = _parse(_read(path).get(key), model.device)
+    before = _parse(_read(path).get(key), _candidates(precision, model.device))
     if before is not None and not _is_compiling_open(before, compile, passes):
         log.info(_describe(before, "measured before"))
         return before
@@ -85,24 +85,29 @@ def _read(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _parse(entry: Any, device: torch.device) -> Choice | None:
-    """The choice that `entry` stands for, if it can have been made on this device."""
+def _candidates(precision: str, device: torch.device) -> list[str]:
+    if precision != "auto":
+        return [precision]
+    # The range of fp16 is for users to accept.
+    return [name for name in supported_precisions(device) if name != "fp16"]
+
+
+def _parse(entry: Any, candidates: list[str]) -> Choice | None:
+    """The choice that `entry` stands for, if it can have been made among `candidates`."""
     try:
         choice = Choice(**entry)
         seconds = [float(value) for value in choice.seconds.values()]
     except (TypeError, ValueError, AttributeError):
         return None
     possible = choice.precision in choice.seconds and isinstance(choice.compile, bool)
-    possible = possible and choice.precision in supported_precisions(device)
+    possible = possible and choice.precision in candidates
     return choice if possible and all(value > 0 for value in seconds) else None
 
 
 def _measure(
     model: BaseLanguageModel, batch: Batch, precision: str, compile: bool | str, passes: int
 ) -> Choice:
-    candidates = [precision]
-    if precision == "auto":  # the range of fp16 is for users to accept
-        candidates = [name for name in supported_precisions(model.device) if name != "fp16"]
+    candidates = _candidates(precision, model.device)
     seconds = _time_all({name: _pass(model, batch, name) for name in candidates})
     # Ties go to fp32: a gain within the noise of the measurement is none.
     best = min(seconds, key=lambda name: seconds[name] * (1.0 if name == "fp32" else 1.05))

@@ -122,7 +122,7 @@ class Trainer:
         self.average = (
             WeightAverage(self.model, self.config.ema_decay) if self.config.ema_decay else None
         )
-        self.scaler = LossScaler(self.device) if self.precision == "fp16" else None
+        self.scaler = self.create_scaler()
         self.evaluator = Evaluator(
             self.model,
             token_bytes=token_bytes,
@@ -131,14 +131,17 @@ class Trainer:
         )
         self._writer = CheckpointWriter(self.config.save_in_background, self.processes)
         # On the device, so that no step waits for it: the nats of the window, the last gradient
-        # norm, and whether a loss or a gradient was not finite (then no weight is changed any more).
+        # norm, and whether training has diverged (then no weight is changed any more).
         self.nats = torch.zeros((), device=self.device)
         self._gradient_norm = torch.zeros((), device=self.device)
-        self._broken = torch.zeros((), device=self.device)
+        self._diverged = torch.zeros((), device=self.device)
 
     def create_optimizer(self) -> AdamWMuon:
         muon_dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         return create_optimizer(self.model, self.optimizer_config, muon_dtype)
+
+    def create_scaler(self) -> LossScaler | None:
+        return LossScaler(self.device) if self.precision == "fp16" else None
 
     def _settle_auto(self) -> tuple[str, bool]:
         """Precision and compilation, measured where they are `auto`; the same in every process."""
@@ -252,46 +255,53 @@ class Trainer:
         return part.detach()
 
     def _update_weights(self) -> None:
-        """Clip the global gradient norm and step, unless something is not finite."""
+        """Clip the global gradient norm and step, unless something is not finite.
+
+        With fp16 an overflow skips the step: it counts as a step of the schedule and of the data,
+        but changes neither weights nor the optimizer's state.
+        """
         self.optimizer.set_learning_rate_factor(
             learning_rate_factor(self.step, self.config.max_steps, self.schedule)
         )
         for callback in self.callbacks:
             callback.on_gradients(self)
         gradients = [p.grad for p in self.optimizer.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        norm = torch.nn.utils.get_total_norm(gradients) if gradients else self._gradient_norm * 0
         if hasattr(norm, "full_tensor"):  # sharded gradients
             norm = norm.full_tensor()
         divisor = self.scaler.scale if self.scaler else torch.ones_like(norm)
         norm = norm / divisor
         if self.config.max_grad_norm is not None:
             divisor = divisor * (norm / self.config.max_grad_norm).clamp(min=1.0)
-        self._gradient_norm = norm
-        overflow = (~torch.isfinite(norm)).to(self._broken.dtype)
-        if self.scaler:
-            self.scaler.update(overflow)
-            skip: torch.Tensor | None = overflow
-        else:
-            self._broken = torch.maximum(self._broken, overflow)
-            skip = self._broken
-        if self.device.type == "cpu" and not self.scaler:
+        overflow = (~torch.isfinite(norm)).to(self._diverged.dtype)
+        diverged = self.scaler.update(overflow) if self.scaler else overflow
+        # Once diverged, the norm stays that of the step at which it happened.
+        self._gradient_norm = torch.where(self._diverged > 0, self._gradient_norm, norm)
+        self._diverged = torch.maximum(self._diverged, diverged)
+        skip: torch.Tensor | None = torch.maximum(self._diverged, overflow)
+        if self.device.type == "cpu":
             self._check_finite(self.step + 1)  # a look costs nothing here
-            skip = None
+            skip = overflow if self.scaler else None
         self.optimizer.step(divisor=divisor, skip=skip)
         self.optimizer.zero_grad()
 
     def _check_finite(self, step: int) -> None:
-        nats = self.processes.sum(self.nats.clone())
-        for name, value in (("loss", nats), ("gradient norm", self._gradient_norm)):
-            if not math.isfinite(value) or (self._broken and name == "gradient norm"):
-                steps = checkpoint.steps_in(self.checkpoints) if self.checkpoints else []
-                last = f"{self.checkpoints}/step_{steps[-1]}" if steps else "none was saved yet"
-                rate = max(group["lr"] for group in self.optimizer.param_groups)
-                raise TrainingError(
-                    f"the {name} is {float(value)} at step {step} (learning rate {rate:.2e}); "
-                    "the weights were left as they were",
-                    f"lower optimizer.lr or raise schedule.warmup_steps. Last good checkpoint: {last}",
-                )
+        """Raise TrainingError when the loss of a step was not finite, or its gradient at any scale."""
+        nats = float(self.processes.sum(self.nats.clone()))
+        if math.isfinite(nats) and not self._diverged:
+            return
+        what = f"the gradient norm is {float(self._gradient_norm)}"
+        if not math.isfinite(nats):
+            what = f"the loss is {nats}"
+        elif self.scaler:
+            what += f" at every loss scale down to {self.scaler.min_scale:g}"
+        steps = checkpoint.steps_in(self.checkpoints) if self.checkpoints else []
+        last = f"{self.checkpoints}/step_{steps[-1]}" if steps else "none was saved yet"
+        rate = max(group["lr"] for group in self.optimizer.param_groups)
+        raise TrainingError(
+            f"{what} at step {step} (learning rate {rate:.2e}); it changed no weight",
+            f"lower optimizer.lr or raise schedule.warmup_steps. Last good checkpoint: {last}",
+        )
 
     def _log(self) -> None:
         waited = time.perf_counter()
@@ -310,6 +320,10 @@ class Trainer:
             "gradient_norm": float(self._gradient_norm),
             "tokens_per_second": window["tokens"] / seconds,
         }
+        if self.scaler is not None:
+            metrics["loss_scale"] = float(self.scaler.scale)
+            if not math.isfinite(metrics["gradient_norm"]):
+                del metrics["gradient_norm"]  # this step was skipped, and has none
         for callback in self.callbacks:
             metrics |= callback.measure(self, metrics)
         self._write_row(metrics, "train")
@@ -353,6 +367,7 @@ class Trainer:
         """Write a training checkpoint; a failure (a full disk) leaves the earlier ones as they are."""
         if self.checkpoints is None:
             return
+        self._check_finite(self.step)  # no checkpoint holds what every resume would die of
         if self.run is not None:
             self.run.flush()  # the checkpoint counts the rows up to here
         state, weights, tensors = pack_state(self)

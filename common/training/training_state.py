@@ -133,7 +133,8 @@ def _take_numerics(trainer: Trainer, saved: Mapping[str, Any]) -> None:
     if trainer.config.compile == "auto":
         trainer.compiled = saved["compiled"]
         trainer.model.set_compile(trainer.compiled)
-    trainer.optimizer = trainer.create_optimizer()  # whose precision follows
+    # Whose precision follows.
+    trainer.optimizer, trainer.scaler = trainer.create_optimizer(), trainer.create_scaler()
     if trainer.run is not None:
         trainer.run.update(precision=trainer.precision, compiled=trainer.compiled)
     for name, now in _numerics(trainer).items():

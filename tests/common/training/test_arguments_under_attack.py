@@ -173,7 +173,7 @@ WRONG = {
     "schedule.decay_fraction=0": "schedule.decay_fraction: expected greater than 0, got 0",
     "schedule.name=triangle": "'cosine', 'linear', 'constant' or 'wsd'",
     "training.precision=fp8": "'fp32', 'tf32', 'bf32', 'bf16' or 'fp16', got 'fp8'",
-    "training.precision=fp16": "cpu has no fp16",
+    "training.precision=tf32": "cpu has no tf32",
     "training.ema_decay=1.5": "training.ema_decay: expected less than 1, got 1.5",
     "training.compile=maybe": "training.compile: expected 'auto', True or False, got 'maybe'",
     "training.profile_steps=[5,2]": "1 <= first <= last",

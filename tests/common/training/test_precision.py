@@ -39,9 +39,9 @@ def test_cuda_without_a_card_is_an_error() -> None:
 
 def test_a_precision_that_the_device_lacks_is_an_error_that_lists_what_it_has() -> None:
     check_precision("auto", torch.device("cpu"))
-    check_precision("bf16", torch.device("cpu"))
-    with pytest.raises(TrainingError, match="cpu has no fp16") as caught:
-        check_precision("fp16", torch.device("cpu"))
+    check_precision("fp16", torch.device("cpu"))
+    with pytest.raises(TrainingError, match="cpu has no tf32") as caught:
+        check_precision("tf32", torch.device("cpu"))
     assert "fp32" in caught.value.hint and "bf16" in caught.value.hint
 
 
@@ -75,6 +75,20 @@ def test_the_loss_scale_halves_on_overflow_and_doubles_after_enough_good_steps()
     for _ in range(2):
         again.update(torch.tensor(0.0))
     assert float(again.scale) == 16.0  # its third good step: the count came back too
+
+
+def test_only_an_overflow_at_the_smallest_scale_means_divergence() -> None:
+    scaler = LossScaler(torch.device("cpu"), initial_scale=4 * LossScaler.min_scale)
+    diverged = [float(scaler.update(torch.tensor(1.0))) for _ in range(4)]
+    assert diverged == [0.0, 0.0, 1.0, 1.0] and float(scaler.scale) == LossScaler.min_scale
+    assert float(scaler.update(torch.tensor(0.0))) == 0.0
+
+
+def test_the_scale_never_grows_to_infinity() -> None:
+    scaler = LossScaler(torch.device("cpu"), growth_steps=1)
+    for _ in range(200):
+        scaler.update(torch.tensor(0.0))
+    assert float(scaler.scale) == LossScaler.max_scale
 
 
 def test_bf16_computes_matrices_in_bf16_and_fp32_does_not() -> None:

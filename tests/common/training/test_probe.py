@@ -212,11 +212,9 @@ def choose(model: Decoder, precision: str = "auto", passes: int = 100) -> probe.
     return probe.choose(model, Batches().batch(0), precision, False, passes)
 
 
-def test_every_precision_of_the_device_is_measured_and_the_choice_is_never_slower_than_fp32() -> (
-    None
-):
+def test_every_precision_but_fp16_is_measured_and_the_choice_is_never_slower_than_fp32() -> None:
     choice = choose(tiny())
-    assert set(choice.seconds) == set(supported_precisions(torch.device("cpu")))
+    assert set(choice.seconds) == set(supported_precisions(torch.device("cpu"))) - {"fp16"}
     assert choice.seconds[choice.precision] <= choice.seconds["fp32"]
 
 
