@@ -95,6 +95,10 @@ class Catalogue:
         """Every file that holds experiments."""
         return [file for (file,) in self._query("SELECT DISTINCT file FROM experiments")]
 
+    def hiding_nan(self) -> set[str]:
+        """The files that hold a NaN and, from an earlier version, statistics that leave it out."""
+        return {file for (file,) in self._query("SELECT file FROM files WHERE hides_nan")}
+
     def packed(self) -> dict[str, str]:
         """{experiment: its pack, relative to the store}"""
         packed = "SELECT name, file FROM experiments WHERE file LIKE 'packs/%'"

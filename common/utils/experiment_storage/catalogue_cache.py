@@ -29,7 +29,7 @@ from common.utils.manifest import check_manifest
 from common.utils.paths import get_experiments_dir
 
 _LONGEST_WAIT_SECONDS = 2.0
-_SCHEMA_VERSION = 5
+_SCHEMA_VERSION = 6
 _SCHEMA = f"""
 DROP TABLE IF EXISTS files;
 DROP TABLE IF EXISTS experiments;
@@ -38,7 +38,7 @@ DROP TABLE IF EXISTS changes;
 DROP TABLE IF EXISTS texts;
 DROP TABLE IF EXISTS metrics;
 CREATE TABLE files (file TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, error TEXT,
-    replaces TEXT, head BLOB, consumed INTEGER);
+    replaces TEXT, head BLOB, consumed INTEGER, hides_nan INTEGER);
 CREATE TABLE experiments (name TEXT PRIMARY KEY, file TEXT, status TEXT, project TEXT, started TEXT,
     started_us INTEGER, duration REAL, parameters INTEGER, step INTEGER, best_loss REAL, tags TEXT,
     note TEXT, archived INTEGER, config_hash TEXT);
@@ -201,9 +201,10 @@ def _remember(
     replaces: list[str] | None = None,
     head: bytes | None = None,
     consumed: int | None = None,
+    hides_nan: bool = False,
 ) -> None:
-    row = (file, *stamp, error, json.dumps(replaces or []), head, consumed)
-    database.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+    row = (file, *stamp, error, json.dumps(replaces or []), head, consumed, hides_nan)
+    database.execute(f"INSERT OR REPLACE INTO files VALUES ({', '.join('?' * 8)})", row)
 
 
 def _read_file(
@@ -236,7 +237,7 @@ def _owner(database: sqlite3.Connection, name: str) -> str | None:
 
 def _read_pack(database: sqlite3.Connection, file: str, stamp: Stamp) -> None:
     from common.utils.experiment_storage.packs import read_pack, replaced_packs
-    from common.utils.experiment_storage.parquet import summarise_table
+    from common.utils.experiment_storage.parquet import has_metric_statistics, summarise_table
 
     path = get_experiments_dir() / file
     for (replaces,) in database.execute("SELECT replaces FROM files").fetchall():
@@ -246,23 +247,34 @@ def _read_pack(database: sqlite3.Connection, file: str, stamp: Stamp) -> None:
     for replaced in replaces:
         _forget(database, f"packs/{replaced}")
     _forget(database, file)
+    diverged = False
     for manifest, table in read_pack(path):
         name = str(check_manifest(manifest)["name"])
         if _is_pack(other := _owner(database, name) or ""):
             raise ValueError(f"it holds '{name}', as {other} does")
-        _enter(database, file, manifest, summarise_table(name, table))
-    _remember(database, file, stamp, replaces=replaces)
+        summaries = summarise_table(name, table)
+        diverged |= any(summary.non_finite for summary in summaries)
+        _enter(database, file, manifest, summaries)
+    hides_nan = diverged and has_metric_statistics(path)
+    _remember(database, file, stamp, replaces=replaces, hides_nan=hides_nan)
 
 
 def _read_parquet(database: sqlite3.Connection, file: str, stamp: Stamp) -> None:
-    from common.utils.experiment_storage.parquet import read_parquet, summarise_table
+    from common.utils.experiment_storage.parquet import (
+        has_metric_statistics,
+        read_parquet,
+        summarise_table,
+    )
 
     path = get_experiments_dir() / file
     manifest, table = read_parquet(path)
     _check_name(manifest, path)
     _forget(database, file)
-    _enter(database, file, manifest, summarise_table(path.stem, table))
-    _remember(database, file, stamp)
+    summaries = summarise_table(path.stem, table)
+    _enter(database, file, manifest, summaries)
+    # The footer once more, for the few runs that diverged.
+    hides_nan = any(s.non_finite for s in summaries) and has_metric_statistics(path)
+    _remember(database, file, stamp, hides_nan=hides_nan)
 
 
 def _check_name(manifest: dict[str, Any], path: Path) -> None:

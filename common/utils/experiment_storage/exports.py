@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 
 from common.errors import ExperimentError
 from common.utils.experiment_storage.catalogue import Catalogue
@@ -18,6 +17,7 @@ from common.utils.experiment_storage.log import read_log
 from common.utils.experiment_storage.packs import Member, read_pack
 from common.utils.experiment_storage.parquet import (
     align,
+    exact_writer,
     read_parquet,
     rows_to_tables,
     schema_of,
@@ -74,7 +74,7 @@ def _write_csv(path: Path, members: Iterator[Member], schema: pa.Schema) -> None
 
 
 def _write_parquet(path: Path, members: Iterator[Member], schema: pa.Schema) -> None:
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    with exact_writer(path, schema) as writer:
         for _, table in members:
             writer.write_table(align(table, schema))
 

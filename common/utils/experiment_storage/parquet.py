@@ -4,6 +4,9 @@ Imports pyarrow (0.3 s): what only lists or ranks does not import this module.
 A file is written once and never replaced: DuckDB opens each file twice, and a replaced one gives
 wrong counts. Every page has a checksum, which is looked at whenever it is read, and every file one
 that `--check` looks at.
+
+Only whole numbers and texts have statistics. Those of DOUBLE columns leave NaN out, while NaN is the
+largest value to SQL: a reader that prunes by them loses the very rows of the runs that diverged.
 """
 
 from __future__ import annotations
@@ -22,7 +25,12 @@ import pyarrow.parquet as pq
 
 from common.utils.experiment_storage.checksums import record_checksum
 from common.utils.experiment_storage.metrics import MetricSummary
-from common.utils.experiment_storage.store import FIXED_COLUMNS, FOOTER_KEY, parquet_path
+from common.utils.experiment_storage.store import (
+    FIXED_COLUMNS,
+    FOOTER_KEY,
+    MANIFEST_COLUMN,
+    parquet_path,
+)
 from common.utils.files import atomic_path
 
 ROW_GROUP_ROWS = 122_880  # what one thread of DuckDB reads at a time
@@ -91,11 +99,17 @@ def parquet_writer(
     `footer` stands in its metadata under `key`.
     """
     schema = schema.with_metadata({key: json.dumps(footer).encode()})
-    options = {"compression": "zstd", "write_page_checksum": True}
     with atomic_path(path) as temporary:
-        with pq.ParquetWriter(temporary, schema, **options) as writer:
+        with exact_writer(temporary, schema) as writer:
             yield writer
         record_checksum(path, temporary)
+
+
+def exact_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """A writer of a file whose statistics prune no row that a filter would keep."""
+    return pq.ParquetWriter(
+        path, schema, compression="zstd", write_page_checksum=True, write_statistics=list(_KINDS)
+    )
 
 
 def read_footer(file: pq.ParquetFile, key: bytes) -> Any:
@@ -112,6 +126,18 @@ def read_parquet(path: Path) -> tuple[dict[str, Any], pa.Table]:
         raise ValueError("not an experiment of this store (its footer holds no manifest)")
     check_columns(table)
     return manifest, table.replace_schema_metadata(None)
+
+
+def has_metric_statistics(path: Path) -> bool:
+    """Whether a metric of the file has statistics, as earlier versions wrote them."""
+    with open_parquet(path) as file:
+        metadata = file.metadata
+        return any(
+            column.is_stats_set
+            for group in map(metadata.row_group, range(metadata.num_row_groups))
+            for column in map(group.column, range(metadata.num_columns))
+            if column.path_in_schema not in (*FIXED_COLUMNS, MANIFEST_COLUMN)
+        )
 
 
 def check_columns(table: pa.Table) -> None:
