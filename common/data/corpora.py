@@ -17,7 +17,7 @@ from common.data.config import DataConfig
 from common.data.documents import Corpus, Document
 from common.data.nanogpt import is_nanogpt, nanogpt_documents
 from common.data.sources import GENERATED
-from common.data.text_files import TextFiles
+from common.data.text_files import TextFiles, digest_of_stamps
 from common.errors import DataError, did_you_mean
 from common.utils.paths import get_datasets_dir
 
@@ -35,10 +35,13 @@ def open_corpus(config: DataConfig) -> Corpus:
     if config.dataset in ("stories", "speeches"):
         return _made_up(config.dataset, config.num_stories, config.seed)
     directory = get_datasets_dir() / config.dataset
-    if not directory.is_dir() and config.hub is not None:
-        from common.data.hf_utils import download_dataset
+    if config.hub is not None:
+        from common.data.hf_utils import check_downloaded_from, download_dataset
 
-        download_dataset(config.hub, output_dir=directory)
+        if directory.is_dir():
+            check_downloaded_from(directory, config.hub)
+        else:
+            download_dataset(config.hub, output_dir=directory)
     if not directory.is_dir():
         raise DataError(
             f"there is no dataset '{config.dataset}' in {get_datasets_dir()}", _hint(config.dataset)
@@ -72,8 +75,8 @@ def _python_stdlib() -> Corpus:
     files = [p for p in sorted(root.rglob("*.py")) if not left_out & set(p.relative_to(root).parts)]
     if not files:
         raise DataError(f"the interpreter's library at {root} holds no Python files")
-    sizes = hashlib.sha256("".join(f"{p.name}{p.stat().st_size}" for p in files).encode())
-    fingerprint = {"python": platform.python_version(), "files": sizes.hexdigest()}
+    stamps = digest_of_stamps((path.relative_to(root).as_posix(), path) for path in files)
+    fingerprint = {"python": platform.python_version(), "path": str(root), "files": stamps}
     return Corpus("python_stdlib", fingerprint, lambda: _read_files(files, root))
 
 
@@ -98,8 +101,9 @@ def _made_up(name: str, count: int, seed: int) -> Corpus:
 
 def _open_path(path: Path, text_column: str) -> Corpus:
     if path.is_dir() and is_nanogpt(path):
-        stamp = [(path / f"{split}.bin").stat().st_mtime_ns for split in ("train", "val")]
-        fingerprint = {"nanogpt": str(path.resolve()), "files": stamp}
+        read = [path / name for name in ("train.bin", "val.bin", "meta.pkl")]
+        stamps = digest_of_stamps((file.name, file) for file in read if file.exists())
+        fingerprint = {"nanogpt": str(path.resolve()), "files": stamps}
         return Corpus(path.name, fingerprint, lambda: nanogpt_documents(path))
     files = TextFiles(path, text_column)
     name = path.name if path.is_dir() else path.name.split(".")[0]
@@ -136,7 +140,13 @@ def _saved_dataset(directory: Path, text_column: str) -> Corpus:
             for index, text in enumerate(_texts(rows, text_column)):
                 yield Document(f"{number}:{index}", text, split)
 
-    fingerprint = {"rows": [rows._fingerprint for _, rows in used], "column": text_column}
+    files = [Path(file["filename"]) for _, rows in used for file in rows.cache_files]
+    fingerprint = {
+        "path": str(directory.resolve()),
+        "rows": [[split, rows._fingerprint] for split, rows in used],
+        "files": digest_of_stamps((file.name, file) for file in files),
+        "column": text_column,
+    }
     return Corpus(directory.name, fingerprint, documents)
 
 

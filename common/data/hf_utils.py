@@ -77,6 +77,18 @@ def download_dataset(
     return folder
 
 
+def check_downloaded_from(folder: Path, name: str) -> None:
+    """Raises DataError where `folder` is a download of another dataset; one's own files are welcome."""
+    if not (folder / RECORD).is_file():
+        return
+    record = _read_record(folder)
+    if name not in (record["name"], record["repository"]):
+        raise DataError(
+            f"{display_path(folder)} holds {record['name']}, data.hub is {name}",
+            "give data.dataset another name",
+        )
+
+
 def download_model(
     repo_id: str,
     filename: str | None = None,

@@ -64,7 +64,7 @@ def prepare_mixture(
         for split in ("train", "val")
     }
     meta: dict[str, Any] = {**first.meta, "dataset": " + ".join(sources), "splits": splits}
-    return TokenMixture(first.directory, first.tokenizer, meta, sources, dict(config.mixture))
+    return TokenMixture(first.directory, first.tokenizer, meta, {}, sources, dict(config.mixture))
 
 
 def _of_source(config: DataConfig, name: str) -> DataConfig:

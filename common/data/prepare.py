@@ -1,23 +1,26 @@
 """Text -> token files, once.
 
-    assets/datasets/<dataset>/tokens/<tokenizer>/
+    assets/datasets/<dataset>/tokens/<tokenizer>-<digest of the recipe>/
         train.bin, val.bin    little-endian uint16 (uint32 above 65,535 tokens), documents joined
         tokenizer.json        as `load_tokenizer` reads it
         meta.json             recipe, counts, sha256 of every file, versions
 
-The folder is built under another name and renamed when it is whole, so a reader never sees half of
-one. It is reused as long as its recipe (source, tokenizer, split) is the one asked for.
+The recipe is everything that decides the content: the source with its path, options and the stamps of
+its files, the tokenizer, the split. Each recipe has a folder of its own, which is built under another
+name, renamed when it is whole, and never changed: what a process has opened stays what it asked for,
+whatever others prepare meanwhile, and a folder that may only be read is enough.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -50,7 +53,7 @@ from common.data.tokenizers import (
 )
 from common.data.tokenizers.base import last_word_border
 from common.errors import DataError, ResearchError
-from common.utils.files import fsync_dir, read_json, sha256_of, write_json_atomic
+from common.utils.files import fsync_dir, read_json, sha256_of, stamp_of, write_json_atomic
 from common.utils.logging import get_logger
 from common.utils.manifest import now
 from common.utils.paths import get_datasets_dir
@@ -58,6 +61,8 @@ from common.utils.paths import get_datasets_dir
 TRAINING_CHARACTERS = 100_000_000  # more text changes a vocabulary little
 _LONGEST_WORD = 1_000_000  # characters; a longer one may be cut while a vocabulary is learned
 _TRAINING_PIECE = 100_000  # characters: the trainer counts texts side by side
+_RECIPE_VERSION = 2  # raised when the same recipe gives other bytes than before
+_CHECKED = ".checked.json"
 Watch = Callable[[Iterator[Document]], Iterator[Document]]
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -69,17 +74,15 @@ class TokenDataset:
     directory: Path
     tokenizer: Tokenizer
     meta: dict[str, Any]
+    mapped: Mapping[str, Tokens]  # by split
 
     def tokens(self, split: str) -> Tokens:
         """(tokens,) uint16 or uint32, memory-mapped read-only."""
-        tokens: Tokens = np.memmap(
-            self.directory / f"{split}.bin", dtype=self.meta["dtype"], mode="r"
-        )
-        return tokens
+        return self.mapped[split]
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """What a resumed run must find again: the sha256 of both token files."""
+        """What a resumed run must find again: the sha256 of the mapped tokens of both splits."""
         return {split: self.meta["splits"][split]["sha256"] for split in SPLITS}
 
     @property
@@ -100,42 +103,74 @@ def prepare(config: DataConfig) -> TokenDataset:
         return prepare_mixture(config, prepare)
     corpus = open_corpus(config)
     recipe = {
+        "version": _RECIPE_VERSION,
         "source": corpus.fingerprint,
         "tokenizer": _tokenizer_recipe(config),
         "val_fraction": config.val_fraction,
         "split_by": config.split_by,
         "seed": config.seed,
     }
-    label = _label(config)
-    target = get_datasets_dir() / corpus.name / "tokens" / label
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.parent / f".{label}.lock"):  # two processes prepare once
-        if target.exists():
-            if (found := open_tokens(target)).meta["recipe"] == recipe:
-                return found
-            get_logger("data").info(f"preparing {corpus.name} again: the source or recipe changed")
-        _build(corpus, config, recipe, target)
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+    target = get_datasets_dir() / corpus.name / "tokens" / f"{_label(config)}-{digest}"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.parent / f".{target.name}.lock"):  # two processes prepare once
+            if not target.exists():
+                _build(corpus, config, recipe, target)
     return open_tokens(target)
 
 
 def open_tokens(directory: Path) -> TokenDataset:
-    """Open a prepared folder. Raises DataError when a file is missing or has not the size it should."""
+    """Open a prepared folder: map its tokens and check that they are those of meta.json.
+
+    Raises DataError when a file is missing, or is not the one that was prepared.
+    """
     hint = f"delete the folder, it is made again: rm -r {directory}"
     meta = read_json(directory / "meta.json", DataError, hint)
     try:
-        item_bytes = np.dtype(meta["dtype"]).itemsize
-        sizes = {split: meta["splits"][split]["tokens"] * item_bytes for split in SPLITS}
-        tokenizer_sha256 = meta["tokenizer_sha256"]
+        dtype, tokenizer_sha256 = np.dtype(meta["dtype"]), meta["tokenizer_sha256"]
+        facts = {
+            split: (meta["splits"][split]["tokens"], meta["splits"][split]["sha256"])
+            for split in SPLITS
+        }
     except (KeyError, TypeError) as error:
         raise DataError(f"{directory / 'meta.json'} is damaged ({error!r})", hint) from error
-    for split, expected in sizes.items():
-        path = directory / f"{split}.bin"
+    mapped: dict[str, Tokens] = {}
+    stamps: dict[str, list[int]] = {}
+    for split, (count, _) in facts.items():
+        path, expected = directory / f"{split}.bin", count * dtype.itemsize
         found = path.stat().st_size if path.exists() else None
         if found != expected:
             raise DataError(f"{path} should have {expected} bytes, has {found or 'none'}", hint)
+        with path.open("rb") as file:
+            mapped[split] = np.memmap(file, dtype=dtype, mode="r")
+            stamps[split] = stamp_of(os.fstat(file.fileno()))
+    if not _are_checked(directory, stamps):
+        for split, (_, sha256) in facts.items():
+            if hashlib.sha256(mapped[split].data).hexdigest() != sha256:
+                path = directory / f"{split}.bin"
+                raise DataError(f"{path} is not what was prepared: its checksum differs", hint)
+        _write_stamps(directory, stamps)
     if sha256_of(directory / "tokenizer.json") != tokenizer_sha256:
         raise DataError(f"{directory / 'tokenizer.json'} is not the one the tokens came from", hint)
-    return TokenDataset(directory, load_tokenizer(directory / "tokenizer.json"), meta)
+    return TokenDataset(directory, load_tokenizer(directory / "tokenizer.json"), meta, mapped)
+
+
+def _are_checked(directory: Path, stamps: dict[str, list[int]]) -> bool:
+    """Whether the checksums of the token files with these stamps were found right before.
+
+    As in git's index, a file of the same stamp has the same content, unless it was written in the
+    same tick of the clock as the stamps. Reading 10 GB at each start of a run would take 7 seconds.
+    """
+    path = directory / _CHECKED
+    if not path.exists() or read_json(path, DataError, f"delete {path}") != stamps:
+        return False
+    return max(time for _, *times in stamps.values() for time in times) < path.stat().st_mtime_ns
+
+
+def _write_stamps(directory: Path, stamps: dict[str, list[int]]) -> None:
+    with suppress(OSError):  # a folder that may only be read is checked at each start
+        write_json_atomic(directory / _CHECKED, stamps)
 
 
 def _label(config: DataConfig) -> str:
@@ -156,7 +191,14 @@ def _tokenizer_recipe(config: DataConfig) -> dict[str, Any]:
     if config.tokenizer == "tiktoken":
         return {"kind": config.tokenizer, "name": config.encoding}
     name = str(config.pretrained_tokenizer)
-    return {"kind": config.tokenizer, "name": name, "sha256": sha256_of(find_tokenizer_file(name))}
+    return {"kind": config.tokenizer, "name": name, "sha256": _sha256_of_tokenizer(name)}
+
+
+def _sha256_of_tokenizer(name: str) -> list[str]:
+    """Of the files that `load_tokenizer` reads for a tokenizer that somebody else made."""
+    file = find_tokenizer_file(name)
+    files = (file, file.with_name("tokenizer_config.json"))
+    return [sha256_of(path) for path in files if path.is_file()]
 
 
 def _build(corpus: Corpus, config: DataConfig, recipe: dict[str, Any], target: Path) -> None:
@@ -173,6 +215,7 @@ def _build(corpus: Corpus, config: DataConfig, recipe: dict[str, Any], target: P
     try:
         tokenizer = _make_tokenizer(corpus, config, building)
         splits = _encode(corpus, config, tokenizer, building)
+        _check_unchanged(config, recipe)
     except ResearchError:
         shutil.rmtree(building, ignore_errors=True)
         raise
@@ -190,8 +233,23 @@ def _build(corpus: Corpus, config: DataConfig, recipe: dict[str, Any], target: P
     write_json_atomic(building / "meta.json", meta)
     for name in ("recipe.json", "progress.json"):
         (building / name).unlink(missing_ok=True)
-    _publish(building, target)
+    building.rename(target)
+    fsync_dir(target.parent)
     _announce(meta, time.monotonic() - started)
+
+
+def _check_unchanged(config: DataConfig, recipe: dict[str, Any]) -> None:
+    """Raises DataError where a file was changed between the look at it and the end of reading it."""
+    if config.streaming:
+        return  # rows of one commit of the hub
+    if (
+        open_corpus(config).fingerprint != recipe["source"]
+        or _tokenizer_recipe(config) != recipe["tokenizer"]
+    ):
+        raise DataError(
+            "the text or its tokenizer was changed while it was prepared",
+            "run the same command again once nothing writes to it",
+        )
 
 
 _VERSIONS = {name: version(name) for name in ("numpy", "tokenizers")}
@@ -201,16 +259,6 @@ def _versioned(recipe: dict[str, Any]) -> dict[str, Any]:
     """Half of a preparation is gone on with by the same software only."""
     result: dict[str, Any] = json.loads(json.dumps(recipe | {"versions": _VERSIONS}))
     return result
-
-
-def _publish(building: Path, target: Path) -> None:
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)  # processes that have it mapped keep what they mapped
-    building.rename(target)
-    fsync_dir(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _announce(meta: dict[str, Any], seconds: float) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,21 @@ from typing import Any, BinaryIO
 
 from common.data.documents import Document
 from common.errors import DataError, did_you_mean
+from common.utils.files import stamp_of
 
 _TEXT = (".txt", ".md", ".py", ".text", ".rst")
 _LINES = (".jsonl", ".ndjson")
 _PACKED = (".gz", ".zst")
 _BLOCK_BYTES = 4_000_000  # read at a time; a larger file comes in parts
 _LONGEST_LINE_BYTES = 256_000_000  # of JSON
+
+
+def digest_of_stamps(files: Iterable[tuple[str, Path]]) -> str:
+    """SHA-256 over (key, file): changes with the name, size or time of any of them."""
+    digest = hashlib.sha256()
+    for key, file in files:
+        digest.update(json.dumps([key, *stamp_of(file.stat())]).encode())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -53,11 +62,8 @@ class TextFiles:
 
     def fingerprint(self) -> dict[str, Any]:
         """Changes with the name, size or time of any file."""
-        digest = hashlib.sha256()
-        for file in self.files():
-            status = file.stat()
-            digest.update(f"{self.key(file)}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
-        found = {"path": str(self.path.resolve()), "files": digest.hexdigest()}
+        files = ((self.key(file), file) for file in self.files())
+        found = {"path": str(self.path.resolve()), "files": digest_of_stamps(files)}
         return found if self.text_column == "text" else found | {"column": self.text_column}
 
     def num_bytes(self) -> int:

@@ -204,7 +204,7 @@ def test_an_interrupted_preparation_of_another_text_is_begun_anew(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["common.data.prepare"], "_publish", interrupt)
+        patch.setattr(sys.modules["common.data.prepare"], "_check_unchanged", interrupt)
         with pytest.raises(KeyboardInterrupt):
             prepare(config)
     time.sleep(0.01)

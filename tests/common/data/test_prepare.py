@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from common.config import make_config
 from common.data.config import DataConfig
@@ -143,14 +144,77 @@ def test_tokens_are_reused_until_the_recipe_or_the_source_changes(folder: Path) 
     assert created() == first
     assert created(batch_size=99, context_length=7) == first, "batches are no part of the recipe"
     second = created(val_fraction=0.2)
-    assert second != first
     third = created(val_fraction=0.2, seed=1)
-    assert third != second
     (folder / "new.txt").write_text("a new document")
-    assert created(val_fraction=0.2, seed=1) != third
-    label = prepare(char(folder)).directory
-    assert [p.name for p in label.parent.iterdir() if not p.name.endswith(".lock")] == ["char"]
+    fourth = created(val_fraction=0.2, seed=1)
+    assert len({first, second, third, fourth}) == 4
     assert prepare(bpe(folder)).directory != prepare(bpe(folder, vocab_size=290)).directory
+
+
+def test_every_recipe_has_a_folder_of_its_own_and_none_replaces_another(tmp_path: Path) -> None:
+    contents = {"a": "aaaa " * 100, "b": "bb " * 300}
+    for name, content in contents.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.txt").write_text(content)
+    first = prepare(char(tmp_path / "a" / "x.txt"))
+    second = prepare(char(tmp_path / "b" / "x.txt"))
+    assert first.directory.parent == second.directory.parent, "both are called x"
+    for data, content in ((first, contents["a"]), (second, contents["b"])):
+        again = open_tokens(data.directory)
+        assert "".join(decoded(again, "train") + decoded(again, "val")) == content
+        assert again.fingerprint == data.fingerprint
+    mixture = prepare(
+        DataConfig.model_validate(
+            {"mixture": {str(tmp_path / n / "x.txt"): 1 for n in contents}, "tokenizer": "char"}
+        )
+    )
+    text = mixture.tokenizer.decode(mixture.tokens("train").tolist())
+    assert "aaaa" in text and "bb" in text
+    stories = [
+        prepare(DataConfig(dataset="stories", num_stories=count, seed=seed, tokenizer="char"))
+        for count in (30, 50)
+        for seed in (0, 1)
+    ]
+    assert len({data.directory for data in stories}) == 4
+    assert len({data.fingerprint["val"] for data in stories}) == 4
+
+
+def test_a_file_of_the_same_size_and_time_is_another_source(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text("abc " * 100)
+    before, times = prepare(char(path)), path.stat()
+    path.write_text("xyz " * 100)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as cp -p and tar leave it
+    after = prepare(char(path))
+    assert "xyz" in decoded(after, "train")[0] and "abc" in decoded(before, "train")[0]
+
+
+def test_prepared_tokens_need_neither_a_lock_nor_a_place_to_write(folder: Path) -> None:
+    data = prepare(char(folder))
+    (data.directory / ".checked.json").unlink()
+    lock = FileLock(data.directory.with_name(f".{data.directory.name}.lock"))
+    real = data.directory.with_name("real")
+    with lock:  # somebody else's, or one that cannot be taken on this file system
+        data.directory.rename(real)
+        data.directory.symlink_to(real)
+        before = {path: path.read_bytes() for path in real.iterdir()}
+        real.chmod(0o555)
+        try:
+            assert prepare(char(folder)).fingerprint == data.fingerprint
+        finally:
+            real.chmod(0o755)
+    assert before.items() <= {path: path.read_bytes() for path in real.iterdir()}.items()
+
+
+def test_tokens_changed_in_place_are_noticed(folder: Path) -> None:
+    data = prepare(char(folder))
+    path = data.directory / "train.bin"
+    content = path.read_bytes()
+    path.write_bytes(b"\2\0" + content[2:])
+    with pytest.raises(DataError, match=r"train\.bin is not what was prepared"):
+        prepare(char(folder))
+    path.write_bytes(content)
+    assert prepare(char(folder)).fingerprint == data.fingerprint
 
 
 def test_tokens_that_somebody_has_open_survive_a_rebuild(folder: Path) -> None:
@@ -286,22 +350,24 @@ def large_folder(tmp_path: Path) -> Path:
 def test_a_killed_preparation_leaves_no_half_folder_and_the_next_one_succeeds(
     large_folder: Path,
 ) -> None:
-    target = get_datasets_dir() / "large" / "tokens" / "bpe_400"
+    def whole() -> list[Path]:
+        return [*(get_datasets_dir() / "large" / "tokens").glob("bpe_400-*")]
+
     killed = 0
     for delay in (0.05, 0.3, 0.6):
         process = start_preparing(large_folder)
         time.sleep(delay)
         process.kill()
-        killed += process.wait() < 0 and not target.exists()
+        killed += process.wait() < 0 and not whole()
         process.communicate()
-        if target.exists():
+        for target in whole():
             open_tokens(target)  # raises if it is half of one
     assert killed, "at least one was killed half-way"
     data = prepare(DataConfig(path=large_folder, tokenizer="bpe", vocab_size=400))
     texts = {path.read_text() for path in large_folder.iterdir()}
     assert set(decoded(data, "train") + decoded(data, "val")) == texts
-    left = [p.name for p in target.parent.iterdir() if not p.name.endswith(".lock")]
-    assert left == ["bpe_400"]
+    left = [p for p in data.directory.parent.iterdir() if not p.name.endswith(".lock")]
+    assert left == [data.directory]
 
 
 @pytest.mark.slow
@@ -310,3 +376,18 @@ def test_two_processes_at_once_prepare_once(large_folder: Path) -> None:
     results = [process.communicate(timeout=100) for process in started]
     assert [process.returncode for process in started] == [0, 0], results
     assert len({output.strip() for output, _ in results}) == 1, "both got the same folder"
+
+
+@pytest.mark.slow
+def test_a_text_that_changes_while_it_is_prepared_is_named(large_folder: Path) -> None:
+    process = start_preparing(large_folder)
+    tokens = get_datasets_dir() / "large" / "tokens"
+    while not [*tokens.glob(".*.building/recipe.json")]:
+        assert process.poll() is None
+        time.sleep(0.001)
+    (large_folder / "0.txt").write_text("somebody saves the file again")
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 1 and "was changed while it was prepared" in errors
+    assert [path.name for path in tokens.iterdir() if not path.name.endswith(".lock")] == []
+    data = prepare(DataConfig(path=large_folder, tokenizer="bpe", vocab_size=400))
+    assert "somebody saves the file again" in decoded(data, "train") + decoded(data, "val")
