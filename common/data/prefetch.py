@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
+from common.data.batches import to_batch
 from common.data.loader import Batch, BatchSource
 
 
@@ -32,7 +33,7 @@ class Prefetcher:
         return self._coming.pop(index).result()
 
     def _make(self, index: int) -> Batch:
-        batch = self._source.batch(index)
+        batch = to_batch(self._source.batch(index))
         if self._pin:
             batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
         return batch

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from common.data.batches import to_batch
 from common.errors import DataError
 from common.models.base import BaseLanguageModel
 from common.models.loss import IGNORE_INDEX, count_labels, next_token_loss
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 
 class Evaluator:
-    """Judges a model on batches {"input_ids", "labels"} of (batch, time) int64 (see data/loader.py).
+    """Judges a model on batches {"input_ids", "labels"} of (batch, time) int64 (see data/batches.py).
+
+    Without labels they are the input ids; padding that an `attention_mask` names never counts.
 
     Args:
         model: a BaseLanguageModel, or any module that is called and answers like a Hugging Face one.
@@ -47,9 +50,7 @@ class Evaluator:
         self._processes = processes or Processes(device=self.device)
 
     @torch.no_grad()
-    def evaluate(
-        self, dataloader: Iterable[Mapping[str, torch.Tensor]], *, accuracy: bool = False
-    ) -> dict[str, float]:
+    def evaluate(self, dataloader: Iterable[Any], *, accuracy: bool = False) -> dict[str, float]:
         """Mean over all predicted tokens, whatever batch they came in.
 
         Args:
@@ -63,9 +64,8 @@ class Evaluator:
         self.model.eval()
         total_nats, num_tokens, num_correct, num_bytes = 0.0, 0, 0, 0
         try:
-            for batch in dataloader:
-                labels = batch.get("labels", batch["input_ids"])
-                batch = self._processes.rows({"input_ids": batch["input_ids"], "labels": labels})
+            for given in dataloader:
+                batch = self._processes.rows(to_batch(given))
                 labels = batch["labels"]
                 count = count_labels(labels)
                 if count == 0 and self._processes.world_size == 1:
@@ -115,7 +115,7 @@ class Evaluator:
 
     def evaluate_sets(
         self,
-        dataloaders: Mapping[str, Iterable[Mapping[str, torch.Tensor]]],
+        dataloaders: Mapping[str, Iterable[Any]],
         *,
         accuracy: bool = False,
     ) -> dict[str, dict[str, float]]:
@@ -177,7 +177,7 @@ class Evaluator:
 
 def compute_perplexity(
     model: nn.Module,
-    dataloader: Iterable[Mapping[str, torch.Tensor]],
+    dataloader: Iterable[Any],
     device: str | torch.device | None = None,
 ) -> float:
     """exp of the mean loss per predicted token (in nats) over `dataloader`."""

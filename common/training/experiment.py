@@ -31,7 +31,7 @@ from common.training.callbacks.samples import Samples
 from common.training.config import FREE_ON_RESUME, ExperimentConfig
 from common.training.distributed import Processes, check_distributed, join_processes
 from common.training.evaluator import Evaluator
-from common.training.optimizers import check_lr_factors
+from common.training.optimizers import check_optimizer
 from common.training.precision import check_precision, select_device
 from common.training.trainer import Trainer, check_activation_checkpointing
 from common.utils.experiment_storage.catalogue import Catalogue
@@ -83,7 +83,7 @@ def train_experiment(
         model = _build(config, build_model, data)
         train_data = _train_windows(config, data)
         others = _other_windows(config, data)
-        check_lr_factors(model, config.optimizer.lr_factors)
+        check_optimizer(model, config.optimizer)
         check_activation_checkpointing(model, config.training)
         with _start_run(config, processes, name, prefix, project, tags, resume) as run:
             trainer = _create_trainer(config, model, train_data, data, others, run, processes)
@@ -331,7 +331,11 @@ def load_run(
         choices = ["best", "last", *(str(step) for step in steps)]
         raise CheckpointError(f"no checkpoint '{which}'", did_you_mean(which, choices))
     data = prepare(config.data)
-    if checkpoint.load_checkpoint(path).state["fingerprint"] != data.fingerprint:
+    # The order of the batches, which is part of it too, makes no difference from here on.
+    if (
+        not data.fingerprint.items()
+        <= checkpoint.load_checkpoint(path).state["fingerprint"].items()
+    ):
         raise CheckpointError(
             f"'{name}' was trained on other data than data.* gives now",
             "restore the text it was prepared from, or train a new experiment",

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim.adamw import adamw
 
-from common.errors import ConfigError, did_you_mean
+from common.errors import ConfigError, TrainingError, did_you_mean
 from common.training.config import OptimizerConfig
 from common.training.sharded import local
 
@@ -73,7 +73,7 @@ def create_optimizer(
     output without limiting its capacity. Muon takes the matrices that are neither an embedding nor
     the output projection, `muon_dtype` is what its iterations are computed in.
     """
-    check_lr_factors(model, config.lr_factors)
+    check_optimizer(model, config)
     embeddings = {
         id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
     }
@@ -104,16 +104,28 @@ def create_optimizer(
     return AdamWMuon(list(groups.values()))
 
 
-def check_lr_factors(model: nn.Module, factors: dict[str, float]) -> None:
-    """Raise ConfigError for a pattern that no parameter of `model` matches: it would do nothing."""
+def check_optimizer(model: nn.Module, config: OptimizerConfig) -> None:
+    """Raise ConfigError for a pattern that no parameter of `model` matches, which would do nothing,
+    and TrainingError where no parameter would be trained."""
     names = [name for name, _ in model.named_parameters()]
-    for pattern in factors:
+    for pattern in config.lr_factors:
         if not any(fnmatchcase(name, pattern) for name in names):
             kinds = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names)
             raise ConfigError(
                 f"optimizer.lr_factors: no parameter has a name like '{pattern}'",
                 did_you_mean(pattern, list(kinds)),
             )
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not trained:
+        raise TrainingError(
+            f"no parameter of {type(model).__name__} would be trained: all are frozen",
+            "set requires_grad_(True) on those to train",
+        )
+    if not any(_factor(name, config.lr_factors) for name in trained):
+        raise TrainingError(
+            "optimizer.lr_factors is 0 for every parameter: nothing would be trained",
+            "leave out the parameters to train",
+        )
 
 
 def _adamw_settings(config: OptimizerConfig) -> dict[str, Any]:

@@ -7,7 +7,7 @@ are measured when someone asks for them, a bounded number of logits at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from common.data.batches import to_batch
 from common.errors import DataError, ModelError
 from common.models.loss import IGNORE_INDEX
 from common.training.precision import autocast
@@ -186,13 +187,13 @@ def _judge(logits: torch.Tensor, targets: torch.Tensor) -> tuple[Floats, Counts,
 @torch.no_grad()
 def measure_predictions(
     model: nn.Module,
-    dataloader: Iterable[Mapping[str, torch.Tensor]],
+    dataloader: Iterable[Any],
     *,
     token_bytes: Any = None,
     num_bins: int = NUM_BINS,
     precision: str = "fp32",
 ) -> PredictionMetrics:
-    """Judge every predicted token of batches {"input_ids", "labels"} of (batch, time) int64.
+    """Judge every predicted token of batches, which `to_batch` (data/batches.py) brings into shape.
 
     The model stays where it is, computes without dropout and is left in the mode it was in. Memory
     is that of the logits of a few rows, whatever the size of a batch.
@@ -209,12 +210,11 @@ def measure_predictions(
     was_training = model.training
     model.eval()
     try:
-        for batch in dataloader:
-            labels = batch.get("labels", batch["input_ids"])
+        for batch in map(to_batch, dataloader):
             for rows in _few_rows(batch["input_ids"].shape, vocab_size_of(model)):
                 with autocast(precision, device):
                     logits = model(batch["input_ids"][rows].to(device))["logits"]
-                meter.update(logits, labels[rows].to(device))
+                meter.update(logits, batch["labels"][rows].to(device))
     finally:
         model.train(was_training)
     return meter.compute()

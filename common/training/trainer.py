@@ -15,7 +15,9 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
+from common.data.batches import batch_source, check_labels, check_validation, to_batch
 from common.data.loader import Batch, BatchSource
 from common.data.prefetch import Prefetcher
 from common.errors import Interrupted, TrainingError
@@ -57,28 +59,31 @@ class Trainer:
     """Trains `model` on `train_data`, judges it on `val_data`, logs to `run`.
 
     Args:
-        train_data: gives the batch of any index (see data/loader.py), the same in every process.
-        val_data: batches of one pass over the validation split; None: no evaluation.
+        train_data: gives the batch of any index (see data/loader.py), the same in every process;
+            or a DataLoader or a list of batches, which are gone through again and again.
+        val_data: batches of one pass over the validation split; None: no evaluation. What a batch
+            may be says `to_batch` (data/batches.py).
         quick_val_data: a part of it for the evaluations on the way; None: all of it.
         other_val_data: more validation sets by name; judged at the end, logged as splits.
         run: where rows, checkpoints and samples go; None: nothing is written.
         token_bytes: as Evaluator takes it.
         tokens_per_epoch: size of the training split, for the `epoch` of logged rows.
-        fingerprint: identifies the data (JSON); a resume on other data is refused.
+        fingerprint: identifies the data (JSON), besides what `train_data` says of itself; a resume
+            on other data is refused.
         processes: those that train together, from `join_processes`; None: this one alone.
     """
 
     def __init__(
         self,
         model: BaseLanguageModel,
-        train_data: BatchSource,
+        train_data: BatchSource | DataLoader[Any] | Sequence[Any],
         config: TrainingConfig | None = None,
         *,
         optimizer: OptimizerConfig | None = None,
         schedule: ScheduleConfig | None = None,
-        val_data: Iterable[Batch] | None = None,
-        quick_val_data: Iterable[Batch] | None = None,
-        other_val_data: Mapping[str, Iterable[Batch]] | None = None,
+        val_data: Iterable[Any] | None = None,
+        quick_val_data: Iterable[Any] | None = None,
+        other_val_data: Mapping[str, Iterable[Any]] | None = None,
         run: Run | None = None,
         callbacks: Sequence[Callback] = (),
         token_bytes: Any = None,
@@ -96,12 +101,13 @@ class Trainer:
         self.optimizer_config = optimizer or OptimizerConfig()
         check_distributed(self.config, self.optimizer_config, self.processes)
         self.schedule = schedule or ScheduleConfig()
-        self.train_data, self.val_data = train_data, val_data
+        self.train_data, self.val_data = batch_source(train_data), val_data
         self.quick_val_data = quick_val_data if quick_val_data is not None else val_data
         self.other_val_data = dict(other_val_data or {})
         self.run, self.callbacks = run, list(callbacks)
         self.tokens_per_epoch = tokens_per_epoch
-        self.fingerprint = dict(fingerprint or {})
+        order = getattr(self.train_data, "fingerprint", {})
+        self.fingerprint = {**order, **(fingerprint or {})}
         self.checkpoints = self.processes.from_main(run.directory / "checkpoints" if run else None)
 
         self.step = 0  # optimizer steps done
@@ -113,6 +119,7 @@ class Trainer:
         self.window = {"labels": 0, "tokens": 0, "seconds": 0.0}  # since the last log
         self._full_evaluation: tuple[int, dict[str, float]] | None = None
 
+        self._check_data()
         self.precision, self.compiled = self._settle_auto()
         strategy = strategy_of(self.config, self.processes)
         self._module = TrainingModule(self.model, strategy, self.processes)
@@ -143,13 +150,20 @@ class Trainer:
     def create_scaler(self) -> LossScaler | None:
         return LossScaler(self.device) if self.precision == "fp16" else None
 
+    def _check_data(self) -> None:
+        check_labels(self.train_data)
+        named = {"val_data": self.val_data, "quick_val_data": self.quick_val_data}
+        for name, data in {**named, **self.other_val_data}.items():
+            if data is not None:
+                check_validation(name, data)
+
     def _settle_auto(self) -> tuple[str, bool]:
         """Precision and compilation, measured where they are `auto`; the same in every process."""
         self.model.train()
         passes = self.config.max_steps * self.config.gradient_accumulation_steps
         choice = None
         if self.processes.is_main:
-            batch = self.processes.rows(self.train_data.batch(0))
+            batch = self.processes.rows(to_batch(self.train_data.batch(0)))
             batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
             choice = choose(self.model, batch, self.config.precision, self.config.compile, passes)
         choice = self.processes.from_main(choice)
@@ -164,6 +178,7 @@ class Trainer:
         Raises TrainingError when a loss or gradient is not finite (the weights stay as they were),
         and Interrupted on SIGINT or SIGTERM, after saving. A second Ctrl-C stops at once.
         """
+        self._announce_short_warmup()
         self.model.train()
         self._batches = Prefetcher(self.train_data, self.device)
         try:
@@ -202,6 +217,15 @@ class Trainer:
             self._writer.close()
             for callback in self.callbacks:
                 callback.on_train_end(self)
+
+    def _announce_short_warmup(self) -> None:
+        """Say how far the learning rate gets where the warm-up is longer than the run."""
+        warmup, steps = self.schedule.warmup_steps, self.config.max_steps
+        if warmup > steps:
+            log.warning(
+                f"schedule.warmup_steps={warmup} does not end within training.max_steps={steps}: "
+                f"the learning rate gets no higher than {steps / warmup:.0%} of optimizer.lr"
+            )
 
     def _is_due(self, every_steps: int | None) -> bool:
         if not every_steps or not 0 < self.step < self.config.max_steps:
@@ -310,6 +334,7 @@ class Trainer:
         window, self.window = self.window, dict.fromkeys(self.window, 0)
         self.nats = torch.zeros_like(self.nats)
         if not window["labels"]:
+            log.warning(f"nothing was trained up to step {self.step}: no token had a label")
             return
         loss = nats / window["labels"]
         seconds = window["seconds"] + time.perf_counter() - waited

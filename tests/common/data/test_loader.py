@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from common.data.loader import Batch, EvalWindows, RandomWindows, ShuffledWindows
 from common.data.prefetch import Prefetcher
 from common.errors import DataError
+from common.training.distributed import Processes
 
 IGNORED = -100
 
@@ -131,29 +134,56 @@ def test_a_text_with_nothing_to_predict_is_refused(length: int) -> None:
 # Epochs
 
 
+def predictions(source: ShuffledWindows, world_size: int, first: int = 0) -> Iterator[int]:
+    """The tokens that are predicted, batch after batch, in the rows of each process."""
+    for index in itertools.count(first):
+        batch = source.batch(index)
+        for rank in range(world_size):
+            mine = Processes(rank, world_size).rows(batch)
+            for ids, labels in zip(
+                mine["input_ids"].tolist(), mine["labels"].tolist(), strict=True
+            ):
+                new = [token for token in labels[1:] if token != IGNORED]
+                assert not new or ids[: len(new) + 1] == [new[0] - 1, *new]  # after those before it
+                yield from new
+
+
 @given(
-    length=st.integers(16, 200),
-    context=st.integers(2, 8),
+    length=st.integers(2, 200),
+    context=st.integers(2, 40),
     batch_size=st.integers(1, 5),
+    world_size=st.integers(1, 2),
     seed=st.integers(0, 2**63),
 )
-@settings(max_examples=50, deadline=None)
-def test_an_epoch_predicts_no_token_twice_and_nearly_all(
-    length: int, context: int, batch_size: int, seed: int
+@settings(max_examples=100, deadline=None)
+def test_every_epoch_predicts_every_token_but_the_first_exactly_once(
+    length: int, context: int, batch_size: int, world_size: int, seed: int
 ) -> None:
+    """Also of texts that are shorter than one window, and in every one of many epochs."""
     source = ShuffledWindows(
         tokens(length), batch_size=batch_size, context_length=context, seed=seed
     )
-    stride = context - 1
-    windows = (length - 1) // stride - 1
-    rows = [
-        row
-        for i in range(-(-windows // batch_size))
-        for row in source.batch(i)["input_ids"].tolist()
-    ][:windows]
-    predicted = [token for row in rows for token in row[1:]]
-    assert len(predicted) == len(set(predicted)) == windows * stride >= length - 1 - 2 * stride
-    assert all(row == list(range(row[0], row[0] + context)) for row in rows)
+    found = predictions(source, world_size)
+    for _ in range(5):
+        assert sorted(itertools.islice(found, length - 1)) == list(range(1, length))
+
+
+def test_an_epoch_goes_on_in_the_middle_as_it_would_have() -> None:
+    def source() -> ShuffledWindows:
+        return ShuffledWindows(tokens(1000), batch_size=4, context_length=11, seed=3)
+
+    whole = list(itertools.islice(predictions(source(), 1), 5 * 999))
+    begun = [t for i in range(40) for t in source().batch(i)["labels"][:, 1:].flatten().tolist()]
+    before = [token for token in begun if token != IGNORED]
+    after = itertools.islice(predictions(source(), 2, first=40), 5 * 999 - len(before))
+    assert [*before, *after] == whole
+
+
+def test_windows_of_the_epochs_begin_at_every_place() -> None:
+    """Else some tokens would be the second of a window, with little to go by, in every epoch."""
+    source = ShuffledWindows(tokens(100), batch_size=1, context_length=6, seed=3)
+    starts = {int(source.batch(i)["input_ids"][0, 0]) for i in range(5 * 21)}
+    assert starts == set(range(99))
 
 
 def test_epochs_have_their_own_order_and_a_batch_is_a_function_of_its_index() -> None:

@@ -17,6 +17,7 @@ from common.data.tokenizers import BPETokenizer, CharTokenizer
 from common.errors import DataError
 from common.models import BaseLanguageModel, Decoder
 from common.training import Evaluator, compute_perplexity
+from common.training.prediction_metrics import measure_predictions
 from common.utils import query_experiments, save_experiment
 from projects.custom_transformer.model import CustomTransformer
 
@@ -239,6 +240,30 @@ def test_bf16_is_close_to_fp32() -> None:
     assert Evaluator(gpt2(), precision="bf16").evaluate(batches)["loss"] == pytest.approx(
         exact, rel=0.02
     )
+
+
+def test_padding_that_a_mask_names_never_counts() -> None:
+    """In a batch of unlike texts as a Hugging Face tokenizer pads it, with and without labels."""
+    torch.manual_seed(1)
+    texts = [torch.randint(1, VOCAB, (length,)) for length in (3, 9, 2, 6)]
+    alone: Batches = [{"input_ids": text[None], "labels": text[None]} for text in texts]
+    padded = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(t) for t in texts], batch_first=True)
+    model, token_bytes = gpt2(), np.arange(VOCAB)
+    expected = Evaluator(model, token_bytes=token_bytes).evaluate(alone, accuracy=True)
+    assert expected["num_tokens"] == 2 + 8 + 1 + 5
+    for batch in (
+        {"input_ids": padded, "attention_mask": mask},
+        {"input_ids": padded, "attention_mask": mask, "labels": padded},
+    ):
+        found = Evaluator(model, token_bytes=token_bytes).evaluate([batch], accuracy=True)
+        assert found == pytest.approx(expected, rel=1e-6)
+        assert compute_perplexity(model, [batch]) == pytest.approx(expected["perplexity"])
+        measured = measure_predictions(model, [batch], token_bytes=token_bytes)
+        assert measured.scalars()["bits_per_byte"] == pytest.approx(expected["bits_per_byte"])
+        assert measured.position_counts.tolist() == [0, 4, 3, 2, 2, 2, 1, 1, 1]
+    with pytest.raises(DataError, match="padding before a token"):
+        Evaluator(model).evaluate([{"input_ids": padded.flip(1), "attention_mask": mask.flip(1)}])
 
 
 # Samples

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
-from common.data.loader import Batch
-from common.errors import TrainingError
+from common.data.loader import Batch, ShuffledWindows
+from common.errors import CheckpointError, ResearchError, TrainingError
 from common.models import BaseLanguageModel, Decoder
 from common.training import Callback, Evaluator, Trainer, TrainingConfig, checkpoint
 from common.training.config import OptimizerConfig, ScheduleConfig
@@ -154,22 +156,82 @@ def test_without_clipping_gradients_are_used_as_they_are() -> None:
 def test_batches_are_asked_for_once_and_in_order() -> None:
     source = Batches()
     Trainer(decoder(), source, config(max_steps=4, gradient_accumulation_steps=3)).fit()
-    asked = source.asked[1:]  # the first one is looked at for its shape
+    asked = source.asked[2:]  # the first one is looked at for its labels and its shape
     assert asked[:12] == list(range(12))
     assert len(asked) == len(set(asked)) <= 14  # and those that were prefetched
 
 
-def test_a_batch_without_labels_changes_nothing() -> None:
-    class Unlabelled(Batches):
-        def batch(self, index: int) -> Batch:
-            batch = super().batch(index)
-            return batch | {"labels": torch.full_like(batch["labels"], -100)}
+class Unlabelled(Batches):
+    """No labels but in the batches below `first`."""
 
-    model = decoder()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    Trainer(model, Unlabelled(), config()).fit()
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name])
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.first = first
+
+    def batch(self, index: int) -> Batch:
+        batch = super().batch(index)
+        if index < self.first:
+            return batch
+        return batch | {"labels": torch.full_like(batch["labels"], -100)}
+
+
+def test_a_batch_without_labels_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    once, on = decoder(), decoder()
+    constant = ScheduleConfig(name="constant", warmup_steps=0)
+    Trainer(once, Unlabelled(1), config(max_steps=1), schedule=constant).fit()
+    Trainer(on, Unlabelled(1), config(max_steps=4), schedule=constant).fit()
+    for mine, its in zip(once.parameters(), on.parameters(), strict=True):
+        assert torch.equal(mine, its)
+    assert "nothing was trained up to step 2" in capsys.readouterr().err
+
+
+def frozen() -> Decoder:
+    return decoder().requires_grad_(False)
+
+
+VAL = [Batches().batch(0)]
+UNLABELLED = [Unlabelled(0).batch(0)]
+TRAINS_NOTHING: dict[str, tuple[dict[str, Any], str]] = {
+    "no labels": ({"train_data": Unlabelled(0)}, "none of the first 100 training batches"),
+    "no validation labels": ({"val_data": UNLABELLED}, "val_data has no token to predict"),
+    "no quick labels": ({"quick_val_data": []}, "quick_val_data has no token to predict"),
+    "others": ({"other_val_data": {"b.txt": UNLABELLED}}, "b.txt has no token to predict"),
+    "one pass": ({"val_data": iter(VAL)}, "val_data is an iterator"),
+    "frozen": ({"model": frozen()}, "all are frozen"),
+    "no rate": ({"optimizer": OptimizerConfig(lr_factors={"*": 0.0})}, "lr_factors is 0"),
+}
+
+
+@pytest.mark.parametrize("kind", TRAINS_NOTHING)
+def test_what_would_train_or_evaluate_nothing_is_refused_before_training(kind: str) -> None:
+    changed, reason = TRAINS_NOTHING[kind]
+    given: dict[str, Any] = {"model": decoder(), "train_data": Batches(), "config": config()}
+    with pytest.raises(ResearchError, match=reason) as caught:
+        Trainer(**(given | {"val_data": VAL} | changed))
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(8, 6), (6, 6)])
+def test_a_warm_up_that_does_not_end_says_how_far_the_rate_gets(
+    warmup: int, steps: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rates: list[float] = []
+
+    class Watch(Callback):
+        def on_log(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+            rates.append(metrics["learning_rate"])
+
+    schedule = ScheduleConfig(warmup_steps=warmup)
+    Trainer(
+        decoder(),
+        Batches(),
+        config(max_steps=steps),
+        optimizer=OptimizerConfig(lr=1.0e-3),
+        schedule=schedule,
+        callbacks=[Watch()],
+    ).fit()
+    assert max(rates) == pytest.approx(1e-3 * steps / warmup)
+    assert ("gets no higher than 75% of" in capsys.readouterr().err) == (warmup > steps)
 
 
 def test_dropout_is_on_in_training_and_back_on_after_an_evaluation() -> None:
@@ -460,12 +522,61 @@ def test_two_callbacks_of_one_class_keep_their_own_state(start: Callable[..., Ru
 
 
 def test_a_resume_on_other_data_is_refused(start: Callable[..., Run]) -> None:
-    from common.errors import CheckpointError
-
     run = start()
     Trainer(decoder(), Batches(), config(), run=run, fingerprint={"text": "a"}).fit()
     with pytest.raises(CheckpointError, match="other data"):
         Trainer(decoder(), Batches(), config(), run=run, fingerprint={"text": "b"}).resume()
+
+
+def test_a_run_with_the_windows_of_an_earlier_version_is_refused(start: Callable[..., Run]) -> None:
+    """Its epochs left tokens out: going on with those of today would be another training."""
+    tokens = np.arange(200).astype("<u2") % VOCAB
+
+    def source() -> ShuffledWindows:
+        return ShuffledWindows(tokens, batch_size=2, context_length=LENGTH)
+
+    class Earlier:
+        def batch(self, index: int) -> Batch:
+            return source().batch(index)
+
+    run = start()
+    Trainer(decoder(), Earlier(), config(), run=run, fingerprint={"train": "a"}).fit()
+    again = Trainer(decoder(), source(), config(), run=run, fingerprint={"train": "a"})
+    with pytest.raises(CheckpointError, match="order: None -> shuffled, version 2") as caught:
+        again.resume()
+    assert "--resume-anyway" in caught.value.hint
+    again.resume(anyway=True)
+    assert again.step == 6
+
+
+def test_a_data_loader_trains_and_resumes_to_the_same_weights(start: Callable[..., Run]) -> None:
+    def loader(seed: int = 7) -> DataLoader[Any]:
+        ids = torch.randint(0, VOCAB, (11, LENGTH), generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(seed)
+        return DataLoader(TensorDataset(ids), batch_size=4, shuffle=True, generator=generator)
+
+    def trainer(model: Decoder, run: Run, *callbacks: Callback, seed: int = 7) -> Trainer:
+        return Trainer(
+            model,
+            loader(seed),
+            config(max_steps=10),
+            val_data=DataLoader(loader().dataset, batch_size=4),
+            run=run,
+            callbacks=callbacks,
+        )
+
+    whole, run = decoder(), start("broken")
+    expected = trainer(whole, start("whole")).fit()
+    assert expected["num_tokens"] == 11 * (LENGTH - 1)
+    with pytest.raises(RuntimeError, match="plug"):
+        trainer(decoder(), run, Break(8)).fit()
+    with pytest.raises(CheckpointError, match="shuffled with seed 7 -> shuffled with seed 8"):
+        trainer(decoder(), run, seed=8).resume()
+    again = trainer(decoder(seed=5), run)
+    again.resume()
+    assert again.step == 6 and again.fit() == expected
+    for mine, its in zip(whole.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(mine, its)
 
 
 def test_a_trainer_without_a_run_writes_nothing(assets_dir: Path) -> None:

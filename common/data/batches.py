@@ -1,0 +1,181 @@
+"""Whatever a user hands in as data -> the batches that Trainer and Evaluator compute with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+
+from common.data.loader import Batch, BatchSource
+from common.errors import DataError
+from common.models.loss import IGNORE_INDEX, count_labels
+
+_EXPECTED = 'expected {"input_ids", "labels"} of (batch, time) int64, or the input_ids alone'
+_NO_LABELS = "labels are the input ids, the model shifts them; -100 marks what is not predicted"
+_LOOK_AT = 100  # batches, where the first ones have no label
+
+
+def to_batch(given: object) -> Batch:
+    """{"input_ids", "labels"} of (batch, time) int64 from what a loader gives.
+
+    Takes a mapping, a tensor of input ids, or a tuple of that one (as `TensorDataset` has it). Labels
+    are the input ids where there are none. Tokens that an `attention_mask` of (batch, time) marks
+    with 0 are padding: their labels are -100. Other entries are left out.
+    Raises DataError for anything else, and for padding that is not at the end: the models have no
+    mask and would read it.
+    """
+    if isinstance(given, list | tuple) and len(given) == 1:
+        given = given[0]
+    if isinstance(given, torch.Tensor):
+        given = {"input_ids": given}
+    if not isinstance(given, Mapping) or "input_ids" not in given:
+        what = f"the keys {[*given]}" if isinstance(given, Mapping) else type(given).__name__
+        raise DataError(f"a batch is {what}", _EXPECTED)
+    input_ids = given["input_ids"]
+    labels = given.get("labels", input_ids)
+    if not (_is_ids(input_ids) and _is_ids(labels) and input_ids.shape == labels.shape):
+        shapes = " and ".join(_describe(tensor) for tensor in (input_ids, labels))
+        raise DataError(f"input_ids and labels are {shapes}", _EXPECTED)
+    mask = given.get("attention_mask")
+    if mask is not None:
+        if mask.shape != input_ids.shape or (mask[:, :-1].bool() < mask[:, 1:].bool()).any():
+            raise DataError(
+                f"the attention_mask of {_describe(mask)} has padding before a token",
+                'pad at the end (padding_side="right"), with a mask of (batch, time)',
+            )
+        labels = labels.masked_fill(mask == 0, IGNORE_INDEX)
+    return {"input_ids": input_ids.long(), "labels": labels.long()}
+
+
+def _is_ids(tensor: object) -> bool:
+    return isinstance(tensor, torch.Tensor) and tensor.ndim == 2 and not tensor.is_floating_point()
+
+
+def _describe(tensor: object) -> str:
+    if isinstance(tensor, torch.Tensor):
+        return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+    return type(tensor).__name__
+
+
+class LoaderBatches:
+    """The batches of a DataLoader by their index, epoch after epoch, so that a resume is exact.
+
+    `shuffle=True` draws the order of each epoch from the seed of the loader's `generator` (0 without
+    one) and the number of the epoch. The items must be the same whenever they are asked for. The
+    loader's workers are not used: the Trainer makes batches ahead by itself.
+    Raises DataError for loaders whose batches have no fixed place: of an IterableDataset, or with a
+    sampler of one's own.
+    """
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        sampler: Any = loader.sampler
+        is_random = type(sampler) is RandomSampler and not sampler.replacement
+        if type(loader.batch_sampler) is not BatchSampler or not (
+            type(sampler) is SequentialSampler
+            or (is_random and len(sampler) == len(sampler.data_source))
+        ):
+            raise DataError(
+                "this DataLoader cannot give a batch by its index, which an exact resume needs "
+                "(an IterableDataset, or a sampler of its own)",
+                "pass a DataLoader(dataset, batch_size=..., shuffle=...), or an object with "
+                "batch(index) -> {'input_ids', 'labels'}",
+            )
+        self._loader = loader
+        self._shuffle = is_random
+        self._seed = loader.generator.initial_seed() if loader.generator is not None else 0
+        self._rows = len(sampler)
+        self._epoch: tuple[int, np.ndarray[Any, Any]] | None = None
+        _check_not_empty(len(loader), "the DataLoader", "its dataset, and drop_last")
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What a resume must find again, as far as it can be known."""
+        return {
+            "rows": self._rows,
+            "batch_size": self._loader.batch_size,
+            "drop_last": self._loader.drop_last,
+            "order": f"shuffled with seed {self._seed}" if self._shuffle else "as they are",
+        }
+
+    def batch(self, index: int) -> Batch:
+        epoch, place = divmod(index, len(self._loader))
+        size = self._loader.batch_size
+        assert size is not None  # of a BatchSampler
+        rows = self._order(epoch)[place * size : (place + 1) * size]
+        dataset = cast(Any, self._loader.dataset)
+        fetch = getattr(dataset, "__getitems__", None)  # of datasets that read rows together
+        items = fetch(rows.tolist()) if fetch else [dataset[row] for row in rows.tolist()]
+        return to_batch(self._loader.collate_fn(items))
+
+    def _order(self, epoch: int) -> np.ndarray[Any, Any]:
+        if not self._shuffle:
+            return np.arange(self._rows)
+        if self._epoch is None or self._epoch[0] != epoch:
+            generator = np.random.Generator(
+                np.random.Philox(key=self._seed % 2**64, counter=[0, 0, epoch, 4])
+            )
+            self._epoch = (epoch, generator.permutation(self._rows))
+        return self._epoch[1]
+
+
+class ListedBatches:
+    """The batches of a list, again and again."""
+
+    def __init__(self, batches: Sequence[object]) -> None:
+        self._batches = batches
+        _check_not_empty(len(batches), "the list of batches", "it")
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        return {"batches": len(self._batches)}
+
+    def batch(self, index: int) -> Batch:
+        return to_batch(self._batches[index % len(self._batches)])
+
+
+def batch_source(given: object) -> BatchSource:
+    """The source that the Trainer draws from: an object with `batch(index)`, a DataLoader, or a list.
+
+    Raises DataError for anything else, above all for iterators, which cannot go back to where a
+    resume begins.
+    """
+    if hasattr(given, "batch"):
+        source: BatchSource = given
+        return source
+    if isinstance(given, DataLoader):
+        return LoaderBatches(given)
+    if isinstance(given, Sequence) and not isinstance(given, str | bytes):
+        return ListedBatches(given)
+    raise DataError(
+        f"cannot train on a {type(given).__name__}",
+        "pass a DataLoader, a list of batches, or an object with batch(index) such as RandomWindows",
+    )
+
+
+def _check_not_empty(count: int, what: str, look: str) -> None:
+    if count == 0:
+        raise DataError(f"{what} has no batch to train on", f"look at {look}")
+
+
+def check_labels(source: BatchSource) -> None:
+    """Raise DataError where the first hundred batches of `source` have nothing to predict."""
+    if not any(_has_labels(source.batch(index)) for index in range(_LOOK_AT)):
+        raise DataError(f"none of the first {_LOOK_AT} training batches has a label", _NO_LABELS)
+
+
+def check_validation(name: str, batches: Iterable[object]) -> None:
+    """Raise DataError where `batches` have nothing to predict, or can be gone through only once."""
+    if isinstance(batches, Iterator):
+        raise DataError(
+            f"{name} is an iterator, and would be empty after the first evaluation",
+            "pass a DataLoader or a list of batches",
+        )
+    if not any(map(_has_labels, batches)):
+        raise DataError(f"{name} has no token to predict", _NO_LABELS)
+
+
+def _has_labels(given: object) -> bool:
+    return count_labels(to_batch(given)["labels"]) > 0
