@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-fast check format constraints clean
+.PHONY: help setup quickstart test test-fast attack check format constraints clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ test: $(READY)  ## the whole test suite (23 minutes on two threads of one core)
 
 test-fast: $(READY)  ## the tests that take no training
 	@$(PYTHON) -m pytest -m "not slow"
+
+attack: $(READY)  ## what draws random inputs, with its full budget (minutes each)
+	@$(PYTHON) -m pytest -m attack
 
 check: $(READY)  ## black, ruff, mypy --strict and the one-way import contract
 	@$(VENV)/bin/black --check --quiet . || { $(VENV)/bin/black --check .; exit 1; }

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from common.data.tokenizers import TiktokenTokenizer
 from common.data.tokenizers.byte_level import to_letters
-from common.data.tokenizers.fast_bpe import PATTERN
+from common.data.tokenizers.patterns import GPT2
 from common.errors import ModelError
 from common.utils.files import read_json
 from common.utils.logging import get_logger
@@ -29,7 +29,7 @@ _MODERN = (
     + r"|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SPLITTERS = {
-    PATTERN: "gpt-2",
+    GPT2: "gpt-2",
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": "gpt-2",
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s": "gpt-2",
     _MODERN % r"\p{N}": "qwen2",

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from common.errors import DataError, ResearchError
 
 END_OF_TEXT = "<|endoftext|>"
 TokenIds = npt.NDArray[np.int64]
@@ -43,7 +47,10 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def token_bytes(self) -> npt.NDArray[np.int64]:
-        """(vocab_size,) int64: the UTF-8 bytes that each token stands for, 0 for special ones."""
+        """(vocab_size,) int64: the UTF-8 bytes that each token stands for, 0 for special ones.
+
+        Those of a text add up to its bytes, unless `loses` says what is lost.
+        """
 
     @property
     def loses(self) -> str:
@@ -79,20 +86,79 @@ class TrainableTokenizer(Tokenizer):
         """Learn a vocabulary of at most `vocab_size` tokens, special ones included."""
 
 
-_WORD_BORDER = re.compile(r"(?<=\S) |(?<=[^\W_])\n")
+# U+2581 is a space to SentencePiece. The letters are those that every version of Unicode has: an engine
+# with an older one takes newer letters for symbols.
+_LETTER = "[0-9A-Za-zÀ-ÖØ-öø-ÿ一-龥]"
+_WORD_BORDER = re.compile(rf"(?<=[^\s\u2581])(?= )|(?<={_LETTER})(?=\n)")
 
 
 def last_word_border(text: str) -> int:
-    """The last space that follows no space, or line end that follows a letter or digit.
+    """The last place before a space that follows no space, or before a line end that follows a letter or digit.
 
-    No pattern of GPT-2, cl100k or o200k, and no SentencePiece vocabulary trained here, has a token
-    that spans the place before it.
+    No pattern of `patterns.py`, and no SentencePiece vocabulary trained here, has a token that spans it.
     """
     end, window = len(text), 1000
     while end > 0:
         start = max(0, end - window)
-        places = [match.start() for match in _WORD_BORDER.finditer(text, max(0, start - 1), end)]
+        found = [m.start() for m in _WORD_BORDER.finditer(text, max(0, start - 1), end)]
+        places = [place for place in found if place < end]
         if places:
             return places[-1]
         end, window = start, 2 * window
     return 0
+
+
+def cut_at_word_borders(text: str) -> list[str]:
+    """`text` in pieces, cut at every place that `last_word_border` could return."""
+    return _WORD_BORDER.split(text)
+
+
+@contextmanager
+def engine_errors(doing: str, hint: str = "") -> Iterator[None]:
+    """Turn what tokenizers, tiktoken or sentencepiece raise into a DataError.
+
+    They raise nothing narrower than Exception, and a panic of their Rust code is a BaseException.
+    """
+    try:
+        yield
+    except ResearchError:
+        raise
+    except BaseException as error:
+        if not (isinstance(error, Exception) or is_panic(error)):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{doing} failed ({reason[:300]})", hint) from error
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether Rust code panicked: no module exports the class, so its name decides."""
+    return type(error).__name__ == "PanicException"
+
+
+def check_encodable(texts: Iterable[str]) -> None:
+    """Raise DataError for a text that cannot be written as UTF-8: it has half of a surrogate pair."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            code = ord(text[error.start])
+            raise DataError(
+                f"the text has half of a surrogate pair (U+{code:04X}) at character {error.start:,}",
+                "it is not valid Unicode: repair the text, or read it with the right encoding",
+            ) from error
+
+
+def check_ids(ids: Collection[int]) -> None:
+    """Raise DataError for ids that name two tokens, or leave most of the vocabulary empty.
+
+    Tables and embeddings have a row for each id up to the largest, so one wild id would fill the memory.
+    """
+    if len(set(ids)) < len(ids):
+        again = next(a for a, b in pairwise(sorted(ids)) if a == b)
+        raise DataError(f"two tokens have the id {again}")
+    largest = max(ids, default=0)
+    if min(ids, default=0) < 0 or largest >= max(_SMALL_VOCABULARY, 2 * len(ids)):
+        raise DataError(f"it has {len(ids):,} tokens, and one of them has the id {largest:,}")
+
+
+_SMALL_VOCABULARY = 2**16  # rows that cost nothing

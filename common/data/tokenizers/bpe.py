@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import tokenizers as hf
 
-from common.data.tokenizers.base import (
-    END_OF_TEXT,
-    TokenIds,
-    TrainableTokenizer,
-    last_word_border,
-)
-from common.data.tokenizers.fast_bpe import FastBPE
+from common.data.tokenizers.base import END_OF_TEXT, TrainableTokenizer, last_word_border
+from common.data.tokenizers.pretrained import PretrainedTokenizer
 from common.utils.files import write_text_atomic
 
 _BATCH = 256  # texts handed to the trainer at once
 
 
-class BPETokenizer(TrainableTokenizer):
+class BPETokenizer(PretrainedTokenizer, TrainableTokenizer):
     """Every text can be encoded, nothing is unknown. Trained, and kept, by Hugging Face tokenizers."""
 
     kind = "bpe"
 
     def __init__(self, tokenizer: hf.Tokenizer) -> None:
-        # `<|endoftext|>` written in a text is ordinary text, never the border of a document.
-        tokenizer.encode_special_tokens = True
-        self.tokenizer = tokenizer
+        super().__init__(tokenizer, END_OF_TEXT)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> BPETokenizer:
@@ -47,40 +38,22 @@ class BPETokenizer(TrainableTokenizer):
         tokenizer.train_from_iterator(_batches(texts), trainer)
         return cls(tokenizer)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[TokenIds]:
-        if self._fast is not None:
-            return [self._fast.encode(text) for text in texts]
-        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
-
-    @cached_property
-    def _fast(self) -> FastBPE | None:
-        return FastBPE.of(json.loads(self.tokenizer.to_str()))
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+    @classmethod
+    def describes(cls, tokenizer: hf.Tokenizer) -> bool:
+        """Whether `train` makes tokenizers like this one: all but the vocabulary is the same."""
+        return _without_vocabulary(tokenizer) == _without_vocabulary(cls.train([], 257).tokenizer)
 
     def save(self, path: Path) -> None:
         write_text_atomic(path, self.tokenizer.to_str(pretty=False))
 
-    @property
-    def vocab_size(self) -> int:
-        return self.tokenizer.get_vocab_size()
-
-    @property
-    def special_tokens(self) -> dict[str, int]:
-        return {t.content: i for i, t in self.tokenizer.get_added_tokens_decoder().items()}
-
-    @property
-    def token_bytes(self) -> npt.NDArray[np.int64]:
-        sizes = np.zeros(self.vocab_size, dtype=np.int64)
-        for token, index in self.tokenizer.get_vocab(with_added_tokens=False).items():
-            sizes[index] = len(token)  # the byte-level alphabet writes each byte as one character
-        sizes[list(self.special_tokens.values())] = 0
-        return sizes
-
     def last_border(self, text: str) -> int:
         return last_word_border(text)
+
+
+def _without_vocabulary(tokenizer: hf.Tokenizer) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(tokenizer.to_str())
+    content["model"] |= {"vocab": {}, "merges": []}
+    return content
 
 
 def _batches(texts: Iterable[str]) -> Iterable[list[str]]:

@@ -7,6 +7,8 @@ from functools import cache
 
 import tokenizers as hf
 
+from common.data.tokenizers.patterns import for_oniguruma
+
 
 @cache
 def byte_letters() -> tuple[str, ...]:
@@ -32,6 +34,7 @@ def tokenizer_of_ranks(
 
     tiktoken joins any two neighbours whose bytes are a token, the lowest id first. So each token is
     here merged from all the pairs that it can be cut into, not only from the one that training found.
+    Raises DataError for a pattern that tokenizers could read otherwise.
     """
     pairs = sorted(
         (rank, ranks[token[:cut]], ranks[token[cut:]], token, cut)
@@ -48,7 +51,7 @@ def tokenizer_of_ranks(
     )
     found.pre_tokenizer = hf.pre_tokenizers.Sequence(
         [
-            hf.pre_tokenizers.Split(hf.Regex(pattern), "isolated"),
+            hf.pre_tokenizers.Split(hf.Regex(for_oniguruma(pattern)), "isolated"),
             hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -11,9 +11,37 @@ import tokenizers as hf
 
 from common.data.tokenizers.base import TokenIds
 from common.data.tokenizers.byte_level import byte_letters
+from common.data.tokenizers.patterns import GPT2
 
-# How GPT-2 cuts text into words (its encoder.py), and `ByteLevel` of tokenizers too.
-PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# The one pipeline that is encoded so, key by key; a key that a later version adds is not in it.
+_PIPELINE = {
+    "version": "1.0",
+    "truncation": None,
+    "padding": None,
+    "normalizer": None,
+    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+    "post_processor": None,
+    "model": {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "byte_fallback": False,
+        "ignore_merges": False,
+    },
+}
+# Both engines must encode it alike: all that the pattern tells apart, and letters, digits and symbols
+# of the latest versions of Unicode, which the two regular expressions may know or not.
+_PROBE = (
+    "They'll don't 'S 're've''s I'd\u2019s x=y+1; f(x)[0]\n\n\n\t\tif a  b   c    \r\n \r\n\r \n \n"
+    " \x00\x1c\x1f\x7f\x85\xa0\xad a\xa0b\u1680\u180e\u2000\u200b\u2028\u2029\u202f\u205f\u2060\u3000\ufeffa "
+    "12 1234567 \u00b2\u2460\u0663\u0967\u216b\u3007 na\u00efve e\u0301 \u01c5\u00aa\u02b0 \u0915\u094d\u0937\u093f "
+    "\u5317\u4eac\u3068 \uac00\u1100\u1161 \U0001f642\U0001f469\u200d\U0001f467 \ufffd\uffff\U0010ffff \ue000 \ufb01 "
+    "<|endoftext|> <|x|> \u0120\u2581 ## </s> --- ***** 'lls 's't\n"
+    " \u1bff\U00010ec0a \U0001df00a1 \U00010f70 \U0001e4d0a \U00011240 \U0002ebf0a \U000105c0a \U00010d40a \U0001ccf0a "
+    "\U00010940a \U00011de0a \ua7ceb \U000323b0a \U0001e6c0a       "
+)
 
 
 class FastBPE:
@@ -26,54 +54,60 @@ class FastBPE:
         # never allowed, so it has no effect.
         never = {"<|never|>": max(ranks.values()) + 1}
         self._encoding = tiktoken.Encoding(
-            "bpe", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=never
+            "bpe", pat_str=GPT2, mergeable_ranks=ranks, special_tokens=never
         )
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> FastBPE | None:
-        """For a tokenizer.json; None where tiktoken is not installed or could give other ids."""
-        ranks = _ranks(content) if find_spec("tiktoken") else None
-        return None if ranks is None else cls(ranks)
+        """For the canonical description of a tokenizer; None where tiktoken is not installed or could differ.
+
+        The description proves that the ids are the same; the probe, that the installed versions keep to it.
+        """
+        if not (find_spec("tiktoken") and _is_plain(content)):
+            return None
+        reference = hf.Tokenizer.from_str(json.dumps(content))
+        reference.encode_special_tokens = True
+        ranks = _ranks(content, reference)
+        if ranks is None:
+            return None
+        fast = cls(ranks)
+        probe = _PROBE + "a".join(token["content"] for token in content["added_tokens"])
+        expected = reference.encode(probe, add_special_tokens=False).ids
+        return fast if fast.encode(probe).tolist() == expected else None
 
     def encode(self, text: str) -> TokenIds:
         """(tokens,) int64"""
         return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int64)
 
 
-def _ranks(content: dict[str, Any]) -> dict[bytes, int] | None:
+def _is_plain(content: dict[str, Any]) -> bool:
+    """Whether nothing in the description but vocabulary and special tokens differs from `_PIPELINE`."""
+    splitter, model = content["pre_tokenizer"] or {}, content["model"]
+    found = {key: value for key, value in content.items() if key not in ("added_tokens", "decoder")}
+    found["pre_tokenizer"] = {k: v for k, v in splitter.items() if k != "trim_offsets"}
+    no_effect = ("vocab", "merges", "fuse_unk")  # without an unknown token there is nothing to fuse
+    found["model"] = {key: value for key, value in model.items() if key not in no_effect}
+    return found == _PIPELINE and all(token["special"] for token in content["added_tokens"])
+
+
+def _ranks(content: dict[str, Any], reference: hf.Tokenizer) -> dict[bytes, int] | None:
     """{bytes of a token: its id}, or None where tiktoken could give other ids than tokenizers.
 
     tiktoken joins the neighbours whose joint bytes have the lowest id, tokenizers those of the earliest
     merge. That is the same when ids follow the order of the merges and every token, as bytes, is
     encoded as itself: what is joined inside of a token's bytes does not depend on what is around them.
     """
-    model, splitter = content["model"], content["pre_tokenizer"]
-    plain = (
-        model["type"] == "BPE"
-        and content["normalizer"] is None
-        and not any(model.get(key) for key in ("dropout", "unk_token", "byte_fallback"))
-        and not model.get("continuing_subword_prefix")
-        and not model.get("end_of_word_suffix")
-        and not model.get("ignore_merges")
-        and splitter is not None
-        and splitter["type"] == "ByteLevel"
-        and not splitter["add_prefix_space"]
-        and splitter.get("use_regex", True)
-    )
-    if not plain:
-        return None
-    vocab: dict[str, int] = model["vocab"]
+    vocab: dict[str, int] = content["model"]["vocab"]
     special = {token["content"] for token in content["added_tokens"]}
-    merged = ["".join(m) if isinstance(m, list) else m.replace(" ", "") for m in model["merges"]]
+    merged = ["".join(merge) for merge in content["model"]["merges"]]
     order = [vocab[token] for token in merged]
     letters = [token for token in vocab if len(token) == 1 and token not in special]
     ordered = order == sorted(set(order))
-    complete = len(letters) == 256 and {*letters, *merged, *special} >= vocab.keys()
+    complete = {*letters} == {*byte_letters()} and {*letters, *merged, *special} >= vocab.keys()
     if not (ordered and complete):
         return None
-    bpe = hf.Tokenizer.from_str(json.dumps(content | {"added_tokens": []})).model
     for token in merged:
-        if [piece.id for piece in bpe.tokenize(token)] != [vocab[token]]:
+        if [piece.id for piece in reference.model.tokenize(token)] != [vocab[token]]:
             return None
     byte_of = {letter: byte for byte, letter in enumerate(byte_letters())}
     return {bytes(byte_of[c] for c in token): vocab[token] for token in [*letters, *merged]}

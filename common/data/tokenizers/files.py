@@ -9,7 +9,7 @@ from typing import Any
 
 import tokenizers as hf
 
-from common.data.tokenizers.base import END_OF_TEXT, Tokenizer
+from common.data.tokenizers.base import Tokenizer, engine_errors
 from common.data.tokenizers.bpe import BPETokenizer
 from common.data.tokenizers.char import CharTokenizer
 from common.data.tokenizers.pretrained import PretrainedTokenizer
@@ -79,12 +79,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if not isinstance(content, dict):
         raise DataError(f"{path} is not a tokenizer")
     try:
-        return _build(content, path)
+        with engine_errors("reading it"):
+            return _build(content, path)
     except DataError as error:
-        raise DataError(f"{path}: {error.message}", error.hint) from error
-    except Exception as error:  # tokenizers raises nothing narrower
-        reason = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path} is not a valid tokenizer ({reason[:300]})") from error
+        raise DataError(f"{path} is not a valid tokenizer: {error.message}", error.hint) from error
 
 
 def _build(content: dict[str, Any], path: Path) -> Tokenizer:
@@ -100,8 +98,7 @@ def _build(content: dict[str, Any], path: Path) -> Tokenizer:
     if not isinstance(model, dict):
         raise DataError("it is of no type of tokenizer known here")
     tokenizer = _from_content(content)
-    special = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    if special == {END_OF_TEXT} and content.get("normalizer") is None and model["type"] == "BPE":
+    if BPETokenizer.describes(tokenizer):
         return BPETokenizer(tokenizer)
     return PretrainedTokenizer(tokenizer, _end_of_text(path.with_name("tokenizer_config.json")))
 
@@ -113,7 +110,15 @@ def _text(value: object) -> str:
 
 
 def _from_content(content: dict[str, Any]) -> hf.Tokenizer:
-    return hf.Tokenizer.from_str(json.dumps(content))
+    """Raises DataError where tokenizers gives added tokens other ids than the file: it closes gaps."""
+    tokenizer = hf.Tokenizer.from_str(json.dumps(content))
+    for token in content.get("added_tokens") or []:
+        found = tokenizer.token_to_id(token["content"])
+        if found != token["id"]:
+            raise DataError(
+                f"its added token {token['content']!r} has the id {token['id']}, not {found}"
+            )
+    return tokenizer
 
 
 def _end_of_text(config: Path) -> str | None:

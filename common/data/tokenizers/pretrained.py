@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +12,18 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers as hf
 
-from common.data.tokenizers.base import END_OF_TEXT, TokenIds, Tokenizer, last_word_border
+from common.data.tokenizers.base import (
+    END_OF_TEXT,
+    TokenIds,
+    Tokenizer,
+    check_encodable,
+    check_ids,
+    engine_errors,
+    is_panic,
+    last_word_border,
+)
 from common.data.tokenizers.fast_bpe import FastBPE
+from common.data.tokenizers.pipeline import Pipeline
 from common.errors import DataError
 from common.utils.files import write_text_atomic
 
@@ -28,11 +37,15 @@ _ENDS = (
     "[SEP]",
     "<|end▁of▁sentence|>",
 )
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class PretrainedTokenizer(Tokenizer):
-    """Whatever special tokens it has are never read from text, and never added."""
+    """The ids of every text are those of `tokenizers`, for the whole text and without chance.
+
+    Special tokens are never added, and read from text only where the model itself makes them (`loses`
+    says so). Truncation, padding and BPE dropout are for batches of a training: a file that sets them
+    is read without, so that preparing, prompting and an export encode alike.
+    """
 
     kind = "pretrained"
 
@@ -40,8 +53,14 @@ class PretrainedTokenizer(Tokenizer):
         tokenizer.encode_special_tokens = True
         tokenizer.no_padding()
         tokenizer.no_truncation()
+        tokenizer.post_processor = None
+        if isinstance(tokenizer.model, hf.models.BPE):
+            tokenizer.model.dropout = None
         self.tokenizer = tokenizer
+        self._vocab: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+        check_ids(self._vocab.values())
         self._content: dict[str, Any] = json.loads(tokenizer.to_str())
+        self._pipeline = Pipeline(self._content)
         known = (
             [end_of_text]
             if end_of_text
@@ -56,80 +75,78 @@ class PretrainedTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[TokenIds]:
         if self._fast is not None:
-            return [self._fast.encode(text) for text in texts]
-        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            return [self._encode_fast(self._fast, text) for text in texts]
+        return self._encode(texts)
+
+    def _encode(self, texts: Sequence[str]) -> list[TokenIds]:
+        check_encodable(texts)
+        with engine_errors("encoding", "its tokenizer.json cannot encode this text"):
+            encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+    def _encode_fast(self, fast: FastBPE, text: str) -> TokenIds:
+        try:
+            return fast.encode(text)
+        except BaseException as error:  # a million spaces are too many for its regular expressions
+            if not (isinstance(error, ValueError) or is_panic(error)):
+                raise
+            return self._encode([text])[0]
 
     @cached_property
     def _fast(self) -> FastBPE | None:
         return FastBPE.of(self._content)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+        with engine_errors("decoding"):
+            return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def save(self, path: Path) -> None:
         content = {"type": self.kind, "end_of_text": self._end, "tokenizer": self._content}
         write_text_atomic(path, json.dumps(content))
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
-        return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        return max(self._vocab.values()) + 1
 
-    @property
-    def special_tokens(self) -> dict[str, int]:
+    @cached_property
+    def _special_tokens(self) -> dict[str, int]:
         added = self.tokenizer.get_added_tokens_decoder().items()
         return {token.content: i for i, token in added if token.special}
 
     @property
+    def special_tokens(self) -> dict[str, int]:
+        return dict(self._special_tokens)
+
+    @property
     def end_of_text(self) -> int:
-        return self.special_tokens[self._end]
+        return self._special_tokens[self._end]
 
     @property
     def token_bytes(self) -> npt.NDArray[np.int64]:
-        """Exact for byte-level vocabularies and for SentencePiece's; of others, the bytes that are shown."""
         return self._token_bytes.copy()
 
     @cached_property
     def _token_bytes(self) -> npt.NDArray[np.int64]:
         sizes = np.zeros(self.vocab_size, dtype=np.int64)
-        added = {token.content for token in self.tokenizer.get_added_tokens_decoder().values()}
-        for token, index in self.tokenizer.get_vocab(with_added_tokens=True).items():
-            if self._is_byte_level and token not in added:
-                sizes[index] = len(token)  # a character for each byte
-            elif _BYTE.fullmatch(token):
-                sizes[index] = 1
-            else:
-                sizes[index] = len(token.replace("▁", " ").removeprefix("##").encode())
-        sizes[list(self.special_tokens.values())] = 0
+        for token, index in self._vocab.items():
+            sizes[index] = self._pipeline.bytes_of(token)
+        for index, added in self.tokenizer.get_added_tokens_decoder().items():
+            sizes[index] = 0 if added.special else len(added.content.encode())
         return sizes
-
-    @cached_property
-    def _is_byte_level(self) -> bool:
-        return _mentions(self._content["decoder"], "ByteLevel")
 
     @property
     def loses(self) -> str:
-        if self._content["normalizer"] is not None:
-            return f"its normalization ({self._content['normalizer']['type']}) may change the text"
-        if not self._is_byte_level:
-            return "spaces, and characters that its vocabulary lacks, may come back changed"
-        return ""
+        return "; ".join(self._losses)
+
+    @cached_property
+    def _losses(self) -> list[str]:
+        return self._pipeline.losses()
 
     def last_border(self, text: str) -> int:
         return last_word_border(text) if self._fast is not None else 0
 
     def is_unknown(self, ids: TokenIds) -> npt.NDArray[np.bool_]:
-        model = self._content["model"]
         unknown = np.zeros(self.vocab_size, dtype=np.bool_)
-        for token, index in self.tokenizer.get_vocab(with_added_tokens=True).items():
-            unknown[index] = bool(_BYTE.fullmatch(token)) or token == model.get("unk_token")
-        if isinstance(model.get("unk_id"), int):
-            unknown[model["unk_id"]] = True
+        for token, index in self._vocab.items():
+            unknown[index] = self._pipeline.is_byte(token) or token == self._pipeline.unknown
         return unknown[ids]
-
-
-def _mentions(part: Any, kind: str) -> bool:
-    """Whether a part of a tokenizer.json is of this kind, or a sequence that holds one."""
-    if isinstance(part, dict):
-        return part.get("type") == kind or any(_mentions(value, kind) for value in part.values())
-    return isinstance(part, list) and any(_mentions(value, kind) for value in part)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +14,20 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from common.data.tokenizers.base import END_OF_TEXT, TokenIds, TrainableTokenizer, last_word_border
+from common.data.tokenizers.base import (
+    END_OF_TEXT,
+    TokenIds,
+    TrainableTokenizer,
+    cut_at_word_borders,
+    engine_errors,
+    last_word_border,
+)
 from common.errors import DataError
 from common.utils.files import write_text_atomic
 from common.utils.packages import require
 
 SPACE = "\u2581"  # how a vocabulary writes a space
+_SPANS = re.compile(rf"[^{SPACE}]{SPACE}|.\n", re.DOTALL)  # pieces that go on behind a border
 _LONGEST_SENTENCE = 1 << 20  # bytes; the package leaves longer ones out without a word
 _MOST_SENTENCES = 1_000_000  # drawn from what is given, so that memory is bounded
 
@@ -51,6 +60,7 @@ class SentencePieceTokenizer(TrainableTokenizer):
                 character_coverage=1.0 if cls.algorithm == "bpe" else 0.9995,
                 byte_fallback=True,
                 user_defined_symbols=["\n"],  # it is between the sentences that are learned from
+                required_chars=SPACE,  # where the text has none: else a space is three bytes
                 # Nothing is changed or added, so that decoding gives the text back.
                 normalization_rule_name="identity",
                 remove_extra_whitespaces=False,
@@ -76,7 +86,19 @@ class SentencePieceTokenizer(TrainableTokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[TokenIds]:
         clean = [text.encode(errors="replace").decode() for text in texts]  # no half surrogates
-        return [np.array(ids, dtype=np.int64) for ids in self._processor.encode(clean)]
+        with engine_errors("encoding"):
+            if not self._cuts:
+                encoded = self._processor.encode(clean, num_threads=1)
+                return [np.array(ids, dtype=np.int64) for ids in encoded]
+            return [self._encode_words(text) for text in clean]
+
+    def _encode_words(self, text: str) -> TokenIds:
+        """Word by word: the package adds up float32 scores, and in a long text they lose their digits."""
+        words = cut_at_word_borders(text)
+        distinct = [*dict.fromkeys(words)]
+        encoded = self._processor.encode(distinct, num_threads=1)
+        ids = dict(zip(distinct, (np.array(i, dtype=np.int64) for i in encoded), strict=True))
+        return np.concatenate([ids[word] for word in words])
 
     def decode(self, ids: Sequence[int]) -> str:
         special = set(self.special_tokens.values())
@@ -117,26 +139,50 @@ class SentencePieceTokenizer(TrainableTokenizer):
 
     @property
     def loses(self) -> str:
-        rules = self._rules
-        if not rules["plain"]:
-            return "its normalization changes characters, spaces or the beginning of a text"
-        return "the character U+2581 comes back as a space, half a surrogate pair as '?'"
+        found = ["the character U+2581 comes back as a space, half a surrogate pair as '?'"]
+        if not self._is_plain:
+            found = ["its normalization changes characters, spaces or the beginning of a text"]
+        if not self._falls_back:
+            found.append("characters that its vocabulary lacks are lost")
+        elif SPACE not in self._pieces:
+            found.append("its vocabulary has no space: each counts as three bytes")
+        return "; ".join(found)
 
     @cached_property
-    def _rules(self) -> dict[str, bool]:
-        """Whether the model leaves text as it is, and begins every word with its space."""
+    def _proto(self) -> Any:
         messages = require("sentencepiece.sentencepiece_model_pb2", "tokenizers")
-        proto = messages.ModelProto.FromString(self._model)
-        normalizer, trainer = proto.normalizer_spec, proto.trainer_spec
-        plain = not (
-            normalizer.precompiled_charsmap
-            or normalizer.add_dummy_prefix
-            or normalizer.remove_extra_whitespaces
+        return messages.ModelProto.FromString(self._model)
+
+    @cached_property
+    def _pieces(self) -> set[str]:
+        return {self._processor.id_to_piece(i) for i in range(self.vocab_size)}
+
+    @property
+    def _falls_back(self) -> bool:
+        return bool(self._proto.trainer_spec.byte_fallback)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether the model leaves text as it is."""
+        rules = self._proto.normalizer_spec
+        return not (
+            rules.precompiled_charsmap
+            or rules.normalization_rule_tsv
+            or rules.add_dummy_prefix
+            or rules.remove_extra_whitespaces
+            or not rules.escape_whitespaces
         )
-        return {"plain": plain, "words": trainer.split_by_whitespace and trainer.model_type < 3}
+
+    @cached_property
+    def _cuts(self) -> bool:
+        """Whether no piece, nor a run of unknown characters, goes on behind a border of words."""
+        unigram_or_bpe = self._proto.trainer_spec.model_type in (1, 2)
+        apart = self._falls_back or {SPACE, "\n"} <= self._pieces
+        spans = any(_SPANS.search(piece) for piece in self._pieces)
+        return self._is_plain and unigram_or_bpe and apart and not spans
 
     def last_border(self, text: str) -> int:
-        return last_word_border(text) if all(self._rules.values()) else 0
+        return last_word_border(text) if self._cuts else 0
 
     def is_unknown(self, ids: TokenIds) -> npt.NDArray[np.bool_]:
         pieces = self._processor

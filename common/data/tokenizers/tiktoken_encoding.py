@@ -12,7 +12,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.data.tokenizers.base import END_OF_TEXT, TokenIds, Tokenizer, last_word_border
+from common.data.tokenizers.base import (
+    END_OF_TEXT,
+    TokenIds,
+    Tokenizer,
+    check_encodable,
+    check_ids,
+    engine_errors,
+    is_panic,
+    last_word_border,
+)
+from common.data.tokenizers.byte_level import tokenizer_of_ranks
+from common.data.tokenizers.patterns import KNOWN
 from common.errors import DataError, did_you_mean
 from common.utils.files import write_text_atomic
 from common.utils.packages import require
@@ -28,6 +39,7 @@ class TiktokenTokenizer(Tokenizer):
     ) -> None:
         self.name, self.pattern, self.ranks = name, pattern, ranks
         self._special_tokens = special_tokens
+        check_ids([*ranks.values(), *special_tokens.values()])
         self._encoding: Any = require("tiktoken", "tokenizers").Encoding(
             name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_tokens
         )
@@ -58,8 +70,26 @@ class TiktokenTokenizer(Tokenizer):
         )
 
     def encode_batch(self, texts: Sequence[str]) -> list[TokenIds]:
-        encode = self._encoding.encode_to_numpy
-        return [encode(text, disallowed_special=()).astype(np.int64) for text in texts]
+        check_encodable(texts)
+        return [self._encode(text) for text in texts]
+
+    def _encode(self, text: str) -> TokenIds:
+        try:
+            ids: TokenIds = self._encoding.encode_to_numpy(text, disallowed_special=())
+            return ids.astype(np.int64)
+        except BaseException as error:  # a million spaces are too many for its regular expressions
+            if not (isinstance(error, ValueError) or is_panic(error)):
+                raise
+        with engine_errors("encoding"):
+            found = self._other_engine.encode(text, add_special_tokens=False)
+        return np.array(found.ids, dtype=np.int64)
+
+    @cached_property
+    def _other_engine(self) -> Any:
+        """tokenizers, which takes seconds to begin and gives the same ids."""
+        engine = tokenizer_of_ranks(self.ranks, self.pattern, self._special_tokens)
+        engine.encode_special_tokens = True
+        return engine
 
     def decode(self, ids: Sequence[int]) -> str:
         special = set(self._special_tokens.values())
@@ -114,5 +144,9 @@ class TiktokenTokenizer(Tokenizer):
             sizes[rank] = len(token)
         return sizes
 
+    @property
+    def loses(self) -> str:
+        return "" if self.pattern in KNOWN else "text that its pattern does not match is left out"
+
     def last_border(self, text: str) -> int:
-        return last_word_border(text)
+        return last_word_border(text) if self.pattern in KNOWN else 0

@@ -25,17 +25,13 @@ from common.data.tokenizers import (
     load_tokenizer,
 )
 from common.data.tokenizers.base import last_word_border
-from common.data.tokenizers.fast_bpe import PATTERN, FastBPE
+from common.data.tokenizers.fast_bpe import FastBPE
+from common.data.tokenizers.patterns import CL100K, GPT2, O200K
 from common.errors import DataError
 from common.utils.paths import get_tokenizers_dir
 
 WORDS = "the quick brown fox's jumped over 1234 lazy dogs, naïve café; don't! x=y+1\n\tdef f(x):\n"
 TEXTS = [(WORDS * 3)[i : i + 90] for i in range(0, 180, 7)] * 4
-O200K = (  # the shape of newer patterns: punctuation takes the line ends behind it
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t)?"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t)?"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 
 def tiktoken_like(bpe: BPETokenizer, pattern: str) -> TiktokenTokenizer:
@@ -48,8 +44,9 @@ def tiktoken_like(bpe: BPETokenizer, pattern: str) -> TiktokenTokenizer:
 BPE = BPETokenizer.train(TEXTS, 400)
 LOSSLESS: dict[str, Tokenizer] = {
     "bpe": BPE,
-    "tiktoken": tiktoken_like(BPE, PATTERN),
-    "tiktoken, newer pattern": tiktoken_like(BPE, O200K),
+    "tiktoken": tiktoken_like(BPE, GPT2),
+    "tiktoken, cl100k": tiktoken_like(BPE, CL100K),
+    "tiktoken, o200k": tiktoken_like(BPE, O200K),
 }
 PIECES: dict[str, Tokenizer] = {
     "unigram": SentencePieceTokenizer.train(TEXTS, 400),

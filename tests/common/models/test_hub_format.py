@@ -27,7 +27,8 @@ from common.data.tokenizers import (
     TiktokenTokenizer,
     Tokenizer,
 )
-from common.data.tokenizers.fast_bpe import PATTERN, FastBPE
+from common.data.tokenizers.fast_bpe import FastBPE
+from common.data.tokenizers.patterns import GPT2 as GPT2_PATTERN
 from common.errors import DataError, ModelError
 from common.models import Decoder, load_pretrained, save_pretrained
 from common.models.base import BaseLanguageModel
@@ -282,7 +283,7 @@ def make_tokenizer(kind: str) -> Tokenizer:
         ranks = {token: i - 1 for token, i in fast._encoding._mergeable_ranks.items()}
         end = {"tiktoken, gap": len(ranks) + 3, "tiktoken, inside": 270}.get(kind, len(ranks))
         ranks = {token: i + (i >= end) for token, i in ranks.items()}
-        return TiktokenTokenizer("test", PATTERN, ranks, {END_OF_TEXT: end})
+        return TiktokenTokenizer("test", GPT2_PATTERN, ranks, {END_OF_TEXT: end})
     theirs = hf.Tokenizer.from_str(bpe.tokenizer.to_str())
     theirs.add_special_tokens(["<s>", "</s>"])
     theirs.post_processor = hf.processors.TemplateProcessing(
