@@ -32,6 +32,10 @@ class ResearchError(Exception):
         self.message = message
         self.hint = hint
 
+    def __str__(self) -> str:
+        """Both, for those who catch it in Python; `exit_on_error` prints them in two lines."""
+        return f"{self.message} (hint: {self.hint})" if self.hint else self.message
+
 
 class UsageError(ResearchError):
     code = "usage"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -97,3 +98,11 @@ with exit_on_error():
     process.stdin.close()
     assert (process.stderr.read(), process.wait(timeout=30)) == (b"", 0)
     process.stderr.close()
+
+
+def test_an_error_that_is_caught_in_python_has_its_hint_too() -> None:
+    error = ConfigError("unknown key 'lerning_rate'", "did you mean 'learning_rate'?")
+    assert str(error) == "unknown key 'lerning_rate' (hint: did you mean 'learning_rate'?)"
+    assert str(ConfigError("wrong")) == "wrong"
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.message, again.hint, str(again)) == (error.message, error.hint, str(error))
