@@ -16,6 +16,7 @@ from common.models.base import BaseLanguageModel
 from common.models.loss import IGNORE_INDEX, count_labels, next_token_loss
 from common.training.distributed import Processes
 from common.training.precision import autocast, matmul_precision
+from common.utils.seeding import derive_seed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,30 +138,36 @@ class Evaluator:
         tokenizer: Any,
         max_length: int = 100,
         *,
+        max_new_tokens: int | None = None,
         temperature: float = 0.8,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int | None = 0,
     ) -> list[str]:
-        """Continue each prompt up to `max_length` tokens in all; returns prompts with continuations.
+        """Continue each prompt, up to `max_length` tokens in all; returns prompts with continuations.
 
-        `tokenizer` has encode and decode; a text ends at its end-of-text token. An empty prompt
-        begins at the start of a document. `seed` None draws from the global generator.
+        Args:
+            tokenizer: has encode and decode; a text ends at its end-of-text token.
+            prompts: an empty one begins at the start of a document.
+            max_new_tokens: after each prompt, whatever its length; takes the place of `max_length`.
+            seed: each prompt has a generator of its own, seeded by `seed` and the index of the
+                prompt; None draws from the global generator.
         """
         if not isinstance(self.model, BaseLanguageModel):
             raise TypeError("generate_samples needs a BaseLanguageModel")
         end = getattr(tokenizer, "end_of_text", None)
         texts = []
-        for prompt in prompts:
+        for index, prompt in enumerate(prompts):
             ids = [int(i) for i in tokenizer.encode(prompt)] or [end if end is not None else 0]
+            new = max(0, max_length - len(ids)) if max_new_tokens is None else max_new_tokens
             output = self.model.generate(
                 torch.tensor([ids]),
-                max(0, max_length - len(ids)),
+                new,
                 temperature=temperature,
                 top_k=top_k,
                 top_p=top_p,
                 stop_tokens=[] if end is None else [end],
-                seed=seed,
+                seed=None if seed is None else derive_seed(seed, index),
             )[0].tolist()
             texts.append(tokenizer.decode([i for i in output if i != end]))
         return texts

@@ -16,6 +16,12 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def derive_seed(*parts: int) -> int:
+    """A seed of 63 bits for each combination of whole numbers, unrelated to those of its neighbours."""
+    entropy = [part % 2**64 for part in parts]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
 def get_rng_state() -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """(values that JSON can hold, tensors) that `set_rng_state` takes back."""
     name, keys, position, has_gauss, cached_gauss = np.random.get_state(legacy=True)

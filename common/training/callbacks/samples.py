@@ -12,13 +12,16 @@ from common.training.callbacks.base import Callback
 from common.training.config import SampleConfig
 from common.training.sharded import is_part
 from common.utils.files import write_text_atomic
+from common.utils.seeding import derive_seed
 
 if TYPE_CHECKING:
     from common.training.trainer import Trainer
 
 
 class Samples(Callback):
-    """Draws from a generator of its own, so that training is the same with and without samples.
+    """Draws from generators of its own, so that training is the same with and without samples.
+
+    Each text has one, seeded by the seed of the run, the step and the index of the prompt.
 
     `path` None: nothing is written (another process does), and nothing drawn unless the model is
     sharded: then it takes all processes to compute.
@@ -47,15 +50,14 @@ class Samples(Callback):
         if trainer.step == self._drawn_at:
             return  # training was stopped by the evaluation before this one: the same weights
         self._drawn_at = trainer.step
-        longest = max(len(self.tokenizer.encode(prompt)) or 1 for prompt in self.config.prompts)
         self.latest = trainer.evaluator.generate_samples(
             self.config.prompts,
             self.tokenizer,
-            longest + self.config.max_new_tokens,
+            max_new_tokens=self.config.max_new_tokens,
             temperature=self.config.temperature,
             top_k=self.config.top_k,
             top_p=self.config.top_p,
-            seed=self.seed,
+            seed=derive_seed(self.seed, trainer.step),
         )
         if self.path is None:
             return

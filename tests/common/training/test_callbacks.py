@@ -97,6 +97,26 @@ def test_samples_are_kept_for_every_evaluation_and_prompt(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+def test_every_prompt_gets_as_many_new_tokens_and_draws_of_its_own(tmp_path: Path) -> None:
+    """Whatever the other prompts are; the same prompt twice, and at another step, is another text."""
+    prompts = ("a", "abcdefghij" * 4 + "a", "a")
+    path = tmp_path / "samples.jsonl"
+    train(samples(path, prompts=prompts, max_new_tokens=40, temperature=9.0))
+    found = entries(path)
+    new = [entry["text"].removeprefix(entry["prompt"]) for entry in found]
+    assert len(set(new)) == len(new) == 9
+    assert all(len(text) <= 40 for text in new)  # some end at the end-of-text token
+    again = tmp_path / "again.jsonl"
+    train(samples(again, prompts=prompts, max_new_tokens=40, temperature=9.0))
+    assert entries(again) == found
+    alone = tmp_path / "alone.jsonl"
+    train(samples(alone, prompts=prompts[:1], max_new_tokens=40, temperature=9.0))
+    assert entries(alone) == found[::3]
+    train(samples(tmp_path / "b", seed=1, prompts=prompts, max_new_tokens=40, temperature=9.0))
+    assert not {entry["text"] for entry in entries(tmp_path / "b")} & {e["text"] for e in found}
+
+
+@pytest.mark.slow
 def test_samples_of_lost_steps_are_replaced_on_a_resume(tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl"
     kept = [{"step": 2, "prompt": "", "text": "a"}]

@@ -299,6 +299,16 @@ def test_samples_are_reproducible_and_change_with_the_seed() -> None:
     assert evaluator.generate_samples(["a", "b"], tokenizer, 14, seed=1) != first
 
 
+def test_prompts_of_any_length_get_as_many_new_tokens() -> None:
+    tokenizer = CharTokenizer.train(["abcdefgh"])
+    prompts = ["a", "abcdefgh" * 5 + "a"]
+    texts = Evaluator(Spell(tokenizer.vocab_size)).generate_samples(
+        prompts, tokenizer, temperature=0, max_new_tokens=5
+    )
+    new = [text.removeprefix(prompt) for text, prompt in zip(texts, prompts, strict=True)]
+    assert [len(tokenizer.encode(text)) for text in new] == [5, 5]
+
+
 @pytest.mark.parametrize("length", [1, 3, 4])
 def test_samples_are_never_longer_than_max_length(length: int) -> None:
     tokenizer = CharTokenizer.train(["abcdefghijkl"])
