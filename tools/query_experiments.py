@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     add = options.add_argument
     add("--format", choices=FORMATS, default="table", help="of what is printed (default table)")
     add("--top", type=int, metavar="N", help="of --best (default 10)")
-    add("--split", help="of --best, --plot (default: test, else val, else train)")
+    add("--split", help="of --best, --plot (default: test, else val or eval, else train)")
     direction = options.add_mutually_exclusive_group()
     direction.add_argument("--max", action="store_true", help="of --best: higher is better")
     direction.add_argument("--min", action="store_true", help="of --best: lower is better")

@@ -5,12 +5,54 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
-# Compiled when they are first used: a list, which needs none of them, is to be there at once.
-_LOWER_IS_BETTER = r"(^|_)(loss|perplexity|ppl|error|bits|nats|bpb|bpc|entropy|seconds|time|memory|mae|mse|rmse|wer|cer)(_|$)"
-_HIGHER_IS_BETTER = r"(^|_)(accuracy|acc|f1|bleu|rouge|auc|mfu|precision|recall|r2|throughput|tokens_per_second)(_|$)"
-_SPLIT_ORDER = ("test", "val", "validation", "train")
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+# What the words of a metric's name say of its direction. A loss or an error is a loss whatever it is
+# made of (`auc_loss`, `precision_error`); of other names the last word that is known counts.
+_LOSSES = _set("loss losses error errors err regret")
+_LOWER = _set(
+    """perplexity ppl nll xent ce bce crossentropy bits nats bpb bpc bpt bpd mae mse rmse mape smape brier
+    ece mce wer cer ter eer fid kid lpips fpr fnr failure failures latency runtime seconds secs ms time
+    duration memory"""
+)
+_HIGHER = _set(
+    """accuracy acc correct f1 bleu sacrebleu rouge chrf meteor cider bertscore auc auroc auprc roc ap map
+    iou miou dice jaccard ndcg mrr hit hits match em win wins success mcc kappa precision prec recall
+    sensitivity specificity tpr tnr r2 pearson spearman correlation psnr ssim likelihood elbo mfu hfu
+    tflops throughput goodput speed fps tps sps wps"""
+)
+# Beside these no direction is known: `loss_scale`, `accuracy_std`, `explained_variance`.
+_UNDECIDABLE = _set(
+    """scale scaler coef coeff weight weights std stddev stderr sem var variance delta diff difference gap
+    drop threshold target limit budget size lr alpha beta gamma lambda"""
+)
+_TIMES = _set("s sec secs second seconds ms minute minutes hour hours day")
+_PHRASES = (
+    (r"(?<=\w)/(?=(s|sec|second)\b)|(?<=[^\Ws]s)[ _-](?=(s|sec)\b)", " per "),  # it/s, tokens_sec
+    (r"\b(s|sec)/(?=(it|iter|step|batch|epoch)\b)", "seconds per "),
+    (r"[\W_]+", " "),
+    (r"\bheld out\b", "heldout"),
+    (r"\bcross entropy", "crossentropy"),
+    (r"\br (squared|2)\b", "r2"),
+    (r"\b(top|pass) ?\d+", "accuracy"),
+    (r"\bfalse (positive|negative)s?", "fpr"),
+    (r"\btrue (positive|negative)s?", "tpr"),
+    (r"\b(train|training|test|val|valid|eval|dev)(?=(loss|error|acc|accuracy)\b)", r"\1 "),
+)
+_TEST = _set("test testing")
+_TRAIN = _set("train training")
+_VALIDATION = _set("val valid validation eval evaluation dev development holdout heldout")
+# Per token, whatever a token is: to be compared between runs with the same tokens only.
+_PER_TOKEN = _LOSSES | _set(
+    "perplexity ppl nll xent ce crossentropy bits nats bpt likelihood entropy accuracy acc"
+)
+_PER_TEXT = _set("byte bytes char chars character characters word words")
 
 
 class MetricSummary(NamedTuple):
@@ -42,17 +84,67 @@ class MetricSummary(NamedTuple):
         return self.minimum_step if direction == "min" else self.maximum_step
 
 
+@lru_cache(maxsize=4096)
 def metric_direction(metric: str) -> str | None:
     """`min` where lower is known to be better, `max` where higher is, else None."""
-    if re.search(_HIGHER_IS_BETTER, metric.lower()):
-        return "max"
-    return "min" if re.search(_LOWER_IS_BETTER, metric.lower()) else None
+    words = _words(metric)
+    if "per" in words[1:-1]:
+        cut = words.index("per", 1)
+        per_time = not _TIMES.isdisjoint(words[cut + 1 :])
+        words = words[:cut]
+        if per_time and _direction(words) != "min":
+            return "max"
+    return _direction(words)
+
+
+def _direction(words: list[str]) -> str | None:
+    known = [word for word in words if word in _LOSSES | _LOWER | _HIGHER | _UNDECIDABLE]
+    undecidable = not _UNDECIDABLE.isdisjoint(known)
+    if not known or (undecidable and known[-1] not in _LOSSES):  # `std_loss` is a loss
+        return None
+    lower = not _LOSSES.isdisjoint(known) or known[-1] in _LOWER
+    if words[0] in ("neg", "negative"):  # `neg_mean_squared_error` of scikit-learn
+        lower = not lower
+    return "min" if lower else "max"
+
+
+def is_per_token(metric: str) -> bool:
+    """Whether the metric is about tokens (`loss`, `perplexity`), not about bytes, words or time."""
+    words = {*_words(metric)}
+    return not words.isdisjoint(_PER_TOKEN) and words.isdisjoint(_PER_TEXT)
+
+
+def _words(name: str) -> list[str]:
+    """The words of a name: `val/TopK_Acc` has val, top, k and acc, `bleu4` has bleu."""
+    parts = re.split(r"([\W_]+)", name)
+    text = "".join(map(_split_camel_case, parts)).lower()
+    for pattern, replacement in _PHRASES:
+        text = re.sub(pattern, replacement, text)
+    return [word if _is_known(word) else word.rstrip("0123456789") for word in text.split()]
+
+
+def _split_camel_case(word: str) -> str:
+    if _is_known(word.lower().rstrip("0123456789")):  # mAP50, IoU
+        return word
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", word)
+
+
+def _is_known(word: str) -> bool:
+    return word in _LOSSES | _LOWER | _HIGHER
 
 
 def preferred_split(splits: Iterable[str]) -> str:
-    """The split that judges a run: test before val before train before any other."""
-    found = sorted(set(splits))
-    return next((split for split in _SPLIT_ORDER if split in found), found[0])
+    """The split that judges a run: test before validation (val, valid, eval, dev ...) before train
+    before any other."""
+    return min(splits, key=lambda split: (*_split_rank(split), split))
+
+
+@lru_cache(maxsize=4096)
+def _split_rank(split: str) -> tuple[int, int]:
+    words = _words(split)
+    kinds = enumerate((_TEST, _VALIDATION, _TRAIN))
+    rank = next((rank for rank, kind in kinds if not kind.isdisjoint(words)), 3)
+    return rank, len(words)  # `val` before `val_wiki`
 
 
 def summarise_rows(
