@@ -16,6 +16,7 @@ from common.models.base import BaseLanguageModel
 from common.models.loss import IGNORE_INDEX, count_labels, next_token_loss
 from common.training.distributed import Processes
 from common.training.precision import autocast, matmul_precision
+from common.utils.progress import with_progress
 from common.utils.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Evaluator:
         self.model.eval()
         total_nats, num_tokens, num_correct, num_bytes = 0.0, 0, 0, 0
         try:
-            for given in dataloader:
+            for given in with_progress(dataloader, "evaluating"):
                 batch = self._processes.rows(to_batch(given))
                 labels = batch["labels"]
                 count = count_labels(labels)

@@ -20,6 +20,7 @@ from common.data.batches import to_batch
 from common.errors import DataError, ModelError
 from common.models.loss import IGNORE_INDEX
 from common.training.precision import autocast
+from common.utils.progress import with_progress
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -210,7 +211,7 @@ def measure_predictions(
     was_training = model.training
     model.eval()
     try:
-        for batch in map(to_batch, dataloader):
+        for batch in map(to_batch, with_progress(dataloader, "evaluating")):
             for rows in _few_rows(batch["input_ids"].shape, vocab_size_of(model)):
                 with autocast(precision, device):
                     logits = model(batch["input_ids"][rows].to(device))["logits"]

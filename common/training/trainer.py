@@ -227,6 +227,13 @@ class Trainer:
                 f"the learning rate gets no higher than {steps / warmup:.0%} of optimizer.lr"
             )
 
+    @property
+    def evaluates_now(self) -> bool:
+        """Whether an evaluation follows this step."""
+        if self._is_due(self.config.eval_every_steps):
+            return self.quick_val_data is not None
+        return self.val_data is not None and self.step >= self.config.max_steps
+
     def _is_due(self, every_steps: int | None) -> bool:
         if not every_steps or not 0 < self.step < self.config.max_steps:
             return False

@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from common.training.callbacks.base import Callback
+from common.utils.logging import get_logger
+from common.utils.progress import EVERY_SECONDS, time_left
 
 if TYPE_CHECKING:
     from common.training.trainer import Trainer
 
-_LINE_EVERY_SECONDS = 10.0
 # What stands beside the losses, where it is logged: on a terminal's one line there is less room.
 _IN_BAR = {"tokens_per_second": "{:,.0f} tokens/s", "mfu": "MFU {:.0%}"}
 _IN_LINE = {
@@ -28,7 +29,7 @@ _IN_LINE = {
 
 
 class ProgressBar(Callback):
-    """Step, losses, speed, time left; on stderr."""
+    """Step, losses, speed, time left; on stderr, and elsewhere than on a terminal in the log."""
 
     def __init__(self) -> None:
         columns = (
@@ -43,9 +44,13 @@ class ProgressBar(Callback):
         self._interactive = sys.stderr.isatty()
         self._losses: dict[str, float] = {}
         self._metrics: Mapping[str, float] = {}
-        self._last_line = time.monotonic()
+        self._started = self._last_line = time.monotonic()
+        self._first_step = 0
+        self._last_text = ""
 
     def on_train_start(self, trainer: Trainer) -> None:
+        self._started = self._last_line = time.monotonic()
+        self._first_step = trainer.step
         self._task = self._bar.add_task("", total=trainer.config.max_steps, text="")
         if self._interactive:
             self._bar.start()
@@ -57,14 +62,14 @@ class ProgressBar(Callback):
         self._losses["loss"] = metrics["loss"]
         self._metrics = metrics
         self._bar.update(self._task, text=self._text(_IN_BAR))
-        if not self._interactive and time.monotonic() - self._last_line > _LINE_EVERY_SECONDS:
+        # The line of an evaluation of this step says the same and more.
+        if time.monotonic() - self._last_line > EVERY_SECONDS and not trainer.evaluates_now:
             self._print_line(trainer)
 
     def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         self._losses["val loss"] = metrics["loss"]
         self._bar.update(self._task, text=self._text(_IN_BAR))
-        if not self._interactive:
-            self._print_line(trainer)
+        self._print_line(trainer)
 
     def on_train_end(self, trainer: Trainer) -> None:
         if self._interactive:
@@ -77,8 +82,14 @@ class ProgressBar(Callback):
         return "  ".join(parts)
 
     def _print_line(self, trainer: Trainer) -> None:
-        self._last_line = time.monotonic()
-        print(
-            f"step {trainer.step}/{trainer.config.max_steps}  {self._text(_IN_LINE)}",
-            file=sys.stderr,
-        )
+        if self._interactive:
+            return
+        now = time.monotonic()
+        steps = trainer.config.max_steps
+        text = f"step {trainer.step}/{steps}  {self._text(_IN_LINE)}"
+        if text == self._last_text:  # evaluated again, to the same digits
+            return
+        self._last_line, self._last_text = now, text
+        done, total = trainer.step - self._first_step, steps - self._first_step
+        left = time_left(now - self._started, done, total)
+        get_logger("progress").info(f"{text}  {left}".rstrip())

@@ -197,10 +197,21 @@ def test_early_stopping_goes_on_counting_after_a_resume() -> None:
 
 
 @pytest.mark.slow
-def test_progress_prints_lines_where_there_is_no_terminal(
+def test_progress_is_a_line_per_evaluation_where_there_is_no_terminal(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     train(ProgressBar())
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
     assert [line.split()[1] for line in lines] == ["2/6", "4/6", "6/6"]
     assert all("val loss" in line and "tokens/s" in line for line in lines)
+    assert all(line.endswith(" left") for line in lines[:2]) and "left" not in lines[2]
+
+
+@pytest.mark.slow
+def test_no_step_has_two_lines_however_slow_the_steps_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.training.callbacks.progress.EVERY_SECONDS", 0.0)
+    train(ProgressBar(), EarlyStopping(1000))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert [line.split()[1] for line in lines] == [f"{step}/6" for step in range(1, 7)]

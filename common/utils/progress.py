@@ -1,0 +1,40 @@
+"""How far a long piece of work is, in lines of the log: for terminals, files and pipes alike."""
+
+from __future__ import annotations
+
+import operator
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from common.utils.logging import get_logger
+
+T = TypeVar("T")
+EVERY_SECONDS = 10.0
+
+
+def with_progress(items: Iterable[T], what: str) -> Iterator[T]:
+    """Give `items` on; after ten seconds, and every ten from then on, log how far they are.
+
+    The time that is left is known where they have a length.
+    """
+    total = operator.length_hint(items)
+    started = last = time.monotonic()
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if done and now - last >= EVERY_SECONDS:
+            last = now
+            of = f" of {total}" if total else ""
+            left = time_left(now - started, done, total)
+            get_logger("progress").info(f"{what}: {done}{of} batches{left and f', {left}'}")
+        yield item
+
+
+def time_left(seconds: float, done: int, total: int) -> str:
+    """ "5 min left" after `done` of `total` parts took so many seconds; "" where nobody can know."""
+    if not 0 < done < total:
+        return ""
+    left = seconds / done * (total - done)
+    if left < 99.5:
+        return f"{left:.0f} s left"
+    return f"{left / 60:.0f} min left" if left < 99.5 * 60 else f"{left / 3600:.1f} h left"
