@@ -19,6 +19,7 @@ from common.export.prune import prune
 from common.export.quantize import quantize
 from common.models.base import BaseLanguageModel
 from common.models.config import DecoderConfig
+from common.models.readback import check_logits, probe
 from common.training.checkpoint import load_checkpoint
 from common.training.config import ExperimentConfig
 from common.training.evaluator import Evaluator
@@ -88,7 +89,9 @@ def compress_run(
         model.save_checkpoint(
             run.directory / "checkpoints" / path.name, fingerprint=data.fingerprint, step=step
         )
+        written = model
         model, data, path = load_run(config, build_model, new_name, "last")
+        _check_read_back(written, model)
         losses.append(_judge(model, config, data))
         sizes.append(_megabytes(path))
         run.update(parameters=parameters, compressed_from=name)
@@ -99,6 +102,13 @@ def compress_run(
         for loss, size, speed in zip(losses, sizes, speeds, strict=True)
     )
     return before, after
+
+
+def _check_read_back(written: BaseLanguageModel, read: BaseLanguageModel) -> None:
+    """Raise ModelError unless both give the same logits: the experiment is not finished then."""
+    probes = probe(written)
+    found = [logits for _, logits in probe(read)]
+    check_logits(probes, found, "f32", "the checkpoint, read back,")
 
 
 def _judge(

@@ -2,12 +2,13 @@
 
 The format is that of `gguf` (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), whose
 keys and architectures llama.cpp defines. Matrices are written in the asked type; vectors and the
-table of positions stay float32, as llama.cpp's own conversion keeps them.
+table of positions stay float32, as llama.cpp's own conversion keeps them. llama.cpp runs the file before
+it has its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,16 @@ import numpy.typing as npt
 import torch
 
 from common.errors import MissingPackageError, ModelError
+from common.export import llama_cpp
 from common.export.config import GGUFDtype
 from common.export.families import Family, family_of
 from common.export.gguf_tensors import gguf_tensors
 from common.export.gguf_vocabulary import SavedTokenizer, Vocabulary, vocabulary_of
 from common.models.base import BaseLanguageModel
 from common.models.decoder import Decoder
+from common.models.readback import check_logits, probe, run_reader
 from common.utils.files import atomic_path
+from common.utils.logging import get_logger
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -51,8 +55,8 @@ def export_gguf(
         dtype: of the matrices: f32 as they are, f16 and bf16 rounded to nearest, q8_0 in 8 bits
             with a scale per 32 numbers.
         name: what the file calls the model; by default the file's own name.
-    Raises ModelError for what llama.cpp has no formula for, and for numbers that `dtype` cannot
-    hold; MissingPackageError without the package `gguf`.
+    Raises ModelError for what llama.cpp has no formula for, for numbers that `dtype` cannot hold, and
+    where llama.cpp does not give the logits of `model`; MissingPackageError without the package `gguf`.
     """
     gguf = _package()
     if dtype not in DTYPES:
@@ -77,7 +81,46 @@ def export_gguf(
             writer.write_tensors_to_file()
         finally:
             writer.close()
+        if llama_cpp.is_installed():
+            _run_back(model, temporary, dtype)
+        else:
+            _read_back(tensors, temporary)
     return path
+
+
+def _run_back(model: Decoder, path: Path, dtype: GGUFDtype) -> None:
+    """Raise ModelError unless llama.cpp gives the logits of `model`."""
+    # Of each text it gives those of the last position, for which there must be room for one token more.
+    probes = [
+        (row[None], logits.log_softmax(dim=-1)[None, -1:])
+        for texts, all_logits in probe(model, leave=1)
+        for row, logits in zip(texts, all_logits, strict=True)
+    ]
+    texts = [ids[0].tolist() for ids, _ in probes]
+    found = run_reader("llama.cpp", lambda: llama_cpp.next_log_probabilities(path, texts))
+    check_logits(probes, [torch.tensor(row)[None, None] for row in found], dtype, "llama.cpp")
+
+
+def _read_back(written: Mapping[str, tuple[npt.NDArray[Any], Any]], path: Path) -> None:
+    """Raise ModelError unless the file holds the tensors that were written; say that it was not run."""
+    import gguf
+
+    def read() -> dict[str, Any]:
+        return {t.name: (t.data, t.tensor_type) for t in gguf.GGUFReader(path).tensors}
+
+    found = run_reader("the reader of gguf", read)
+    for name, (data, kind) in written.items():
+        if (
+            name not in found
+            or found[name][1] != kind
+            or found[name][0].tobytes() != data.tobytes()
+        ):
+            raise ModelError(
+                f"nothing was written: the file does not hold {name} as it was written"
+            )
+    get_logger("export").warning(
+        "the file was read back but not run: llama.cpp is not installed (uv pip install xllamacpp)"
+    )
 
 
 def _package() -> Any:

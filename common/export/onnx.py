@@ -2,7 +2,8 @@
 
 The graph takes `input_ids` (batch, time) int64 and gives `logits` (batch, time, vocab_size) float32,
 for any batch and any time up to the model's context. It has no cache: each new token of a text costs
-a pass over all of it. Written with PyTorch's exporter through `torch.export`.
+a pass over all of it. Written with PyTorch's exporter through `torch.export`, and run by ONNX Runtime,
+whose logits must be the model's, before the file has its name.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from torch import nn
 
 from common.errors import MissingPackageError, ModelError
 from common.models.base import BaseLanguageModel
+from common.models.readback import check_logits, probe, run_reader
 from common.utils.files import atomic_path
+from common.utils.logging import get_logger
 
 _MAX_BYTES = 2**31  # of a protocol buffer, which an ONNX file is
 
@@ -44,8 +47,8 @@ def export_onnx(
 
     Args:
         metadata: what else the file is to say, as text, beside the vocabulary size and the context.
-    Raises ModelError where the model cannot be written as a graph, MissingPackageError without the
-    packages `onnx` and `onnxscript`.
+    Raises ModelError where the model cannot be written as a graph, or where ONNX Runtime does not give
+    its logits; MissingPackageError without the packages `onnx` and `onnxscript`.
     """
     onnx = _package()
     size = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -61,8 +64,30 @@ def export_onnx(
     graph.metadata_props.update({key: str(value) for key, value in facts.items()})
     with atomic_path(path) as temporary:
         onnx.save(_as_proto(graph), temporary)
-        onnx.checker.check_model(temporary)
+        onnx.checker.check_model(temporary, full_check=True)
+        _run_back(model, temporary)
     return path
+
+
+def _run_back(model: BaseLanguageModel, path: Path) -> None:
+    """Raise ModelError unless ONNX Runtime gives the logits of `model`; without it, say so."""
+    try:
+        import onnxruntime
+    except ImportError:
+        get_logger("export").warning(
+            "the file was checked but not run: ONNX Runtime is not installed (uv pip install onnxruntime)"
+        )
+        return
+    probes, reader = probe(model), f"ONNX Runtime {onnxruntime.__version__}"
+
+    def compute() -> list[torch.Tensor]:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what is fatal is raised
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        runs = [session.run(["logits"], {"input_ids": ids.numpy()}) for ids, _ in probes]
+        return [torch.from_numpy(logits) for (logits,) in runs]
+
+    check_logits(probes, run_reader(reader, compute), "f32", reader)
 
 
 def _package() -> Any:

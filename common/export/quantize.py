@@ -88,7 +88,9 @@ def pack_int4(levels: torch.Tensor) -> torch.Tensor:
 
 def unpack_int4(packed: torch.Tensor) -> torch.Tensor:
     """The inverse of `pack_int4`."""
-    return (torch.stack([packed & 15, packed >> 4], dim=2).flatten(1).to(torch.int8)) - 8
+    # Each half by itself: PyTorch's exporter to ONNX takes a shifted uint8 for an int8.
+    halves = [(packed & 15).to(torch.int8), (packed >> 4).to(torch.int8)]
+    return torch.stack(halves, dim=2).flatten(1) - 8
 
 
 class QuantizedLinear(nn.Module):

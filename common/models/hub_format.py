@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ from common.models.hub_weights import (
     read_bounded_json,
 )
 from common.models.mixers.attention import RotaryEmbedding
+from common.models.readback import check_logits, probe, run_reader
 from common.utils.files import fsync_dir, fsync_file, write_json_atomic
 
 if TYPE_CHECKING:
@@ -85,6 +87,7 @@ def save_pretrained(
     """Write a Decoder, and its tokenizer, to the new `folder`, for AutoModelForCausalLM; return it.
 
     The weights keep their dtype. Biases that a GPT-2 has and the Decoder has not are written as 0.
+    transformers reads it back, and has to give the logits of `model`, before the folder has its name.
 
     Raises ModelError for a model that no architecture of transformers computes, for a folder that
     holds something, and for a full disk; DataError for a tokenizer that transformers does not have.
@@ -112,6 +115,7 @@ def save_pretrained(
             save_hub_tokenizer(tokenizer, building, model.context_limit)
         # In files of at most 5 GB, and an index where there are several.
         save_torch_state_dict(hub_tensors(model, config), building)
+        _run_back(model, building)
         for file in building.iterdir():
             fsync_file(file)
         fsync_dir(building)
@@ -122,6 +126,41 @@ def save_pretrained(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return folder
+
+
+def _run_back(model: Decoder, folder: Path) -> None:
+    """Raise ModelError unless transformers gives the logits of `model`, both in float32."""
+    import transformers  # 2 s
+
+    def compute() -> list[torch.Tensor]:
+        theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True
+        )
+        theirs.eval()
+        with torch.no_grad():
+            return [theirs(ids).logits for ids, _ in probes]
+
+    probes, reader = probe(model), f"transformers {transformers.__version__}"
+    dtype = {torch.float16: "f16", torch.bfloat16: "bf16"}.get(
+        next(model.parameters()).dtype, "f32"
+    )
+    with _quiet(transformers.utils.logging):
+        found = run_reader(reader, compute)
+    check_logits(probes, found, dtype, reader)
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """transformers without progress bars and notes, where the user has not turned them off."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _check_counts(arguments: dict[str, Any], num_tensors: int) -> None:
