@@ -31,6 +31,7 @@ from common.errors import (
 from common.export.config import FORMATS, check_dtype
 from common.projects import Project, project_of_run, run_config
 from common.training.config import ExperimentConfig, SampleConfig
+from common.utils.arguments import seed
 from common.utils.paths import display_path, get_datasets_dir
 
 if TYPE_CHECKING:
@@ -256,7 +257,7 @@ A file and standard input are UTF-8; one line end at their end is left out.""",
     parser.add_argument("--top-k", type=int, metavar="K")
     parser.add_argument("--top-p", type=float, metavar="P")
     parser.add_argument("--num-samples", type=int, default=1, metavar="N")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the draws (default 0)")
     return parser
 
 

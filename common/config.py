@@ -1,7 +1,7 @@
 """Configuration: a YAML or TOML file, `extends`, `key.path=value` overrides -> one frozen object.
 
 Later wins: defaults in code < the files named by `extends`, in order < the file < the command line.
-OmegaConf merges and interpolates (`${optimizer.lr}`), Pydantic checks. A mistake becomes a
+config_files.py reads, interpolation.py resolves `${optimizer.lr}`, Pydantic checks. A mistake becomes a
 ConfigError with one line per problem: the key, the file or argument it came from, the fix.
 
 YAML and TOML say the same, and each can extend the other. TOML has no null: write "${oc.decode:null}".
@@ -9,25 +9,26 @@ YAML and TOML say the same, and each can extend the other. TOML has no null: wri
 
 from __future__ import annotations
 
-import re
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-import lazy_loader
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
+from common.config_files import (
+    Sources,
+    find,
+    merge,
+    parse_value,
+    read_config_file,
+    set_source,
+    to_yaml,
+)
 from common.errors import ConfigError, did_you_mean
-
-if TYPE_CHECKING:
-    import omegaconf
-    from omegaconf import DictConfig
-else:
-    omegaconf = lazy_loader.load("omegaconf")  # a quarter second that `--help` need not wait for
+from common.interpolation import InterpolationError, escape, interpolate
 
 
 class Config(BaseModel):
@@ -39,9 +40,12 @@ class Config(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_boolean_numbers(cls, value: object, info: ValidationInfo) -> object:
-        # Pydantic would read `max_steps: true` as 1, and YAML reads `on` and `yes` as true.
+    def _booleans_and_numbers_apart(cls, value: object, info: ValidationInfo) -> object:
         annotation = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, str) and any(kind is True for kind in _flat_types(annotation)):
+            # `compile: on` as Pydantic reads it in a field of type bool; to YAML 1.2 it is text.
+            return _BOOLEAN_WORDS.get(value.lower(), value)
+        # Pydantic would read `max_steps: true` as 1.
         items = value if isinstance(value, list) else [value]
         for item in value.values() if isinstance(value, dict) else items:
             if isinstance(item, bool) and {int, float} & set(_flat_types(annotation)):
@@ -52,13 +56,16 @@ class Config(BaseModel):
         return value
 
 
+_BOOLEAN_WORDS = {"yes": True, "on": True, "no": False, "off": False}
+
+
 def _flat_types(annotation: Any) -> list[Any]:
     """`tuple[float, float] | None` -> [..., tuple[float, float], float, float, NoneType]"""
     return [annotation, *(t for argument in get_args(annotation) for t in _flat_types(argument))]
 
 
 C = TypeVar("C", bound=Config)
-Sources = dict[str, str]  # dotted key -> the file or argument that set it
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what PyTorch takes and a BIGINT of SQL holds
 
 
 def load_config(
@@ -73,17 +80,27 @@ def load_config(
     Raises ConfigError for a missing or unreadable file, a cycle of `extends`, a malformed override,
     an unknown key, a wrong type or value, and an interpolation that leads nowhere.
     """
-    sources: Sources = {}
-    read = _read_with_extends(_find(Path(path), search), (), sources)
-    merged = omegaconf.OmegaConf.create(read)
-    for argument in overrides:
-        _apply_override(merged, argument, schema, sources)
-    try:
-        values = omegaconf.OmegaConf.to_container(merged, resolve=True)
-    except omegaconf.errors.OmegaConfBaseException as error:
-        key = str(error.full_key or "")
-        raise ConfigError(f"{_origin(key, sources)}{key}: {_first_line(error)}") from error
-    return _validate(schema, values, sources)
+    return ConfigFile(path, search).load(schema, overrides)
+
+
+class ConfigFile:
+    """A file and what it extends, read once, for any number of sets of overrides."""
+
+    def __init__(self, path: str | Path, search: Sequence[Path] = ()) -> None:
+        """Raises ConfigError, as `load_config`."""
+        self._values, self._sources = read_config_file(find(Path(path), search))
+
+    def load(self, schema: type[C], overrides: Sequence[str] = ()) -> C:
+        """What `load_config` returns and raises."""
+        values, sources = self._values, dict(self._sources)
+        for argument in overrides:
+            values = _apply_override(values, argument, schema, sources)
+        try:
+            values = interpolate(values)
+        except InterpolationError as error:
+            origin = _origin(error.key, sources)
+            raise ConfigError(f"{origin}{error.key}: {error}", error.hint) from error
+        return _validate(schema, values, sources)
 
 
 def make_config(schema: type[C], values: dict[str, Any]) -> C:
@@ -93,112 +110,47 @@ def make_config(schema: type[C], values: dict[str, Any]) -> C:
 
 def dump_config(config: Config) -> str:
     """The configuration as YAML that `load_config` reads back to an equal object."""
-    return omegaconf.OmegaConf.to_yaml(
-        omegaconf.OmegaConf.create(_escape(config.model_dump(mode="json")))
-    )
-
-
-def _escape(value: Any) -> Any:
-    """Text with `${` in it, such that OmegaConf reads it back as text."""
-    if isinstance(value, dict):
-        return {key: _escape(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_escape(item) for item in value]
-    if isinstance(value, str):
-        return re.sub(r"(\\*)\$\{", lambda match: rf"{match[1] * 2}\${{", value)
-    return value
-
-
-def _find(path: Path, search: Sequence[Path]) -> Path:
-    candidates = [path.expanduser(), *(folder / path for folder in search)]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate.resolve()
-    near = [f for c in candidates for f in sorted(c.parent.glob("*")) if f.suffix in _READERS]
-    hint = did_you_mean(path.name, [f.name for f in near]) if near else ""
-    raise ConfigError(f"no configuration file {path}", hint)
-
-
-def _read_yaml(path: Path) -> DictConfig:
-    # OmegaConf's own loader, because PyYAML reads `3e-4` as a string.
-    loaded = omegaconf.OmegaConf.load(path)
-    if not isinstance(loaded, omegaconf.DictConfig):
-        raise ConfigError(f"{path}: expected `key: value` pairs at the top level")
-    return loaded
-
-
-def _read_toml(path: Path) -> DictConfig:
-    return omegaconf.OmegaConf.create(tomllib.loads(path.read_text(encoding="utf-8-sig")))
-
-
-_READERS = {".yaml": _read_yaml, ".yml": _read_yaml, ".toml": _read_toml}
-
-
-def _read_with_extends(path: Path, chain: tuple[Path, ...], sources: Sources) -> dict[str, Any]:
-    if path in chain:
-        cycle = " -> ".join(p.name for p in (*chain, path))
-        raise ConfigError(f"`extends` goes round in a circle: {cycle}")
-    if path.suffix not in _READERS:
-        raise ConfigError(f"{path}: not a configuration file", "use .yaml, .yml or .toml")
-    try:
-        content = _READERS[path.suffix](path)
-        parents = content.pop("extends", None) or []
-    except ConfigError:
-        raise
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: {error}") from error
-    except Exception as error:  # YAML and OmegaConf have no common base for their syntax errors.
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
-    parents = [parents] if isinstance(parents, str) else parents
-    if not isinstance(parents, Sequence | omegaconf.ListConfig):
-        raise ConfigError(f"{path}: `extends` takes a file or a list of files, got {parents}")
-    merged: dict[str, Any] = {}
-    for parent in parents:
-        base = _read_with_extends(_find(path.parent / str(parent), ()), (*chain, path), sources)
-        merged = _merge(merged, base)
-    values: Any = omegaconf.OmegaConf.to_container(content)
-    for key in _leaves(values):
-        sources.pop(key, None)  # so that the latest source comes last
-        sources[key] = str(path)
-    return _merge(merged, values)
-
-
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Sections are merged key by key; everything else in `above` takes the place of what is below."""
-    merged = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
-def _leaves(value: object, prefix: str = "") -> list[str]:
-    if not isinstance(value, dict):
-        return [prefix]
-    dot = f"{prefix}." if prefix else ""
-    return [leaf for key, item in value.items() for leaf in _leaves(item, f"{dot}{key}")]
+    return to_yaml(escape(config.model_dump(mode="json")))
 
 
 def _apply_override(
-    merged: DictConfig, argument: str, schema: type[Config], sources: Sources
-) -> None:
+    values: dict[str, Any], argument: str, schema: type[Config], sources: Sources
+) -> dict[str, Any]:
+    """`values` with the value of `argument`, in new sections where they differ."""
     key, equals, text = argument.partition("=")
     if not equals or not key or key.startswith("-"):
         raise ConfigError(f"argument '{argument}': expected key.path=value")
-    sources.pop(key, None)
-    sources[key] = f"argument '{argument}'"
+    set_source(sources, key, f"argument '{argument}'")
+    # A text field takes the text as typed: `name=[x` and `name=on` stay what they are.
+    annotation = _annotation(schema, key)
+    choices = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    is_text = str in choices or Path in choices
     try:
-        # A text field takes the text as typed: `name=007` and `name=on` stay what they are.
-        annotation = _annotation(schema, key)
-        choices = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
-        is_text = str in choices or Path in choices
         if is_text and not (text == "null" and NoneType in choices):
             value: object = text
         else:
-            value = omegaconf.OmegaConf.from_dotlist([f"value={text}"])._get_node("value")
-        omegaconf.OmegaConf.update(merged, key, value, merge=True, force_add=True)
-    except Exception as error:  # as above: the YAML parser's and OmegaConf's own kinds
-        raise ConfigError(f"argument '{argument}': {_first_line(error)}") from error
+            value = parse_value(text)
+        replaced: dict[str, Any] = _replaced(values, key.split("."), value)
+        return replaced
+    except ValueError as error:
+        raise ConfigError(f"argument '{argument}': {error}") from error
+
+
+def _replaced(node: Any, path: list[str], value: object) -> Any:
+    """`node` with `value` at `path`; sections are merged, elements of lists have their numbers as keys."""
+    if not path:
+        return merge(node, value) if isinstance(node, dict) and isinstance(value, dict) else value
+    first, *rest = path
+    if isinstance(node, list):
+        if not first.isdecimal() or int(first) >= len(node):
+            raise ValueError(f"'{first}' is no element of a list of {len(node)}")
+        items = list(node)
+        items[int(first)] = _replaced(items[int(first)], rest, value)
+        return items
+    if node is not None and not isinstance(node, dict):
+        raise ValueError(f"'{first}' is set in what is no section: {node}")
+    node = node or {}
+    return node | {first: _replaced(node.get(first), rest, value)}
 
 
 def _nested_schema(annotation: Any) -> type[Config] | None:
@@ -257,7 +209,3 @@ def _origin(key: str, sources: Sources) -> str:
             return f"{inside[-1]}: "
         key = key.rpartition(".")[0]
     return ""
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from common.config import Config
+from common.config import Config, Seed
 from common.data.config import DataConfig
 from common.models.config import ModelConfig
 
@@ -83,7 +83,7 @@ class TrainingConfig(Config):
     @field_validator("wandb", mode="before")
     @classmethod
     def _off_is_a_word(cls, value: object) -> object:
-        return "off" if value is False else value  # YAML reads `off` as false
+        return "off" if value is False else value  # and to YAML 1.1 `off` is false
 
     @field_validator("profile_steps")
     @classmethod
@@ -115,7 +115,7 @@ class ExperimentConfig(Config):
     """Everything that defines an experiment; a project narrows `model` to its own kind."""
 
     model: ModelConfig = ModelConfig()
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+import yaml
 
 from common.utils.paths import REPOSITORY_ROOT
 
@@ -43,7 +43,7 @@ def test_the_resolved_configuration_can_be_seen_and_loaded_again(
 ) -> None:
     result = run_tool(TRAIN, "--config", config, "--print-config", "optimizer.lr=3e-4", "seed=5")
     assert result.returncode == 0, result.stderr
-    shown = OmegaConf.to_container(OmegaConf.create(result.stdout))
+    shown = yaml.safe_load(result.stdout)
     assert shown["seed"] == 5 and shown["optimizer"]["lr"] == 3e-4
     assert shown["model"]["num_layers"] == 1 and shown["training"]["log_every_steps"] == 10
     (tmp_path / "again.yaml").write_text(result.stdout)
@@ -126,3 +126,9 @@ def test_a_run_is_trained_evaluated_and_found_again(
     (row,) = json.loads(listed.stdout)
     assert (row["name"], row["status"], row["project"]) == ("exp_001", "finished", "baseline")
     assert row["step"] == 4
+
+
+@pytest.mark.parametrize("seed", ["18446744073709551616", "-1", "x"])
+def test_a_seed_that_no_generator_takes_is_refused_at_once(run_tool, seed: str) -> None:
+    result = run_tool(SAMPLE, "nothing", f"--seed={seed}")
+    assert result.returncode == 2 and "--seed: must be a whole number from 0" in result.stderr

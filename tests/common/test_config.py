@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from common.config import Config, dump_config, load_config
 from common.errors import ConfigError
+from common.training.config import ExperimentConfig
 
 
 class Optimizer(Config):
@@ -358,3 +360,258 @@ def test_two_values_that_do_not_fit_are_told_with_the_argument_that_came_last(
     path = write(tmp_path, "outer.yaml", "range: {low: 2, high: 5}\n")
     with pytest.raises(ConfigError, match=r"argument 'range\.low=7'.*low 7 is above high 5"):
         load_config(path, Outer, ["range.low=7"])
+
+
+class Numbers(Config):
+    whole: int = 0
+    real: float = 0.0
+    text: str = ""
+    texts: tuple[str, ...] = ()
+    flag: bool = False
+    choice: Literal["auto", True, False] = "auto"
+    factors: dict[str, float] = Field(default_factory=dict)
+
+
+REFUSED = object()
+
+
+@pytest.mark.parametrize(
+    ("written", "whole", "real"),
+    [
+        ("010", 10, 10.0),
+        ("08", 8, 8.0),
+        ("00", 0, 0.0),
+        ("+5", 5, 5.0),
+        ("0x10", 16, 16.0),
+        ("0o17", 15, 15.0),
+        ("1_000", 1000, 1000.0),
+        ("1e3", 1000, 1000.0),
+        ("1.", 1, 1.0),
+        (".5", REFUSED, 0.5),
+        ("12e-1", REFUSED, 1.2),
+        ("0b11", REFUSED, REFUSED),
+        ("-0x10", REFUSED, REFUSED),
+        ("1:30", REFUSED, REFUSED),
+        ("190:20:30.5", REFUSED, REFUSED),
+        ("on", REFUSED, REFUSED),
+        ("off", REFUSED, REFUSED),
+        ("true", REFUSED, REFUSED),
+        ("2024-01-01", REFUSED, REFUSED),
+        ("=", REFUSED, REFUSED),
+        ("~", REFUSED, REFUSED),
+        ("1__0", REFUSED, REFUSED),
+        ("1,000", REFUSED, REFUSED),
+    ],
+)
+def test_numbers_are_those_of_yaml_1_2_in_files_and_on_the_command_line(
+    tmp_path: Path, written: str, whole: object, real: object
+) -> None:
+    for key, wanted in (("whole", whole), ("real", real)):
+        in_file = write(tmp_path, "a.yaml", f"{key}: {written}\n"), []
+        typed = write(tmp_path, "b.yaml", ""), [f"{key}={written}"]
+        for path, overrides in (in_file, typed):
+            if wanted is REFUSED:
+                with pytest.raises(ConfigError) as caught:
+                    load_config(path, Numbers, overrides)
+                assert key in caught.value.message and "\n" not in caught.value.message
+            else:
+                value = getattr(load_config(path, Numbers, overrides), key)
+                assert value == wanted and type(value) is type(wanted)
+
+
+@pytest.mark.parametrize(
+    "written", ["010", "1_000", "0x10", "1e3", "1.50", "1:30", "on", "no", "2024-01-01", "="]
+)
+def test_a_text_is_what_was_written_in_a_file_too(tmp_path: Path, written: str) -> None:
+    text = f"text: {written}\ntexts: [{written}]\nfactors: {{{written}: 1}}\n"
+    config = load_config(write(tmp_path, "a.yaml", text), Numbers)
+    assert (config.text, config.texts, [*config.factors]) == (written, (written,), [written])
+    again = write(tmp_path, "again.yaml", dump_config(config))
+    assert load_config(again, Numbers) == config
+
+
+@pytest.mark.parametrize("written", ["yes", "on", "On", "true", "no", "OFF", "false"])
+def test_yes_and_no_are_booleans_where_booleans_are_expected(tmp_path: Path, written: str) -> None:
+    wanted = written.lower() in ("yes", "on", "true")
+    config = load_config(
+        write(tmp_path, "a.yaml", f"flag: {written}\n"), Numbers, [f"choice={written}"]
+    )
+    assert config.flag is wanted and config.choice is wanted
+
+
+def test_an_anchor_is_merged_and_an_override_changes_one_of_its_uses(tmp_path: Path) -> None:
+    text = "factors: &a {x: 1, y: 2}\nmore: {<<: *a, y: 3}\nalso: *a\n"
+
+    class Anchored(Config):
+        factors: dict[str, int]
+        more: dict[str, int]
+        also: dict[str, int]
+
+    config = load_config(write(tmp_path, "a.yaml", text), Anchored, ["factors.x=7"])
+    assert config == Anchored(
+        factors={"x": 7, "y": 2}, more={"x": 1, "y": 3}, also={"x": 1, "y": 2}
+    )
+
+
+LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
+)
+MERGED_LAUGHS = "a0: &a0 {x: 1}\n" + "".join(
+    f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}\n" for i in range(1, 30)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (LAUGHS, "more than 1,048,576 values and characters"),
+        (MERGED_LAUGHS, "unknown key 'a0'"),  # merging doubles nothing
+        ("name: &a [*a]\n", "recursive"),
+        ("name: " + "[" * 5000, "nested too deeply"),
+        ("name: " + "[" * 200 + "]" * 200, "nested too deeply"),
+        ("name: x" + "x" * 2**20, "larger than 1,048,576 bytes"),
+        (
+            "label: x0123456789\n"
+            + "".join(f"b{i}: '${{b{i + 1}}}${{b{i + 1}}}'\n" for i in range(60))
+            + "b60: abc\n",
+            "grows without bounds",
+        ),
+        (
+            "".join(f"b{i}: ['${{b{i + 1}}}', '${{b{i + 1}}}']\n" for i in range(60))
+            + "b60: abc\n",
+            "more than 1,048,576 values and characters",
+        ),
+        (
+            "".join(f"b{i}: ${{b{i + 1}}}\n" for i in range(5000)) + "b5000: 1\n",
+            "interpolations are too deep",
+        ),
+    ],
+    ids=["aliases", "merges", "itself", "brackets", "deep", "huge", "texts", "lists", "chain"],
+)
+def test_a_small_file_that_means_a_huge_one_is_refused_in_one_line(
+    tmp_path: Path, text: str, reason: str
+) -> None:
+    error = refusal(tmp_path, text)
+    assert reason in error.message and len(error.message.splitlines()[0]) < 400
+
+
+def test_files_that_extend_the_same_ones_twice_are_read_once_each(tmp_path: Path) -> None:
+    write(tmp_path, "l0.yaml", "steps: 3\n")
+    for i in range(1, 60):  # 2^60 ways from the last to the first
+        write(tmp_path, f"l{i}.yaml", f"extends: [l{i - 1}.yaml, l{i - 1}.yaml]\n")
+    assert load_config(tmp_path / "l59.yaml", Settings).steps == 3
+
+
+def test_what_was_extended_last_wins_and_is_named_also_in_a_diamond(tmp_path: Path) -> None:
+    write(tmp_path, "base.yaml", "steps: wrong\n")
+    write(tmp_path, "a.yaml", "extends: base.yaml\nsteps: 1\n")
+    write(tmp_path, "b.yaml", "extends: base.yaml\n")
+    assert "base.yaml" in refusal(tmp_path, "extends: [a.yaml, b.yaml]\n").message
+    assert load(tmp_path, "extends: [b.yaml, a.yaml]\n").steps == 1
+
+
+def test_a_chain_of_very_many_files_is_refused(tmp_path: Path) -> None:
+    for i in range(300):
+        write(tmp_path, f"c{i}.yaml", f"extends: c{i + 1}.yaml\n")
+    with pytest.raises(ConfigError, match="100 files extend one another"):
+        load_config(tmp_path / "c0.yaml", Settings)
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".yaml", "a\0b.yaml"])
+def test_a_name_that_no_file_can_have_is_one_line(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="no configuration file"):
+        load_config(name, Settings)
+    assert "no configuration file" in refusal(tmp_path, f"extends: {json.dumps(name)}\n").message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "${oc.env:HF_TOKEN}",
+        "${oc.env:HF_TOKEN,nothing}",
+        "${oc.env:NO_SUCH_VARIABLE,nothing}",
+        "${oc.env: HF_TOKEN }",
+        "a ${oc.env:HF_TOKEN} b",
+        "${oc.decode:${oc.env:HF_TOKEN}}",
+        "${oc.env:HF_${label}}",
+        "${oc.env:USER,${oc.env:HF_TOKEN}}",
+        "${oc.${label}:HF_TOKEN}",
+        "${oc.create:{a: 1}}",
+        "${oc.deprecated:label}",
+        "${oc.select:label}",
+        "${oc.dict.keys:optimizer}",
+        "${mine:1}",
+    ],
+)
+def test_no_secret_of_the_environment_comes_into_a_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    for label in ("TOKEN", "env"):
+        file = f"name: {json.dumps(text)}\nlabel: {label}\n"
+        for content, override in ((file, []), (f"label: {label}\n", [f"name={text}"])):
+            error = refusal(tmp_path, content, *override)
+            assert "name" in error.message and "hf_secret" not in error.message + error.hint
+
+
+def test_what_a_variable_holds_is_not_interpolated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("USER", "${oc.decode:1}")
+    assert load(tmp_path, "name: ${oc.env:USER}\n").name == "${oc.decode:1}"
+
+
+def test_harmless_variables_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7")
+    monkeypatch.delenv("SCRATCH", raising=False)
+    text = """
+name: job_${oc.env:SLURM_ARRAY_TASK_ID}
+label: ${oc.env:SCRATCH,/tmp}
+steps: ${oc.env:SLURM_ARRAY_TASK_ID}
+"""
+    config = load(tmp_path, text)
+    assert (config.name, config.label, config.steps) == ("job_7", "/tmp", 7)
+    assert "no variable SCRATCH" in refusal(tmp_path, "name: ${oc.env:SCRATCH}\n").message
+
+
+def test_interpolations_by_relative_and_nested_keys(tmp_path: Path) -> None:
+    text = """
+name: steps
+steps: 3
+label: "${${name}} of ${.name}"
+optimizer: {lr: '${.min_lr}', min_lr: '${..steps}', betas: ['${optimizer.betas[1]}', 0.9]}
+"""
+    config = load(tmp_path, text)
+    assert config.label == "3 of steps"
+    assert config.optimizer == Optimizer(lr=3, min_lr=3, betas=(0.9, 0.9))
+
+
+def test_an_interpolated_section_can_be_looked_into(tmp_path: Path) -> None:
+    class Two(Config):
+        a: Optimizer
+        b: Optimizer
+        lr: float
+
+    path = write(tmp_path, "two.yaml", "a: {lr: 0.5}\nb: ${a}\nlr: ${b.lr}\n")
+    assert load_config(path, Two) == Two(a=Optimizer(lr=0.5), b=Optimizer(lr=0.5), lr=0.5)
+
+
+def test_an_element_of_a_list_can_be_overridden(tmp_path: Path) -> None:
+    text = "optimizer: {betas: [0.1, 0.2]}\n"
+    assert load(tmp_path, text, "optimizer.betas.1=0.5").optimizer.betas == (0.1, 0.5)
+    assert "optimizer.betas.2=1" in refusal(tmp_path, text, "optimizer.betas.2=1").message
+
+
+@pytest.mark.parametrize("seed", [2**63, 2**64, -1])
+def test_a_seed_that_no_generator_takes_is_one_line(tmp_path: Path, seed: int) -> None:
+    path = write(tmp_path, "a.yaml", "")
+    with pytest.raises(ConfigError, match=rf"argument 'seed={seed}': seed: expected "):
+        load_config(path, ExperimentConfig, [f"seed={seed}"])
+
+
+@pytest.mark.parametrize(
+    "mark", ["\x85", "\u2028", "\u2029", "\r", "\n", "\t", "\ufeff", "\x00", "\x7f"]
+)
+def test_unusual_breaks_in_a_text_survive_a_dump(tmp_path: Path, mark: str) -> None:
+    config = Settings(name=mark, prompts=(f"a{mark}b", f"{mark}{mark} c", f"a {mark}"))
+    assert load(tmp_path, dump_config(config)) == config

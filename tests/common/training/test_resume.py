@@ -37,7 +37,7 @@ MAX_STEPS = 120
 SERVER = textwrap.dedent("""
     import json, os, runpy, signal, sys, traceback
 
-    import omegaconf, pandas, pyarrow.parquet, torch, torch._dynamo
+    import yaml, pandas, pyarrow.parquet, torch, torch._dynamo
     import common.training.experiment, common.models.decoder
 
     def signal_at(moment, text, number):

@@ -116,7 +116,7 @@ def wait_for(process: int) -> int:
 
 def main() -> None:
     for name in (
-        "omegaconf",
+        "yaml",
         "pandas",
         "pyarrow.parquet",
         "torch._dynamo",
