@@ -110,6 +110,9 @@ class LoaderBatches:
         items = fetch(rows.tolist()) if fetch else [dataset[row] for row in rows.tolist()]
         return to_batch(self._loader.collate_fn(items))
 
+    def epochs(self, batches: int) -> float:
+        return batches / len(self._loader)
+
     def _order(self, epoch: int) -> np.ndarray[Any, Any]:
         if not self._shuffle:
             return np.arange(self._rows)
@@ -131,6 +134,9 @@ class ListedBatches:
     @property
     def fingerprint(self) -> dict[str, Any]:
         return {"batches": len(self._batches)}
+
+    def epochs(self, batches: int) -> float:
+        return batches / len(self._batches)
 
     def batch(self, index: int) -> Batch:
         return to_batch(self._batches[index % len(self._batches)])

@@ -24,7 +24,11 @@ Int64 = npt.NDArray[np.int64]
 
 
 class BatchSource(Protocol):
-    """What the Trainer draws from: `batch(i)` returns the same batch whenever it is asked."""
+    """What the Trainer draws from: `batch(i)` returns the same batch whenever it is asked.
+
+    Where it has epochs, `epochs(batches) -> float` says how many so many batches are. Where its order
+    can differ, `fingerprint` (JSON) says what a resume must find again.
+    """
 
     def batch(self, index: int) -> Batch: ...
 
@@ -84,11 +88,22 @@ class ShuffledWindows:
         starts, counts = np.array(rows).T
         return _predicting(self._tokens, starts, counts, self._context_length)
 
-    def _window(self, number: int) -> Int64:
-        """(2,): where the window starts, and how many tokens it predicts."""
+    def epochs(self, batches: int) -> float:
+        """How many epochs so many batches are."""
+        epoch, place, size = self._place(batches * self._batch_size)
+        return epoch + place / size
+
+    def _place(self, number: int) -> tuple[int, int, int]:
+        """Of a window: its epoch, its place there, and how many windows that epoch has."""
         turn, rest = divmod(number, int(self._before[-1]))
         epoch = int(np.searchsorted(self._before, rest, side="right")) - 1
-        window: Int64 = self._epoch(turn * self._stride + epoch)[:, rest - self._before[epoch]]
+        first, end = self._before[epoch : epoch + 2].tolist()
+        return turn * self._stride + epoch, rest - first, end - first
+
+    def _window(self, number: int) -> Int64:
+        """(2,): where the window starts, and how many tokens it predicts."""
+        epoch, place, _ = self._place(number)
+        window: Int64 = self._epoch(epoch)[:, place]
         return window
 
     def _make_epoch(self, epoch: int) -> Int64:

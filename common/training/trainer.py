@@ -67,7 +67,8 @@ class Trainer:
         other_val_data: more validation sets by name; judged at the end, logged as splits.
         run: where rows, checkpoints and samples go; None: nothing is written.
         token_bytes: as Evaluator takes it.
-        tokens_per_epoch: size of the training split, for the `epoch` of logged rows.
+        tokens_per_epoch: size of the training split, for the `epoch` of logged rows where
+            `train_data` has no epochs of its own.
         fingerprint: identifies the data (JSON), besides what `train_data` says of itself; a resume
             on other data is refused.
         processes: those that train together, from `join_processes`; None: this one alone.
@@ -364,8 +365,13 @@ class Trainer:
 
     def _write_row(self, metrics: Mapping[str, float], split: str) -> None:
         if self.run is not None:
-            epoch = self.tokens / self.tokens_per_epoch if self.tokens_per_epoch else None
-            self.run.log(metrics, step=self.step, split=split, epoch=epoch)
+            self.run.log(metrics, step=self.step, split=split, epoch=self._epochs())
+
+    def _epochs(self) -> float | None:
+        """How often the training split was gone through; None where nobody knows its size."""
+        if (epochs := getattr(self.train_data, "epochs", None)) is not None:
+            return float(epochs(self.step * self.config.gradient_accumulation_steps))
+        return self.tokens / self.tokens_per_epoch if self.tokens_per_epoch else None
 
     def _evaluate(self, full: bool) -> dict[str, float]:
         """Judge the model; `full`: on the whole validation split, once per step."""

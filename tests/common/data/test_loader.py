@@ -179,6 +179,18 @@ def test_an_epoch_goes_on_in_the_middle_as_it_would_have() -> None:
     assert [*before, *after] == whole
 
 
+@pytest.mark.parametrize("length", [7, 100, 1001])
+def test_epochs_are_counted_by_what_was_predicted(length: int) -> None:
+    source = ShuffledWindows(tokens(length), batch_size=1, context_length=11, seed=3)
+    predicted, before = 0, 0.0
+    for index in range(3 * length):
+        if predicted % (length - 1) == 0:
+            assert source.epochs(index) == predicted / (length - 1)
+        assert index == 0 or source.epochs(index) > before
+        before = source.epochs(index)
+        predicted += int((source.batch(index)["labels"][:, 1:] != IGNORED).sum())
+
+
 def test_windows_of_the_epochs_begin_at_every_place() -> None:
     """Else some tokens would be the second of a window, with little to go by, in every epoch."""
     source = ShuffledWindows(tokens(100), batch_size=1, context_length=6, seed=3)

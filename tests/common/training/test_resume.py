@@ -303,6 +303,16 @@ def test_a_kill_at_any_change_of_a_file_resumes_to_the_same_run(
     assert_same_run(name, whole)
 
 
+def test_epochs_go_on_exactly_after_a_kill(lab: Lab) -> None:
+    sampling = "data.sampling=shuffled"
+    assert lab.train("epochs", sampling).code == 0
+    lab.train("killed_epochs", sampling, signal_at=(1, "step_60", signal.SIGKILL))
+    assert lab.resume("killed_epochs").code == 0
+    assert_same_run("killed_epochs", "epochs")
+    judged = lab.run("killed_epochs", script="evaluate.py")
+    assert judged.code == 0 and "perplexity" in judged.output, judged.output
+
+
 @pytest.mark.parametrize("moment", [1, 2, 3])
 def test_a_run_killed_while_it_is_set_up_can_be_resumed_and_spoils_no_other(
     shared_lab: Lab, moment: int

@@ -566,7 +566,9 @@ def test_a_data_loader_trains_and_resumes_to_the_same_weights(start: Callable[..
         )
 
     whole, run = decoder(), start("broken")
-    expected = trainer(whole, start("whole")).fit()
+    never_broken = start("whole")
+    expected = trainer(whole, never_broken).fit()
+    assert [r["epoch"] for r in rows_of(never_broken) if r["split"] == "train"][2::3] == [1, 2, 3]
     assert expected["num_tokens"] == 11 * (LENGTH - 1)
     with pytest.raises(RuntimeError, match="plug"):
         trainer(decoder(), run, Break(8)).fit()
