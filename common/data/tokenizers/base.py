@@ -156,9 +156,9 @@ def check_ids(ids: Collection[int]) -> None:
     if len(set(ids)) < len(ids):
         again = next(a for a, b in pairwise(sorted(ids)) if a == b)
         raise DataError(f"two tokens have the id {again}")
-    largest = max(ids, default=0)
-    if min(ids, default=0) < 0 or largest >= max(_SMALL_VOCABULARY, 2 * len(ids)):
-        raise DataError(f"it has {len(ids):,} tokens, and one of them has the id {largest:,}")
+    for wild in (min(ids, default=0), max(ids, default=0)):
+        if not 0 <= wild < max(_SMALL_VOCABULARY, 2 * len(ids)):
+            raise DataError(f"it has {len(ids):,} tokens, and one of them has the id {wild:,}")
 
 
 _SMALL_VOCABULARY = 2**16  # rows that cost nothing

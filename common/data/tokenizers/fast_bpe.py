@@ -86,7 +86,8 @@ def _is_plain(content: dict[str, Any]) -> bool:
     found = {key: value for key, value in content.items() if key not in ("added_tokens", "decoder")}
     found["pre_tokenizer"] = {k: v for k, v in splitter.items() if k != "trim_offsets"}
     no_effect = ("vocab", "merges", "fuse_unk")  # without an unknown token there is nothing to fuse
-    found["model"] = {key: value for key, value in model.items() if key not in no_effect}
+    # GPT-2's own file writes empty prefixes and suffixes.
+    found["model"] = {k: None if v == "" else v for k, v in model.items() if k not in no_effect}
     return found == _PIPELINE and all(token["special"] for token in content["added_tokens"])
 
 

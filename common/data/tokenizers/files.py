@@ -9,7 +9,7 @@ from typing import Any
 
 import tokenizers as hf
 
-from common.data.tokenizers.base import Tokenizer, engine_errors
+from common.data.tokenizers.base import Tokenizer, check_ids, engine_errors
 from common.data.tokenizers.bpe import BPETokenizer
 from common.data.tokenizers.char import CharTokenizer
 from common.data.tokenizers.pretrained import PretrainedTokenizer
@@ -74,7 +74,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if path.exists() and path.stat().st_size > _LARGEST_BYTES:
         raise DataError(f"{path} is too large for a tokenizer: {path.stat().st_size:,} bytes")
     if path.suffix == ".model":
-        return SentencePieceTokenizer(path.read_bytes())
+        with engine_errors(f"reading {path}"):
+            return SentencePieceTokenizer(path.read_bytes())
     content: Any = read_json(path, DataError, "prepare the dataset again")
     if not isinstance(content, dict):
         raise DataError(f"{path} is not a tokenizer")
@@ -110,8 +111,9 @@ def _text(value: object) -> str:
 
 
 def _from_content(content: dict[str, Any]) -> hf.Tokenizer:
-    """Raises DataError where tokenizers gives added tokens other ids than the file: it closes gaps."""
+    """Raises DataError for ids that fill the memory, and where tokenizers gives added tokens other ones."""
     tokenizer = hf.Tokenizer.from_str(json.dumps(content))
+    check_ids(tokenizer.get_vocab(with_added_tokens=True).values())
     for token in content.get("added_tokens") or []:
         found = tokenizer.token_to_id(token["content"])
         if found != token["id"]:

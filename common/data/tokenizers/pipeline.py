@@ -10,9 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cached_property
+from math import prod
 from typing import Any
 
 from common.data.tokenizers.byte_level import byte_letters
+from common.errors import DataError
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 # Pre-tokenizers that only cut; Split and Punctuation can also remove what they match.
@@ -27,8 +29,14 @@ _CUTS = {
 }
 
 
+_MOST_GROWTH = 1000  # characters that one may become
+
+
 class Pipeline:
-    """Reads the canonical description (`Tokenizer.to_str`) of a tokenizer of Hugging Face's."""
+    """Reads the canonical description (`Tokenizer.to_str`) of a tokenizer of Hugging Face's.
+
+    Raises DataError for replacements in a row that would turn a short text into gigabytes.
+    """
 
     def __init__(self, content: Mapping[str, Any]) -> None:
         self.model: Mapping[str, Any] = content["model"]
@@ -36,6 +44,9 @@ class Pipeline:
         self.normalizers = steps(content["normalizer"])
         self.splitters = steps(content["pre_tokenizer"])
         self.decoders = steps(content["decoder"])
+        for row in (self.normalizers, self.decoders):
+            if prod(len(step.get("content", "")) or 1 for step in row) > _MOST_GROWTH:
+                raise DataError("its replacements make a text thousands of times as long")
         self.byte_level = any(
             step["type"] == "ByteLevel" for step in [*self.normalizers, *self.splitters]
         )

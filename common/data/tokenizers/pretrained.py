@@ -17,7 +17,6 @@ from common.data.tokenizers.base import (
     TokenIds,
     Tokenizer,
     check_encodable,
-    check_ids,
     engine_errors,
     is_panic,
     last_word_border,
@@ -58,7 +57,6 @@ class PretrainedTokenizer(Tokenizer):
             tokenizer.model.dropout = None
         self.tokenizer = tokenizer
         self._vocab: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
-        check_ids(self._vocab.values())
         self._content: dict[str, Any] = json.loads(tokenizer.to_str())
         self._pipeline = Pipeline(self._content)
         known = (
@@ -80,7 +78,7 @@ class PretrainedTokenizer(Tokenizer):
 
     def _encode(self, texts: Sequence[str]) -> list[TokenIds]:
         check_encodable(texts)
-        with engine_errors("encoding", "its tokenizer.json cannot encode this text"):
+        with engine_errors("encoding", "take another tokenizer, or repair its tokenizer.json"):
             encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 

@@ -124,7 +124,7 @@ def random_pipeline(draw: Random) -> Json:
 
 
 def _byte_level(draw: Random) -> Json:
-    model = _vocabulary_of("bytes") | {"ignore_merges": draw.random() < 0.3}
+    model = vocabulary_of("bytes") | {"ignore_merges": draw.random() < 0.3}
     if draw.random() < 0.3:
         model |= {"dropout": 0.3}
     if draw.random() < 0.2:
@@ -324,7 +324,7 @@ def _post_processor(draw: Random) -> Json | None:
 
 
 def _bpe(draw: Random) -> Json:
-    model = _vocabulary_of(draw.choice(["bytes", "marked", "plain"]))
+    model = vocabulary_of(draw.choice(["bytes", "marked", "plain"]))
     model |= {flag: draw.random() < 0.3 for flag in ("fuse_unk", "byte_fallback", "ignore_merges")}
     if model["byte_fallback"] and draw.random() < 0.8:
         model["vocab"] |= {token: len(model["vocab"]) + i for i, token in enumerate(BYTES)}
@@ -337,7 +337,7 @@ def _bpe(draw: Random) -> Json:
 
 
 def _unigram(draw: Random) -> Json:
-    words = [*_vocabulary_of(draw.choice(["marked", "plain", "bytes"]))["vocab"]]
+    words = [*vocabulary_of(draw.choice(["marked", "plain", "bytes"]))["vocab"]]
     vocab = [["<unk>", 0.0], ["</s>", 0.0], *([w, -1.0 - i / 7] for i, w in enumerate(words))]
     fallback = draw.random() < 0.5
     vocab += [[token, 0.0] for token in BYTES] if fallback else []
@@ -345,7 +345,7 @@ def _unigram(draw: Random) -> Json:
 
 
 def _wordpiece(draw: Random) -> Json:
-    words = [*_vocabulary_of("plain")["vocab"]]
+    words = [*vocabulary_of("plain")["vocab"]]
     prefix = draw.choice(["##", "##", "@@"])
     vocab = ["[UNK]", *words, *(prefix + w for w in words if prefix + w not in words)]
     return {
@@ -378,7 +378,7 @@ def _trained(kind: str) -> str:
     return tokenizer.to_str()
 
 
-def _vocabulary_of(kind: str) -> Json:
+def vocabulary_of(kind: str) -> Json:
     """A copy of the model that was trained on CORPUS: its letters are bytes, or spaces are `▁`."""
     model: Json = json.loads(_trained(kind))["model"]
     return model

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 import tokenizers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.data.hub_tokenizer import save_hub_tokenizer
 from common.data.tokenizers import (
     END_OF_TEXT,
     BPETokenizer,
@@ -26,9 +29,9 @@ from common.data.tokenizers import (
 )
 from common.data.tokenizers.base import last_word_border
 from common.data.tokenizers.fast_bpe import FastBPE
-from common.data.tokenizers.patterns import CL100K, GPT2, O200K
+from common.data.tokenizers.patterns import CL100K, GPT2, KNOWN, O200K
 from common.errors import DataError
-from common.utils.paths import get_tokenizers_dir
+from common.utils.paths import REPOSITORY_ROOT, get_tokenizers_dir
 
 WORDS = "the quick brown fox's jumped over 1234 lazy dogs, naïve café; don't! x=y+1\n\tdef f(x):\n"
 TEXTS = [(WORDS * 3)[i : i + 90] for i in range(0, 180, 7)] * 4
@@ -182,6 +185,83 @@ def test_a_sentencepiece_model_of_a_folder_is_read(tmp_path: Path) -> None:
     assert isinstance(unigram, SentencePieceTokenizer)
     (tmp_path / "tokenizer.model").write_bytes(unigram._model)
     assert find_tokenizer(str(tmp_path)).encode(WORDS).tolist() == unigram.encode(WORDS).tolist()
+
+
+def test_a_space_is_one_byte_also_where_the_vocabulary_was_learned_without() -> None:
+    sentences = ["日本語のテキスト", "これは文です", "犬と猫"] * 20
+    text = "日本 語  a これは\n"
+    for kind in (SentencePieceTokenizer, SentencePieceBPETokenizer):
+        tokenizer = kind.train(sentences, 400)
+        ids = tokenizer.encode(text)
+        assert (
+            tokenizer.token_bytes[ids].sum() == len(text.encode())
+            and "space:" not in tokenizer.loses
+        )
+        assert tokenizer.decode(ids.tolist()) == text
+
+
+def test_a_model_of_somebody_elses_without_a_space_says_what_it_counts() -> None:
+    """As earlier versions trained them."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["日本語のテキスト", "これは文です", "犬と猫"] * 20),
+        model_writer=model,
+        vocab_size=400,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    tokenizer = SentencePieceTokenizer(model.getvalue())
+    assert tokenizer.token_bytes[tokenizer.encode(" ")].sum() == 3
+    assert "no space: each counts as three bytes" in tokenizer.loses
+
+
+def test_a_long_text_is_encoded_as_its_beginning() -> None:
+    """The package adds up scores in float32, whose digits do not suffice for half a million tokens."""
+    text = (REPOSITORY_ROOT / "README.md").read_text(encoding="utf-8")
+    tokenizer = SentencePieceTokenizer.train([text], 900)
+    times = 2_000_000 // len(text)
+    assert tokenizer.encode(text * times).tolist() == tokenizer.encode(text).tolist() * times
+    assert tokenizer.encode(WORDS).tolist() == tokenizer._processor.encode(WORDS)
+
+
+@pytest.mark.parametrize("pattern", sorted(KNOWN))
+@given(
+    text=st.text(st.sampled_from("aA1234 \n\r\t'sLl!/-é\u0301ǅⅫ\u2028\xa0\u017f日"), max_size=24)
+    | any_text
+)
+@settings(max_examples=100, deadline=None)
+def test_an_encoding_is_written_for_transformers_with_the_same_ids(pattern: str, text: str) -> None:
+    tokenizer = WRITTEN[pattern]
+    assert tokenizer._other_engine.encode(text).ids == tokenizer.encode(text).tolist()
+
+
+WRITTEN = {pattern: tiktoken_like(BPE, pattern) for pattern in KNOWN}
+
+
+def test_an_encoding_with_a_pattern_of_its_own_is_neither_cut_nor_written() -> None:
+    tokenizer = tiktoken_like(BPE, r"\w+|\s")
+    assert tokenizer.last_border("the fox") == 0 and "pattern" in tokenizer.loses
+    with pytest.raises(DataError, match="nothing is known of the pattern"):
+        save_hub_tokenizer(tokenizer, Path("unused"), None)
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_more_spaces_than_a_regular_expression_can_take_are_encoded(name: str) -> None:
+    text = "a" + " " * 400_000 + "b"
+    tokenizer = LOSSLESS[name]
+    ids = tokenizer.encode(text)
+    assert tokenizer.token_bytes[ids].sum() == len(text)
+    assert tokenizer.decode(ids.tolist()) == text
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_half_of_a_surrogate_pair_is_named(name: str) -> None:
+    with pytest.raises(DataError, match=r"U\+DCE9\) at character 3"):
+        LOSSLESS[name].encode("caf\udce9")
 
 
 class Bomb:
