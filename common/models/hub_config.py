@@ -1,13 +1,14 @@
 """`config.json` of Hugging Face's GPT-2, Llama, Qwen2 and Qwen3, as arguments of a Decoder and back.
 
-Whatever a `config.json` asks for that a Decoder does not compute is refused with the key, and so is
-a value of another kind than it has to be: the file may come from anywhere.
+Every key is read, or is known to change no logits, or is refused by name: whatever a `config.json` asks
+for that a Decoder does not compute, a key that nobody here has looked at, and a value of another kind
+than it has to be. The file may come from anywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ModelError
@@ -42,7 +43,37 @@ _WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
     "add_cross_attention": (None, False),
     "scale_attn_weights": (None, True),
     "scale_attn_by_inverse_layer_idx": (None, False),
+    "is_causal": (True,),
+    "per_layer_config": (None, {}),
+    "pruned_heads": (None, {}),
+    "cross_attention_hidden_size": (None,),
+    "tie_encoder_decoder": (None, False),
+    "use_mrope": (None, False),
 }
+# Keys that no logits depend on: what a text is made of, who wrote the file, how generation draws, what a
+# training sets dropout and first weights to, and by which kernels and for which tasks transformers computes.
+_IRRELEVANT_KEYS = """
+    model_type architectures _name_or_path name_or_path _commit_hash transformers_version
+    transformers.js_config tokenizer_class prefix model_max_length unsloth_version unsloth_fixed
+    is_llama_config torch_dtype dtype use_bfloat16 torchscript tf_legacy_loss
+    bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id cls_token_id mask_token_id
+    decoder_start_token_id use_cache initializer_range gradient_checkpointing is_decoder
+    attention_dropout resid_pdrop embd_pdrop attn_pdrop hidden_dropout classifier_dropout
+    output_hidden_states output_attentions output_scores output_past return_dict
+    return_dict_in_generate use_return_dict tie_last_hidden_states
+    id2label label2id num_labels _num_labels problem_type finetuning_task task_specific_params
+    summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
+    summary_last_dropout predict_special_tokens n_ctx
+    pretraining_tp chunk_size_feed_forward reorder_and_upcast_attn
+    attn_implementation _attn_implementation _attn_implementation_autoset _flash_attn_2_enabled
+    max_length max_new_tokens min_length min_new_tokens do_sample early_stopping num_beams
+    num_beam_groups diversity_penalty temperature top_k top_p min_p typical_p repetition_penalty
+    length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
+    num_return_sequences forced_bos_token_id forced_eos_token_id remove_invalid_values
+    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
+"""
+# Keys that a family's code does not read, whatever they say.
+_UNREAD = {"qwen2": {"attention_bias"}}
 _ROPE_KEYS = {
     *("rope_type", "type", "rope_theta", "partial_rotary_factor"),
     *("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
@@ -57,14 +88,27 @@ class _Keys:
 
     values: Mapping[str, Any]
     inside: str = ""  # the key whose value this is, and a dot
+    read: set[str] = field(default_factory=set)
 
     def refuse(self, key: str, reason: str, hint: str = "") -> ModelError:
         shown = repr(self.values.get(key))
         shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
         return ModelError(f"config.json: {self.inside}{key} = {shown}: {reason}", hint)
 
+    def get(self, key: str) -> Any:
+        """The value, which may be anything, or None."""
+        self.read.add(key)
+        return self.values.get(key)
+
+    def check_all_read(self, irrelevant: Set[str]) -> None:
+        for key in self.values:
+            if key not in self.read and key not in irrelevant:
+                raise self.refuse(
+                    key, "not supported", "where it changes nothing, take it out of the file"
+                )
+
     def _read(self, key: str, default: Any, kinds: tuple[type, ...], what: str) -> Any:
-        value = self.values.get(key)
+        value = self.get(key)
         if value is None:
             value = default
         if value is None:
@@ -100,8 +144,14 @@ class _Keys:
 
     def check_without_effect(self, *names: str) -> None:
         for key in names:
-            if self.values.get(key) not in _WITHOUT_EFFECT[key]:
+            value, allowed = self.get(key), _WITHOUT_EFFECT[key]
+            if key in self.values and not any(_same(value, other) for other in allowed):
                 raise self.refuse(key, "not supported")
+
+
+def _same(value: object, other: object) -> bool:
+    """Equal, and `1` is not `true`, but it is `1.0`."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 
 def decoder_arguments(
@@ -125,7 +175,9 @@ def decoder_arguments(
         arguments["context_length"] = context_length
     if family.startswith("qwen"):
         _check_windows(keys, arguments["num_layers"], arguments["context_length"])
-    return keys.integer("vocab_size"), arguments
+    vocab_size = keys.integer("vocab_size")
+    keys.check_all_read(set(_IRRELEVANT_KEYS.split()) | _UNREAD.get(family, set()))
+    return vocab_size, arguments
 
 
 def _gpt2_arguments(keys: _Keys) -> dict[str, Any]:
@@ -171,12 +223,14 @@ def _llama_arguments(keys: _Keys, family: str) -> dict[str, Any]:
 
 def _rope_arguments(keys: _Keys) -> dict[str, Any]:
     """Of `rope_theta` and `rope_scaling` (transformers 4), or of `rope_parameters` (5)."""
-    rope = keys.inner("rope_scaling" if keys.values.get("rope_scaling") else "rope_parameters")
+    # Of two, transformers reads the first.
+    rope = keys.inner("rope_scaling" if keys.get("rope_scaling") else "rope_parameters")
+    keys.read.add("rope_parameters")
     for key in rope.values:
         if key not in _ROPE_KEYS:
             raise rope.refuse(key, "not supported")
     rope.check_without_effect("partial_rotary_factor")
-    kind = "type" if rope.values.get("rope_type") is None else "rope_type"
+    kind = "type" if rope.get("rope_type") is None else "rope_type"
     theta = rope.number("rope_theta", keys.number("rope_theta", 10_000.0))
     if rope.choice(kind, "default", {"default": None, "llama3": None}) == "default":
         return {"rope_theta": theta}
@@ -192,9 +246,11 @@ def _rope_arguments(keys: _Keys) -> dict[str, Any]:
 
 def _check_windows(keys: _Keys, num_layers: int, context_length: int) -> None:
     """A sliding window as long as the context changes nothing; a shorter one is refused."""
-    used, kinds = keys.flag("use_sliding_window", False), keys.values.get("layer_types")
+    used, kinds = keys.flag("use_sliding_window", False), keys.get("layer_types")
+    last_layer = keys.get("max_window_layers")
+    keys.read.add("sliding_window")  # it has no effect where it is not used
     if kinds is None:
-        slides = used and keys.values.get("max_window_layers", 28) != num_layers
+        slides = used and last_layer != num_layers
     elif isinstance(kinds, list) and all(kind in _LAYER_TYPES for kind in kinds):
         slides = "sliding_attention" in kinds
     else:

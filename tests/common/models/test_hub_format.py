@@ -445,6 +445,88 @@ REFUSED = [
 ]
 
 
+# Each is right or refused; whatever transformers reads of it, and whatever it does not.
+EDITS: dict[str, Any] = {
+    **{"is_causal": False, "is_decoder": False, "is_encoder_decoder": True, "use_cache": False},
+    **{"attention_dropout": 0.5, "attn_pdrop": 0.5, "initializer_range": 0.5, "dtype": "bfloat16"},
+    **{"bos_token_id": 3, "eos_token_id": [3, 4], "pad_token_id": 3, "temperature": 0.1},
+    **{"attention_bias": True, "mlp_bias": True, "use_qk_norm": True, "attention_chunk_size": 4},
+    **{"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 1, "head_dim": 8},
+    **{"layer_types": ["sliding_attention", "full_attention"], "scale_attn_weights": False},
+    **{"per_layer_config": {"1": {"rms_norm_eps": 0.5, "layer_norm_epsilon": 0.5}}},
+    **{
+        "rms_norm_eps": 0.5,
+        "layer_norm_epsilon": 0.5,
+        "rope_theta": 99.0,
+        "partial_rotary_factor": 0.5,
+    },
+    **{"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_parameters": LLAMA3},
+    **{
+        "hidden_act": "gelu",
+        "activation_function": "gelu",
+        "scale_attn_by_inverse_layer_idx": True,
+    },
+    **{"num_attention_heads": 2, "num_key_value_heads": 1, "n_head": 2, "num_hidden_layers": 1},
+    **{"n_layer": 1, "n_inner": 9, "tie_word_embeddings": True, "reorder_and_upcast_attn": True},
+    **{"pretraining_tp": 2, "chunk_size_feed_forward": 2, "output_attentions": True, "n_ctx": 8},
+    **{"attn_implementation": "eager", "max_position_embeddings": 8, "n_positions": 8},
+    **{"logit_scale": 0.1, "final_logit_softcapping": 1.0, "pruned_heads": {"0": [1]}, "": 0},
+}
+
+
+@pytest.mark.parametrize("key", EDITS)
+@pytest.mark.parametrize("name", ["gpt2", "llama2", "qwen2", "qwen3"])
+def test_an_edited_configuration_is_right_or_refused(
+    name: str, key: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copy(folders[name], tmp_path / "a", **{key: EDITS[key]})
+    try:
+        ours = load_pretrained(folder).eval()
+    except ModelError:
+        return
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    inputs = tokens(length=min(CONTEXT, ours.config.context_length))
+    with torch.no_grad():
+        expected = theirs(inputs).logits
+        torch.testing.assert_close(ours(inputs)["logits"], expected, atol=1e-4, rtol=0)
+
+
+# As the files on the hub have them: whoever refuses these refuses real models.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "gpt2": {
+        **{"architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1, "embd_pdrop": 0.1, "n_ctx": 64},
+        **{"resid_pdrop": 0.1, "summary_activation": None, "summary_first_dropout": 0.1},
+        **{"summary_proj_to_labels": True, "summary_type": "cls_index", "summary_use_proj": True},
+        **{"task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}}},
+        **{"_num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}},
+    },
+    "llama2": {
+        **{"_name_or_path": "/a", "pretraining_tp": 1, "rope_scaling": None, "use_cache": True},
+        **{"torch_dtype": "float16", "transformers_version": "4.31.0.dev0", "pad_token_id": 0},
+        **{"is_llama_config": True, "rope_interleaved": False, "mlp_bias": False},
+        **{"transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}}},
+    },
+    "qwen2": {
+        **{"max_window_layers": 2, "sliding_window": 32768, "use_sliding_window": False},
+        **{"use_mrope": False, "attention_dropout": 0.0, "torch_dtype": "bfloat16"},
+    },
+    "qwen3": {
+        **{"max_window_layers": 36, "sliding_window": None, "use_sliding_window": False},
+        **{"attention_bias": False, "rope_scaling": None, "torch_dtype": "bfloat16"},
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_keys_of_published_models_are_known(
+    name: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = copy(folders[name], tmp_path / "a", **PUBLISHED[name])
+    inputs = tokens()
+    expected = load_pretrained(folders[name]).eval()(inputs)["logits"]
+    assert torch.equal(load_pretrained(folder).eval()(inputs)["logits"], expected)
+
+
 @pytest.mark.parametrize(("name", "key", "value"), REFUSED)
 def test_a_configuration_that_is_not_supported_is_refused_by_its_key(
     name: str, key: str, value: Any, folders: dict[str, Path], tmp_path: Path
