@@ -59,6 +59,22 @@ def test_a_project_is_a_copy_of_the_baseline_under_its_own_name(run: Run, reposi
     assert sorted(p.name for p in (REPOSITORY_ROOT / "projects").iterdir()) == projects_before
 
 
+def test_a_new_project_has_no_figures_of_the_old_one(run: Run, repository: Path) -> None:
+    assert run("tools/new_project.py", "my_idea").returncode == 0
+    folder = repository / "projects" / "my_idea"
+    for path in (folder / "configs").iterdir():
+        lines = path.read_text().splitlines()
+        header = [line for line in lines if line.startswith("#")]
+        assert header[0].startswith("# python projects/my_idea/train.py --config")
+        assert len(header) == 2 and "not measured yet" in header[1], path
+        old = repository / "projects" / "baseline" / "configs" / path.name
+        kept = [line for line in old.read_text().splitlines() if not line.startswith("#")]
+        assert lines[2:] == kept
+        assert f"| `{path.name}` | | not measured yet |" in (folder / "README.md").read_text()
+    for path in folder.rglob("*.md"):
+        assert not re.search(r"\d\.\d|\d s\b", path.read_text()), path
+
+
 def test_every_command_that_it_prints_names_files_that_exist(run: Run, repository: Path) -> None:
     printed = run("tools/new_project.py", "my_idea").stdout
     script, config = re.search(r"python (\S+) --config (\S+)", printed).groups()  # type: ignore[union-attr]
