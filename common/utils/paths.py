@@ -5,13 +5,30 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from common.errors import ConfigError
+
+_HINT = "set RESEARCH_ASSETS_DIR to a folder that you can write to"
 REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
 
 
 def get_assets_dir() -> Path:
-    """`assets/` of this repository, or `$RESEARCH_ASSETS_DIR`. Read at every call, so tests can move it."""
+    """`assets/` of this repository, or `$RESEARCH_ASSETS_DIR`. Read at every call, so tests can move it.
+
+    Raises ConfigError for a path that is no folder's: a loop of links, an unknown user's, a file's, or
+    one that is not UTF-8, as formats and databases below it want it.
+    """
     configured = os.environ.get("RESEARCH_ASSETS_DIR")
-    return Path(configured).expanduser().resolve() if configured else REPOSITORY_ROOT / "assets"
+    shown = ascii(configured or str(REPOSITORY_ROOT))
+    try:
+        path = Path(configured).expanduser().resolve() if configured else REPOSITORY_ROOT / "assets"
+        str(path).encode()
+        usable = path.is_dir() or not path.exists()
+    except (RuntimeError, OSError, UnicodeEncodeError) as error:
+        reason = "it is not UTF-8" if isinstance(error, UnicodeEncodeError) else str(error)
+        raise ConfigError(f"no assets can be in {shown}: {reason}", _HINT) from error
+    if not usable:
+        raise ConfigError(f"no assets can be in {shown}: it is a file", _HINT)
+    return path
 
 
 def get_datasets_dir() -> Path:
