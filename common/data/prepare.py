@@ -57,6 +57,7 @@ from common.utils.files import fsync_dir, read_json, sha256_of, stamp_of, write_
 from common.utils.logging import get_logger
 from common.utils.manifest import now
 from common.utils.paths import get_datasets_dir
+from common.utils.progress import with_progress
 
 TRAINING_CHARACTERS = 100_000_000  # more text changes a vocabulary little
 _LONGEST_WORD = 1_000_000  # characters; a longer one may be cut while a vocabulary is learned
@@ -375,7 +376,8 @@ def _summary(path: Path, totals: Totals) -> dict[str, Any]:
 
 @contextmanager
 def progress_of(title: str, total_bytes: int | None = None) -> Iterator[Watch]:
-    """`watch(documents)` gives them on while a bar on the terminal shows how far they are, in MB/s."""
+    """`watch(documents)` gives them on and shows how far they are, in MB/s: a bar on the terminal,
+    elsewhere a line in the log now and then."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -390,6 +392,11 @@ def progress_of(title: str, total_bytes: int | None = None) -> Iterator[Watch]:
         task = bar.add_task(title, total=total_bytes)
 
         def watch(documents: Iterator[Document]) -> Iterator[Document]:
+            if not console.is_terminal:
+                total = total_bytes and total_bytes / 1e6
+                documents = with_progress(
+                    documents, title, amount=lambda d: len(d.text) / 1e6, total=total, unit="MB"
+                )
             for document in documents:
                 yield document
                 bar.advance(task, len(document.text))

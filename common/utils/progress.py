@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from common.utils.logging import get_logger
@@ -13,24 +13,35 @@ T = TypeVar("T")
 EVERY_SECONDS = 10.0
 
 
-def with_progress(items: Iterable[T], what: str) -> Iterator[T]:
+def with_progress(
+    items: Iterable[T],
+    what: str,
+    *,
+    amount: Callable[[T], float] = lambda item: 1,
+    total: float | None = None,
+    unit: str = "batches",
+) -> Iterator[T]:
     """Give `items` on; after ten seconds, and every ten from then on, log how far they are.
 
-    The time that is left is known where they have a length.
+    Args:
+        amount: of an item, in `unit`.
+        total: the sum of all amounts; None: the length of `items`, where they have one.
     """
-    total = operator.length_hint(items)
+    total = operator.length_hint(items) if total is None else total
     started = last = time.monotonic()
-    for done, item in enumerate(items):
+    done = 0.0
+    for item in items:
         now = time.monotonic()
         if done and now - last >= EVERY_SECONDS:
             last = now
-            of = f" of {total}" if total else ""
+            of = f" of {total:,.0f}" if total else ""
             left = time_left(now - started, done, total)
-            get_logger("progress").info(f"{what}: {done}{of} batches{left and f', {left}'}")
+            get_logger("progress").info(f"{what}: {done:,.0f}{of} {unit}{left and f', {left}'}")
         yield item
+        done += amount(item)
 
 
-def time_left(seconds: float, done: int, total: int) -> str:
+def time_left(seconds: float, done: float, total: float) -> str:
     """ "5 min left" after `done` of `total` parts took so many seconds; "" where nobody can know."""
     if not 0 < done < total:
         return ""

@@ -8,6 +8,10 @@ from common.utils import progress
 from common.utils.progress import time_left, with_progress
 
 
+def mb(text: str) -> float:
+    return len(text) / 1e6
+
+
 def test_what_is_short_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(with_progress(range(5), "evaluating")) == [0, 1, 2, 3, 4]
     assert capsys.readouterr().err == ""
@@ -20,12 +24,14 @@ def test_what_is_long_says_how_far_it_is_with_and_without_a_length(
     assert list(with_progress([7, 8, 9], "evaluating")) == [7, 8, 9]
     assert list(with_progress(iter("ab").__iter__(), "scoring")) == ["a", "b"]
     assert list(with_progress((letter for letter in "ab"), "reading")) == ["a", "b"]
+    documents = with_progress(["x" * 2_000_000] * 2, "encoding", amount=mb, total=4, unit="MB")
+    assert len(list(documents)) == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[:2] == [
         "evaluating: 1 of 3 batches, 0 s left",
         "evaluating: 2 of 3 batches, 0 s left",
     ]
-    assert lines[-1] == "reading: 1 batches"
+    assert lines[-2:] == ["reading: 1 batches", "encoding: 2 of 4 MB, 0 s left"]
 
 
 def test_the_time_that_is_left() -> None:
