@@ -8,6 +8,7 @@ imported: `--help`, a wrong key and a missing text are told at once.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import stat
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from common.config import dump_config, load_config, make_config
+from common.config import ConfigFile, dump_config, load_config, make_config, print_configs
 from common.data.sources import check_source
 from common.errors import (
     ConfigError,
@@ -91,6 +92,17 @@ def train_parser(command: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--print-config", action="store_true", help="show the resolved configuration and stop"
     )
+    parser.add_argument(
+        "--print-configs",
+        action="store_true",
+        help="the same as JSON, and checked, for every line of stdin: a JSON list of more changes",
+    )
+    parser.add_argument(
+        "--share-auto",
+        type=Path,
+        metavar="FILE",
+        help="compute as the first of several runs that share FILE, where precision and compile are auto",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="changes to it")
     return parser
 
@@ -104,6 +116,9 @@ def train(
     """Train what the arguments of `train_parser` ask for. Raises ResearchErrors."""
     with _told_by_first_process():
         path = _config_path(arguments, project)
+        if arguments.print_configs:
+            _print_configs(project, schema, path, arguments.overrides)
+            return
         config = load_config(path, schema, arguments.overrides, [project.directory])
         if not arguments.print_config:
             check_data(config, project, path, arguments.overrides)
@@ -122,7 +137,25 @@ def train(
         tags=arguments.tag,
         resume=arguments.resume or arguments.resume_anyway,
         resume_anyway=arguments.resume_anyway,
+        share_auto=arguments.share_auto,
     )
+
+
+def _print_configs(project: Project, schema: type[C], path: Path, overrides: list[str]) -> None:
+    file = ConfigFile(path, [project.directory])
+    checked = set()
+
+    def load(more: list[str]) -> C:
+        config = file.load(schema, [*overrides, *more])
+        needed = json.dumps(
+            [config.data.model_dump(mode="json"), config.model.model_dump(mode="json")]
+        )
+        if needed not in checked:  # most trials need the same text and the same weights
+            check_data(config, project, path, [*overrides, *more])
+            checked.add(needed)
+        return config
+
+    print_configs(load, sys.stdin)
 
 
 @contextmanager

@@ -9,7 +9,8 @@ YAML and TOML say the same, and each can extend the other. TOML has no null: wri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, get_args
@@ -27,7 +28,7 @@ from common.config_files import (
     set_source,
     to_yaml,
 )
-from common.errors import ConfigError, did_you_mean
+from common.errors import ConfigError, ResearchError, did_you_mean
 from common.interpolation import InterpolationError, escape, interpolate
 
 
@@ -106,6 +107,19 @@ class ConfigFile:
 def make_config(schema: type[C], values: dict[str, Any]) -> C:
     """A validated `schema` from values that no file holds. Raises ConfigError, as `load_config`."""
     return _validate(schema, values, {})
+
+
+def print_configs(load: Callable[[list[str]], Config], lines: Iterable[str]) -> None:
+    """Answer each line, a JSON list of overrides, with a line of JSON: the configuration, or the error.
+
+    Thousands of configurations are checked in one process of the script that knows their schema.
+    """
+    for line in lines:
+        try:
+            answer: dict[str, Any] = {"config": load(json.loads(line)).model_dump(mode="json")}
+        except ResearchError as error:
+            answer = {"error": error.message, "hint": error.hint}
+        print(json.dumps(answer))
 
 
 def dump_config(config: Config) -> str:

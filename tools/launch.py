@@ -24,9 +24,14 @@ EXAMPLES = """examples:
   python tools/launch.py projects/baseline/train.py --config configs/quickstart.yaml --slurm \\
       --partition gpu --gpus 1 --hours 4 optimizer.lr=1e-3,3e-4
 
-A comma makes a list; range(b), range(a,b) and range(a,b,step) count as Python's do; choice(...) lists values
-that hold commas. uniform(a,b) and loguniform(a,b) are for --optuna. A value that holds brackets or
-quotes is otherwise one value. Quote what your shell would read: (, ), [, ] and ".
+A comma makes a list, \\, is a comma that does not ('data.path=a\\,b.txt'); range(b), range(a,b) and range(a,b,step)
+count as Python's do; choice(...) lists values that hold commas. uniform(a,b) and loguniform(a,b) are for
+--optuna. A value that holds brackets or quotes is otherwise one value. Values that belong together are
+sections: "model=choice({hidden_size: 64, num_heads: 2},{hidden_size: 128, num_heads: 4})". Quote what
+your shell would read: (, ), [, ], {, }, \\ and ".
+
+Every trial's configuration is checked before the first one starts. precision and compile that are auto
+are measured by the first trial and the same in all.
 
 Finished trials are not repeated, those that died are resumed, those that run are left alone, also
 when several launchers run the same sweep. Ctrl-C lets the trials save, then ends."""
@@ -130,6 +135,12 @@ def _launch(arguments: argparse.Namespace) -> None:
         trials=arguments.optuna,
         search_seed=arguments.search_seed or 0,
     )
+    if plan.repeated:
+        count = len(plan.grid) + plan.repeated
+        print(
+            f"{plan.repeated} of {count} combinations are another's in other words, and left out",
+            file=sys.stderr,
+        )
     if arguments.dry_run:
         print("\n".join(plan.commands()))
         return
@@ -185,7 +196,7 @@ def _without_detach() -> list[str]:
 
 
 def _report(plan: Plan, sweep: Sweep, launcher: Launcher) -> None:
-    from common.launching.report import look_further, ranking, unfinished
+    from common.launching.report import agreed_auto, look_further, ranking, unfinished
     from common.launching.search import missing_metric
     from common.utils.paths import display_path
     from common.utils.tables import format_rows
@@ -196,6 +207,8 @@ def _report(plan: Plan, sweep: Sweep, launcher: Launcher) -> None:
     for name, reason in reasons.items():
         print(f"{name}: {reason}")
     print(f"\nsweep  {display_path(sweep.folder)}  (what was swept, a log per trial)")
+    if auto := agreed_auto(sweep):
+        print(f"auto   {auto}")
     names = [str(row[1]) for row in report.rows if row[2] is not None]
     for number, command in enumerate(look_further(sweep, names, [p.key for p in plan.swept])):
         print(f"{'next' if number == 0 else '':6} {command}")

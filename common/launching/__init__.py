@@ -2,6 +2,7 @@
 
     assets/outputs/sweeps/<sweep>/
       sweep.json           what is swept: script, configuration, parameters, search
+      auto.json            precision and compile of all trials that leave them auto, as the first measured
       trials/<n>.json      what trial n was given, and why it was given up
       trials/<n>.lock      held by whoever runs trial n
       trials/<n>.job       the SLURM job that runs it

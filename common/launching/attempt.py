@@ -142,6 +142,7 @@ def _spawn(
     lock: int,
 ) -> Attempt:
     options = ["--name", trial.name, "--tag", trial.sweep.tag]
+    options += ["--share-auto", str(trial.sweep.auto_path)]
     if store.log_path(trial.name).exists():
         options.append("--resume")
     arguments = command.arguments(trial.values, *options)

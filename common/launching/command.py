@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -34,24 +35,34 @@ class Command:
         swept = [f"{key}={value}" for key, value in values.items()]
         return [*launcher, self.script, *config, *options, *self.overrides, *swept]
 
-    def resolved_config(self, values: Mapping[str, str]) -> dict[str, Any]:
-        """The configuration as the script reads it (by its --print-config, which trains nothing).
+    def resolved_configs(self, trials: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
+        """The configuration of each of `trials` as the script reads it (by its --print-configs).
 
-        Raises ConfigError with the script's own complaint.
+        Raises ConfigError with the script's own complaint about the first that it would not take.
         """
         if not Path(self.script).is_file():
             raise ConfigError(f"there is no script {self.script}", "name a project's train.py")
-        plain = Command(self.script, self.config, self.overrides)
-        command = plain.arguments(values, "--print-config")
-        result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        command = Command(self.script, self.config, self.overrides).arguments({}, "--print-configs")
+        lines = [json.dumps([f"{key}={value}" for key, value in each.items()]) for each in trials]
+        result = subprocess.run(
+            command, input="\n".join(lines), capture_output=True, text=True, timeout=600
+        )
         if result.returncode != 0:
             raise _complaint(self.script, result)
-        import yaml
-
-        config = yaml.safe_load(result.stdout)
-        if not isinstance(config, dict):
-            raise ConfigError(f"{self.script} --print-config shows no configuration")
-        return config
+        try:
+            answers: list[dict[str, Any]] = [
+                json.loads(line) for line in result.stdout.splitlines()
+            ]
+        except ValueError:
+            answers = []
+        if len(answers) != len(trials):
+            raise ConfigError(f"{self.script} --print-configs shows no configurations")
+        refused = [answer for answer in answers if "error" in answer]
+        if refused:
+            more = f" (and {len(refused) - 1:,} more of {len(answers):,} trials)"
+            message = refused[0]["error"] + (more if len(refused) > 1 else "")
+            raise ConfigError(message, refused[0]["hint"])
+        return [answer["config"] for answer in answers]
 
 
 def _complaint(script: str, result: subprocess.CompletedProcess[str]) -> ConfigError:
@@ -62,7 +73,7 @@ def _complaint(script: str, result: subprocess.CompletedProcess[str]) -> ConfigE
             hints = [rest.partition("hint: ")[2] for rest in lines[number:] if "hint: " in rest]
             return ConfigError(message, hints[0] if hints else "")
     return ConfigError(
-        f"{script} --print-config ended with code {result.returncode}: {lines[-1]}",
+        f"{script} --print-configs ended with code {result.returncode}: {lines[-1]}",
         "only a script whose command line is that of a project's train.py can be launched",
     )
 

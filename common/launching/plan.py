@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +29,8 @@ class Plan:
     name: str
     command: Command
     swept: list[Parameter]
+    grid: dict[int, dict[str, str]]  # trial -> what it is given; of a search: empty
+    repeated: int  # combinations of the grid that another spelling of a value repeats
     goal: Goal
     trials: int | None
     search_seed: int
@@ -35,9 +38,7 @@ class Plan:
 
     def commands(self) -> list[str]:
         """The command line of every trial; of a search, with the distributions in it."""
-        combinations = (
-            grid(self.swept) if self.trials is None else [{p.key: p.text for p in self.swept}]
-        )
+        combinations = [*self.grid.values()] or [{p.key: p.text for p in self.swept}]
         return [
             shlex.join(self.command.arguments(values, python="python")) for values in combinations
         ]
@@ -46,7 +47,7 @@ class Plan:
         """Begin the sweep, or go on with it. Raises ConfigError when its name is that of another."""
         sweep = open_sweep(self.name, self.definition)
         if self.trials is None:
-            return sweep, GridSearch(sweep, self.swept)
+            return sweep, GridSearch(sweep, self.grid)
         return sweep, OptunaSearch(sweep, self.swept, self.trials, self.goal, self.search_seed)
 
 
@@ -69,9 +70,7 @@ def make_plan(
     goal = goal or Goal()
     parameters = parse_space(arguments)
     search: dict[str, Any] = {"kind": "grid"}
-    if trials is None:
-        grid(parameters)
-    else:
+    if trials is not None:
         if not any(parameter.swept for parameter in parameters):
             raise ConfigError(
                 "there is nothing to search", 'add "optimizer.lr=loguniform(1e-4,1e-2)"'
@@ -82,11 +81,39 @@ def make_plan(
     command = Command(script, config, fixed, nproc)
     name = name or derived_name(command, parameters)
     swept = [p for p in in_stored_order(name, parameters) if p.swept]
+    combinations = grid(swept) if trials is None else _samples(swept)
+    configs = command.resolved_configs(combinations)
+    first = _first_of_each(configs)
     definition = Definition(
         script=portable_path(script),
         parameters={p.key: p.text for p in parameters},
         search=search,
         nproc=nproc,
-        config=command.resolved_config({p.key: p.example for p in swept}),
+        config=configs[0],
     )
-    return Plan(name, command, swept, goal, trials, search_seed, definition)
+    return Plan(
+        name,
+        command,
+        swept,
+        {number: combinations[number] for number in first} if trials is None else {},
+        len(combinations) - len(first) if trials is None else 0,
+        goal,
+        trials,
+        search_seed,
+        definition,
+    )
+
+
+def _first_of_each(configs: Sequence[dict[str, Any]]) -> list[int]:
+    """The numbers of the configurations that none before equals: 1e-3 and 0.001 are one value."""
+    first: dict[str, int] = {}
+    for number, config in enumerate(configs):
+        first.setdefault(json.dumps(config, sort_keys=True), number)
+    return list(first.values())
+
+
+def _samples(swept: Sequence[Parameter]) -> list[dict[str, str]]:
+    """Trials that a search could draw: every value of a list, and both ends of a distribution."""
+    example = {p.key: p.example for p in swept}
+    ends = {p.key: tuple(map(repr, p.bounds)) if p.bounds else p.values for p in swept}
+    return [example, *(example | {key: value} for key in ends for value in ends[key])]

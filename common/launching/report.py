@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from common.errors import ExperimentError
 from common.launching.search import Goal, summaries_of
 from common.launching.sweep import Sweep, Trial, short
 from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.reports import Report
+from common.utils.files import read_json
 from common.utils.paths import display_path
 
 
@@ -54,6 +56,31 @@ def look_further(sweep: Sweep, names: Sequence[str], keys: Sequence[str]) -> lis
     values = "".join(f", config->>'$.{key}' AS {re.sub(r'[^A-Za-z0-9]', '_', key)}" for key in keys)
     where = f"list_contains(tags, '{sweep.tag}')"
     commands = [f'{tool} --sql "SELECT name, status{values} FROM runs WHERE {where} ORDER BY name"']
-    if len(names) > 1:
-        commands.insert(0, f"{tool} --compare {names[0]} {names[1]}")
+    best = _best_of_groups(sweep, names)
+    if len(best) > 1:
+        grouped = " --group" if "seed" in keys else ""
+        commands.insert(0, f"{tool} --compare {best[0]} {best[1]}{grouped}")
     return commands
+
+
+def _best_of_groups(sweep: Sweep, names: Sequence[str]) -> list[str]:
+    """The first of `names` with each configuration, whatever its seed: two seeds are no comparison."""
+    values = {trial.name: trial.values for trial in sweep.trials()}
+    first: dict[tuple[tuple[str, str], ...], str] = {}
+    for name in names:
+        others = tuple((key, value) for key, value in values[name].items() if key != "seed")
+        first.setdefault(others, name)
+    return list(first.values())
+
+
+def agreed_auto(sweep: Sweep) -> str:
+    """`precision bf32, compile false (measured on host)`: what was `auto`, in all trials alike; or nothing."""
+    if not sweep.auto_path.exists():
+        return ""
+    agreed = read_json(sweep.auto_path, ExperimentError)
+    parts = [
+        f"{key} {str(agreed[key]).lower()}" for key in ("precision", "compile") if key in agreed
+    ]
+    return (
+        f"{', '.join(parts)} in all trials (measured by the first, on {agreed['measured']['host']})"
+    )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from common.errors import ConfigError, MissingPackageError, did_you_mean
 from common.launching.attempt import is_stored
-from common.launching.space import Parameter, grid
+from common.launching.space import Parameter
 from common.launching.sweep import Sweep, Trial
 from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.metrics import MetricSummary, preferred_split
@@ -41,10 +41,10 @@ class Search(Protocol):
 class GridSearch:
     """Every combination; the trials are there from the start."""
 
-    def __init__(self, sweep: Sweep, parameters: Sequence[Parameter]) -> None:
-        combinations = grid(parameters)
-        self.total = len(combinations)
-        for number, values in enumerate(combinations):
+    def __init__(self, sweep: Sweep, trials: Mapping[int, Mapping[str, str]]) -> None:
+        """`trials`: what each is given, by its number."""
+        self.total = len(trials)
+        for number, values in trials.items():
             sweep.plan_trial(number, values)
 
     def ask(self) -> Trial | None:

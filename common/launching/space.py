@@ -5,6 +5,7 @@ seed=range(5)                           0, 1, 2, 3, 4 (as Python's: a, b, step)
 optimizer.betas=choice([0.9,0.95],[0.9,0.99])   values that hold commas themselves
 optimizer.lr=loguniform(1e-4,1e-2)      a distribution, for --optuna; also uniform(a,b)
 optimizer.betas=[0.9,0.95]              one value: what holds brackets or quotes is kept whole
+data.path=a\\,b.txt,c.txt                two values: a backslash keeps the comma, also inside choice(...)
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def _parse(key: str, text: str) -> Parameter:
         _refuse_typing_error(key, text, call[1])
     if "," not in text or _WHOLE.search(text):
         return Parameter(key, text, (text,))
-    return _parse_choice(key, text, "", text.split(","))
+    return _parse_choice(key, text, "", _split(text))
 
 
 def _refuse_typing_error(key: str, text: str, name: str) -> None:
@@ -131,9 +132,12 @@ def _parse_distribution(key: str, text: str, name: str, items: list[str]) -> Par
 
 
 def _split(text: str) -> list[str]:
-    """At the commas that stand in no brackets and no quotes."""
+    """At the commas that stand in no brackets, in no quotes and after no backslash."""
     items, depth, quote = [""], 0, ""
     for character in text:
+        if character == "," and depth == 0 and not quote and items[-1].endswith("\\"):
+            items[-1] = items[-1][:-1] + ","
+            continue
         if quote:
             quote = "" if character == quote else quote
         elif character in "\"'":

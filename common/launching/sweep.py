@@ -119,6 +119,11 @@ class Sweep:
         """Of all its experiments."""
         return f"sweep:{self.name}"
 
+    @property
+    def auto_path(self) -> Path:
+        """What precision and compile are in all trials that leave them `auto`: the first one measures."""
+        return self.folder / "auto.json"
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """While trials are added: two launchers never add the same one."""

@@ -57,11 +57,13 @@ def train_experiment(
     tags: Sequence[str] = (),
     resume: bool = False,
     resume_anyway: bool = False,
+    share_auto: Path | None = None,
 ) -> dict[str, float]:
     """Run the experiment that `config` defines and return its final validation metrics.
 
     Everything that can be wrong with the input is found before the name of the experiment is
-    taken. Raises ResearchErrors, and Interrupted after a signal.
+    taken. With `share_auto`, a file, several runs agree on precision and compilation where those are
+    `auto`. Raises ResearchErrors, and Interrupted after a signal.
     """
     with join_processes(config.training.device) as processes:
         if resume and processes.is_main:
@@ -86,7 +88,9 @@ def train_experiment(
         check_optimizer(model, config.optimizer)
         check_activation_checkpointing(model, config.training)
         with _start_run(config, processes, name, prefix, project, tags, resume) as run:
-            trainer = _create_trainer(config, model, train_data, data, others, run, processes)
+            trainer = _create_trainer(
+                config, model, train_data, data, others, run, processes, share_auto
+            )
             if resume:
                 trainer.resume(anyway=resume_anyway)
                 if run is not None and resume_anyway:
@@ -143,6 +147,7 @@ def _create_trainer(
     others: Mapping[str, EvalWindows],
     run: Run | None,
     processes: Processes,
+    share_auto: Path | None,
 ) -> Trainer:
     if run is not None:
         run.update(parameters=model.num_parameters(), floor_bits_per_byte=data.floor_bits_per_byte)
@@ -161,6 +166,7 @@ def _create_trainer(
         tokens_per_epoch=data.meta["splits"]["train"]["tokens"],
         fingerprint=data.fingerprint,
         processes=processes,
+        share_auto=share_auto,
     )
 
 

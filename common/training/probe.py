@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from common.data.loader import Batch
 from common.errors import TrainingError
@@ -26,7 +27,7 @@ from common.models.base import BaseLanguageModel
 from common.training.precision import autocast, matmul_precision, supported_precisions
 from common.utils.files import read_json, write_json_atomic
 from common.utils.logging import get_logger
-from common.utils.paths import get_assets_dir
+from common.utils.paths import display_path, get_assets_dir
 from common.utils.seeding import get_rng_state, set_rng_state
 
 # Compiling takes a minute or more on two cores, and rarely saves more than a third of a step.
@@ -49,14 +50,25 @@ class Choice:
 
 
 def choose(
-    model: BaseLanguageModel, batch: Batch, precision: str, compile: bool | str, passes: int
+    model: BaseLanguageModel,
+    batch: Batch,
+    precision: str,
+    compile: bool | str,
+    passes: int,
+    shared: Path | None = None,
 ) -> Choice:
     """Settle what is `auto`; the model, its gradients and all random states stay as they are.
 
     Args:
         batch: of the shape that will be trained on, already on the model's device.
         passes: forward and backward passes that training will make.
+        shared: a file through which several runs, the trials of a sweep, agree: the first to come
+            measures and writes it, all others take what it says, whatever their model and machine.
+
+    Raises TrainingError where this device does not have the precision that was agreed on.
     """
+    if shared is not None and "auto" in (precision, compile):
+        return _agree(shared, model, batch, precision, compile, passes)
     if precision != "auto" and compile != "auto":
         return Choice(precision, bool(compile), {})
     if passes < _MIN_STEPS:
@@ -74,6 +86,37 @@ def choose(
     except OSError as error:
         log.warning(f"the measurement is not kept: {path}: {error.strerror}")
     log.info(_describe(choice, "measured now"))
+    return choice
+
+
+def _agree(
+    path: Path,
+    model: BaseLanguageModel,
+    batch: Batch,
+    precision: str,
+    compile: bool | str,
+    passes: int,
+) -> Choice:
+    """Precision and compilation are agreed on apart: a run may have set one of them."""
+    with FileLock(path.with_suffix(".lock")):
+        agreed = read_json(path, TrainingError) if path.exists() else {}
+        ours = [key for key, v in (("precision", precision), ("compile", compile)) if v == "auto"]
+        precision = agreed.get("precision", precision) if precision == "auto" else precision
+        compile = agreed.get("compile", compile) if compile == "auto" else compile
+        if "auto" not in (precision, compile):
+            if precision not in supported_precisions(model.device):
+                raise TrainingError(
+                    f"the other runs compute in {precision}, which {model.device.type} has not",
+                    "compare runs on machines alike, or set training.precision for all of them",
+                )
+            choice = Choice(precision, bool(compile), {})
+            log.info(_describe(choice, f"as agreed in {display_path(path)}"))
+            return choice
+        # However short this run is: longer ones go by what it finds.
+        choice = choose(model, batch, precision, compile, max(passes, _MIN_STEPS))
+        found = {"precision": choice.precision, "compile": choice.compile}
+        facts = {"seconds": choice.seconds, "host": platform.node(), "device": model.device.type}
+        write_json_atomic(path, {key: found[key] for key in ours} | agreed | {"measured": facts})
     return choice
 
 
@@ -207,4 +250,5 @@ def _key(model: BaseLanguageModel, batch: Batch, precision: str, compile: bool |
 def _describe(choice: Choice, when: str) -> str:
     figures = ", ".join(f"{name} {1000 * s:.1f} ms" for name, s in choice.seconds.items())
     compiled = _COMPILED if choice.compile else ""
-    return f"computing in {choice.precision}{compiled} ({when}, per pass: {figures})"
+    per_pass = f", per pass: {figures}" if figures else ""
+    return f"computing in {choice.precision}{compiled} ({when}{per_pass})"

@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,6 +73,7 @@ class Trainer:
         fingerprint: identifies the data (JSON), besides what `train_data` says of itself; a resume
             on other data is refused.
         processes: those that train together, from `join_processes`; None: this one alone.
+        share_auto: a file through which several runs agree on what is `auto`; see probe.choose.
     """
 
     def __init__(
@@ -91,9 +93,11 @@ class Trainer:
         tokens_per_epoch: int | None = None,
         fingerprint: Mapping[str, Any] | None = None,
         processes: Processes | None = None,
+        share_auto: Path | None = None,
     ) -> None:
         self.config = config or TrainingConfig()
         self.processes = processes or Processes(device=select_device(self.config.device))
+        self._share_auto = share_auto
         self.device = self.processes.device
         check_precision(self.config.precision, self.device)
         self.model = model.to(self.device)
@@ -166,7 +170,8 @@ class Trainer:
         if self.processes.is_main:
             batch = self.processes.rows(to_batch(self.train_data.batch(0)))
             batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
-            choice = choose(self.model, batch, self.config.precision, self.config.compile, passes)
+            asked = self.config.precision, self.config.compile
+            choice = choose(self.model, batch, *asked, passes, self._share_auto)
         choice = self.processes.from_main(choice)
         assert choice is not None
         if self.run is not None:

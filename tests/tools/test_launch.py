@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -17,7 +18,11 @@ from typing import Any
 import psutil
 import pytest
 
-from common.launching.sweep import get_sweeps_dir
+from common.errors import ConfigError
+from common.launching.plan import make_plan
+from common.launching.report import look_further
+from common.launching.space import grid, parse_space
+from common.launching.sweep import Sweep, get_sweeps_dir
 from common.utils import query_experiments, start_experiment
 from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.log import read_log
@@ -347,7 +352,7 @@ def test_the_ranking_ends_with_commands_that_work(run_tool: Callable[..., Any]) 
     assert lines[0].split() == ["rank", "name", "loss", "step", "split", "status", "lr", "layers"]
     assert lines[2].split() == ["1", "s_002", "0.45", "4", "val", "finished", "1e-3", "2"]
     commands = [line[7:] for line in lines if "query_experiments.py" in line]
-    assert len(commands) == 2 and "--compare s_002 s_003" in commands[0]
+    assert len(commands) == 2 and commands[0].endswith("--compare s_002 s_003")
     for command in commands:
         shown = subprocess.run(
             command.replace("python ", f"{sys.executable} ", 1),
@@ -365,6 +370,83 @@ def test_a_metric_that_nothing_has_logged_is_told(run_tool: Callable[..., Any]) 
     assert result.returncode == 2 and statuses() == {"s_000": "finished"}
     assert "'s_000' has logged no 'los'" in result.stderr
     assert "did you mean 'loss'?" in result.stderr
+
+
+@pytest.mark.slow
+def test_all_trials_of_a_sweep_compute_as_the_first_of_them(
+    run_tool: Callable[..., Any], assets_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_text("the cat sat on the mat.\n" * 100)
+    config = tmp_path / "mini.yaml"
+    config.write_text(f"""
+data: {{path: {tmp_path}/text.txt, tokenizer: char, batch_size: 2, eval_batch_size: 8}}
+model: {{num_layers: 1, hidden_size: 16, num_heads: 2, context_length: 16}}
+schedule: {{warmup_steps: 1}}
+training: {{max_steps: 4, eval_every_steps: 4, log_every_steps: 1, device: cpu}}
+samples: {{max_new_tokens: 5}}
+""")
+    swept = ["model.mixer=attention,lstm", "training.precision=auto,bf16"]
+    result = run_tool(TOOL, BASELINE, "--config", config, "--sweep", "s", "--parallel", "2", *swept)
+    assert result.returncode == 0, result.stderr
+    agreed = json.loads((get_sweeps_dir() / "s" / "auto.json").read_text())
+    assert f"precision {agreed['precision']}, compile false in all trials" in result.stdout
+    computed = [Catalogue().manifest(f"s_{number:03d}")["precision"] for number in range(4)]
+    assert computed == [agreed["precision"], "bf16"] * 2
+
+
+@pytest.mark.slow
+def test_every_trial_is_checked_before_anything_starts(
+    run_tool: Callable[..., Any], assets_dir: Path, tmp_path: Path
+) -> None:
+    for argument, reason in (
+        ("model.mixer=attention,mingrue", "model.mixer"),
+        ("optimizer.lr=1e-3,nan,abc", "argument 'optimizer.lr=nan'"),
+        (f"data.path={tmp_path}/here.txt,{tmp_path}/gone.txt", "gone.txt"),
+        ("model=choice({hidden_size: 64, num_heads: 2},{hidden_size: 65, num_heads: 2})", "65"),
+    ):
+        (tmp_path / "here.txt").write_text("a text\n" * 100)
+        for option in ([], ["--dry-run"]):
+            result = run_tool(
+                *(TOOL, BASELINE, "--config", "configs/quickstart.yaml", argument, *option)
+            )
+            assert result.returncode == 2 and reason in result.stderr, result.stderr
+            assert result.stdout == "" and not list(assets_dir.rglob("sweeps"))
+
+
+def test_thousands_of_trials_are_checked_together() -> None:
+    plan = make_plan(TINY, ["seed=range(1000)", "layers=1,2"], config="tiny.yaml")
+    assert len(plan.grid) == 2000 and plan.repeated == 0
+    with pytest.raises(ConfigError, match=r"layers=x.*and 999 more of 2,000 trials"):
+        make_plan(TINY, ["seed=range(1000)", "layers=1,x"], config="tiny.yaml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "trials"),
+    [
+        (["lr=1e-3,0.001", "seed=0,1,00"], [0, 1]),
+        (["betas=choice([0.9,0.95],[0.9, 0.95])", "lr=1,2"], [0, 1]),
+        (["lr=1,1e0,2"], [0, 2]),  # numbers stay, so that an earlier sweep goes on
+    ],
+)
+def test_a_trial_is_what_its_configuration_says(arguments: list[str], trials: list[int]) -> None:
+    plan = make_plan(TINY, arguments, config="tiny.yaml")
+    assert list(plan.grid) == trials and len(plan.commands()) == len(trials)
+
+
+def test_a_search_is_checked_at_the_ends_of_its_space() -> None:
+    with pytest.raises(ConfigError, match="argument 'layers=x'"):
+        make_plan(TINY, ["lr=uniform(0,1)", "layers=choice(1,x)"], config="tiny.yaml", trials=3)
+
+
+def test_a_sweep_over_seeds_suggests_to_compare_groups_of_seeds() -> None:
+    sweep = Sweep("s", get_sweeps_dir() / "s")
+    for number, values in enumerate(grid(parse_space(["lr=1,2", "seed=range(2)"]))):
+        sweep.plan_trial(number, values)
+    best_first = ["s_002", "s_003", "s_001", "s_000"]
+    command, _ = look_further(sweep, best_first, ["lr", "seed"])
+    assert command.endswith("--compare s_002 s_001 --group")
+    (only,) = look_further(sweep, ["s_000", "s_001"], ["seed"])
+    assert "--sql" in only, "two seeds of one configuration are no comparison"
 
 
 @pytest.mark.slow

@@ -66,23 +66,26 @@ def test_gpus_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_script_checks_its_configuration_itself() -> None:
     command = Command(TINY, "tiny.yaml", ("steps=7",))
-    config = command.resolved_config({"lr": "0.5"})
-    assert (config["steps"], config["lr"], config["seed"]) == (7, 0.5, 0)
+    first, second = command.resolved_configs([{"lr": "0.5"}, {"lr": "1e-3", "seed": "010"}])
+    assert (first["steps"], first["lr"], first["seed"]) == (7, 0.5, 0)
+    assert (second["steps"], second["lr"], second["seed"]) == (7, 0.001, 10)
     with pytest.raises(ConfigError, match="unknown key 'lrr'; did you mean 'lr'"):
-        command.resolved_config({"lrr": "0.5"})
+        command.resolved_configs([{"lrr": "0.5"}])
+    with pytest.raises(ConfigError, match=r"argument 'lr=nan': lr: .* \(and 1 more of 3 trials\)"):
+        command.resolved_configs([{"lr": "1"}, {"lr": "nan"}, {"lr": "abc"}])
     with pytest.raises(ConfigError) as error:
-        Command(TINY, "tini.yaml").resolved_config({})
+        Command(TINY, "tini.yaml").resolved_configs([{}])
     assert "no configuration file tini.yaml" in error.value.message
     assert "tiny.yaml" in error.value.hint
 
 
 def test_what_is_no_training_script_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no script nothing"):
-        Command("nothing.py").resolved_config({})
+        Command("nothing.py").resolved_configs([{}])
     other = tmp_path / "other.py"
     other.write_text("raise SystemExit('I am something else')")
     with pytest.raises(ConfigError, match="ended with code 1: I am something else"):
-        Command(str(other)).resolved_config({})
+        Command(str(other)).resolved_configs([{}])
     other.write_text("print('hello')")
-    with pytest.raises(ConfigError, match="shows no configuration"):
-        Command(str(other)).resolved_config({})
+    with pytest.raises(ConfigError, match="shows no configurations"):
+        Command(str(other)).resolved_configs([{}])

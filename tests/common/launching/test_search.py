@@ -13,7 +13,7 @@ import pytest
 from common.errors import ConfigError, ExperimentError
 from common.launching.attempt import is_stored
 from common.launching.search import Goal, GridSearch, OptunaSearch, summaries_of
-from common.launching.space import parse_space
+from common.launching.space import grid, parse_space
 from common.launching.sweep import Definition, Sweep, Trial, open_sweep
 from common.utils import save_experiment, start_experiment
 from common.utils.paths import REPOSITORY_ROOT
@@ -50,9 +50,9 @@ def states(search: OptunaSearch) -> list[str]:
 
 def test_a_grid_is_there_from_the_start_and_only_once() -> None:
     sweep = new_sweep()
-    parameters = parse_space(["lr=1,2", "seed=range(2)"])
+    trials = dict(enumerate(grid(parse_space(["lr=1,2", "seed=range(2)"]))))
     for _ in range(2):
-        search = GridSearch(sweep, parameters)
+        search = GridSearch(sweep, trials)
         assert search.total == 4 and search.ask() is None
     assert [t.describe() for t in sweep.trials()] == [
         "lr=1 seed=0",

@@ -25,6 +25,14 @@ def values_of(argument: str) -> tuple[str, ...]:
         ("betas=choice([0.9,0.95],[0.9,0.99])", ("[0.9,0.95]", "[0.9,0.99]")),
         ("prompts=choice(['a,b'],[\"c)\"])", ("['a,b']", '["c)"]')),
         ("mixed=choice(1)", ("1",)),
+        # A comma after a backslash splits nothing.
+        (r"path=a\,b.txt", ("a,b.txt",)),
+        (r"path=a\,b.txt,c.txt", ("a,b.txt", "c.txt")),
+        (r"path=choice(a\,b(1).txt, c\d.txt)", ("a,b(1).txt", r"c\d.txt")),
+        (
+            "model=choice({hidden_size: 64, num_heads: 2}, {hidden_size: 128, num_heads: 4})",
+            ("{hidden_size: 64, num_heads: 2}", "{hidden_size: 128, num_heads: 4}"),
+        ),
         # Kept whole: brackets, braces, quotes, interpolations, and what has no comma.
         ("betas=[0.9,0.95]", ("[0.9,0.95]",)),
         ("optimizer={lr: 1, eps: 2}", ("{lr: 1, eps: 2}",)),

@@ -9,10 +9,11 @@ import argparse
 import math
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
-from common.config import Config, dump_config, load_config
+from common.config import Config, ConfigFile, print_configs
 from common.errors import Interrupted, TrainingError, exit_on_error
 from common.utils import start_experiment
 from common.utils.experiment_storage.run import Run
@@ -30,20 +31,22 @@ class TinyConfig(Config):
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for option in ("--config", "--name"):
+    for option in ("--config", "--name", "--share-auto"):
         parser.add_argument(option)
-    for option in ("--resume", "--print-config"):
+    for option in ("--resume", "--print-configs"):
         parser.add_argument(option, action="store_true")
     parser.add_argument("--tag", action="append", default=[])
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_intermixed_args()
     with exit_on_error():
-        config = load_config(
-            arguments.config, TinyConfig, arguments.overrides, [Path(__file__).parent]
-        )
-        if arguments.print_config:
-            print(dump_config(config), end="")
-        elif config.misbehave != "nothing":
+        file = ConfigFile(arguments.config, [Path(__file__).parent])
+        if arguments.print_configs:
+            print_configs(
+                lambda more: file.load(TinyConfig, [*arguments.overrides, *more]), sys.stdin
+            )
+            return
+        config = file.load(TinyConfig, arguments.overrides)
+        if config.misbehave != "nothing":
             train(config, arguments.name, arguments.tag, arguments.resume)
 
 

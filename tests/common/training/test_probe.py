@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from common.errors import TrainingError
 from common.models import Decoder
 from common.training import probe
 from common.training.precision import supported_precisions
+from common.training.probe import Choice
 from common.utils.paths import get_assets_dir, get_runs_dir
 from common.utils.seeding import get_rng_state
 from tests.common.training.attack_lab import (
@@ -67,6 +69,40 @@ class OnlyInFull(Counting):
         if torch.is_autocast_enabled("cpu"):
             raise RuntimeError("\"geqrf_cpu\" not implemented for 'BFloat16'")
         return loss
+
+
+def tiny_pass(**options: Any) -> tuple[Decoder, dict[str, torch.Tensor]]:
+    """A model, and a batch for it."""
+    shape = {"num_layers": 1, "num_heads": 2, "hidden_size": 16, "context_length": 8}
+    ids = torch.randint(0, 11, (2, 8))
+    return Decoder(11, **shape | options), {"input_ids": ids, "labels": ids}
+
+
+def test_runs_that_share_a_file_compute_as_the_first_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "auto.json"
+    first = probe.choose(*tiny_pass(), "auto", "auto", 5, path)
+    assert len(first.seconds) >= 2, "it measured, although it is short itself"
+    for other in (tiny_pass(mixer="lstm", num_layers=2), tiny_pass(hidden_size=64)):
+        choice = probe.choose(*other, "auto", "auto", 100_000, path)
+        assert (choice.precision, choice.compile) == (first.precision, first.compile)
+        assert not choice.seconds, "nothing was measured again"
+
+
+def test_what_is_set_is_not_agreed_on(tmp_path: Path) -> None:
+    path = tmp_path / "auto.json"
+    probe.choose(*tiny_pass(), "bf16", "auto", 1000, path)
+    assert "precision" not in json.loads(path.read_text()), "it was not measured"
+    path.write_text(json.dumps({"precision": "bf32", "compile": True}))
+    assert probe.choose(*tiny_pass(), "bf16", "auto", 1000, path) == Choice("bf16", True, {})
+    assert probe.choose(*tiny_pass(), "auto", False, 1000, path) == Choice("bf32", False, {})
+    assert probe.choose(*tiny_pass(), "fp32", False, 1000, path) == Choice("fp32", False, {})
+
+
+def test_a_machine_without_the_precision_of_the_others_refuses(tmp_path: Path) -> None:
+    path = tmp_path / "auto.json"
+    path.write_text(json.dumps({"precision": "tf32", "compile": False}))
+    with pytest.raises(TrainingError, match="compute in tf32, which cpu has not"):
+        probe.choose(*tiny_pass(), "auto", "auto", 1000, path)
 
 
 def test_a_precision_that_the_model_cannot_be_computed_in_is_not_chosen() -> None:
