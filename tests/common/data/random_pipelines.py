@@ -111,8 +111,10 @@ def random_text(draw: Random) -> str:
 
 
 def random_pipeline(draw: Random) -> Json:
-    """The content of a tokenizer.json; a third are byte-level BPE, and some of them as GPT-2's."""
-    if draw.random() < 0.35:
+    """The content of a tokenizer.json; half are byte-level BPE, and some of them nearly GPT-2's."""
+    if draw.random() < 0.2:
+        return _nearly_gpt2(draw)
+    if draw.random() < 0.4:
         return _byte_level(draw)
     model = draw.choice([_bpe, _bpe, _unigram, _wordpiece, _wordlevel])(draw)
     return _with(
@@ -121,6 +123,28 @@ def random_pipeline(draw: Random) -> Json:
         normalizer=_sequence(draw, _normalizer, "normalizers"),
         pre_tokenizer=_splitters(draw),
     )
+
+
+def _nearly_gpt2(draw: Random) -> Json:
+    """Up to two parts are other than GPT-2's."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    byte_level["use_regex"] = True
+    end = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    plain = {
+        "truncation": None,
+        "padding": None,
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": byte_level,
+        "decoder": byte_level,
+    }
+    other = _byte_level(draw)
+    kept = draw.sample([*plain], len(plain) - draw.choice([0, 1, 2]))
+    if draw.random() < 0.6:  # nor is another token added
+        size = len(vocabulary_of("bytes")["vocab"])
+        special = end | {"id": size, "content": END, "special": True}
+        other |= {"model": vocabulary_of("bytes"), "added_tokens": [special]}
+    return other | {key: plain[key] for key in kept}
 
 
 def _byte_level(draw: Random) -> Json:
