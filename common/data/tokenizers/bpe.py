@@ -39,9 +39,12 @@ class BPETokenizer(PretrainedTokenizer, TrainableTokenizer):
         return cls(tokenizer)
 
     @classmethod
-    def describes(cls, tokenizer: hf.Tokenizer) -> bool:
-        """Whether `train` makes tokenizers like this one: all but the vocabulary is the same."""
-        return _without_vocabulary(tokenizer) == _without_vocabulary(cls.train([], 257).tokenizer)
+    def describes(cls, content: dict[str, Any]) -> bool:
+        """Whether `train` makes tokenizers like this tokenizer.json: all but the vocabulary is the same."""
+        if content["model"].get("type", "BPE") != "BPE":
+            return False
+        ours = json.loads(cls.train([], 257).tokenizer.to_str())
+        return _without_vocabulary(content) == _without_vocabulary(ours)
 
     def save(self, path: Path) -> None:
         write_text_atomic(path, self.tokenizer.to_str(pretty=False))
@@ -50,10 +53,10 @@ class BPETokenizer(PretrainedTokenizer, TrainableTokenizer):
         return last_word_border(text)
 
 
-def _without_vocabulary(tokenizer: hf.Tokenizer) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(tokenizer.to_str())
-    content["model"] |= {"vocab": {}, "merges": []}
-    return content
+def _without_vocabulary(content: dict[str, Any]) -> str:
+    """The description as the installed version of tokenizers writes it, whichever version wrote this one."""
+    model = content["model"] | {"vocab": {}, "merges": []}
+    return hf.Tokenizer.from_str(json.dumps(content | {"model": model})).to_str()
 
 
 def _batches(texts: Iterable[str]) -> Iterable[list[str]]:

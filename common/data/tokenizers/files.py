@@ -99,7 +99,7 @@ def _build(content: dict[str, Any], path: Path) -> Tokenizer:
     if not isinstance(model, dict):
         raise DataError("it is of no type of tokenizer known here")
     tokenizer = _from_content(content)
-    if BPETokenizer.describes(tokenizer):
+    if BPETokenizer.describes(content):
         return BPETokenizer(tokenizer)
     return PretrainedTokenizer(tokenizer, _end_of_text(path.with_name("tokenizer_config.json")))
 
