@@ -134,7 +134,9 @@ def _column_means(edges: Floats, x: Floats, y: Floats) -> Floats:
 
 
 def find_trouble(steps: Floats, values: Floats) -> Trouble | None:
-    """What to tell of NaN and infinities among `values`, in the order they were logged; None of none."""
+    """What to tell of NaN and infinities among `values`, by their steps; None of none."""
+    order = np.argsort(steps, kind="stable")
+    steps, values = steps[order], values[order]
     wrong = ~np.isfinite(values)
     if not wrong.any():
         return None

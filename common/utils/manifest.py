@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
+from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
 from types import NoneType
 from typing import Any
 
 from common.utils.paths import REPOSITORY_ROOT
+from common.utils.plain import clean_text, is_text, to_plain
 
 _PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "transformers", "datasets", "pyarrow")
 
@@ -22,11 +26,12 @@ def now() -> str:
 def create_manifest(
     name: str, *, project: str, config: dict[str, Any], seed: int | None, tags: list[str]
 ) -> dict[str, Any]:
-    """The facts of a run at its start; every value can be written as JSON."""
+    """The facts of a run at its start, with an id of its own."""
     import platform  # 2 ms that a list can do without
 
     return {
         "name": name,
+        ID: os.urandom(16).hex(),
         "status": "running",
         "project": project,
         "started": now(),
@@ -46,6 +51,23 @@ def create_manifest(
         "packages": {name: _version(name) for name in _PACKAGES},
         "environment": environment_fingerprint(),
     }
+
+
+ID = "experiment_id"
+
+
+def identity(manifest: Mapping[str, Any]) -> str:
+    """The 32 hex digits that an experiment keeps whatever it is called and wherever it is copied.
+
+    Of an experiment that earlier versions started: a hash of what never changes after the start.
+    """
+    found = manifest.get(ID)
+    if isinstance(found, str) and re.fullmatch("[0-9a-f]{32}", found):
+        return found
+    from hashlib import sha256  # loads OpenSSL: 10 ms
+
+    start = [manifest.get(key) for key in ("started", "host", "argv")]
+    return sha256(json.dumps(start).encode()).hexdigest()[:32]
 
 
 # The facts that the `runs` table shows, and what each may be.
@@ -81,6 +103,35 @@ def check_manifest(manifest: Any) -> dict[str, Any]:
     if not all(isinstance(tag, str) for tag in manifest["tags"]):
         raise ValueError(f"its 'tags' must be texts: {manifest['tags']}")
     return manifest
+
+
+_SHOWN = (*_KINDS, "note")  # by SQLite and DuckDB, which take text alone
+
+
+def plain_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """`facts` of a manifest as the store takes them in: JSON (see `to_plain`), what it shows is text.
+
+    Raises ValueError with the first one that cannot be stored.
+    """
+    plain = {str(key): to_plain(value, f"its '{key}'") for key, value in facts.items()}
+    for key in _SHOWN:
+        value = plain.get(key)
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and not is_text(text):
+                raise ValueError(f"its '{key}' is not text (not UTF-8, or NUL): {text!r}")
+    return plain
+
+
+def clean_facts(manifest: dict[str, Any]) -> dict[str, Any]:
+    """`manifest` of a version that took in what is not text: that is spelt out, see `clean_text`."""
+    shown = {key: _clean(manifest[key]) for key in _SHOWN if key in manifest}
+    return manifest | shown
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    return clean_text(value) if isinstance(value, str) else value
 
 
 _MOST_DIFF_BYTES = 1_000_000

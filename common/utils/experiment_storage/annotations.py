@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import ExperimentError
-from common.utils.experiment_storage.log import append_records, read_records
+from common.utils.experiment_storage.log import Record, append_records, read_lines
 from common.utils.paths import get_experiments_dir
+from common.utils.plain import NO_TEXT, clean_text, is_text
 
 
 class Annotation(NamedTuple):
@@ -27,19 +28,37 @@ def annotations_path() -> Path:
     return get_experiments_dir() / "_annotations.jsonl"
 
 
-def read_annotations() -> tuple[dict[str, Annotation], int]:
-    """({experiment: what was last said of it}, number of damaged records, which are left out)"""
+def read_annotations() -> tuple[dict[str, Annotation], list[str]]:
+    """({experiment: what was last said of it}, what is wrong with which line)"""
     found: dict[str, Annotation] = {}
-    damaged = 0
+    problems = []
     if annotations_path().exists():
-        for record, _ in read_records(annotations_path()):
-            if record is None:
-                damaged += 1
-            elif record["kind"] == "forget":
-                found.pop(record["name"], None)
-            else:
-                found[record["name"]] = Annotation(*(record[key] for key in Annotation._fields))
-    return found, damaged
+        for record, line in read_lines(annotations_path()):
+            try:
+                _take(found, record)
+            except (KeyError, TypeError, ValueError) as error:
+                problems.append(f"line {line}: {error}")
+    return found, problems
+
+
+def _take(found: dict[str, Annotation], record: Record | None) -> None:
+    """Raises ValueError, TypeError or KeyError for a record that is not as we write them."""
+    if record is None:
+        raise ValueError("it is damaged")
+    if not isinstance(name := record["name"], str):
+        raise TypeError(f"no name: {name!r}")
+    name = clean_text(name)
+    if record["kind"] == "forget":
+        found.pop(name, None)
+        return
+    tags, note, archived = (record[key] for key in Annotation._fields)
+    if not all(isinstance(text, str) for text in (note, *tags)):
+        raise TypeError(f"no note and tags: {note!r}, {tags!r}")
+    texts = [note, *tags]
+    note, *tags = map(clean_text, texts)
+    found[name] = Annotation(tags, note, bool(archived))
+    if texts != [note, *tags]:
+        raise ValueError("a tag or note in it is not text; it is shown spelt out")
 
 
 def annotate_experiment(
@@ -53,13 +72,15 @@ def annotate_experiment(
     """Change the tags, the note ("" removes it) or the archive mark of an experiment, live or finished.
 
     An archived experiment is left out of lists and rankings, and kept. Returns what holds now.
-    Raises ExperimentError for an unknown experiment, an empty tag, and the removal of a tag that it
-    does not have.
+    Raises ExperimentError for an unknown experiment, an empty tag, a tag or note that is not text, and
+    the removal of a tag that it does not have.
     """
     from filelock import FileLock  # 70 ms that a list can do without
 
     from common.utils.experiment_storage.catalogue import Catalogue
 
+    if note is not None:
+        check_text(note, "a note")
     get_experiments_dir().mkdir(parents=True, exist_ok=True)
     with FileLock(get_experiments_dir() / "._annotations.lock"):
         before = Catalogue().annotation(name)
@@ -83,6 +104,12 @@ def archive_experiments(names: Collection[str], *, archived: bool = True) -> Non
         annotate_experiment(name, archived=archived)
 
 
+def check_text(text: str, what: str) -> None:
+    """Raises ExperimentError for what is not text."""
+    if not is_text(text):
+        raise ExperimentError(f"{what} must be text: {text!r} is not UTF-8, or holds NUL", NO_TEXT)
+
+
 def _changed_tags(
     name: str, before: list[str], add: Collection[str], remove: Collection[str]
 ) -> list[str]:
@@ -95,6 +122,7 @@ def _changed_tags(
     for tag in add:
         if not tag.strip():
             raise ExperimentError("a tag cannot be empty", "give it a word")
+        check_text(tag, "a tag")
         if tag not in tags:
             tags.append(tag)
     return tags

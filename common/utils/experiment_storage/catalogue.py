@@ -27,9 +27,11 @@ from common.utils.experiment_storage.metrics import (
 
 _OLDEST_FIRST = "ORDER BY started_us, name"
 _FACTS = "SELECT file, manifest, tags, note, archived FROM experiments JOIN manifests USING (name)"
-# Every experiment as it is at this moment.
+# Every experiment as it is at this moment. `seconds` of work: what a run that was resumed did before,
+# and the time since.
 _NOW = """(SELECT *, CASE state WHEN 'running' THEN
-    max(0, (julianday('now') - 2440587.5) * 86400.0 - started_us / 1e6) ELSE duration END
+    coalesce(duration, 0) + max(0, (julianday('now') - 2440587.5) * 86400.0 - since_us / 1e6)
+    ELSE duration END
     AS seconds FROM (SELECT *, CASE status WHEN 'running' THEN status_now(status, name)
     ELSE status END AS state FROM experiments WHERE archived <= ?))"""
 _IN_USE = "name NOT IN (SELECT name FROM experiments WHERE archived)"

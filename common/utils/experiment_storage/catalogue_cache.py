@@ -25,7 +25,7 @@ from common.utils.experiment_storage.metrics import (
 )
 from common.utils.experiment_storage.scan import Stamp, scan_store
 from common.utils.experiment_storage.store import log_path
-from common.utils.manifest import check_manifest
+from common.utils.manifest import check_manifest, clean_facts
 from common.utils.paths import get_experiments_dir
 
 _LONGEST_WAIT_SECONDS = 2.0
@@ -40,7 +40,7 @@ DROP TABLE IF EXISTS metrics;
 CREATE TABLE files (file TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, error TEXT,
     replaces TEXT, head BLOB, consumed INTEGER, hides_nan INTEGER);
 CREATE TABLE experiments (name TEXT PRIMARY KEY, file TEXT, status TEXT, project TEXT, started TEXT,
-    started_us INTEGER, duration REAL, parameters INTEGER, step INTEGER, best_loss REAL, tags TEXT,
+    started_us INTEGER, since_us INTEGER, duration REAL, parameters INTEGER, step INTEGER, best_loss REAL, tags TEXT,
     note TEXT, archived INTEGER, config_hash TEXT);
 CREATE TABLE manifests (name TEXT PRIMARY KEY, manifest TEXT);
 CREATE TABLE changes (number INTEGER);
@@ -289,7 +289,7 @@ def _read_live(database: sqlite3.Connection, file: str, stamp: Stamp) -> None:
         head = log.read(8)  # the checksum of the first record tells one log from another
     manifest, known, consumed = _read_before(database, file, head)
     content = LogContent(path, consumed)
-    if consumed and content.resumes:  # rows that were read are superseded
+    if consumed and (content.resumes or content.damaged_lines):  # rows that were read may not count
         manifest, known = {}, []
         content = LogContent(path)
     manifest |= content.manifest
@@ -330,6 +330,7 @@ def _enter(
     manifest: dict[str, Any],
     summaries: list[MetricSummary],
 ) -> None:
+    manifest = clean_facts(manifest)
     database.execute("DELETE FROM metrics WHERE name = ?", (manifest["name"],))
     database.executemany(f"INSERT INTO metrics VALUES ({', '.join('?' * 12)})", summaries)
     kept = {key: value for key, value in manifest.items() if key != "git_diff"}
@@ -351,7 +352,8 @@ def _facts(
         manifest["name"],
         file,
         *(manifest[key] for key in ("status", "project", "started")),
-        int(datetime.fromisoformat(manifest["started"]).timestamp() * 1e6),
+        _microseconds(manifest["started"]),
+        _microseconds(manifest.get("resumed") or manifest["started"]),
         manifest["duration"],
         manifest["parameters"],
         max((summary.last_step for summary in summaries), default=None),
@@ -363,6 +365,10 @@ def _facts(
     )
 
 
+def _microseconds(moment: str) -> int:
+    return int(datetime.fromisoformat(moment).timestamp() * 1e6)
+
+
 def _note(note: object) -> str:
     """`note` as text: the metadata of save_experiment may hold anything."""
     return note if isinstance(note, str) else "" if note is None else json.dumps(note)
@@ -372,10 +378,10 @@ def _annotate(database: sqlite3.Connection) -> str | None:
     """Let tags and notes that were changed later take the place of those in the files.
 
     Returns what is wrong with them."""
-    annotations, damaged = read_annotations()
+    annotations, problems = read_annotations()
     for name, said in annotations.items():
         database.execute(
             "UPDATE experiments SET tags = ?, note = ?, archived = ? WHERE name = ?",
             (json.dumps(said.tags), said.note, said.archived, name),
         )
-    return f"{damaged} of its records are damaged" if damaged else None
+    return "; ".join(problems) or None

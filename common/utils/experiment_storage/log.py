@@ -7,9 +7,13 @@ records and at most one cut line, which readers leave out. About once a second t
 power loss takes no more than that. Kinds of records:
 
     {"kind": "start", "manifest": {...}}          the first one
-    {"kind": "row", "step", "epoch", "split", "time", "metrics": {...}}
+    {"kind": "row", "row": n, "step", "epoch", "split", "time", "metrics": {...}}
     {"kind": "update", "manifest": {...}}         facts learnt later: parameters, status ...
-    {"kind": "resume", "rows": n, "pid": p}       only the first n rows still count
+    {"kind": "resume", "rows": n, "pid": p, "resumed": when, "duration": seconds worked before}
+
+Rows are numbered from 0, so that a damaged line takes the place of no other: after a resume the rows
+below n still count, and one of a number that was there supersedes that one and all after it. Earlier
+versions wrote no numbers: there a row has the next one, and a damaged line that was a row has one too.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ExperimentError
+from common.utils.manifest import ID, identity
 
 Record = dict[str, Any]
 _SYNC_EVERY_SECONDS = 1.0
@@ -124,12 +129,30 @@ def append_records(path: Path, records: Iterable[Record]) -> None:
 
 def read_records(path: Path, start: int = 0) -> Iterator[tuple[Record | None, int]]:
     """(record, byte after its line) from the byte `start` on; None stands for a damaged line."""
+    for line, end in _read_lines(path, start):
+        yield _parse(line), end
+
+
+def _read_lines(path: Path, start: int) -> Iterator[tuple[bytes, int]]:
     with path.open("rb") as file:
         file.seek(start)
         for line in file:
             start += len(line)
             if text := line.rstrip(b"\n"):
-                yield _parse(text), start
+                yield text, start
+
+
+def read_lines(path: Path) -> Iterator[tuple[Record | None, int]]:
+    """(record, number of its line, from 1 as an editor counts them); None stands for a damaged one."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if text := line.rstrip(b"\n"):
+                yield _parse(text), number
+
+
+def damaged_lines(path: Path) -> list[int]:
+    """The numbers of the damaged lines."""
+    return [number for record, number in read_lines(path) if record is None]
 
 
 def last_record(path: Path) -> Record | None:
@@ -143,8 +166,16 @@ def _parse(line: bytes) -> Record | None:
     checksum, _, body = line.partition(b" ")
     if checksum != b"%08x" % zlib.crc32(body):
         return None
-    record: Record = json.loads(body)
-    return record
+    try:
+        record: Record = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("kind"), str) else None
+
+
+def _was_row(line: bytes) -> bool:
+    """Whether a damaged line was a whole row: half a line, of a killed writer, was never counted."""
+    return b'"kind":"row"' in line and line.endswith(b"}}")
 
 
 class LogContent:
@@ -157,16 +188,24 @@ class LogContent:
     def __init__(self, path: Path, start: int = 0) -> None:
         self.manifest: dict[str, Any] = {}
         self.num_rows = 0
+        self.next_row = 0  # the number of the row that is logged next
         self.damaged_lines = 0
         self.resumes = 0
+        self.seconds = 0.0  # worked, as far as the log says, superseded rows included
         self.end = start
         self._path, self._start = path, start
+        self._is_worked = False  # earlier versions counted the time between two starts as well
         self._first_row_of: dict[str, int] = {}  # by metric
-        self._kept: list[tuple[int, int]] = []  # ranges of the rows as they stand in the file
+        # (first, end, number of the first): ranges of the rows as they stand in the file
+        self._kept: list[tuple[int, int, int]] = []
         self._rows_in_file = 0
-        for record, end in read_records(path, start):
-            self._take(record)
-            if record is not None:
+        for line, end in _read_lines(path, start):
+            record = _parse(line)
+            if record is None:
+                self.damaged_lines += 1
+                self.next_row += _was_row(line)
+            else:
+                self._take(record)
                 self.end = end
 
     @property
@@ -182,46 +221,61 @@ class LogContent:
         """The rows in order, without superseded ones: those that were there at the first read."""
         position = 0
         kept = iter(self._kept)
-        begin, end = next(kept, (0, 0))
+        begin, end, _ = next(kept, (0, 0, 0))
         for record, _ in read_records(self._path, self._start):
             if record is None or record["kind"] != "row":
                 continue
             if position == end:
-                begin, end = next(kept, (0, 0))
+                begin, end, _ = next(kept, (0, 0, 0))
             if end == 0:
                 return
             if begin <= position:
                 yield record
             position += 1
 
-    def _take(self, record: Record | None) -> None:
-        if record is None:
-            self.damaged_lines += 1
-        elif record["kind"] == "row":
-            for name in record["metrics"]:
-                self._first_row_of.setdefault(name, self.num_rows)
-            position, self._rows_in_file = self._rows_in_file, self._rows_in_file + 1
-            if self._kept and self._kept[-1][1] == position:
-                self._kept[-1] = (self._kept[-1][0], position + 1)
-            else:
-                self._kept.append((position, position + 1))
-            self.num_rows += 1
+    def _take(self, record: Record) -> None:
+        if record["kind"] == "row":
+            self._take_row(record)
         elif record["kind"] == "resume":
             self.resumes += 1
-            self._keep_first(record["rows"])
+            self._keep_below(record["rows"])
             self.manifest |= {"status": "running", "pid": record["pid"], "finished": None}
+            self.manifest |= {key: record[key] for key in ("resumed", "duration") if key in record}
+            self._is_worked |= "duration" in record
         else:
             self.manifest |= record["manifest"]
+            if record["kind"] == "start":
+                self._is_worked = ID in self.manifest
+                self.manifest[ID] = identity(self.manifest)
+        if self._is_worked:
+            self.seconds = max(self.seconds, self.manifest.get("duration") or 0.0)
 
-    def _keep_first(self, rows: int) -> None:
-        excess = self.num_rows - rows
-        while excess > 0:
-            begin, end = self._kept.pop()
-            if end - begin > excess:
-                self._kept.append((begin, end - excess))
-            excess -= end - begin
-        self.num_rows = min(self.num_rows, rows)
-        self._first_row_of = {name: row for name, row in self._first_row_of.items() if row < rows}
+    def _take_row(self, record: Record) -> None:
+        number = record.get("row", self.next_row)
+        if number < self.next_row:  # the resume that came before it is damaged
+            self._keep_below(number)
+        for name in record["metrics"]:
+            self._first_row_of.setdefault(name, number)
+        position, self._rows_in_file = self._rows_in_file, self._rows_in_file + 1
+        begin, end, first = self._kept[-1] if self._kept else (0, -1, 0)
+        if (end, first + end - begin) == (position, number):
+            self._kept[-1] = (begin, position + 1, first)
+        else:
+            self._kept.append((position, position + 1, number))
+        self.num_rows += 1
+        self.next_row = number + 1
+        self.seconds = max(self.seconds, record["time"] or 0.0)
+
+    def _keep_below(self, number: int) -> None:
+        """Leave out the rows from `number` on; the next one has this number."""
+        while self._kept and (last := self._kept[-1])[2] + last[1] - last[0] > number:
+            begin, end, first = self._kept.pop()
+            staying = max(number - first, 0)
+            self.num_rows -= end - begin - staying
+            if staying:
+                self._kept.append((begin, begin + staying, first))
+        self.next_row = number
+        self._first_row_of = {name: row for name, row in self._first_row_of.items() if row < number}
 
 
 def read_log(path: Path) -> LogContent:

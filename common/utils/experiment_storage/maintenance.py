@@ -21,7 +21,7 @@ from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.catalogue_cache import cache_path
 from common.utils.experiment_storage.checksums import checksums_path, read_checksums
 from common.utils.experiment_storage.locks import is_running, lock_of
-from common.utils.experiment_storage.log import read_records
+from common.utils.experiment_storage.log import damaged_lines
 from common.utils.experiment_storage.packs import delete_from_packs, packs_lock, read_pack
 from common.utils.experiment_storage.parquet import read_parquet
 from common.utils.files import sha256_of
@@ -164,9 +164,9 @@ def _damage(
 def _damaged_logs() -> Iterator[Finding]:
     for path in sorted(get_experiments_dir().glob("*.jsonl")):
         try:
-            damaged = sum(record is None for record, _ in read_records(path))
+            damaged = damaged_lines(path)
         except OSError:
             continue  # finished or deleted in this moment, or no file: the catalogue names what is none
         if damaged:
-            problem = f"{damaged} damaged records"
+            problem = f"damaged: line {', '.join(map(str, damaged))}"
             yield Finding(path.name, problem, "left out; every other record counts", False)

@@ -56,8 +56,9 @@ _PER_TEXT = _set("byte bytes char chars character characters word words")
 
 
 class MetricSummary(NamedTuple):
-    """One metric of one split of one run. `minimum` and `maximum` are over finite values only, and
-    their steps the first at which they were reached."""
+    """One metric of one split of one run. `last` is the value at the highest step (of several there the
+    one logged last). `minimum` and `maximum` are over finite values only, and their steps those of the
+    first row that reached them."""
 
     name: str
     split: str
@@ -166,7 +167,8 @@ def summarise_rows(
 def _add(entry: list[Any], value: float, step: int) -> None:
     """Add one value to the fields of a MetricSummary."""
     entry[3] += 1
-    entry[5], entry[10] = value, step
+    if step >= entry[10]:  # rows may be logged in any order of their steps
+        entry[5], entry[10] = value, step
     if not math.isfinite(value):
         entry[11] += 1
         return

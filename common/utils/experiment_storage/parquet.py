@@ -213,6 +213,7 @@ def _summary(name: str, split: str, metric: str, values: Any, steps: Any) -> Met
         at_high = int(np.argmax(np.where(finite, values, -np.inf)))
         low, high = float(values[at_low]), float(values[at_high])
         low_step, high_step = int(steps[at_low]), int(steps[at_high])
-    first, last = float(values[0]), float(values[-1])
-    extremes = (low, high, low_step, high_step, int(steps[-1]), int((~finite).sum()))
+    at_last = len(steps) - 1 - int(np.argmax(steps[::-1]))  # the last row of the highest step
+    first, last = float(values[0]), float(values[at_last])
+    extremes = (low, high, low_step, high_step, int(steps[at_last]), int((~finite).sum()))
     return MetricSummary(name, split, metric, len(values), first, last, *extremes)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,9 +14,9 @@ from filelock import BaseFileLock, Timeout
 from common.errors import ExperimentError
 from common.utils.experiment_storage import store
 from common.utils.experiment_storage.locks import lock_of
-from common.utils.experiment_storage.log import LogContent, LogWriter, read_log
+from common.utils.experiment_storage.log import LogContent, LogWriter, damaged_lines, read_log
 from common.utils.files import write_json_atomic, write_text_atomic
-from common.utils.manifest import check_manifest, create_manifest, now
+from common.utils.manifest import ID, check_manifest, create_manifest, now, plain_facts
 from common.utils.paths import get_runs_dir
 from common.utils.system_metrics import SystemMetrics
 
@@ -54,13 +52,14 @@ def start_experiment(
     Every `system_metrics_seconds` (None: never) the row that is logged next also says what the
     machine does, see `SystemMetrics`. With `resume`, an unfinished run of that name is continued: call `Run.resume_from` with the
     number of rows that are still true. Raises ExperimentError when the name is taken, when there is
-    nothing to resume, when the run is finished, or when another process is running it.
+    nothing to resume, when the run is finished, when another process is running it, or when `config`
+    or another fact is nothing that `to_plain` makes JSON of.
     """
-    manifest = create_manifest(
-        "", project=project, config=dict(config or {}), seed=seed, tags=list(tags)
-    )
     try:
-        check_manifest(manifest)
+        manifest = create_manifest(
+            "", project=project, config=dict(config or {}), seed=seed, tags=list(tags)
+        )
+        manifest = check_manifest(plain_facts(manifest))
     except ValueError as error:
         raise ExperimentError(f"an experiment cannot be started so: {error}") from error
     if resume:
@@ -129,10 +128,14 @@ class Run:
 
     def _take_up(self, content: LogContent) -> None:
         self.manifest: dict[str, Any] = content.manifest
-        self.rows = content.num_rows
+        self.rows = content.next_row  # the number of the next one: a damaged line keeps its own
         self._metric_names |= {name.lower(): name for name in content.metrics}
-        self._time_before = max((row["time"] for row in content.iter_rows()), default=0.0)
+        self._worked_before = content.seconds
         self._started = time.monotonic()
+
+    def _worked(self) -> float:
+        """Seconds of work over all starts, which no clock that is set can change."""
+        return round(self._worked_before + time.monotonic() - self._started, 6)
 
     def start(self, manifest: dict[str, Any], config_text: str | None) -> None:
         self.manifest = manifest
@@ -144,13 +147,20 @@ class Run:
 
     def resume_from(self, rows: int) -> None:
         """Continue after the first `rows` rows: later ones, logged by the lost process, are superseded."""
-        self._writer.append({"kind": "resume", "rows": rows, "pid": os.getpid()})
-        self._take_up(read_log(store.log_path(self.name)))
-        if self.rows < rows:  # a power loss takes what was never flushed; or somebody cut the log
+        again = {"pid": os.getpid(), "resumed": now(), "duration": self._worked()}
+        self._writer.append({"kind": "resume", "rows": rows, **again})
+        path = store.log_path(self.name)
+        content = read_log(path)
+        self._take_up(content)
+        # A power loss takes what was never flushed; or a disk, or somebody, damaged the log.
+        if content.num_rows < rows:
             from common.utils.logging import get_logger  # 15 ms that most runs can do without
 
+            lines = ", ".join(map(str, damaged_lines(path)))
+            damage = f"; damaged: line {lines} of {path}" if lines else ""
             get_logger("experiments").warning(
-                f"the log of '{self.name}' has {self.rows} of the {rows} rows before this point"
+                f"the log of '{self.name}' has {content.num_rows} of the {rows} rows before this "
+                f"point{damage}"
             )
         self._write_manifest_file()
 
@@ -162,11 +172,10 @@ class Run:
         epoch: float | None = None,
     ) -> None:
         """Append one row. `metrics` maps names to numbers; once this returns, a kill loses nothing."""
-        elapsed = round(self._time_before + time.monotonic() - self._started, 6)
         if self._system is not None and (measured := self._system.sample()):
             metrics = measured | dict(metrics)  # what the caller says has precedence
-        row = store.make_row(step, split, epoch, elapsed, metrics, self._metric_names)
-        self._writer.append({"kind": "row", **row})
+        row = store.make_row(step, split, epoch, self._worked(), metrics, self._metric_names)
+        self._writer.append({"kind": "row", "row": self.rows, **row})
         self.rows += 1
 
     def flush(self) -> None:
@@ -177,12 +186,15 @@ class Run:
         """Record facts learnt on the way, such as `parameters` or `tokens`. Raises ExperimentError for
         what the store could not show: such a run would be unreadable once it is finished."""
         try:
-            json.dumps(facts)
+            facts = plain_facts(facts)
             check_manifest(self.manifest | facts)
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             raise ExperimentError(f"'{self.name}' cannot be updated so: {error}") from error
-        if facts.get("name", self.name) != self.name:
-            raise ExperimentError(f"'{self.name}' cannot be given another name")
+        if any(facts.get(key, self.manifest[key]) != self.manifest[key] for key in ("name", ID)):
+            raise ExperimentError(
+                f"'{self.name}' cannot be given another name or id",
+                f"rename it once it has ended: tools/query_experiments.py --rename {self.name} NEW",
+            )
         self.manifest |= facts
         self._writer.append({"kind": "update", "manifest": facts})
         self._write_manifest_file()
@@ -192,10 +204,7 @@ class Run:
         (`interrupted`, `failed`) the log stays, so that the run can be resumed."""
         if self._ended:
             raise ExperimentError(f"experiment '{self.name}' has ended already")
-        started = datetime.fromisoformat(self.manifest["started"])
-        ended = now()
-        duration = (datetime.fromisoformat(ended) - started).total_seconds()
-        self.update(status=status, finished=ended, duration=duration)
+        self.update(status=status, finished=now(), duration=self._worked())
         self._ended = True
         self._writer.close()
         path = store.log_path(self.name)

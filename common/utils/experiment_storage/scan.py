@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 from common.utils.experiment_storage.checksums import checksums_path
-from common.utils.experiment_storage.store import is_text, packs_dir
+from common.utils.experiment_storage.store import packs_dir
 from common.utils.paths import get_experiments_dir
+from common.utils.plain import is_text
 
 Stamp = tuple[int, int]  # (size, mtime_ns)
 

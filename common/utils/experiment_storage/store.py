@@ -6,7 +6,6 @@ A name is claimed by creating its log exclusively, so two processes never share 
 
 from __future__ import annotations
 
-import json
 import math
 import numbers
 import os
@@ -17,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import ExperimentError
 from common.utils.experiment_storage.log import read_log
-from common.utils.manifest import check_manifest, create_manifest, now
+from common.utils.manifest import check_manifest, create_manifest, now, plain_facts
 from common.utils.paths import get_experiments_dir, get_runs_dir
+from common.utils.plain import NO_TEXT, is_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +27,6 @@ FIXED_COLUMNS = ("experiment_name", "step", "epoch", "split", "time")
 MANIFEST_COLUMN = "manifest"  # of a pack
 FOOTER_KEY = b"experiment"
 RESERVED_NAMES = (*FIXED_COLUMNS, MANIFEST_COLUMN)
-_NO_TEXT = "leave out what is no character (NUL, lone surrogates)"
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 
 
@@ -70,20 +69,18 @@ def is_name(name: str) -> bool:
     return re.fullmatch(_NAME, name) is not None
 
 
-def is_text(value: str) -> bool:
-    """Whether Parquet, SQLite and DuckDB can all hold it: no NUL, no half of a surrogate pair."""
-    return value.isprintable() or (
-        "\0" not in value and value.encode(errors="ignore").decode() == value
-    )
+def check_name(name: str) -> None:
+    """Raises ExperimentError for what cannot name an experiment."""
+    if not is_name(name):
+        raise ExperimentError(
+            f"{name!r} cannot name an experiment",
+            "use letters, digits, '.', '_' and '-' (at most 128), a letter or digit first",
+        )
 
 
 def claim_name(name: str) -> None:
     """Reserve `name` by creating its empty log. Raises ExperimentError when it is taken or not a name."""
-    if not is_name(name):
-        raise ExperimentError(
-            f"'{name}' cannot name an experiment",
-            "use letters, digits, '.', '_' and '-' (at most 128), a letter or digit first",
-        )
+    check_name(name)
     get_experiments_dir().mkdir(parents=True, exist_ok=True)
     taken = ExperimentError(
         f"an experiment named '{name}' exists already",
@@ -159,7 +156,7 @@ def check_metrics(metrics: Mapping[str, Any], known: dict[str, str]) -> dict[str
                 f"a metric cannot be named '{name}'", f"reserved are {', '.join(RESERVED_NAMES)}"
             )
         if not is_text(name):
-            raise ExperimentError(f"a metric cannot be named {name!r}", _NO_TEXT)
+            raise ExperimentError(f"a metric cannot be named {name!r}", NO_TEXT)
         if known.setdefault(name.lower(), name) != name:
             other = known[name.lower()]
             raise ExperimentError(f"metrics '{other}' and '{name}' differ only in case")
@@ -190,13 +187,14 @@ def save_experiment(
 
     `dataframe` has a row per step. `step`, `epoch`, `split` and `time` are taken where they are
     there (`step` counts the rows otherwise); every other column must hold numbers.
-    `metadata` is any JSON: `config`, `project`, `seed`, `tags`, `parameters` and `tokens` fill the
-    columns of `runs`, the rest is kept beside them.
-    Raises ExperimentError when the name is taken or a column does not fit.
+    `metadata` is anything that `to_plain` makes JSON of: `config`, `project`, `seed`, `tags`,
+    `parameters` and `tokens` fill the columns of `runs`, the rest is kept beside them.
+    Raises ExperimentError when the name is taken, or when a column or the metadata do not fit.
     """
     from common.utils.experiment_storage.parquet import write_parquet
 
-    manifest = _manifest(name, dict(metadata or {}))
+    check_name(name)
+    manifest = _manifest(name, metadata or {})
     rows = _dataframe_rows(dataframe)
     claim_name(name)
     try:
@@ -237,19 +235,12 @@ def enter_into_catalogue() -> None:
     Catalogue()
 
 
-def _manifest(name: str, metadata: dict[str, Any]) -> dict[str, Any]:
-    manifest = create_manifest(
-        name,
-        project=metadata.get("project", ""),
-        config=metadata.get("config", {}),
-        seed=metadata.get("seed"),
-        tags=metadata.get("tags", []),
-    )
-    manifest |= {"status": "finished", "finished": now()} | metadata | {"name": name}
+def _manifest(name: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    manifest = create_manifest(name, project="", config={}, seed=None, tags=[])
+    manifest |= {"status": "finished", "finished": now()} | {**metadata} | {"name": name}
     try:
-        json.dumps(manifest)
-        return check_manifest(manifest)
-    except (TypeError, ValueError) as error:
+        return check_manifest(plain_facts(manifest))
+    except ValueError as error:
         raise ExperimentError(f"the metadata of '{name}' cannot be stored: {error}") from error
 
 

@@ -115,4 +115,6 @@ def test_trouble_is_told_with_the_step_where_it_matters(
     values: list[float], told: tuple[int, int, bool] | None
 ) -> None:
     steps = np.arange(0.0, 10 * len(values), 10)
-    assert find_trouble(steps, np.array(values, dtype=float)) == told
+    series = np.array(values, dtype=float)
+    shuffled = np.random.default_rng(0).permutation(len(values))  # rows of any order of steps
+    assert find_trouble(steps, series) == told == find_trouble(steps[shuffled], series[shuffled])

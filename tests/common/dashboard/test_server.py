@@ -296,6 +296,16 @@ def test_tags_and_note_are_kept(client: TestClient) -> None:
     assert "no experiment" in post(client, "annotate", code=400, name="../a", note="x")["error"]
 
 
+def test_a_note_that_is_no_text_is_refused_and_the_page_goes_on(client: TestClient) -> None:
+    save("a", [1.0])
+    for change in (b'"note": "\\ud800"', b'"add_tags": ["a\\u0000"]'):
+        body = b'{"name": "a", "add_tags": [], "remove_tags": [], %s}' % change
+        headers = {"Content-Type": "application/json"}
+        answer = client.post("/api/annotate", content=body, headers=headers)
+        assert answer.status_code in (400, 422), answer.text
+    assert get(client, "runs")["columns"]["name"] == ["a"]
+
+
 def test_samples_are_those_of_the_last_evaluation_up_to_a_step(client: TestClient) -> None:
     save("a", [1.0])
     lines = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import zlib
 
 import pandas as pd
 import pytest
@@ -17,8 +18,10 @@ from common.utils.experiment_storage.annotations import (
     forget_annotations,
 )
 from common.utils.experiment_storage.catalogue import Catalogue
+from common.utils.experiment_storage.log import append_records
 from common.utils.experiment_storage.store import parquet_path
 from common.utils.paths import get_experiments_dir
+from common.utils.plain import clean_text
 
 
 def save(name: str, tags: list[str] | None = None) -> None:
@@ -79,7 +82,7 @@ def test_a_damaged_record_is_named_and_costs_nothing_but_itself() -> None:
     lines[1] = lines[1].replace(b"t", b"x", 1)
     annotations_path().write_bytes(b"".join(lines))
     catalogue = Catalogue()
-    assert [b.error for b in catalogue.broken] == ["1 of its records are damaged"]
+    assert [b.error for b in catalogue.broken] == ["line 2: it is damaged"]
     (get_experiments_dir() / ".catalogue.sqlite").unlink()
     assert [facts(name)[0] for name in "abc"] == [["t"], [], ["t"]]
 
@@ -115,3 +118,51 @@ for i in range(15):
     started = [subprocess.Popen([sys.executable, "-c", script, name]) for name in "pq"]
     assert [process.wait() for process in started] == [0, 0]
     assert set(facts("a")[0]) == {f"{name}{i}" for name in "pq" for i in range(15)}
+
+
+NO_TEXT = pytest.mark.parametrize("text", ["caf\udce9", "\ud800", "a\0b"], ids=ascii)
+
+
+@NO_TEXT
+def test_a_tag_or_note_that_is_no_text_is_refused_and_harms_nothing(text: str) -> None:
+    save("a", ["kept"])
+    for change in ({"note": text}, {"add_tags": [text]}):
+        with pytest.raises(ExperimentError, match="must be text"):
+            annotate_experiment("a", **change)  # type: ignore[arg-type]  # one of several keywords
+    assert facts("a") == (["kept"], "") and Catalogue().broken == []
+    assert not annotations_path().exists()
+
+
+@NO_TEXT
+def test_annotations_with_a_lone_surrogate_of_an_earlier_version_stay_readable(text: str) -> None:
+    """Spelt out and named by their line; what was said of the others is not touched."""
+    for name in ("a", "b"):
+        save(name)
+    annotate_experiment("b", note="sound")
+    fields = {"tags": ["good", text], "note": text, "archived": False}
+    append_records(annotations_path(), [{"kind": "annotate", "name": "a", **fields}])
+    tags, note = facts("a")
+    assert tags[0] == "good" and note == tags[1] == clean_text(text) and facts("b")[1] == "sound"
+    (broken,) = Catalogue().broken
+    assert broken.file == "_annotations.jsonl" and broken.error.startswith("line 2: ")
+    annotate_experiment("a", remove_tags=[tags[1]], note="mended")
+    assert facts("a") == (["good"], "mended")
+
+
+def test_lines_that_are_not_as_we_write_them_are_named_and_say_nothing() -> None:
+    save("a")
+    annotate_experiment("a", note="kept")
+    wrong: list[dict[str, object]] = [
+        {"kind": "annotate"},
+        {"kind": "annotate", "name": "a", "tags": 3, "note": "x", "archived": False},
+        {"kind": "annotate", "name": "a", "tags": [], "note": None, "archived": False},
+        {"kind": "annotate", "name": 3, "tags": [], "note": "", "archived": False},
+    ]
+    append_records(annotations_path(), wrong)
+    with annotations_path().open("ab") as file:
+        file.write(b"00000000 {}\n" + b"%08x []\n" % zlib.crc32(b"[]"))
+    assert facts("a")[1] == "kept"
+    (broken,) = Catalogue().broken
+    assert [part.partition(":")[0] for part in broken.error.split("; ")] == [
+        f"line {line}" for line in range(2, 8)
+    ]

@@ -225,18 +225,99 @@ def test_a_log_that_lost_its_first_record_and_has_only_rows_is_named() -> None:
     assert [broken.file for broken in Catalogue().broken] == ["hit.jsonl"]
 
 
+def log_rows(name: str, count: int) -> Path:
+    run = start_experiment(name, config={})
+    for step in range(count):
+        run.log({"loss": float(step)}, step=step)
+    run.finish("interrupted")
+    return get_experiments_dir() / f"{name}.jsonl"
+
+
 def test_a_resume_says_when_the_log_lost_rows_that_were_counted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """After a power loss: a kill loses none."""
-    run = start_experiment("cut", config={})
-    for step in range(5):
-        run.log({"loss": 1.0}, step=step)
-    run.finish("interrupted")
-    path = get_experiments_dir() / "cut.jsonl"
+    path = log_rows("cut", 5)
     rows = [line for line in path.read_bytes().splitlines(keepends=True) if b'"row"' in line]
     path.write_bytes(path.read_bytes().replace(rows[-1], b""))
     with start_experiment("cut", resume=True) as run:
         run.resume_from(5)
-        assert run.rows == 4
+        assert run.rows == 5
     assert "the log of 'cut' has 4 of the 5 rows" in capsys.readouterr().err
+
+
+def forget_numbers(path: Path) -> None:
+    """The log as earlier versions wrote it."""
+    whole = [json.loads(line.partition(b" ")[2]) for line in path.read_bytes().splitlines()]
+    path.unlink()
+    for record in whole:
+        record.pop("row", None)
+        if record["kind"] == "start":
+            del record["manifest"]["experiment_id"]
+    write(path, whole)
+
+
+@pytest.mark.parametrize("version", ["now", "earlier"])
+@pytest.mark.parametrize("hit", [0, 3, 5])
+def test_a_damaged_row_takes_the_place_of_no_other_on_a_resume(
+    version: str, hit: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = log_rows("hit", 10)
+    if version == "earlier":
+        forget_numbers(path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    line = next(i for i, text in enumerate(lines) if f'"step":{hit},'.encode() in text)
+    lines[line] = lines[line].replace(b'"step"', b'"stop"')
+    path.write_bytes(b"".join(lines))
+    with start_experiment("hit", resume=True) as run:
+        run.resume_from(6)  # as a checkpoint after step 5 says
+        assert run.rows == 6
+        live = query_rows("SELECT step FROM experiments ORDER BY step")[1]
+        assert [step for (step,) in live] == [step for step in range(6) if step != hit]
+        for step in range(6, 12):
+            run.log({"loss": float(step)}, step=step)
+        assert run.rows == 12
+    stored = query_rows("SELECT step, loss FROM experiments ORDER BY step")[1]
+    assert stored == [[step, float(step)] for step in range(12) if step != hit]
+    error = capsys.readouterr().err
+    assert "has 5 of the 6 rows" in error and f"line {line + 1} of {path}" in error
+
+
+def test_rows_after_a_resume_whose_record_is_damaged_supersede_the_old_ones() -> None:
+    path = log_rows("hit", 10)
+    run = start_experiment("hit", resume=True)
+    run.resume_from(4)
+    for step in range(4, 7):
+        run.log({"loss": 9.0}, step=step)
+    run.finish("interrupted")
+    path.write_bytes(path.read_bytes().replace(b'{"kind":"resume"', b'{"kind":"resum_"'))
+    assert [(r["step"], r["metrics"]["loss"]) for r in read_log(path).rows] == [
+        *[(step, float(step)) for step in range(4)],
+        *[(step, 9.0) for step in range(4, 7)],
+    ]
+    assert query_rows("SELECT count(*) FROM experiments")[1] == [[7]]
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=5), st.sets(st.integers(0, 60)))
+@settings(max_examples=40, deadline=None)
+def test_after_any_resumes_and_damages_each_row_counts_once_or_is_damaged(
+    tmp_path_factory: pytest.TempPathFactory, resumes: list[int], damaged: set[int]
+) -> None:
+    """Against a list that is cut and extended as the run was."""
+    path = tmp_path_factory.getbasetemp() / "numbered.jsonl"
+    path.unlink(missing_ok=True)
+    records: list[dict[str, Any]] = [start()]
+    truth: list[int] = []
+    for generation, rows in enumerate(resumes):
+        for _ in range(5):
+            records.append(row(len(records)) | {"row": len(truth)})
+            truth.append(len(records) - 1)
+        truth = truth[:rows]
+        records.append({"kind": "resume", "rows": len(truth), "pid": generation})
+    write(path, records)
+    lines = path.read_bytes().splitlines(keepends=True)
+    hit = {i for i in damaged if i < len(lines) and records[i]["kind"] == "row"}
+    path.write_bytes(b"".join(b"x" * (i in hit) + line for i, line in enumerate(lines)))
+    content = read_log(path)
+    assert [record["step"] for record in content.rows] == [i for i in truth if i not in hit]
+    assert content.next_row == len(truth) and content.num_rows == len(content.rows)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,12 @@ import pytest
 import torch
 
 from common.errors import ExperimentError
-from common.utils import query_experiments, save_experiment, start_experiment
+from common.utils import (
+    compare_experiments,
+    query_experiments,
+    save_experiment,
+    start_experiment,
+)
 from common.utils.experiment_storage import store
 from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.locks import is_running
@@ -289,7 +295,7 @@ def test_a_row_that_would_not_fit_the_file_is_refused_when_it_is_logged(
     [
         {"tokens": 1.5e9},
         {"parameters": 2**70},
-        {"tokens": np.int64(5)},
+        {"tokens": np.float64(5.5)},
         {"tags": None},
         {"name": "other"},
         {"seed": "x"},
@@ -702,3 +708,52 @@ def test_what_fails_after_an_experiment_is_stored_ends_no_training(
     assert "a is stored, but" in capfd.readouterr().err
     store.packs_dir().unlink()
     assert status_of("a") == "finished"
+
+
+def test_the_duration_is_the_time_of_work_whatever_the_clock_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Started three days ago for a moment, resumed now; then the clock is set back by an hour."""
+    from common.utils.experiment_storage import run as run_module
+
+    def at(days: float) -> None:
+        moment = datetime.now().astimezone() + timedelta(days=days)
+        monkeypatch.setattr(run_module, "now", lambda: moment.isoformat())
+        monkeypatch.setattr("common.utils.manifest.now", lambda: moment.isoformat())
+
+    at(-3)
+    run = start_experiment("exp")
+    run.log({"loss": 1.0}, step=0)
+    time.sleep(0.05)
+    run.finish("interrupted")
+    (first,) = [facts.duration for facts in Catalogue().overview()]
+    at(0)
+    run = start_experiment("exp", resume=True)
+    run.resume_from(1)
+    (running,) = Catalogue().overview()
+    assert running.status == "running" and running.duration is not None
+    run.log({"loss": 1.0}, step=1)
+    at(-1 / 24)
+    run.finish()
+    (finished,) = Catalogue().overview()
+    assert first is not None and finished.duration is not None
+    assert 0.05 <= first <= running.duration < 3600 and first <= finished.duration < 3600
+    times = [time for (time,) in query_rows("SELECT time FROM experiments ORDER BY step")[1]]
+    assert times[0] < 0.05 <= first <= times[1] <= finished.duration
+
+
+@pytest.mark.parametrize("last", [2.0, math.nan])
+def test_the_last_value_is_that_of_the_highest_step(last: float) -> None:
+    """In whatever order the rows came; NaN elsewhere is no divergence, there it is one."""
+    other = 1.0 if math.isnan(last) else math.nan
+    with start_experiment("exp") as run:
+        for step, value in ((10, 3.0), (30, 5.0), (30, last), (20, other)):
+            run.log({"loss": value}, step=step)
+        (live,) = Catalogue().summaries(name="exp")
+    (stored,) = Catalogue().summaries(name="exp")
+    assert live == stored and stored.last_step == 30
+    assert stored.diverged == math.isnan(last) and (stored.diverged or stored.last == 2.0)
+    assert Catalogue().overview()[0].step == 30
+    report = compare_experiments(["exp"])
+    shown = report.rows[0][report.columns.index("last")]
+    assert shown is None if math.isnan(last) else shown == 2.0

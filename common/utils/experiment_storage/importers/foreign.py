@@ -107,5 +107,5 @@ def tidy_json(value: Any) -> Any:
 
 
 def tidy_text(text: str) -> str:
-    """`text` as the store can hold it (see `store.is_text`)."""
+    """`text` as the store can hold it (see `is_text`)."""
     return text.replace("\0", "?").encode("utf-8", "replace").decode()

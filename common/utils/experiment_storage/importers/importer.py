@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,7 +21,7 @@ from common.utils.experiment_storage.importers.foreign import (
 )
 from common.utils.experiment_storage.importers.mlflow import DeletedRunError
 from common.utils.logging import get_logger
-from common.utils.manifest import check_manifest, now
+from common.utils.manifest import ID, check_manifest, now, plain_facts
 
 OnConflict = Literal["rename", "skip"]
 TAG = "imported"
@@ -133,6 +134,9 @@ class _Importer:
         if manifest["seed"] is None:
             manifest["seed"] = _seed(manifest["config"])
         manifest["tags"] = list(dict.fromkeys([*manifest.get("tags", []), TAG]))
+        # By its content, so that the same run imported on two machines is one.
+        content = f"{run.kind} {run.identifier} {fingerprint}"
+        manifest[ID] = sha256(content.encode(errors="backslashreplace")).hexdigest()[:32]
         manifest["source"] = {
             "kind": run.kind,
             "path": tidy_text(str(run.path)),
@@ -141,7 +145,7 @@ class _Importer:
             "imported": now(),
         }
         try:
-            return check_manifest(manifest)
+            return check_manifest(plain_facts(manifest))
         except ValueError as error:
             raise ExperimentError(f"{run.label}: {error}") from error
 
@@ -185,7 +189,8 @@ def _changed(path: Path) -> str:
 
 
 def _seconds(started: str, finished: str) -> float:
-    return (datetime.fromisoformat(finished) - datetime.fromisoformat(started)).total_seconds()
+    passed = datetime.fromisoformat(finished) - datetime.fromisoformat(started)
+    return max(passed.total_seconds(), 0.0)  # the clock of that machine may have been set back
 
 
 def _seed(config: Any) -> int | None:
