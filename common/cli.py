@@ -15,7 +15,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -33,6 +33,7 @@ from common.export.config import FORMATS, check_dtype
 from common.projects import Project, project_of_run, run_config
 from common.training.config import ExperimentConfig, SampleConfig
 from common.utils.arguments import seed
+from common.utils.logging import process_rank
 from common.utils.paths import display_path, get_datasets_dir
 
 if TYPE_CHECKING:
@@ -45,24 +46,30 @@ BuildModel = Callable[[C, int], "BaseLanguageModel"]  # (config, vocab_size) -> 
 def train_main(schema: type[C], build_model: BuildModel[C], script: str) -> None:
     """The whole of a project's train.py: parse, check, train, report."""
     project = Project(Path(script).resolve().parent)
-    arguments = train_parser(f"python projects/{project.name}/train.py").parse_intermixed_args()
+    parser = train_parser(f"python projects/{project.name}/train.py")
     with exit_on_error():
+        with told_by_first_process():
+            arguments = parser.parse_intermixed_args()
         train(project, schema, build_model, arguments)
 
 
 def evaluate_main(schema: type[C], build_model: BuildModel[C], script: str) -> None:
     """The whole of a project's evaluate.py: judge a trained run on its validation text."""
     project = Project(Path(script).resolve().parent)
-    arguments = evaluate_parser(f"python projects/{project.name}/evaluate.py").parse_args()
+    parser = evaluate_parser(f"python projects/{project.name}/evaluate.py")
     with exit_on_error():
+        with told_by_first_process():
+            arguments = parser.parse_args()
         evaluate(project, schema, build_model, arguments)
 
 
 def sample_main(schema: type[C], build_model: BuildModel[C], script: str) -> None:
     """The whole of a project's sample.py: print text as a trained run writes it."""
     project = Project(Path(script).resolve().parent)
-    arguments = sample_parser(f"python projects/{project.name}/sample.py").parse_args()
+    parser = sample_parser(f"python projects/{project.name}/sample.py")
     with exit_on_error():
+        with told_by_first_process():
+            arguments = parser.parse_args()
         sample(project, schema, build_model, arguments)
 
 
@@ -114,17 +121,16 @@ def train(
     arguments: argparse.Namespace,
 ) -> None:
     """Train what the arguments of `train_parser` ask for. Raises ResearchErrors."""
-    with _told_by_first_process():
+    with told_by_first_process():
         path = _config_path(arguments, project)
         if arguments.print_configs:
             _print_configs(project, schema, path, arguments.overrides)
             return
         config = load_config(path, schema, arguments.overrides, [project.directory])
-        if not arguments.print_config:
-            check_data(config, project, path, arguments.overrides)
-    if arguments.print_config:
-        print(dump_config(config), end="")
-        return
+        if arguments.print_config:
+            print(dump_config(config), end="")
+            return
+        check_data(config, project, path, arguments.overrides)
     from common.training.experiment import train_experiment
 
     stem = Path(arguments.config).stem if arguments.config else project.name
@@ -159,15 +165,22 @@ def _print_configs(project: Project, schema: type[C], path: Path, overrides: lis
 
 
 @contextmanager
-def _told_by_first_process() -> Iterator[None]:
-    """Of the processes of torchrun, which all find the same mistake, only the first tells it."""
-    try:
+def told_by_first_process() -> Iterator[None]:
+    """Of the processes of torchrun, which all read the same command line, only the first answers it."""
+    if process_rank() == 0:
         yield
-    except ResearchError:
-        if int(os.environ.get("RANK", "0")) == 0:
-            raise
-        time.sleep(5)  # torchrun ends this process as soon as the first one has told
-        sys.exit(2)
+        return
+    try:
+        with (
+            Path(os.devnull).open("w") as nowhere,
+            redirect_stdout(nowhere),
+            redirect_stderr(nowhere),
+        ):
+            yield
+    except (ResearchError, SystemExit) as error:
+        if not isinstance(error, SystemExit) or error.code:
+            time.sleep(15)  # torchrun ends this process as soon as the first one has told
+        raise  # the first one found nothing wrong: another machine, or other files
 
 
 def _config_path(arguments: argparse.Namespace, project: Project) -> Path:
@@ -239,6 +252,8 @@ def evaluate(
     arguments: argparse.Namespace,
 ) -> None:
     """Judge what the arguments of `evaluate_parser` ask for. Raises ResearchErrors."""
+    if process_rank():
+        return  # the first process does it
     config, name = _trained(project, schema, arguments)
     run = (config, build_model, name, arguments.checkpoint, arguments.split)
     if arguments.data or arguments.full_report:
@@ -301,6 +316,8 @@ def sample(
     arguments: argparse.Namespace,
 ) -> None:
     """Write what the arguments of `sample_parser` ask for. Raises ResearchErrors."""
+    if process_rank():
+        return  # the first process does it
     if "" in arguments.stop:
         raise UsageError("--stop takes a text, not an empty one")
     if arguments.num_samples < 1:

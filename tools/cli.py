@@ -19,6 +19,7 @@ from common.cli import (
     run_name,
     sample,
     sample_parser,
+    told_by_first_process,
     train,
     train_parser,
 )
@@ -146,10 +147,11 @@ def train_any(arguments: HandedOn = None) -> None:
     """Train a project"""
     parser = train_parser("cli train PROJECT")
     parser.description = f"{parser.description} PROJECT is needed where --config is in none."
-    parsed = parser.parse_intermixed_args(arguments or [])
-    named, parsed.overrides = _split(parsed.overrides)
-    resumed = parsed.name if parsed.resume or parsed.resume_anyway else None
-    project = _project(named, parsed.config, resumed)
+    with told_by_first_process():
+        parsed = parser.parse_intermixed_args(arguments or [])
+        named, parsed.overrides = _split(parsed.overrides)
+        resumed = parsed.name if parsed.resume or parsed.resume_anyway else None
+        project = _project(named, parsed.config, resumed)
     train(project, *project.load(), parsed)
 
 
@@ -231,8 +233,9 @@ def export_any(
 def _with_run(
     act: Callable[..., None], parser: argparse.ArgumentParser, arguments: list[str]
 ) -> None:
-    parsed = parser.parse_args(arguments)
-    project = project_of_run(run_name(parsed))
+    with told_by_first_process():
+        parsed = parser.parse_args(arguments)
+        project = project_of_run(run_name(parsed))
     act(project, *project.load(), parsed)
 
 

@@ -6,7 +6,6 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +19,7 @@ from common.export.quantize import quantize
 from common.models.base import BaseLanguageModel
 from common.models.config import DecoderConfig
 from common.models.readback import check_logits, probe
-from common.training.checkpoint import load_checkpoint
+from common.training.checkpoint import load_checkpoint, weights_of
 from common.training.config import ExperimentConfig
 from common.training.evaluator import Evaluator
 from common.training.experiment import eval_windows, load_run
@@ -35,7 +34,7 @@ _TOKENS, _REPEATS = 64, 5  # of what is generated to measure its speed
 
 @dataclass(frozen=True)
 class Measured:
-    """loss: nats per token on the validation split; megabytes: of the file of weights (10^6);
+    """loss: nats per token on the validation split; megabytes: of the weights (10^6);
     tokens_per_second: of greedy generation of one text on this machine, now."""
 
     loss: float
@@ -67,7 +66,7 @@ def compress_run(
     model, data, path = load_run(config, build_model, name, which)
     if quantization is not None and model.quantization is not None:
         raise ModelError("the model is quantised already", "quantise the one that it came from")
-    original, losses, sizes = model, [_judge(model, config, data)], [_megabytes(path)]
+    original, losses, sizes = model, [_judge(model, config, data)], [_megabytes(model)]
     for pruning in prunings:
         model = prune(model, pruning)
     parameters = model.num_parameters()
@@ -93,7 +92,7 @@ def compress_run(
         model, data, path = load_run(config, build_model, new_name, "last")
         _check_read_back(written, model)
         losses.append(_judge(model, config, data))
-        sizes.append(_megabytes(path))
+        sizes.append(_megabytes(model))
         run.update(parameters=parameters, compressed_from=name)
         run.log({**losses[1], "megabytes": sizes[1]}, step=step, split="val")
     speeds = _generation_speeds([original, model], data.tokenizer.end_of_text)
@@ -118,10 +117,9 @@ def _judge(
     return evaluator.evaluate(eval_windows(config, data, "val"))
 
 
-def _megabytes(path: Path) -> float:
-    """Of the weights in a checkpoint folder, without what training needs."""
-    files = [file for file in path.glob("*.safetensors") if file.name != "training.safetensors"]
-    return sum(file.stat().st_size for file in files) / 1e6
+def _megabytes(model: BaseLanguageModel) -> float:
+    """Of its weights, as a checkpoint keeps them."""
+    return sum(tensor.nbytes for tensor in weights_of(model).values()) / 1e6
 
 
 def _generation_speeds(models: Sequence[BaseLanguageModel], start: int) -> list[float]:

@@ -49,6 +49,9 @@ class BaseLanguageModel(nn.Module):
     # al. 2016, "Training Deep Nets with Sublinear Memory Cost"); for models that say they can.
     activation_checkpointing = False
     supports_activation_checkpointing = False
+    # The methods besides `forward` that compute with the weights and are called from outside. Where
+    # each process has a part of the weights (FSDP), only these and `forward` gather them.
+    entry_points: tuple[str, ...] = ("compute_loss", "next_logits")
     # How its matrices are quantised (common/export/quantize.py); saved with every checkpoint.
     quantization: dict[str, Any] | None = None
 

@@ -7,7 +7,8 @@
         SHA256SUMS              of the files above, as `sha256sum -c` reads it
 
 Of a model that several processes have parts of, `shard-*.safetensors` take the place of the first
-two: each process writes one (see sharded.py), and any number of processes can read them.
+two: each process writes one (see sharded.py), and any number of processes can read them. There the
+names of what is not a weight begin with `training.`, which no weight's does: `nn.Module` has it.
 
 A folder is written under another name, fsynced and renamed, so `step_200` is always whole. Nothing
 is read with pickle.
@@ -48,7 +49,8 @@ class Checkpoint:
 
     Args:
         device: where its tensors are read to.
-        parts: which tensors to split, and how; `optimizer.3` means `optimizer.3.exp_avg` and so on.
+        parts: which tensors to split, and how: what is called `optimizer.3.exp_avg` as `optimizer.3`,
+            `trained.head.weight` or `callback.Mine.0.mean.head.weight` as `head.weight`.
     """
 
     path: Path
@@ -62,10 +64,12 @@ class Checkpoint:
         if _is_whole(self.path) and not self.parts:
             file = self.path / "training.safetensors"
             return load_file(file, device=str(self.device)) if file.exists() else {}
-        return sharded.read_parts(self.path, _is_training_tensor, self._template, self.device)
+        return sharded.read_training(self.path, self._template, self.device)
 
     def _template(self, name: str) -> torch.Tensor | None:
-        return self.parts.get(name, self.parts.get(name.rpartition(".")[0]))
+        words = name.split(".")
+        keys = [".".join(words[:2]), *(".".join(words[start:]) for start in range(1, len(words)))]
+        return next((self.parts[key] for key in keys if key in self.parts), None)
 
 
 def save_model(model: BaseLanguageModel, path: Path, state: Mapping[str, Any]) -> Path:
@@ -128,7 +132,7 @@ def save_parts(
             if processes.is_main:
                 _make_empty(building)
         with _all_or_none(path, processes):
-            files = sharded.write_parts(building, {**weights, **tensors}, processes.rank)
+            files = sharded.write_parts(building, weights, tensors, processes.rank)
             if processes.is_main:
                 files.append(_write_state(building, state))
             for file in files:
@@ -249,10 +253,6 @@ def _is_whole(path: Path) -> bool:
     return (path / "model.safetensors").exists()
 
 
-def _is_training_tensor(name: str) -> bool:
-    return name.startswith(("optimizer.", "trained.", "rng."))
-
-
 def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Checkpoint:
     """Read a checkpoint without its weights. Raises CheckpointError when it is not whole."""
     if not path.exists() and _replaced(path).exists():
@@ -294,7 +294,7 @@ def fill_model(model: BaseLanguageModel, saved: Checkpoint) -> None:
         quantize_as_saved(model, quantization)
     weights = weights_of(model)
     if any(map(sharded.is_part, weights.values())) or not _is_whole(saved.path):
-        sharded.read_weights(saved.path, weights, other=_is_training_tensor)
+        sharded.read_weights(saved.path, weights)
         return
     try:
         load_weights(model, saved.path / "model.safetensors", device=str(model.device))

@@ -8,13 +8,16 @@ Rank 0 alone writes: the log, the samples, the checkpoints that are not sharded.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,17 +27,22 @@ from common.data.loader import Batch
 from common.errors import ConfigError, Interrupted, TrainingError
 from common.models.base import BaseLanguageModel
 from common.models.loss import IGNORE_INDEX
+from common.training import sharded
 from common.training.config import OptimizerConfig, TrainingConfig
 from common.training.precision import select_device
 from common.utils.seeding import seed_everything
 
 T = TypeVar("T")
+Store = torch._C._distributed_c10d.Store
 
 # Others wait while the main process prepares the data; torchrun notices when a process dies.
 _TIMEOUT = timedelta(hours=12)
 # How long a process that has nothing to say lets the one that has speak first. torchrun ends all
 # others when one process fails, so hardly anybody ever waits so long.
 _SILENCE_SECONDS = 5.0
+# How long processes look for one another at the start, and what they have to end without torchrun.
+_MEETING_TIMEOUT = timedelta(minutes=5)
+_LAST_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -139,14 +147,15 @@ def join_processes(device_name: str) -> Iterator[Processes]:
     """Join the processes that torchrun has started, or be the only one; `training.device` names the kind.
 
     What goes wrong in the block is told by one process: the first to meet it raises, the others
-    leave without a word. Raises TrainingError for a device that is not there.
+    leave without a word. Raises TrainingError for a device that is not there, and where the
+    processes do not find one another.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield Processes(device=select_device(device_name))
         return
-    from torch.distributed.rendezvous import rendezvous
-
-    store, rank, world_size = next(rendezvous("env://"))
+    store, rank, world_size = _meet()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_end_with_torchrun, args=[os.getppid()], daemon=True).start()
     with _told_once(store, rank):
         device = _own_device(device_name)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -157,6 +166,51 @@ def join_processes(device_name: str) -> Iterator[Processes]:
         # Not after an error: others may be waiting for this process, and so would it for them.
         dist.barrier()  # a process that is still talking must find the others
         dist.destroy_process_group()
+
+
+def _meet() -> tuple[Store, int, int]:
+    """(what all processes share, rank, how many they are), as the environment says."""
+    from torch.distributed.rendezvous import rendezvous
+
+    found: list[tuple[Store, int, int] | Exception] = []
+
+    def meet() -> None:
+        try:
+            found.append(next(rendezvous("env://", timeout=_MEETING_TIMEOUT)))
+        except (ValueError, dist.DistError) as error:
+            found.append(error)
+
+    # In a thread, since PyTorch waits for a server of another kind at this port without end.
+    thread = threading.Thread(target=meet, daemon=True)
+    thread.start()
+    thread.join(2 * _MEETING_TIMEOUT.total_seconds())
+    if found and not isinstance(found[0], Exception):
+        return found[0]
+    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    problem = str(found[0]) if found else ""
+    if "EADDRINUSE" in problem:
+        raise TrainingError(
+            f"another program listens at {place}, where the processes of this training were to meet",
+            "choose another port, as MASTER_PORT, or let torchrun --standalone find one",
+        )
+    if isinstance(found[0] if found else None, ValueError):
+        raise TrainingError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} speaks of several processes, but: {problem}",
+            "start them with torchrun, or unset WORLD_SIZE",
+        )
+    raise TrainingError(
+        f"the main process of this training is not at {place}",
+        "see what it says itself; is MASTER_PORT that of another program?",
+    )
+
+
+def _end_with_torchrun(parent: int) -> None:
+    """A torchrun that was killed ends no processes any more: save and end as it would have them do."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_LAST_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _own_device(name: str) -> torch.device:
@@ -181,7 +235,7 @@ def _own_device(name: str) -> torch.device:
 
 
 @contextmanager
-def _told_once(store: torch._C._distributed_c10d.Store, rank: int) -> Iterator[None]:
+def _told_once(store: Store, rank: int) -> Iterator[None]:
     """Let one process tell why all of them end: an interruption the main one, an error the first."""
     try:
         yield
@@ -192,7 +246,7 @@ def _told_once(store: torch._C._distributed_c10d.Store, rank: int) -> Iterator[N
         time.sleep(1.0)
         sys.exit(interrupt.exit_code)
     except (Exception, KeyboardInterrupt) as error:
-        if store.add("failed", 1) > 1:
+        if not _is_first_to_fail(store):
             time.sleep(_SILENCE_SECONDS)
             sys.exit(2)
         if _is_lost_connection(error):
@@ -201,6 +255,13 @@ def _told_once(store: torch._C._distributed_c10d.Store, rank: int) -> Iterator[N
                 "go on from the last checkpoint with --resume",
             ) from error
         raise
+
+
+def _is_first_to_fail(store: Store) -> bool:
+    try:
+        return store.add("failed", 1) == 1
+    except (dist.DistError, RuntimeError):  # the process that counted is gone
+        return True
 
 
 def _is_lost_connection(error: BaseException) -> bool:
@@ -255,7 +316,7 @@ class _Loss(nn.Module):
 def _shard(model: BaseLanguageModel, processes: Processes) -> None:
     """FSDP2: each block gathers its weights when it is its turn; the model the rest, embeddings mostly."""
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(processes.device.type, (processes.world_size,))
     blocks = getattr(model, "blocks", None)
@@ -265,4 +326,29 @@ def _shard(model: BaseLanguageModel, processes: Processes) -> None:
     # Gathered weights are dropped after every pass, also of an evaluation: what changes the parts
     # between two passes (the optimizer, averaged weights) is what the next pass sees.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
-    register_fsdp_forward_method(model, "compute_loss")
+    for name in model.entry_points:
+        plain = getattr(model, name)
+        register_fsdp_forward_method(model, name)
+        setattr(model, name, partial(_enter, model, plain, getattr(model, name)))
+    # A backward pass gathers ahead in this order. Left to itself, FSDP2 follows all forward passes
+    # since the last one, and processes that did not sample alike would wait for one another forever.
+    shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for shard, before in zip(shards, [shards[-1], *shards[:-1]], strict=True):
+        shard.set_modules_to_backward_prefetch([before])
+    with sharded.gathered(model):  # makes room for whole weights before anyone is in inference mode
+        pass
+
+
+def _enter(
+    model: BaseLanguageModel,
+    plain: Callable[..., torch.Tensor],
+    gathering: Callable[..., torch.Tensor],
+    *arguments: Any,
+    **options: Any,
+) -> torch.Tensor:
+    """An entry point of a sharded model, which gathers the weights unless they are here already.
+
+    Left to itself, FSDP2 drops them at the end of each entry, also of one that another one calls.
+    """
+    here = not sharded.is_part(next(model.parameters()))
+    return (plain if here else gathering)(*arguments, **options)

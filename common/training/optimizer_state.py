@@ -62,7 +62,7 @@ def sharded_parameters(
     model: BaseLanguageModel, optimizer: torch.optim.Optimizer
 ) -> dict[str, torch.Tensor]:
     """What `latest_checkpoint` takes as `parts`: how the tensors of training are split."""
-    parts = {f"trained.{name}": parameter for name, parameter in model.named_parameters()}
+    parts: dict[str, torch.Tensor] = dict(model.named_parameters())
     for index, parameter in enumerate(_parameters(optimizer)):
         parts[f"optimizer.{index}"] = parameter
     return {name: part for name, part in parts.items() if sharded.is_part(part)}

@@ -1,4 +1,4 @@
-"""Tensors of which each process has a part (FSDP2's DTensors), and files of such parts.
+"""Tensors of which each process has a part (FSDP2's DTensors), models of them, and files of such parts.
 
 The files are those of torch.distributed.checkpoint in its safetensors storage: a process writes
 `shard-00001-model-00001-of-00001.safetensors` with its parts and where in the whole they belong.
@@ -8,16 +8,21 @@ Any number of processes reads them, each what it needs. Its other storage reads 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from common.errors import CheckpointError
+from common.errors import CheckpointError, TrainingError
 
 # PyTorch's own modules for this take 1 s to import, and most trainings need none of them.
+
+# Begins the names of what is not a weight; earlier versions had no word for all of it.
+_TRAINING = "training."
+_PREFIXES = ("optimizer.", "trained.", "rng.", "callback.")
 
 
 def is_part(tensor: torch.Tensor) -> bool:
@@ -32,14 +37,47 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 def class_of(model: nn.Module) -> type:
     """The class that a model was built from; FSDP2 puts its own before it."""
-    if not any(map(is_part, model.parameters())):
+    if not hasattr(model, "unshard"):
         return type(model)
     from torch.distributed.fsdp import FSDPModule
 
     return next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
 
 
-def write_parts(directory: Path, tensors: Mapping[str, torch.Tensor], rank: int) -> list[Path]:
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Each process has all weights inside of the block, so that it can compute what others do not.
+
+    All processes of a sharded model enter and leave it together. The weights are copies to read:
+    raises TrainingError where one was changed, which would be lost. Other models are left alone.
+    """
+    if not any(map(is_part, model.parameters())):
+        yield
+        return
+    shards: list[Any] = [module for module in model.modules() if hasattr(module, "unshard")]
+    for shard in shards:  # the model itself first: FSDP2 takes it for the root
+        shard.unshard()
+    shards[0].set_reshard_after_forward(False)
+    versions = [parameter._version for parameter in model.parameters()]
+    try:
+        yield
+        if versions != [parameter._version for parameter in model.parameters()]:
+            raise TrainingError(
+                "weights were changed while each process had a copy of them",
+                "change them in on_step, where a callback sees the parts that are trained",
+            )
+    finally:
+        shards[0].set_reshard_after_forward(True)
+        for shard in shards:
+            shard.reshard()
+
+
+def write_parts(
+    directory: Path,
+    weights: Mapping[str, torch.Tensor],
+    training: Mapping[str, torch.Tensor],
+    rank: int,
+) -> list[Path]:
     """Write this process's parts; all processes call it at once. Returns the files it wrote.
 
     Tensors that are whole are the same in all processes, and written by one of them. What fails in
@@ -49,6 +87,7 @@ def write_parts(directory: Path, tensors: Mapping[str, torch.Tensor], rank: int)
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
+    tensors = {**weights, **{_TRAINING + name: tensor for name, tensor in training.items()}}
     writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
     try:
         save({name: t.contiguous() for name, t in tensors.items()}, storage_writer=writer)
@@ -58,39 +97,35 @@ def write_parts(directory: Path, tensors: Mapping[str, torch.Tensor], rank: int)
     return sorted(directory.glob(f"shard-{rank + 1:05d}-*.safetensors"))
 
 
-def read_parts(
+def read_training(
     directory: Path,
-    wanted: Callable[[str], bool],
     like: Callable[[str], torch.Tensor | None],
     device: str | torch.device,
 ) -> dict[str, torch.Tensor]:
-    """The tensors with a wanted name, split as `like(name)` is; whole, on `device`, where it is None.
+    """All tensors but the weights, split as `like(name)` is; whole, on `device`, where it is None.
 
     `directory` may as well hold ordinary safetensors files.
     """
+    _, found = _contents(directory)
     tensors = {}
-    for name, facts in _contents(directory).items():
-        if wanted(name):
-            template = like(name)
-            if template is not None and template.shape == facts.size:
-                tensors[name] = torch.empty_like(template, dtype=facts.properties.dtype)
-            else:
-                tensors[name] = torch.empty(facts.size, dtype=facts.properties.dtype, device=device)
-    _read_into(directory, tensors)
+    for name, (_, facts) in found.items():
+        template = like(name)
+        if template is not None and template.shape == facts.size:
+            tensors[name] = torch.empty_like(template, dtype=facts.properties.dtype)
+        else:
+            tensors[name] = torch.empty(facts.size, dtype=facts.properties.dtype, device=device)
+    _read_into(directory, {stored: tensors[name] for name, (stored, _) in found.items()})
     return tensors
 
 
-def read_weights(
-    directory: Path, weights: Mapping[str, torch.Tensor], other: Callable[[str], bool]
-) -> None:
+def read_weights(directory: Path, weights: Mapping[str, torch.Tensor]) -> None:
     """Fill `weights`, whole or parts, with the tensors of the same names.
 
-    Raises CheckpointError when names or shapes differ; a name for which `other` is true may be
-    there besides.
+    Raises CheckpointError when names or shapes differ.
     """
-    found = _contents(directory)
+    found, _ = _contents(directory)
     missing = sorted(weights.keys() - found.keys())
-    unexpected = sorted(name for name in found.keys() - weights.keys() if not other(name))
+    unexpected = sorted(found.keys() - weights.keys())
     differing = [
         f"{name} {tuple(found[name].size)} instead of {tuple(tensor.shape)}"
         for name, tensor in weights.items()
@@ -103,11 +138,25 @@ def read_weights(
     _read_into(directory, weights)
 
 
-def _contents(directory: Path) -> dict[str, Any]:
-    """TensorStorageMetadata (size, properties.dtype) by name."""
+def _contents(directory: Path) -> tuple[dict[str, Any], dict[str, tuple[str, Any]]]:
+    """TensorStorageMetadata (size, properties.dtype): of the weights, and (name in its file, ...) of all else."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-    return dict(HuggingFaceStorageReader(str(directory)).read_metadata().state_dict_metadata)
+    metadata = HuggingFaceStorageReader(str(directory)).read_metadata()
+    facts = metadata.state_dict_metadata
+    if (directory / "model.safetensors").exists():
+        files = {
+            index.fqn: Path(at.relative_path).name for index, at in metadata.storage_data.items()
+        }
+        training = {name: name for name in facts if files[name] != "model.safetensors"}
+    else:
+        training = {
+            name: name.removeprefix(_TRAINING) for name in facts if name.startswith(_TRAINING)
+        }
+        if not training:  # as earlier versions wrote it
+            training = {name: name for name in facts if name.startswith(_PREFIXES)}
+    weights = {name: facts[name] for name in facts if name not in training}
+    return weights, {name: (stored, facts[stored]) for stored, name in training.items()}
 
 
 def _read_into(directory: Path, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -47,6 +47,7 @@ from common.training.precision import (
 )
 from common.training.probe import choose
 from common.training.schedules import learning_rate_factor
+from common.training.sharded import gathered
 from common.training.signals import stop_on_signals
 from common.training.training_state import pack_state, unpack_state
 from common.utils.experiment_storage.run import Run
@@ -395,8 +396,9 @@ class Trainer:
                     self._writer.wait()
                     self.best_step = self.step
                     checkpoint.mark_best(self.checkpoints, self.step, self.best_loss)
-            for callback in self.callbacks:
-                callback.on_evaluate(self, metrics)
+            with gathered(self.model):
+                for callback in self.callbacks:
+                    callback.on_evaluate(self, metrics)
             (self.should_stop,) = self.processes.any(self.should_stop)
             # When a callback stops training here, the full evaluation of this step is the one to keep.
             if full or not self.should_stop or data is self.val_data:

@@ -48,6 +48,14 @@ def _extra(record: logging.LogRecord) -> dict[str, object]:
     return {key: value for key, value in vars(record).items() if key not in _STANDARD}
 
 
+def process_rank() -> int:
+    """Which of the processes that torchrun started this is; 0 where it is the only one."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return 0
+    rank = os.environ.get("RANK", "0")
+    return int(rank) if rank.isdecimal() else 0  # join_processes says what is wrong with it
+
+
 def get_logger(name: str) -> logging.Logger:
     """The logger of a module; the first call attaches the one handler of the project's loggers."""
     root = logging.getLogger("research")
@@ -57,6 +65,6 @@ def get_logger(name: str) -> logging.Logger:
         handler.setFormatter(_JsonFormatter() if as_json else _TextFormatter())
         root.addHandler(handler)
         # Of several processes (torchrun numbers them) one tells what all of them do.
-        root.setLevel(logging.ERROR if int(os.environ.get("RANK", "0")) else logging.INFO)
+        root.setLevel(logging.ERROR if process_rank() else logging.INFO)
         root.propagate = False
     return root.getChild(name)

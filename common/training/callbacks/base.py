@@ -34,7 +34,11 @@ class Callback:
 
     def on_log(self, trainer: Trainer, metrics: Mapping[str, float]) -> None: ...
 
-    def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float]) -> None: ...
+    def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        """The weights may be read, also by one process alone: with FSDP each has a copy of them all.
+
+        In the other hooks of FSDP processes have parts, and compute with the model together.
+        """
 
     def on_train_end(self, trainer: Trainer) -> None:
         """Also called when training fails or is interrupted."""
@@ -46,7 +50,11 @@ class Callback:
     def load_state(self, state: dict[str, Any]) -> None: ...
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """State that is too large for JSON; the same in every process."""
+        """State that is too large for JSON; the same in every process.
+
+        Where the name ends with that of a parameter (`mean.head.weight`) and the shape is the same,
+        it comes back split as the parameter is: with FSDP into parts, as gradients are.
+        """
         return {}
 
     def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None: ...

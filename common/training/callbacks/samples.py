@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from common.data.tokenizers import Tokenizer
 from common.training.callbacks.base import Callback
 from common.training.config import SampleConfig
-from common.training.sharded import is_part
 from common.utils.files import write_text_atomic
 from common.utils.seeding import derive_seed
 
@@ -23,8 +22,7 @@ class Samples(Callback):
 
     Each text has one, seeded by the seed of the run, the step and the index of the prompt.
 
-    `path` None: nothing is written (another process does), and nothing drawn unless the model is
-    sharded: then it takes all processes to compute.
+    `path` None: nothing is drawn; another process does.
     """
 
     def __init__(
@@ -45,7 +43,7 @@ class Samples(Callback):
             write_text_atomic(self.path, "".join(f"{line}\n" for line in kept))
 
     def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
-        if self.path is None and not any(map(is_part, trainer.model.parameters())):
+        if self.path is None:
             return
         if trainer.step == self._drawn_at:
             return  # training was stopped by the evaluation before this one: the same weights
@@ -59,8 +57,6 @@ class Samples(Callback):
             top_p=self.config.top_p,
             seed=derive_seed(self.seed, trainer.step),
         )
-        if self.path is None:
-            return
         with self.path.open("a", encoding="utf-8") as file:
             for prompt, text in zip(self.config.prompts, self.latest, strict=True):
                 entry = {"step": trainer.step, "prompt": prompt, "text": text}

@@ -6,24 +6,20 @@ This file is also what they run: `torchrun test_distributed.py WHAT FOLDER` (see
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 
 from common.config import load_config
 from common.data.loader import Batch
 from common.errors import CheckpointError, ConfigError, DataError, exit_on_error
-from common.models import Decoder
+from common.models import BaseLanguageModel, Decoder
 from common.models.loss import IGNORE_INDEX, count_labels
 from common.training import Callback, Trainer, TrainingConfig, checkpoint
 from common.training.config import OptimizerConfig, ScheduleConfig
@@ -32,7 +28,10 @@ from common.training.experiment import train_experiment
 from common.utils import query_experiments, start_experiment
 from common.utils.paths import REPOSITORY_ROOT, get_runs_dir
 from projects.baseline.train import Config, build_model
+from projects.custom_transformer.model import CustomTransformer
+from tests.torchrun import run_processes, torchrun, workers
 
+SCRIPT = Path(__file__)
 VOCAB_SIZE = 11  # divisible by no number of processes
 CONTEXT_LENGTH = 8
 Rows = list[dict[str, float]]
@@ -69,6 +68,17 @@ class Record(Callback):
         self.rows.append({key: metrics[key] for key in ("loss", "num_tokens")})
 
 
+class Draw(Callback):
+    """The main process alone lets the model write; others have long gone on."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        drawn = trainer.model.generate(torch.tensor([[1, 2]]), 40, seed=trainer.step)[0]
+        self.rows.append({f"token {place}": token for place, token in enumerate(drawn.tolist())})
+
+
 class StopAt(Callback):
     def __init__(self, step: int) -> None:
         self.step = step
@@ -88,7 +98,39 @@ CASES: dict[str, dict[str, Any]] = {
     "uneven": {"size": 3, "holes": True, "accumulation": 3, "ema": 0.9},
     "lstm": {"size": 3, "mixer": "lstm", "accumulation": 2},
     "one row": {"size": 1},
+    "recomputed": {
+        "size": 4,
+        "accumulation": 2,
+        "checkpointing": True,
+        "masked": True,
+        "untied": True,
+    },
+    "by hand": {"size": 3, "model": "custom"},
+    "muon": {"size": 3, "optimizer": "muon", "ema": 0.9},
 }
+
+
+def strategies(case: Mapping[str, Any]) -> list[str]:
+    return ["ddp"] if case.get("optimizer") == "muon" else ["ddp", "fsdp"]
+
+
+def create_model(case: Mapping[str, Any]) -> BaseLanguageModel:
+    torch.manual_seed(0)
+    size: dict[str, Any] = {"num_layers": 2, "num_heads": 2, "hidden_size": 8}
+    size["context_length"] = CONTEXT_LENGTH
+    if case.get("model") == "custom":
+        return CustomTransformer(VOCAB_SIZE, **size)
+    model = Decoder(
+        VOCAB_SIZE,
+        preset="gpt2",
+        mixer=case.get("mixer", "attention"),
+        dropout=case.get("dropout", 0.0),
+        tie_embeddings=not case.get("untied", False),
+        **size,
+    )
+    if case.get("masked"):
+        model.mask_documents(end_of_text=3)
+    return model
 
 
 def create_trainer(
@@ -99,20 +141,9 @@ def create_trainer(
     run: Any = None,
     steps: int = 12,
 ) -> Trainer:
-    torch.manual_seed(0)
-    model = Decoder(
-        VOCAB_SIZE,
-        preset="gpt2",
-        num_layers=2,
-        num_heads=2,
-        hidden_size=8,
-        context_length=CONTEXT_LENGTH,
-        mixer=case.get("mixer", "attention"),
-        dropout=case.get("dropout", 0.0),
-    )
     batches = Batches(case["size"], case.get("holes", False))
     return Trainer(
-        model,
+        create_model(case),
         batches,
         TrainingConfig(
             max_steps=steps,
@@ -124,9 +155,10 @@ def create_trainer(
             device="cpu",
             precision="fp32",
             compile=False,
+            activation_checkpointing=case.get("checkpointing", False),
             distributed=strategy,  # type: ignore[arg-type]  # a word of its Literal
         ),
-        optimizer=OptimizerConfig(lr=1e-2),
+        optimizer=OptimizerConfig(name=case.get("optimizer", "adamw"), lr=1e-2),
         schedule=ScheduleConfig(warmup_steps=2),
         val_data=[batches.batch(index) for index in (100, 101)],
         callbacks=callbacks,
@@ -137,7 +169,8 @@ def create_trainer(
 
 def train(case: Mapping[str, Any], strategy: str, processes: Processes) -> Rows:
     record = Record()
-    create_trainer(case, strategy, processes, [record]).fit()
+    drawing: list[Callback] = [Draw(record.rows)] if processes.is_main else []
+    create_trainer(case, strategy, processes, [record, *drawing]).fit()
     return record.rows
 
 
@@ -169,7 +202,7 @@ def main(what: str, folder: Path) -> None:
             found = {
                 f"{name}, {strategy}": train(case, strategy, processes)
                 for name, case in CASES.items()
-                for strategy in ("ddp", "fsdp")
+                for strategy in strategies(case)
             }
             if processes.is_main:
                 (folder / "losses.json").write_text(json.dumps(found))
@@ -207,46 +240,6 @@ def compare_exactly(strategy: str, processes: Processes) -> None:
 # What is asked of them -------------------------------------------------------------------------
 
 
-@contextmanager
-def torchrun(count: int, script: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """Processes that are gone at the end of the block, whatever happens in it."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY_ROOT)}
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    process = subprocess.Popen(
-        [sys.executable, *launcher, str(script), *map(str, arguments)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        for worker in workers(process):
-            worker.kill()
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The training processes of a torchrun, in the order of their ranks."""
-    try:
-        children = psutil.Process(process.pid).children(recursive=True)
-        ranks = {int(child.environ()["RANK"]): child for child in children}
-    except (psutil.NoSuchProcess, KeyError):
-        return []
-    return [ranks[rank] for rank in sorted(ranks)]
-
-
-def run_processes(count: int, *arguments: object, timeout: float = 100) -> tuple[int, str]:
-    """(exit code, everything printed) of `main` in so many processes."""
-    with torchrun(count, Path(__file__), *arguments) as process:
-        output, _ = process.communicate(timeout=timeout)
-    return process.returncode, output
-
-
 def assert_close(found: Rows, expected: Rows) -> None:
     assert len(found) == len(expected)
     for mine, its in zip(found, expected, strict=True):
@@ -255,13 +248,13 @@ def assert_close(found: Rows, expected: Rows) -> None:
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
-    code, output = run_processes(2, "losses", tmp_path)
+    code, output = run_processes(2, SCRIPT, "losses", tmp_path)
     assert code == 0, output
     found = json.loads((tmp_path / "losses.json").read_text())
     for name, case in CASES.items():
         expected = train(case, "auto", Processes())
         assert any(row.get("gradient_norm", 0) > 0.3 for row in expected), "nothing was clipped"
-        for strategy in ("ddp", "fsdp"):
+        for strategy in strategies(case):
             assert_close(found[f"{name}, {strategy}"], expected)
 
 
@@ -276,7 +269,7 @@ def test_a_run_goes_on_with_any_number_of_processes(tmp_path: Path) -> None:
     for count, place, stop_at in ((2, 0, 7), (4, 1, 11)):
         todo = [(name, chain[place], stop_at) for name, chain in chains.items()]
         (tmp_path / "resume.json").write_text(json.dumps(todo))
-        code, output = run_processes(count, "resume", tmp_path)
+        code, output = run_processes(count, SCRIPT, "resume", tmp_path)
         assert code == 0, output
     for name, (_, last) in chains.items():
         folder = get_runs_dir() / name / "checkpoints" / "step_11"
@@ -394,7 +387,7 @@ def logged_by_script(name: str) -> Rows:
 @pytest.mark.slow
 def test_an_error_in_one_process_ends_all_and_is_told_once(tmp_path: Path) -> None:
     started = time.monotonic()
-    code, output = run_processes(2, "fail", tmp_path, timeout=60)
+    code, output = run_processes(2, SCRIPT, "fail", tmp_path, timeout=60)
     assert code != 0
     assert output.count("error [") == 1, output
     assert "error [data]: the disk of this machine is gone" in output

@@ -1,0 +1,57 @@
+"""Training by several processes, as a user starts it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from common.utils.paths import REPOSITORY_ROOT
+
+
+@contextmanager
+def torchrun(count: int, script: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """Processes that are gone at the end of the block, whatever happens in it."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY_ROOT)}
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    process = subprocess.Popen(
+        [sys.executable, *launcher, str(script), *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        for worker in workers(process):
+            worker.kill()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The training processes of a torchrun, in the order of their ranks."""
+    try:
+        children = psutil.Process(process.pid).children(recursive=True)
+        ranks = {int(child.environ()["RANK"]): child for child in children}
+    except (psutil.NoSuchProcess, KeyError):
+        return []
+    return [ranks[rank] for rank in sorted(ranks)]
+
+
+def run_processes(
+    count: int, script: Path, *arguments: object, timeout: float = 100
+) -> tuple[int, str]:
+    """(exit code, everything printed) of a script in so many processes."""
+    with torchrun(count, script, *arguments) as process:
+        output, _ = process.communicate(timeout=timeout)
+    return process.returncode, output
