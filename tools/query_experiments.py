@@ -38,7 +38,8 @@ EXAMPLES = """examples:
 
 `experiments` has a row per logged step: experiment_name, step, epoch, split, time (seconds since the
 start), then a column per metric. `runs` has a row per experiment: name, status, project, started,
-finished, duration (seconds), config, git_commit, seed, host, parameters, tokens, tags, note, archived.
+finished, duration (seconds), config, git_commit, seed, host, parameters, tokens, tags, note, archived,
+precision, compiled, threads, device, cpu (NULL where an earlier version did not record them).
 The same in a browser: python tools/dashboard.py"""
 
 # The actions that an option belongs to; given with another it is a mistake, not a no-op.
@@ -124,8 +125,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _show(arguments: argparse.Namespace, report: Report) -> None:
     _warn(report.broken)
-    if report.title:
-        print(report.title, file=sys.stderr)
+    for line in filter(None, (report.title, *report.notes)):
+        print(line, file=sys.stderr)
     print(format_rows(report.columns, report.rows, arguments.format))
 
 

@@ -13,11 +13,11 @@ Floats = NDArray[np.float64]
 
 
 class Band(NamedTuple):
-    """The mean of several runs with its 95% interval; `n` runs have a value at each `x`. (points,) each."""
+    """The mean of several seeds with its 95% interval; `n` of them have a value at each `x`. (points,) each."""
 
     x: Floats
     mean: Floats
-    low: Floats  # NaN where one run alone has a value
+    low: Floats  # NaN where one seed alone has a value
     high: Floats
     n: NDArray[np.int64]
 
@@ -84,14 +84,22 @@ def _first_of_each(column: NDArray[np.int64], marked: NDArray[np.bool_]) -> NDAr
     return indices[np.unique(column[indices], return_index=True)[1]]
 
 
-def band(curves: Sequence[tuple[Floats, Floats]], points: int, *, log_x: bool = False) -> Band:
-    """Mean and t interval over the runs, `curves` being (x ascending, y) of each.
+def band(
+    curves: Sequence[tuple[Floats, Floats]],
+    points: int,
+    *,
+    seeds: Sequence[int | None] = (),
+    log_x: bool = False,
+) -> Band:
+    """Mean and t interval over the seeds, `curves` being (x ascending, y) of each run.
+
+    The runs of one of `seeds` count once, with their mean; a run without a seed (None) by itself.
 
     Up to `points` different x, each is a point, and a run that was not logged there counts with
     the straight line between its neighbours; beyond that, each run counts with its mean per pixel
     column. No run counts before its first or after its last finite value.
     """
-    from scipy.stats import t  # takes half a second
+    from common.utils.experiment_storage.statistics import half_width  # scipy: half a second
 
     grid = np.unique(np.concatenate([x for x, _ in curves]))
     if len(grid) <= points:
@@ -101,6 +109,7 @@ def band(curves: Sequence[tuple[Floats, Floats]], points: int, *, log_x: bool = 
         edges = space(grid[0], grid[-1], points + 1)
         values = np.stack([_column_means(edges, x, y) for x, y in curves])
         grid = (edges[1:] + edges[:-1]) / 2
+    values = _mean_of_each_seed(values, seeds)
     present = np.isfinite(values)
     n = present.sum(axis=0)
     kept = n > 0
@@ -109,9 +118,22 @@ def band(curves: Sequence[tuple[Floats, Floats]], points: int, *, log_x: bool = 
     squares = np.where(present, (values - mean) ** 2, 0).sum(axis=0)
     half = np.full(len(grid), np.nan)
     several = n > 1
-    freedom = n[several] - 1
-    half[several] = t.ppf(0.975, freedom) * np.sqrt(squares[several] / freedom / n[several])
+    half[several] = half_width(squares[several] / (n[several] - 1), n[several])
     return Band(grid, mean, mean - half, mean + half, n)
+
+
+def _mean_of_each_seed(values: Floats, seeds: Sequence[int | None]) -> Floats:
+    """values: (runs, points), NaN where a run has none; returns (seeds, points)."""
+    runs: dict[object, list[int]] = {}
+    for index, seed in enumerate(seeds):
+        runs.setdefault(("run", index) if seed is None else seed, []).append(index)
+    if len(runs) == len(seeds):
+        return values
+    means = np.full((len(runs), values.shape[1]), np.nan)
+    for row, chosen in zip(means, runs.values(), strict=True):
+        count = np.isfinite(values[chosen]).sum(axis=0)
+        np.divide(np.nansum(values[chosen], axis=0), count, out=row, where=count > 0)
+    return means
 
 
 def _interpolated(grid: Floats, x: Floats, y: Floats) -> Floats:

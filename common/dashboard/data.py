@@ -28,6 +28,12 @@ from common.utils.experiment_storage.comparison import (
     config_hash,
     diff_configs,
 )
+from common.utils.experiment_storage.conditions import (
+    describe_differences,
+    different_facts,
+    seed_of,
+    why_incomparable,
+)
 from common.utils.experiment_storage.locks import is_running
 from common.utils.experiment_storage.log import read_log
 from common.utils.experiment_storage.metrics import (
@@ -220,7 +226,8 @@ def compare(names: Sequence[str]) -> dict[str, Any]:
 
     Metrics of which it is known whether more is better come first; `judges` marks the split that
     judges a run. Values stand in the order of `names`, None where a run has none. `better` holds
-    the indices of the best value and of its equals, among the runs that have not diverged.
+    the indices of the best value and of its equals, among the runs that have not diverged; it is empty
+    where the runs cannot be compared by the metric, because their tokens differ.
     """
     catalogue = Catalogue()
     index = {name: position for position, name in enumerate(names)}
@@ -232,13 +239,18 @@ def compare(names: Sequence[str]) -> dict[str, Any]:
     splits: dict[str, list[str]] = {}
     for metric, split in found:
         splits.setdefault(metric, []).append(split)
-    rows = [
-        _compared(metric, split, summaries, judges=split == preferred_split(splits[metric]))
-        for (metric, split), summaries in found.items()
-    ]
+    manifests = [catalogue.manifest(name) for name in names]
+    rows = []
+    for (metric, split), summaries in found.items():
+        judges = split == preferred_split(splits[metric])
+        compared = _compared(metric, split, summaries, judges=judges)
+        if any(why_incomparable(metric, split, manifests[0], other) for other in manifests[1:]):
+            compared["better"] = {kind: [] for kind in compared["better"]}
+        rows.append(compared)
     rows.sort(key=_most_telling)
-    configs = [catalogue.manifest(name)["config"] for name in names]
-    return {"metrics": rows, "configs": diff_configs(configs)}
+    configs = diff_configs([manifest["config"] for manifest in manifests])
+    configs |= different_facts(manifests)
+    return {"metrics": rows, "configs": configs, "notes": describe_differences(manifests)}
 
 
 def _most_telling(row: dict[str, Any]) -> tuple[object, ...]:
@@ -248,32 +260,37 @@ def _most_telling(row: dict[str, Any]) -> tuple[object, ...]:
 def compare_seeds(names: Sequence[str]) -> dict[str, Any]:
     """The configurations of the runs, each by all its finished seeds that have not diverged.
 
-    {"groups": the run that stands for each, "rows": [{"metric", "split", "direction", "cells"}]}.
-    A cell has mean, half_width of its 95% interval, runs; and, beside the first group, p_value
-    (Welch), more_runs (seeds still needed per group) and better (None: not told apart).
+    {"groups": the run that stands for each, "rows": [{"metric", "split", "direction", "cells"}],
+    "notes"}. A cell has mean, half_width of its 95% interval, seeds, verdict (see `GroupResult`); and,
+    beside the first group, p_value, test and more_seeds (still needed per group).
     """
     catalogue = Catalogue()
     groups = list({config_hash(catalogue.manifest(name)): name for name in names[::-1]}.values())
     groups.sort(key=names.index)
     rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for result in compare_groups(catalogue, groups):
+    compared = compare_groups(catalogue, groups)
+    for result in compared.results:
         facts = {"metric": result.metric, "split": result.split, "direction": result.direction}
         row = rows.setdefault(
             (result.metric, result.split), {**facts, "cells": [None] * len(groups)}
         )
-        cell = {**asdict(result.estimate), "p_value": None, "more_runs": None, "better": None}
-        if (other := result.comparison) is not None:
-            significant = other.p_value is not None and other.p_value < 0.05
-            lower = (other.difference < 0) == (result.direction == "min")
-            cell |= {"p_value": other.p_value, "more_runs": other.more_runs}
-            cell["better"] = lower if significant else None
+        cell = {**asdict(result.estimate), "verdict": result.verdict}
+        for key in ("p_value", "test", "more_seeds"):
+            cell[key] = getattr(result.comparison, key, None)
         row["cells"][groups.index(result.group)] = cell
     splits: dict[str, list[str]] = {}
     for metric, split in rows:
         splits.setdefault(metric, []).append(split)
     for (metric, split), row in rows.items():
         row["judges"] = split == preferred_split(splits[metric])
-    return {"groups": groups, "rows": sorted(rows.values(), key=_most_telling)}
+    ordered = sorted(rows.values(), key=_most_telling)
+    return {"groups": groups, "rows": ordered, "notes": compared.notes}
+
+
+def read_seeds(names: Iterable[str]) -> dict[str, int | None]:
+    """{run: its seed} of those that the store has."""
+    catalogue = Catalogue()
+    return {name: seed_of(catalogue.manifest(name)) for name in names if name in catalogue}
 
 
 def _compared(

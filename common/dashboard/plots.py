@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from common.dashboard.curves import Floats, band, find_trouble, reduce, smooth
-from common.dashboard.data import AllSeries, Series, SeriesCache
+from common.dashboard.data import AllSeries, Series, SeriesCache, read_seeds
 from common.errors import ExperimentError
 from common.utils.experiment_storage.metrics import preferred_split
 
@@ -58,12 +58,13 @@ def draw(request: PlotRequest, hashes: Mapping[str, str], cache: SeriesCache) ->
     lines = sum(len(available[metric]) for metric in shown) * len(groups)
     points = max(_FEWEST_POINTS, min(_MOST_POINTS, _ALL_POINTS // max(lines, 1)))
     labels = _labels(groups)
+    seeds = read_seeds(read) if request.group else {}
     curves = []
     for key, names in groups.items():
         stamp = _combined([read[name][0] for name in names])
         if request.known.get(key) != stamp:
             members = [read[name][1] for name in names]
-            series = _series(request, shown, members, names, points)
+            series = _series(request, shown, members, names, points, seeds)
             facts = {"key": key, "stamp": stamp, "label": labels[key], "runs": names}
             curves.append({**facts, "series": series})
     return {
@@ -128,6 +129,7 @@ def _series(
     members: Sequence[AllSeries],
     names: Sequence[str],
     points: int,
+    seeds: Mapping[str, int | None],
 ) -> list[dict[str, Any]]:
     drawn = []
     for metric in shown:
@@ -146,7 +148,10 @@ def _series(
                 if (found := find_trouble(series.step, series.value))
             ]
             curves = [_curve(series, request) for _, series in present]
-            line = _band(curves, request, points) if request.group else None
+            line = None
+            if request.group:
+                of_runs = [seeds.get(name) for name, _ in present]
+                line = _band(curves, of_runs, request, points)
             line = line or _line(*curves[0], request, points)
             drawn.append({"metric": metric, "split": split, "trouble": trouble, **line})
     return drawn
@@ -179,19 +184,23 @@ def _smooth(y: Floats, request: PlotRequest) -> Floats:
 
 
 def _band(
-    curves: Sequence[tuple[Floats, Floats]], request: PlotRequest, points: int
+    curves: Sequence[tuple[Floats, Floats]],
+    seeds: Sequence[int | None],
+    request: PlotRequest,
+    points: int,
 ) -> dict[str, Any] | None:
     """None for a single run: it has no interval."""
     if len(curves) < 2:
         return None
-    parts = []
-    for x, y in curves:
+    parts, of_parts = [], []
+    for (x, y), seed in zip(curves, seeds, strict=True):
         inside = _inside(x, request.window)
         if len(x[inside]):
             parts.append((x[inside], _smooth(y, request)[inside]))
+            of_parts.append(seed)
     if not parts:
         return {"x": [], "y": []}
-    result = band(parts, points // 2, log_x=request.log_x)
+    result = band(parts, points // 2, seeds=of_parts, log_x=request.log_x)
     return {
         "x": result.x.tolist(),
         "y": _numbers(result.mean),

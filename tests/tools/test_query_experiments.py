@@ -109,8 +109,12 @@ def test_a_top_that_is_no_positive_number_is_refused(query, store, top: str) -> 
     assert "--top" in query("--best", "loss", "--top", top, code=2).stderr
 
 
-def test_a_comparison_says_which_is_better_and_by_how_much(query, store) -> None:
-    answer = rows(query("--compare", "exp_001", "exp_003", "--format", "json"))
+def test_a_comparison_of_single_runs_says_by_how_much_they_differ_and_not_which_is_better(
+    query, store
+) -> None:
+    result = query("--compare", "exp_001", "exp_003", "--format", "json")
+    assert "one run of each: seeds alone make such differences" in result.stderr
+    answer = rows(result)
     base, loss = [row for row in answer if row["metric"] == "loss"]
     assert base == {
         "metric": "loss",
@@ -124,9 +128,9 @@ def test_a_comparison_says_which_is_better_and_by_how_much(query, store) -> None
         "verdict": None,
     }
     assert (loss["name"], loss["best"], loss["difference"]) == ("exp_003", 1.25, -0.75)
-    assert loss["verdict"] == "better"
+    assert loss["verdict"] == "lower"
     reward = [row for row in answer if row["metric"] == "reward"][-1]
-    assert reward["better_is"] is None and reward["verdict"] is None
+    assert reward["better_is"] is None and reward["verdict"] == "equal"
     diverged = rows(query("--compare", "exp_001", "exp_002", "--format", "json"))[1]
     assert diverged["verdict"] == "diverged", "--best ranks it last, so does --compare"
 
@@ -248,7 +252,7 @@ def seeds_store() -> None:
 
 def test_groups_of_seeds_are_compared_with_a_verdict(query: Any, seeds_store: None) -> None:
     answer = rows(query("--compare", "lr0.1_0", "lr0.2_3", "--group", "--format", "json"))
-    assert [(row["configuration"], row["runs"]) for row in answer] == [
+    assert [(row["configuration"], row["seeds"]) for row in answer] == [
         ("lr0.1_0", 4),
         ("lr0.2_3", 4),
     ]
@@ -269,6 +273,22 @@ def test_the_keys_that_differ_are_shown(query: Any, seeds_store: None) -> None:
     ]
     assert "the same" in query("--diff", "lr0.1_0", "lr0.1_0").stderr
     assert "did you mean 'lr0.1_0'" in query("--diff", "lr0.1_0", "lr0.1_00", code=2).stderr
+
+
+def test_what_besides_the_configuration_differs_is_shown(query: Any) -> None:
+    for name, precision, tokenizer in (("a", "bf32", "x" * 64), ("b", "fp32", "y" * 64)):
+        frame = pd.DataFrame({"split": "val", "loss": [2.0], "bits_per_byte": [1.0]})
+        facts = {"precision": precision, "threads": 2, "tokenizer": tokenizer}
+        save_experiment(name, frame, metadata={"config": {"lr": 1}, **facts})
+    answer = rows(query("--diff", "a", "b", "--format", "json"))
+    assert answer == [
+        {"key": "precision", "a": "bf32", "b": "fp32"},
+        {"key": "tokenizer", "a": "x" * 64, "b": "y" * 64},
+    ]
+    result = query("--compare", "a", "b", "--format", "json")
+    assert "precision differs: bf32 (a), fp32 (b)" in result.stderr
+    verdicts = {row["metric"]: row["verdict"] for row in rows(result) if row["name"] == "b"}
+    assert verdicts == {"bits_per_byte": "equal", "loss": "not compared: another tokenizer"}
 
 
 def test_tags_and_a_note_are_written_from_the_command_line(query: Any, store: None) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 class Ratio(NamedTuple):
-    """Ours divided by theirs, and its 95% interval (None for a single round)."""
+    """Ours divided by theirs, and its 95% interval (None for fewer than 6 rounds)."""
 
     value: float
     low: float | None = None
@@ -66,7 +66,7 @@ def at_most(limit: float) -> Target:
 def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
     """The median over rounds of ours divided by theirs in the same round.
 
-    The interval is the percentile bootstrap of that median (Efron 1979), seeded.
+    The interval is that of the median, see `median_interval`.
     """
     ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
     return interval(ratios)
@@ -74,16 +74,9 @@ def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
 
 def interval(ratios: Sequence[float]) -> Ratio:
     """The median of `ratios` with its 95% interval."""
-    if len(ratios) < 2:
-        return Ratio(ratios[0])
-    if len(set(ratios)) == 1:
-        return Ratio(ratios[0], ratios[0], ratios[0])
-    import numpy as np
-    from scipy import stats  # half a second
+    from common.utils.experiment_storage.statistics import median_interval  # scipy: half a second
 
-    found = stats.bootstrap((np.asarray(ratios),), np.median, method="percentile", rng=0)
-    low, high = found.confidence_interval
-    return Ratio(median(ratios), float(low), float(high))
+    return Ratio(median(ratios), *(median_interval(ratios) or (None, None)))
 
 
 def compared(

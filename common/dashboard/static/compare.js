@@ -44,10 +44,11 @@ function draw() {
   const choice = segmented("Value", [["best", "Best"], ["last", "Last"]], state.value, (value) => change({ value }));
   const names = answer.runs;
   const grouping = toggle("group seeds", state.group, (group) => change({ group }), "Compare configurations by all their finished seeds");
-  const remark = seeds ? "mean ± 95% interval over all finished seeds; p: Welch's t test against the first" : "the better one is marked; diverged runs are not considered";
+  const remark = seeds ? "mean ± 95% interval over all finished seeds; p: t test against the first" : "the best value is marked, of runs that have not diverged; from one run each it is no verdict";
   renew(
     root,
     el("div", { class: "bar" }, el("h2", {}, "Metrics"), !seeds && choice, grouping, el("span", { class: "muted" }, remark)),
+    ...(seeds || answer).notes.map((note) => el("p", { class: "muted" }, note)),
     answer.left_out > 0 && el("p", { class: "muted" }, `The first ${names.length} of ${state.runs.length} selected runs are compared`),
     el("div", { class: "scroll" }, seeds ? configurationsBySeeds() : metrics(names)),
     el("div", { class: "bar" }, el("h2", {}, "Configuration"), el("span", { class: "muted" }, "keys that differ")),
@@ -82,11 +83,11 @@ function configurationsBySeeds() {
 function estimate(cell) {
   if (!cell) return el("td", { class: "right muted" }, "–");
   const half = cell.half_width === null ? "" : ` ± ${format.half(cell.half_width)}`;
-  const verdict = cell.better === null ? "not told apart" : cell.better ? "better" : "worse";
-  const more = cell.more_runs ? `; about ${format.plural(cell.more_runs, "more seed")} per configuration would tell` : "";
+  const more = cell.more_seeds ? `; about ${format.plural(cell.more_seeds, "more seed")} per configuration would tell` : "";
   const p = cell.p_value === null ? "" : ` p=${cell.p_value.toPrecision(2)}`;
-  const title = p ? `${verdict} than the first${more}`.replace("not told apart than", "not told apart from") : "";
-  return el("td", { class: `right${cell.better ? " better" : ""}`, title }, el("span", {}, format.number(cell.mean) + half), el("span", { class: "muted step" }, `n=${cell.runs}${p}`));
+  const relation = { better: "better than the first", worse: "worse than the first", "not told apart": "not told apart from the first" };
+  const title = cell.verdict ? (relation[cell.verdict] || cell.verdict) + (cell.test ? ` (${cell.test})` : "") + more : "";
+  return el("td", { class: `right${cell.verdict === "better" ? " better" : ""}`, title }, el("span", {}, format.number(cell.mean) + half), el("span", { class: "muted step" }, `n=${cell.seeds}${p}`));
 }
 
 function value(cell, kind, better) {

@@ -132,7 +132,7 @@ export const colourOf = (curve) => colour(curve.runs[0]);
 
 function drawLegend() {
   const items = [...curves.values()].map((curve) => {
-    const members = curve.runs.length > 1 ? ` (n=${curve.runs.length})` : "";
+    const members = curve.runs.length > 1 ? ` (${curve.runs.length} runs)` : "";
     const flip = () => {
       if (!hidden.delete(curve.key)) hidden.add(curve.key);
       draw();

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ExperimentError
 from common.utils.experiment_storage.catalogue import Catalogue
+from common.utils.experiment_storage.conditions import (
+    changes_of,
+    describe_differences,
+    other_tokens,
+    seed_of,
+    some_of,
+    why_incomparable,
+)
 from common.utils.experiment_storage.metrics import metric_direction
 
 if TYPE_CHECKING:
@@ -43,20 +52,27 @@ def diff_configs(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 def config_hash(manifest: Mapping[str, Any]) -> str:
     """Equal for the runs of one project whose configurations differ in `seed` alone.
 
-    A run without a configuration is equal to itself only.
+    A run without a configuration, or whose configuration a resume has changed, is equal to itself only.
     """
     config = manifest.get("config")
-    if isinstance(config, Mapping) and config:
-        config = {key: value for key, value in config.items() if key != "seed"}
-        identity = [manifest["project"], config]
-    else:
-        identity = [manifest["name"]]
+    if isinstance(config, Mapping) and config and not changes_of(manifest):
+        return _hash_of(manifest)
+    return _digest([manifest["name"]])
+
+
+def _hash_of(manifest: Mapping[str, Any]) -> str:
+    config = {key: value for key, value in manifest["config"].items() if key != "seed"}
+    return _digest([manifest["project"], config])
+
+
+def _digest(identity: object) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class GroupResult:
-    """One metric of one group of seeds; `comparison` is with the first group (None for the first)."""
+    """One metric of one group of seeds; `comparison` is with the first group (None for the first, and
+    where `incomparable` says why there is none)."""
 
     metric: str
     split: str
@@ -64,65 +80,157 @@ class GroupResult:
     group: str
     estimate: Estimate
     comparison: Comparison | None
+    incomparable: str | None = None
+
+    @property
+    def verdict(self) -> str | None:
+        """better or worse than the first group, not told apart, or why it is none of these."""
+        if self.incomparable:
+            return f"not compared: {self.incomparable}"
+        if (found := self.comparison) is None:
+            return None
+        if found.p_value is None:
+            return "too few seeds" if found.test is None else "no spread"
+        if not found.significant:
+            return "not told apart"
+        return "better" if (found.difference < 0) == (self.direction == "min") else "worse"
 
 
-def compare_groups(catalogue: Catalogue, names: Sequence[str]) -> list[GroupResult]:
-    """Compare the configurations of `names`, each by all its finished runs that have not diverged.
+@dataclass
+class Group:
+    """The runs of one configuration: {run: its seed, or its name where none is recorded}, and manifests."""
 
-    A run counts with its best value of every metric of which it is known whether more is better.
-    Raises ExperimentError for an unknown name and for two names of one configuration.
+    name: str
+    runs: dict[str, int | str] = field(default_factory=dict)
+    manifests: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass
+class GroupComparison:
+    """`notes` are sentences about what the results leave out and what besides the configuration differs."""
+
+    results: list[GroupResult]
+    notes: list[str]
+
+
+def compare_groups(catalogue: Catalogue, names: Sequence[str]) -> GroupComparison:
+    """Compare the configurations of `names`, each by its seeds: all finished runs that have not diverged.
+
+    A run counts with its best value of every metric of which it is known whether more is better; the
+    runs of one seed count once, with their mean. Left out are runs whose configuration a resume has
+    changed, and runs with other tokens than the one that is named. Raises ExperimentError for an
+    unknown name and for two names of one configuration.
     """
+    groups, notes = _groups(catalogue, names)
+    of_run = {run: group for group in groups.values() for run in group.runs}
+    values: dict[tuple[str, str], dict[str, dict[int | str, list[float]]]] = {}
+    diverged: dict[str, None] = {}
+    unknown: dict[str, None] = {}
+    for summary in catalogue.summaries():
+        if (group := of_run.get(summary.name)) is None:
+            continue
+        direction = metric_direction(summary.metric)
+        if direction is None:
+            unknown[summary.metric] = None
+        elif summary.diverged:
+            diverged[summary.name] = None
+        elif (value := summary.best(direction)) is not None:
+            by_group = values.setdefault((summary.metric, summary.split), {})
+            by_group.setdefault(group.name, {}).setdefault(group.runs[summary.name], []).append(
+                value
+            )
+    if diverged:
+        notes.append(f"left out of the metrics that diverged: {some_of(sorted(diverged))}")
+    if unknown:
+        notes.append(f"not known whether more is better: {some_of(sorted(unknown))}")
+    results = [
+        result
+        for (metric, split), found in sorted(values.items())
+        for result in _results(metric, split, found, groups)
+    ]
+    return GroupComparison(results, notes)
+
+
+def _results(
+    metric: str,
+    split: str,
+    values: Mapping[str, Mapping[int | str, Sequence[float]]],
+    groups: Mapping[str, Group],
+) -> Iterator[GroupResult]:
+    """One metric of every group that has it. values: {group: {seed: the value of each of its runs}}"""
     # Imported here, because scipy takes half a second.
     from common.utils.experiment_storage.statistics import compare, estimate
 
-    groups = _groups(catalogue, names)
-    values: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
-    for summary in catalogue.summaries():
-        direction = metric_direction(summary.metric)
-        if direction is None or summary.name not in groups or summary.diverged:
-            continue
-        group, key = groups[summary.name]
-        if (value := summary.best(direction)) is not None:
-            by_group = values.setdefault((summary.metric, summary.split), {})
-            by_group.setdefault(group, {})[key] = value
-    results = []
-    for (metric, split), found in sorted(values.items()):
-        base = found.get(names[0])
-        for group in [name for name in names if name in found]:
-            comparison = None
-            if base is not None and group != names[0]:
-                comparison = compare(base, found[group])
-            results.append(
-                GroupResult(
-                    metric,
-                    split,
-                    metric_direction(metric) or "",
-                    group,
-                    estimate(list(found[group].values())),
-                    comparison,
-                )
-            )
-    return results
+    direction = metric_direction(metric) or ""
+    first = next(iter(groups))
+    means = {
+        group: {seed: math.fsum(found) / len(found) for seed, found in by_seed.items()}
+        for group, by_seed in values.items()
+    }
+    for group in [group for group in groups if group in means]:
+        comparison = reason = None
+        if group != first and first in means:
+            pair = (groups[name].manifests[name] for name in (first, group))
+            reason = why_incomparable(metric, split, *pair)
+            comparison = None if reason else compare(means[first], means[group])
+        mean = estimate(list(means[group].values()))
+        yield GroupResult(metric, split, direction, group, mean, comparison, reason)
 
 
-def _groups(catalogue: Catalogue, names: Sequence[str]) -> dict[str, tuple[str, int]]:
-    """{run: (group it belongs to, key that pairs it)}; the key is the seed where it is unique."""
-    by_hash: dict[str, str] = {}
+def _groups(catalogue: Catalogue, names: Sequence[str]) -> tuple[dict[str, Group], list[str]]:
+    """({name: its group}, notes)"""
+    by_hash: dict[str, Group] = {}
     for name in names:
-        identity = config_hash(catalogue.manifest(name))
-        if (other := by_hash.setdefault(identity, name)) != name:
+        manifest = catalogue.manifest(name)
+        group = by_hash.setdefault(config_hash(manifest), Group(name))
+        if group.name != name:
             raise ExperimentError(
-                f"'{other}' and '{name}' are seeds of one configuration", "name one of them"
+                f"'{group.name}' and '{name}' are seeds of one configuration", "name one of them"
             )
-    groups: dict[str, tuple[str, int]] = {}
-    taken: set[tuple[str, int]] = set()
-    for index, run in enumerate(catalogue.overview()):
-        group = by_hash.get(run.config_hash)
-        if group is None or run.status != "finished":
+        group.manifests[name] = manifest
+    notes = []
+    for run in catalogue.overview():
+        if run.config_hash not in by_hash:
             continue
-        seed = catalogue.manifest(run.name)["seed"]
-        repeated = seed is None or (group, seed) in taken
-        entry = (group, -1 - index if repeated else seed)  # what cannot be paired stands alone
-        taken.add(entry)
-        groups[run.name] = entry
-    return groups
+        group, manifest = by_hash[run.config_hash], catalogue.manifest(run.name)
+        if reason := _why_left_out(manifest, group):
+            notes.append(f"left out {run.name}: {reason}")
+            continue
+        seed = seed_of(manifest)
+        group.runs[run.name] = run.name if seed is None else seed
+        group.manifests[run.name] = manifest
+    notes += _changed(catalogue, names)
+    groups = {group.name: group for group in by_hash.values()}
+    counted = [group.manifests[run] for group in groups.values() for run in group.runs]
+    seeds = [line for group in groups.values() for line in _about_seeds(group)]
+    return groups, [*seeds, *describe_differences(counted), *notes]
+
+
+def _why_left_out(run: Mapping[str, Any], group: Group) -> str | None:
+    if run["status"] != "finished":
+        return f"it is {run['status']}"
+    reason = other_tokens(group.manifests[group.name], run)
+    return f"{reason} than {group.name}" if reason else None
+
+
+def _changed(catalogue: Catalogue, names: Sequence[str]) -> list[str]:
+    """A line for each run that would be of a group, had no resume changed its configuration."""
+    named = [catalogue.manifest(name) for name in names]
+    wanted = {_hash_of(manifest) for manifest in named if manifest["config"]}
+    return [
+        f"{run['name']} stands alone: a resume changed {'; '.join(changes)}"
+        for run in catalogue.manifests
+        if (changes := changes_of(run)) and not run["archived"] and _hash_of(run) in wanted
+    ]
+
+
+def _about_seeds(group: Group) -> list[str]:
+    lines = []
+    seeds = {*group.runs.values()}
+    if len(seeds) < len(group.runs):
+        lines.append(
+            f"{group.name}: {len(group.runs)} runs of {len(seeds)} seeds; the runs of a seed count once"
+        )
+    if unseeded := [run for run, seed in group.runs.items() if seed == run]:
+        lines.append(f"no seed is recorded of {some_of(unseeded)}: each counts as another one")
+    return lines

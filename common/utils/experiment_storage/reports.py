@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from common.utils.experiment_storage.catalogue import Broken, Catalogue
 from common.utils.experiment_storage.metrics import MetricSummary, metric_direction
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 class Report:
     """A table: the names of its columns, and rows of as many values. `broken` names the files of the
-    store that could not be read, so that nobody takes what is left for the whole."""
+    store that could not be read, so that nobody takes what is left for the whole. `notes` are sentences
+    about what the rows leave out or cannot say."""
 
     def __init__(
         self,
@@ -28,11 +29,13 @@ class Report:
         rows: list[list[object]],
         title: str = "",
         broken: Sequence[Broken] = (),
+        notes: Sequence[str] = (),
     ) -> None:
         self.columns = columns
         self.rows = rows
         self.title = title
         self.broken = broken
+        self.notes = notes
 
     def __str__(self) -> str:
         return format_rows(self.columns, self.rows, "table")
@@ -41,7 +44,9 @@ class Report:
 
     def _repr_html_(self) -> str:
         left_out = [f"left out {broken.file}: {broken.error}" for broken in self.broken]
-        return format_html(self.columns, self.rows, "; ".join([self.title, *left_out]).strip("; "))
+        return format_html(
+            self.columns, self.rows, "; ".join([self.title, *self.notes, *left_out]).strip("; ")
+        )
 
     def to_pandas(self) -> pd.DataFrame:
         import pandas as pd
@@ -113,17 +118,25 @@ def best_experiments(
     return Report(columns, rows, broken=catalogue.broken)
 
 
+_ONE_RUN_EACH = (
+    "one run of each: seeds alone make such differences; --compare ... --group tests configurations"
+)
+
+
 def compare_experiments(names: Sequence[str]) -> Report:
     """One row per metric and run: its best value and where, its last, and the difference of the best
-    (of the last, where it is not known which way is better) from the first run's.
+    (of the last, where it is not known which way is better) from the first run's: `lower`, `higher`,
+    `equal`. Which run is better one run of each cannot say.
 
     Raises ExperimentError for an unknown name.
     """
+    from common.utils.experiment_storage.conditions import changes_of, describe_differences
+
     names = list(dict.fromkeys(names))
     catalogue = Catalogue()
+    manifests = {name: catalogue.manifest(name) for name in names}
     found: dict[tuple[str, str], dict[str, MetricSummary]] = {}
     for name in names:
-        catalogue.manifest(name)  # raises where there is none
         for summary in catalogue.summaries(name=name):
             found.setdefault((summary.metric, summary.split), {})[name] = summary
     rows: list[list[object]] = []
@@ -141,33 +154,47 @@ def compare_experiments(names: Sequence[str]) -> Report:
                 {"min": "lower", "max": "higher"}.get(direction or ""),
             ]
             row += [name, best, step, summary.last]
-            rows.append([*row, *_difference(base, summary, direction)])
+            rows.append([*row, *_difference(base, summary, direction, manifests)])
     columns = ["metric", "split", "better_is", "name", "best", "step", "last"]
-    return Report([*columns, "difference", "verdict"], rows, broken=catalogue.broken)
+    notes = describe_differences(list(manifests.values()))
+    for name, manifest in manifests.items():
+        if changes := changes_of(manifest):
+            notes.append(f"a resume of {name} changed {'; '.join(changes)}")
+    notes += [_ONE_RUN_EACH] if len(names) > 1 else []
+    return Report([*columns, "difference", "verdict"], rows, "", catalogue.broken, notes)
 
 
 def _difference(
-    base: MetricSummary | None, other: MetricSummary, direction: str | None
+    base: MetricSummary | None,
+    other: MetricSummary,
+    direction: str | None,
+    manifests: Mapping[str, Mapping[str, Any]],
 ) -> tuple[float | None, str | None]:
     """(difference of `other` from `base`, what it means)"""
+    from common.utils.experiment_storage.conditions import why_incomparable
+
     if other.diverged and direction:
         return None, "diverged"
     if base is None or base is other:
         return None, None
+    pair = manifests[base.name], manifests[other.name]
+    if reason := why_incomparable(base.metric, base.split, *pair):
+        return None, f"not compared: {reason}"
     if direction is None:
-        pair = base.last, other.last
+        values = base.last, other.last
     else:
-        pair = base.best(direction), other.best(direction)
-    if pair[0] is None or pair[1] is None:
+        values = base.best(direction), other.best(direction)
+    if values[0] is None or values[1] is None:
         return None, None
-    difference = pair[1] - pair[0]
-    if direction is None:
-        return difference, None
-    if base.diverged:
-        return difference, "better"
-    if difference == 0:
-        return difference, "equal"
-    return difference, "better" if (difference < 0) == (direction == "min") else "worse"
+    difference = values[1] - values[0]
+    return difference, "equal" if difference == 0 else "lower" if difference < 0 else "higher"
+
+
+_STUDENT = (
+    "intervals (95%) and tests are Student's t over the seeds, each line by itself: exact where seeds are "
+    "normally distributed; where they are strongly skewed, 3 to 10 of them give a mean whose interval "
+    "covers 82 to 84%"
+)
 
 
 def compare_seeds(names: Sequence[str]) -> Report:
@@ -177,30 +204,34 @@ def compare_seeds(names: Sequence[str]) -> Report:
 
     rows: list[list[object]] = []
     catalogue = Catalogue()
-    for result in compare_groups(catalogue, list(dict.fromkeys(names))):
+    compared = compare_groups(catalogue, list(dict.fromkeys(names)))
+    for result in compared.results:
         mean, other = result.estimate, result.comparison
-        row: list[object] = [result.metric, result.split, result.group, mean.runs]
+        row: list[object] = [result.metric, result.split, result.group, mean.seeds]
         row += [mean.mean, mean.half_width]
         if other is None:
-            rows.append([*row, *[None] * 6])
+            rows.append([*row, *[None] * 6, result.verdict])
             continue
-        significant = other.p_value is not None and other.p_value < 0.05
-        better = (other.difference < 0) == (result.direction == "min")
-        verdict = ("better" if better else "worse") if significant else "not told apart"
-        interval = [other.bootstrap_low, other.bootstrap_high]
-        rows.append([*row, other.difference, other.p_value, *interval, other.more_runs, verdict])
-    columns = ["metric", "split", "configuration", "runs", "mean", "ci95"]
-    columns += ["difference", "p", "bootstrap_low", "bootstrap_high", "more_seeds", "verdict"]
-    return Report(columns, rows, broken=catalogue.broken)
+        row += [other.difference, other.low, other.high, other.test, other.p_value]
+        rows.append([*row, other.more_seeds, result.verdict])
+    columns = ["metric", "split", "configuration", "seeds", "mean", "ci95"]
+    columns += ["difference", "low", "high", "test", "p", "more_seeds", "verdict"]
+    return Report(columns, rows, "", catalogue.broken, [*compared.notes, _STUDENT])
 
 
 def diff_experiments(names: Sequence[str]) -> Report:
-    """The configuration keys on which the runs differ. Raises ExperimentError for an unknown name."""
+    """The configuration keys on which the runs differ, then what else is recorded and differs: precision,
+    threads, machine, tokens. Raises ExperimentError for an unknown name."""
     from common.utils.experiment_storage.comparison import diff_configs
+    from common.utils.experiment_storage.conditions import changes_of, different_facts
 
     names = list(dict.fromkeys(names))
     catalogue = Catalogue()
-    different = diff_configs([catalogue.manifest(name)["config"] for name in names])
+    manifests = [catalogue.manifest(name) for name in names]
+    different = diff_configs([manifest["config"] for manifest in manifests])
     title = "" if different else "their configurations are the same"
-    rows: list[list[object]] = [[key, *values] for key, values in different.items()]
+    facts = different_facts(manifests)
+    rows: list[list[object]] = [[key, *values] for key, values in {**different, **facts}.items()]
+    changes = ["; ".join(changes_of(manifest)) or None for manifest in manifests]
+    rows += [["changed by a resume", *changes]] if any(changes) else []
     return Report(["key", *names], rows, title, catalogue.broken)

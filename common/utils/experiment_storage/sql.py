@@ -55,6 +55,11 @@ _RUN_COLUMNS = {
     "tags": ["VARCHAR"],
     "note": "VARCHAR",
     "archived": "BOOLEAN",
+    "precision": "VARCHAR",
+    "compiled": "BOOLEAN",
+    "threads": "BIGINT",
+    "device": "VARCHAR",
+    "cpu": "VARCHAR",
 }
 
 

@@ -76,6 +76,14 @@ def test_a_band_is_the_t_interval_at_every_step() -> None:
         assert result.mean[index] - result.low[index] == pytest.approx(expected.half_width)
 
 
+def test_the_runs_of_a_seed_are_one_line_of_a_band() -> None:
+    x = np.array([0.0, 10.0])
+    curves = [(x, np.array(y)) for y in ([1.0, nan], [3.0, 4.0], [5.0, 6.0], [6.0, 8.0])]
+    result = band(curves, 1000, seeds=[0, 0, 1, None])
+    assert result.n.tolist() == [3, 3] and result.mean.tolist() == [13 / 3, 6.0]
+    assert result.high[0] - result.mean[0] == pytest.approx(estimate([2, 5, 6]).half_width)
+
+
 def test_a_run_counts_in_a_band_only_where_it_has_values() -> None:
     long = (np.array([0.0, 10, 20, 30]), np.array([4.0, 3, 2, 1]))
     diverged = (np.array([0.0, 10, 20, 30]), np.array([6.0, 5, nan, inf]))

@@ -134,6 +134,7 @@ def test_an_empty_store_has_an_answer(client: TestClient) -> None:
         "left_out": 0,
         "metrics": [],
         "configs": {},
+        "notes": [],
     }
 
 
@@ -233,6 +234,18 @@ def test_seeds_of_a_configuration_become_one_band(client: TestClient) -> None:
     assert single["label"] == "other" and "low" not in single["series"][0]
 
 
+def test_the_runs_of_a_seed_count_once_in_a_band(client: TestClient) -> None:
+    for seed, last in enumerate([1.0, 2.0]):
+        for again in "abc":
+            config = {"lr": 1, "seed": seed}
+            save(f"s{seed}{again}", [3.0, last], project="p", config=config, seed=seed)
+    names = [f"s{seed}{again}" for seed in range(2) for again in "abc"]
+    (group,) = post(client, "curves", runs=names, group=True)["curves"]
+    series, expected = group["series"][0], estimate([1.0, 2.0])
+    assert series["n"] == [2, 2] and series["y"][1] == 1.5 and expected.half_width is not None
+    assert series["high"][1] == pytest.approx(1.5 + expected.half_width)
+
+
 def test_a_run_that_is_gone_is_named_and_the_others_are_drawn(client: TestClient) -> None:
     save("a", [1.0])
     answer = post(client, "curves", runs=["a", "gone", "../a"])
@@ -274,8 +287,20 @@ def test_configurations_are_compared_by_their_seeds(client: TestClient) -> None:
     (row,) = answer["rows"]
     first, second = row["cells"]
     assert (row["metric"], row["split"], row["judges"]) == ("loss", "val", True)
-    assert first["runs"] == 3 and first["mean"] == pytest.approx(1.0) and first["p_value"] is None
-    assert second["mean"] == pytest.approx(0.5) and second["p_value"] < 0.001 and second["better"]
+    assert first["seeds"] == 3 and first["mean"] == pytest.approx(1.0) and first["p_value"] is None
+    assert second["mean"] == pytest.approx(0.5) and second["p_value"] < 0.001
+    assert (first["verdict"], second["verdict"]) == (None, "better") and answer["notes"] == []
+
+
+def test_losses_of_other_tokens_are_not_ranked(client: TestClient) -> None:
+    for name, value in (("a", 2.0), ("b", 1.0)):
+        save(name, [3.0, value], config={"vocab": name}, tokenizer=name, precision="fp32")
+    answer = post(client, "compare", runs=["a", "b"])
+    assert answer["metrics"][0]["better"] == {"best": [], "last": []}
+    assert answer["notes"] == ["tokenizer differs: a (a), b (b)"]
+    assert answer["configs"]["tokenizer"] == ["a", "b"]
+    cell = post(client, "compare-seeds", runs=["a", "b"])["rows"][0]["cells"][1]
+    assert cell["verdict"] == "not compared: another tokenizer" and cell["p_value"] is None
 
 
 def test_details_are_the_manifest_as_json(client: TestClient) -> None:

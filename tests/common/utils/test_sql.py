@@ -38,6 +38,11 @@ RUNS = [
     "tags",
     "note",
     "archived",
+    "precision",
+    "compiled",
+    "threads",
+    "device",
+    "cpu",
 ]
 
 
@@ -395,3 +400,20 @@ query_rows({ENDLESS!r}, timeout_seconds=60)
 
 def test_a_large_query_spills_nothing_where_we_stand() -> None:
     assert query_rows("SELECT current_setting('temp_directory')")[1] == [[""]]
+
+
+def test_what_a_run_was_computed_with_is_null_where_nobody_recorded_it() -> None:
+    facts = {"precision": "bf16", "compiled": True, "threads": 2, "device": "cpu", "cpu": "EPYC"}
+    odd = {
+        "precision": 16,
+        "compiled": "maybe",
+        "threads": [2],
+        "device": ["cuda"],
+        "cpu": {"a": 1},
+    }
+    for name, metadata in (("a", facts), ("b", {}), ("c", odd)):
+        save_experiment(name, pd.DataFrame({"loss": [1.0]}), metadata=metadata)
+    sql = "SELECT precision, compiled, threads, device, cpu FROM runs ORDER BY name"
+    _, found = query_rows(sql)
+    assert found[:2] == [["bf16", True, 2, "cpu", "EPYC"], [None] * 5]
+    assert found[2][:3] == ["16", None, None], "of another kind in somebody's metadata"

@@ -1,0 +1,127 @@
+"""How often intervals over seeds cover the truth, and how often tests of equal configurations reject.
+
+Draws comparisons of two configurations that do not differ, and gives them to the functions that
+`query_experiments.py --compare --group` uses. All intervals are said to cover 95%, all tests to reject 5%.
+
+  python tools/benchmarks/intervals.py
+  python tools/benchmarks/intervals.py --comparisons 40000 --format markdown
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import exit_on_error
+from common.utils.arguments import positive_int
+from common.utils.experiment_storage.statistics import compare, estimate, median_interval
+from common.utils.tables import FORMATS, format_rows
+
+SEEDS = (2, 3, 5, 10)
+Draw = Callable[[np.random.Generator, tuple[int, int]], NDArray[np.float64]]
+
+
+class Shares(NamedTuple):
+    """Of all comparisons: whose interval of the mean, of the median (None: it has none) and of the
+    difference covers the truth, and which tests reject though nothing differs."""
+
+    mean: float
+    median: float | None
+    difference: float
+    false_alarms: float
+
+
+def independent(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.float64]:
+    """Values of (configurations, seeds), normally distributed."""
+    return rng.standard_normal(shape)
+
+
+def correlated(correlation: float) -> Draw:
+    """Normally distributed; the values of a seed have this correlation."""
+
+    def draw(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.float64]:
+        seed, own = rng.standard_normal((1, shape[1])), rng.standard_normal(shape)
+        values: NDArray[np.float64] = correlation**0.5 * seed + (1 - correlation) ** 0.5 * own
+        return values
+
+    return draw
+
+
+def unequal(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.float64]:
+    """Normally distributed; the second configuration varies twice as much."""
+    values = rng.standard_normal(shape)
+    values[1] *= 2
+    return values
+
+
+def skewed(base: Draw) -> Draw:
+    """The exponentials of what `base` draws (lognormal, skewness 6.2), less their mean."""
+
+    def draw(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.float64]:
+        values: NDArray[np.float64] = np.exp(base(rng, shape)) - math.exp(0.5)
+        return values
+
+    return draw
+
+
+CASES: dict[str, tuple[Draw, bool]] = {  # by the name of the case: (draw, the same seeds)
+    "normal": (independent, False),
+    "normal, deviations 1 and 2": (unequal, False),
+    "normal, same seeds, correlation 0": (independent, True),
+    "normal, same seeds, correlation 0.9": (correlated(0.9), True),
+    "lognormal": (skewed(independent), False),
+    "lognormal, same seeds, correlation 0.9": (skewed(correlated(0.9)), True),
+}
+
+
+def simulate(draw: Draw, seeds: int, comparisons: int, *, by_pairs: bool) -> Shares:
+    """Of `comparisons` of two configurations with `seeds` each, the same ones `by_pairs`."""
+    rng = np.random.default_rng(seeds)
+    centre = float(np.median(draw(np.random.default_rng(0), (2, 100_001))[0]))
+    means = medians = differences = alarms = 0
+    for _ in range(comparisons):
+        first, second = draw(rng, (2, seeds)).tolist()
+        mean = estimate(first)
+        means += abs(mean.mean) <= (mean.half_width or 0.0)
+        low, high = median_interval(first) or (0.0, 0.0)
+        medians += low <= centre <= high
+        shift = 0 if by_pairs else seeds
+        found = compare(dict(enumerate(first)), dict(enumerate(second, start=shift)))
+        differences += (
+            found.low is not None and found.high is not None and found.low <= 0 <= found.high
+        )
+        alarms += found.significant
+    has_median = median_interval(first) is not None
+    return Shares(
+        means / comparisons,
+        medians / comparisons if has_median else None,
+        differences / comparisons,
+        alarms / comparisons,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--comparisons", type=positive_int, default=4000)
+    parser.add_argument("--format", choices=FORMATS, default="table")
+    arguments = parser.parse_args()
+    with exit_on_error():
+        rows: list[list[object]] = []
+        for name, (draw, by_pairs) in CASES.items():
+            for seeds in SEEDS:
+                found = simulate(draw, seeds, arguments.comparisons, by_pairs=by_pairs)
+                shares = (None if share is None else f"{share:.1%}" for share in found)
+                rows.append([name, "paired t" if by_pairs else "Welch", seeds, *shares])
+        columns = ["values", "test", "seeds", "mean", "median", "difference", "false alarms"]
+        print(format_rows(columns, rows, arguments.format))
+
+
+if __name__ == "__main__":
+    main()
