@@ -73,9 +73,11 @@ def test_lists_and_rankings_import_nothing_heavy(arguments: list[str]) -> None:
     run.finish()
 
 
-def test_sql_needs_no_torch() -> None:
+def test_sql_leaves_everything_heavy_to_the_process_of_the_query() -> None:
     modules = imported_by("tools/query_experiments.py", "--sql", "SELECT 1")
-    assert "duckdb" in modules and "torch" not in modules  # DuckDB imports pandas where it is there
+    assert not modules & (HEAVY | {"pyarrow", "numpy"})
+    modules = imported_by("-c", "import common.utils.experiment_storage.sql_worker")
+    assert "duckdb" in modules and not modules & {"torch", "pandas", "pyarrow"}
 
 
 @pytest.mark.parametrize(

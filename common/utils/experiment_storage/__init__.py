@@ -23,7 +23,10 @@ scan.py             which files count at this moment
 reports.py          the answers as tables for a terminal or a notebook
 comparison.py       configuration differences, groups of seeds
 statistics.py       intervals, tests, power
-sql.py              query_experiments: DuckDB over every experiment
+sql.py              query_experiments: SQL over every experiment
+sql_process.py      the processes that run it, each of which can be killed
+sql_worker.py       what such a process does: one SELECT within its bounds
+sql_views.py        the views `experiments` and `runs` in DuckDB
 maintenance.py      deleting, and checking every file
 exports.py          to CSV, JSON and Parquet
 importers/          from TensorBoard, W&B, MLflow and tables

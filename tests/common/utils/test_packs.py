@@ -275,6 +275,7 @@ def test_readers_see_every_row_while_experiments_move_in_and_out_of_packs() -> N
     try:
         assert mover.stdout is not None
         mover.stdout.readline()
+        query_experiments("SELECT 1")  # imports what it needs
         until = time.monotonic() + 6
         counted = []
         while time.monotonic() < until:

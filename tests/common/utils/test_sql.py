@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
 import time
 from datetime import datetime
 from pathlib import Path
+from threading import Event, Timer
 
 import pandas as pd
+import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from common.errors import ExperimentError
 from common.utils import query_experiments, save_experiment, start_experiment
-from common.utils.experiment_storage import sql
+from common.utils.experiment_storage import sql_process
 from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.packs import pack_experiments
 from common.utils.experiment_storage.sql import query_rows
+from common.utils.experiment_storage.sql_views import connect
+from common.utils.experiment_storage.store import parquet_path
+from common.utils.paths import get_experiments_dir
 
 FIXED = ["experiment_name", "step", "epoch", "split", "time"]
 RUNS = [
@@ -116,16 +123,11 @@ def test_a_metric_that_a_run_logs_while_the_question_is_asked_is_no_error(
     run = start_experiment("a")
     run.log({"loss": 2.0}, step=0)
 
-    class Slow(Catalogue):
-        def __init__(self) -> None:
-            super().__init__()
-            run.log({"loss": 1.0, "accuracy": 0.5}, step=1)
-
-    monkeypatch.setattr(sql, "Catalogue", Slow)
-    assert query_rows("SELECT loss, accuracy FROM experiments ORDER BY step")[1][:2] == [
-        [2.0, None],
-        [1.0, 0.5],
-    ]
+    catalogue = Catalogue()
+    run.log({"loss": 1.0, "accuracy": 0.5}, step=1)
+    sql = "SELECT loss, accuracy FROM experiments ORDER BY step"
+    monkeypatch.chdir(get_experiments_dir())
+    assert connect(catalogue, sql, 2**30).execute(sql).fetchall() == [(2.0, None), (1.0, 0.5)]
     run.finish()
 
 
@@ -383,6 +385,9 @@ def test_ctrl_c_stops_a_query() -> None:
     script = f"""
 import signal
 from common.utils.experiment_storage.sql import query_rows
+from common.utils.experiment_storage.sql_views import connect
+from common.utils.experiment_storage.store import parquet_path
+from common.utils.paths import get_experiments_dir
 signal.signal(signal.SIGINT, signal.default_int_handler)
 query_rows("SELECT 1")
 print("ready", flush=True)
@@ -396,6 +401,149 @@ query_rows({ENDLESS!r}, timeout_seconds=60)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=100)
     assert "KeyboardInterrupt" in errors
+
+
+@pytest.mark.parametrize(
+    "select",
+    ["repeat('a', 1500000000)", "repeat('a', 100000000) FROM range(900)", "range(900000000)"],
+)
+def test_a_call_that_cannot_be_interrupted_is_ended_all_the_same(select: str) -> None:
+    with pytest.raises(ExperimentError, match=r"longer than 0\.05 s"):
+        query_rows(f"SELECT {select}", timeout_seconds=0.05, memory_bytes=2**34)
+    with pytest.raises(ExperimentError, match=r"needs more than 0\.1 GiB of memory") as caught:
+        query_rows(f"SELECT {select}", memory_bytes=2**27)
+    assert "ask for less" in caught.value.hint
+    assert query_rows("SELECT 1")[1] == [[1]]
+
+
+def test_a_result_that_is_too_large_for_the_asker_is_refused() -> None:
+    for query in (query_rows, query_experiments):
+        with pytest.raises(ExperimentError, match="more than 128 MiB"):
+            query("SELECT repeat('a', 1000) FROM range(200000)", memory_bytes=2**29)
+
+
+def test_a_query_is_stopped_from_another_thread() -> None:
+    stop = Event()
+    Timer(0.2, stop.set).start()
+    with pytest.raises(ExperimentError, match="the query was stopped"):
+        query_rows(ENDLESS, timeout_seconds=None, stop=stop)
+
+
+def test_a_process_that_was_killed_is_replaced() -> None:
+    query_rows("SELECT 1")
+    (idle,) = sql_process._idle
+    idle.kill()
+    assert query_rows("SELECT 2")[1] == [[2]]
+
+
+def test_a_fork_does_not_share_the_process_of_its_parent() -> None:
+    query_rows("SELECT 1")
+    child = os.fork()
+    if child == 0:
+        os._exit(query_rows("SELECT 2")[1] != [[2]])
+    assert os.waitpid(child, 0)[1] == 0
+    assert query_rows("SELECT 3")[1] == [[3]]
+
+
+def test_the_query_of_a_killed_process_ends_with_it() -> None:
+    script = f"""
+from common.utils.experiment_storage.sql_process import Question, asked
+with asked(Question({ENDLESS!r}, "rows", None, None)) as process:
+    print(process._process.pid, flush=True)
+    process.receive(None)
+"""
+    asker = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert asker.stdout is not None
+    worker = psutil.Process(int(asker.stdout.readline()))
+    asker.kill()
+    asker.communicate()
+    worker.wait(timeout=60)
+
+
+NAMES = [
+    "_file_of_the_store",
+    "file",
+    "File_",
+    "filename",
+    "file_row_number",
+    "file_index",
+    "rowid",
+]
+NAMES += ["file_row_group_number", "live_rows", "experiments", "runs", "random", "a.b", "config"]
+
+
+def test_a_metric_may_be_named_as_anything_that_the_store_names() -> None:
+    columns = ", ".join(f'"{name}"' for name in NAMES)
+    expected = [list(map(float, range(len(NAMES)))), [math.nan] * len(NAMES)]
+    sql = f"SELECT {columns} FROM experiments ORDER BY step"
+    with start_experiment("a") as run:
+        for step, values in enumerate(expected):
+            run.log(dict(zip(NAMES, values, strict=True)), step=step)
+        assert repr(query_rows(sql)[1]) == repr(expected)
+    assert repr(query_rows(sql)[1]) == repr(expected)
+    table = pq.read_table(parquet_path("a"))
+    pq.write_table(table, parquet_path("a"))  # with statistics, as an earlier version wrote it
+    assert Catalogue().hiding_nan() == {"a.parquet"}
+    assert repr(query_rows(sql)[1]) == repr(expected)
+    pack_experiments()
+    assert repr(query_rows(sql)[1]) == repr(expected)
+
+
+@pytest.mark.parametrize(("folder", "match"), [("run[1]", "run1"), ("a*b", "axb"), ("q?", "qq")])
+def test_a_store_is_not_mistaken_for_one_that_its_name_would_match(
+    folder: str, match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for loss, name in enumerate((folder, match)):
+        monkeypatch.setenv("RESEARCH_ASSETS_DIR", str(tmp_path / name))
+        save("loose", loss=[float(loss)])
+        save("packed", loss=[float(loss)])
+        if loss:
+            pack_experiments()
+    for loss, name in enumerate((folder, match)):
+        monkeypatch.setenv("RESEARCH_ASSETS_DIR", str(tmp_path / name))
+        assert query_rows("SELECT loss FROM experiments")[1] == [[float(loss)]] * 2
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "PIVOT {e} ON split USING avg(loss) GROUP BY experiment_name",
+        "SELECT * FROM (PIVOT {e} ON split USING avg(loss) GROUP BY experiment_name)",
+        "WITH p AS (PIVOT {e} ON split USING avg(loss) GROUP BY experiment_name) FROM p;",
+    ],
+)
+def test_a_pivot_finds_its_columns_itself(sql: str) -> None:
+    save_experiment("a", pd.DataFrame({"split": ["train", "val"], "loss": [1.0, 2.0]}))
+    source = "(SELECT experiment_name, split, loss FROM experiments)"
+    for view in ("experiments", source):
+        assert query_rows(sql.format(e=view))[0][-2:] == ["train", "val"]
+    assert query_rows(sql.format(e=source))[1] == [["a", 1.0, 2.0]]
+    assert query_experiments(sql.format(e=source)).to_numpy().tolist() == [["a", 1.0, 2.0]]
+    for statement in (
+        "COPY ({}) TO 'x.csv'",
+        "CREATE TABLE t AS {}",
+        "EXPLAIN ANALYZE COPY ({}) TO 'x.csv'",
+    ):
+        refusal(statement.format(sql.format(e=source).strip(";")))
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "config->>'$.lr' > 1e-3",
+        "config->>'$.lr' > 1",
+        "(config->>'$.lr') BETWEEN 1 AND 2",
+        "config->>'$.lr' * 2 > 1",
+        "config->'$.lr' > 1e-3",
+        "config->>'$.name'::DOUBLE > 1",
+    ],
+)
+def test_a_comparison_with_a_text_of_the_configuration_says_how_to_cast_it(condition: str) -> None:
+    config = {"lr": 0.01, "name": "x"}
+    save_experiment("a", pd.DataFrame({"loss": [1.0]}), metadata={"config": config})
+    assert "TRY_CAST(config->>'$." in refusal(f"SELECT name FROM runs WHERE {condition}").hint
+    right = "SELECT name FROM runs WHERE TRY_CAST(config->>'$.lr' AS DOUBLE) > 1e-3"
+    assert query_rows(right)[1] == [["a"]]
 
 
 def test_a_large_query_spills_nothing_where_we_stand() -> None:

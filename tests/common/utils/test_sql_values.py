@@ -11,13 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.utils import start_experiment
-from common.utils.experiment_storage import parquet, sql
+from common.utils.experiment_storage import parquet
 from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.exports import export_experiments
 from common.utils.experiment_storage.packs import pack_experiments
 from common.utils.experiment_storage.run import Run
 from common.utils.experiment_storage.sql import query_rows
+from common.utils.experiment_storage.sql_views import connect
 from common.utils.experiment_storage.store import parquet_path
+from common.utils.paths import get_experiments_dir
 
 NAN, INF = math.nan, math.inf
 LOSSES: dict[str, list[float | None]] = {
@@ -143,8 +145,11 @@ def table_in_memory() -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def test_every_predicate_order_and_aggregate_answers_as_a_table_in_memory(store: str) -> None:
-    expected, found = table_in_memory(), sql.connect(Catalogue(), "FROM experiments")
+def test_every_predicate_order_and_aggregate_answers_as_a_table_in_memory(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(get_experiments_dir())
+    expected, found = table_in_memory(), connect(Catalogue(), "FROM experiments", 2**30)
     different = {
         query: answers
         for query in QUERIES
