@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common.data.tokenizers import Tokenizer
 from common.training.callbacks.base import Callback
 from common.training.config import SampleConfig
-from common.utils.files import write_text_atomic
+from common.utils.files import atomic_path
+from common.utils.logging import get_logger
 from common.utils.seeding import derive_seed
 
 if TYPE_CHECKING:
     from common.training.trainer import Trainer
+
+log = get_logger("samples")
 
 
 class Samples(Callback):
@@ -38,9 +43,12 @@ class Samples(Callback):
     def on_train_start(self, trainer: Trainer) -> None:
         """Forget the samples that a lost process drew at or after the step we start from."""
         if self.path is not None and self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _step(line) < trainer.step]
-            write_text_atomic(self.path, "".join(f"{line}\n" for line in kept))
+            content = self.path.read_bytes()
+            # By b"\n" alone: a text may hold other ends of lines, such as U+2028.
+            kept = [line for line in content.split(b"\n") if _step(line) < trainer.step]
+            if (wanted := b"".join(line + b"\n" for line in kept)) != content:
+                with atomic_path(self.path) as temporary:
+                    temporary.write_bytes(wanted)
 
     def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         if self.path is None:
@@ -57,14 +65,31 @@ class Samples(Callback):
             top_p=self.config.top_p,
             seed=derive_seed(self.seed, trainer.step),
         )
-        with self.path.open("a", encoding="utf-8") as file:
-            for prompt, text in zip(self.config.prompts, self.latest, strict=True):
-                entry = {"step": trainer.step, "prompt": prompt, "text": text}
-                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        entries = [
+            {"step": trainer.step, "prompt": prompt, "text": text}
+            for prompt, text in zip(self.config.prompts, self.latest, strict=True)
+        ]
+        try:
+            _append(self.path, entries)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            # As for rows: a training of days does not end for want of a kilobyte.
+            log.warning(f"{self.path}: {error.strerror}; the samples of this step are not kept")
 
 
-def _step(line: str) -> float:
+def _append(path: Path, entries: list[dict[str, Any]]) -> None:
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # half a line, of a full disk
+                file.write(b"\n")
+        for entry in entries:
+            file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+
+
+def _step(line: bytes) -> float:
     try:
         return float(json.loads(line)["step"])
-    except ValueError:
-        return float("inf")  # the half line of a killed process
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # the half line of a killed process or a full disk, or no sample at all
