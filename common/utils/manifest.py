@@ -9,11 +9,13 @@ import sys
 from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
+from pathlib import Path
 from types import NoneType
 from typing import Any
 
 from common.utils.paths import REPOSITORY_ROOT
 from common.utils.plain import clean_text, is_text, to_plain
+from common.utils.secrets import without_secrets
 
 _PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "transformers", "datasets", "pyarrow")
 
@@ -139,17 +141,42 @@ _MOST_DIFF_BYTES = 1_000_000
 
 def git_state() -> dict[str, Any]:
     """`git_commit`, `git_dirty` (uncommitted changes) and `git_diff` (those to tracked files, as
-    `git apply` takes them; None above 1 MB) of this repository; all None outside of git."""
+    `git apply` takes them; None above 1 MB) of this repository; all None outside of git.
+
+    Lines of the diff that look like secrets are left out, and counted in `git_secrets`.
+    """
     commit = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain") if commit else None
-    diff = _git("diff", "--binary", "HEAD") if changes else changes
+    changes = _git(*_STATUS) if commit else None
+    diff = _git(*_DIFF) if changes else changes
     if diff and len(diff) > _MOST_DIFF_BYTES:
         diff = None
+    secrets = None if diff is None else 0
+    if diff:
+        diff, secrets = without_secrets(diff)
     return {
         "git_commit": commit.strip() if commit else None,
         "git_dirty": bool(changes) if changes is not None else None,
         "git_diff": diff,
+        "git_secrets": secrets,
     }
+
+
+# Every setting that changes the form is given, so that no configuration of the user decides it.
+_STATUS = (
+    *("status", "--porcelain=v1", "--untracked-files=normal", "--ignore-submodules=none"),
+    *("--no-renames", "--no-ahead-behind"),
+)
+_DIFF = (
+    *("diff", "--binary", "--no-ext-diff", "--no-textconv", "--no-color", "--no-renames"),
+    *(
+        "--no-relative",
+        "--src-prefix=a/",
+        "--dst-prefix=b/",
+        "--unified=3",
+        "--inter-hunk-context=0",
+    ),
+    *("--full-index", "--submodule=short", "--ignore-submodules=none", "HEAD", "--"),
+)
 
 
 @lru_cache(maxsize=1)
@@ -167,18 +194,31 @@ def environment_fingerprint() -> str:
 def _git(*arguments: str) -> str | None:
     import subprocess  # here, so that a list of experiments need not load it
 
+    from common.utils.git import run_git
+
     try:
-        result = subprocess.run(
-            ["git", *arguments],
-            cwd=REPOSITORY_ROOT,
-            capture_output=True,
-            encoding="utf-8",
-            errors="surrogateescape",  # a diff may hold any bytes
-            timeout=10,
-        )
+        result = run_git(*arguments, cwd=REPOSITORY_ROOT, timeout_seconds=10)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None  # git is not installed or hangs: the manifest says so with a null
-    return result.stdout if result.returncode == 0 else None
+    # A diff may hold any bytes.
+    return result.stdout.decode(errors="surrogateescape") if result.returncode == 0 else None
+
+
+def cpu_name() -> str:
+    """The model of the processor, as `AMD EPYC 9R14`; without one the architecture, as `x86_64`."""
+    import platform
+
+    if sys.platform == "darwin":
+        import subprocess
+
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        found = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    else:
+        cpuinfo = Path("/proc/cpuinfo")
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        found = names[0] if names else platform.processor()
+    return found or platform.machine()
 
 
 def _version(package: str) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common.errors import ExperimentError
+from common.utils.git import run_git
 from common.utils.paths import REPOSITORY_ROOT
 
 
@@ -61,15 +61,9 @@ def _check_commit(commit: str) -> None:
 
 
 def _git(*arguments: str, cwd: Path | None = None, text: str | None = None) -> None:
-    # Without the user's hooks: a post-checkout is meant for the folder that they work in.
-    command = ["git", "-c", "core.hooksPath=/dev/null", *arguments]
+    content = None if text is None else text.encode("utf-8", "surrogateescape")
     try:
-        result = subprocess.run(
-            command,
-            cwd=cwd or REPOSITORY_ROOT,
-            input=None if text is None else text.encode("utf-8", "surrogateescape"),
-            capture_output=True,
-        )
+        result = run_git(*arguments, cwd=cwd or REPOSITORY_ROOT, text=content)
     except FileNotFoundError as error:
         raise ExperimentError("git is not installed", "install git") from error
     if result.returncode != 0:

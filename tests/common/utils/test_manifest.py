@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def test_a_change_that_is_not_utf8_keeps_no_run_from_starting(repository: Path) 
 
 def test_a_clean_repository_has_a_commit_and_an_empty_diff(repository: Path) -> None:
     commit = git(repository, "rev-parse", "HEAD").strip()
-    assert manifest.git_state() == {"git_commit": commit, "git_dirty": False, "git_diff": ""}
+    expected = {"git_commit": commit, "git_dirty": False, "git_diff": "", "git_secrets": 0}
+    assert manifest.git_state() == expected
 
 
 def test_the_diff_brings_uncommitted_changes_back_byte_for_byte(repository: Path) -> None:
@@ -59,6 +61,62 @@ def test_the_diff_brings_uncommitted_changes_back_byte_for_byte(repository: Path
     git(repository, "checkout", "--quiet", ".")
     git(repository, "apply", "-", text=state["git_diff"])
     assert {name: (repository / name).read_bytes() for name in changed} == changed
+
+
+SETTINGS = """
+[diff]
+    noprefix = true
+    mnemonicPrefix = true
+    renames = copies
+    external = false
+    context = 0
+    orderFile = /nowhere
+    suppressBlankEmpty = true
+[color]
+    ui = always
+[core]
+    quotePath = false
+[status]
+    showUntrackedFiles = no
+[apply]
+    ignoreWhitespace = change
+"""
+
+
+def test_the_diff_is_the_same_whatever_the_user_has_set(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (repository / "model.py").write_bytes(b"a = 2\n\n\xff\n \n")
+    (repository / "w\u00e9ights.bin").write_bytes(b"new")
+    git(repository, "add", ".")
+    expected = manifest.git_state()
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / ".gitconfig").write_text(SETTINGS)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("GIT_EXTERNAL_DIFF", "/bin/true")
+    monkeypatch.setenv("GIT_DIFF_OPTS", "-u0")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
+    assert manifest.git_state() == expected and expected["git_diff"]
+    monkeypatch.undo()
+    git(repository, "reset", "--quiet", "--hard")
+    git(repository, "apply", "--index", "-", text=expected["git_diff"])
+    assert (repository / "w\u00e9ights.bin").read_bytes() == b"new"
+
+
+def test_the_index_of_the_user_is_neither_locked_nor_written(repository: Path) -> None:
+    os.utime(repository / "model.py", ns=(0, 0))  # a plain `git status` would write the index now
+    before = (repository / ".git" / "index").read_bytes()
+    (repository / ".git" / "index.lock").touch()  # held by another git
+    assert manifest.git_state()["git_dirty"] is False
+    assert (repository / ".git" / "index").read_bytes() == before
+
+
+def test_a_secret_in_an_uncommitted_line_is_not_recorded(repository: Path) -> None:
+    secret = "hf_" + "aBcD1234" * 5
+    (repository / "model.py").write_text(f"a = 1\ntoken = '{secret}'\nb = 2\n")
+    state = manifest.git_state()
+    assert secret not in state["git_diff"] and "+b = 2" in state["git_diff"]
+    assert state["git_secrets"] == 1
 
 
 def test_a_huge_diff_is_left_out_and_the_repository_called_dirty(repository: Path) -> None:
