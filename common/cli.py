@@ -19,7 +19,14 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from common.config import ConfigFile, dump_config, load_config, make_config, print_configs
+from common.config import (
+    ConfigFile,
+    change_config,
+    dump_config,
+    load_config,
+    make_config,
+    print_configs,
+)
 from common.data.sources import check_source
 from common.errors import (
     ConfigError,
@@ -30,11 +37,11 @@ from common.errors import (
     exit_on_error,
 )
 from common.export.config import FORMATS, check_dtype
-from common.projects import Project, project_of_run, run_config
+from common.projects import Project, project_of_run, recorded_config
 from common.training.config import ExperimentConfig, SampleConfig
 from common.utils.arguments import seed
 from common.utils.logging import process_rank
-from common.utils.paths import display_path, get_datasets_dir
+from common.utils.paths import display_path, get_datasets_dir, get_runs_dir
 
 if TYPE_CHECKING:
     from common.models.base import BaseLanguageModel
@@ -122,11 +129,11 @@ def train(
 ) -> None:
     """Train what the arguments of `train_parser` ask for. Raises ResearchErrors."""
     with told_by_first_process():
-        path = _config_path(arguments, project)
         if arguments.print_configs:
+            path = _config_path(arguments, project)
             _print_configs(project, schema, path, arguments.overrides)
             return
-        config = load_config(path, schema, arguments.overrides, [project.directory])
+        config, path = _config(arguments, project, schema)
         if arguments.print_config:
             print(dump_config(config), end="")
             return
@@ -183,11 +190,19 @@ def told_by_first_process() -> Iterator[None]:
         raise  # the first one found nothing wrong: another machine, or other files
 
 
+def _config(arguments: argparse.Namespace, project: Project, schema: type[C]) -> tuple[C, Path]:
+    """(configuration, its file): that of the run to resume, where no file is named."""
+    resume = arguments.resume or arguments.resume_anyway
+    if resume and arguments.name and not arguments.config:
+        config = recorded_config(arguments.name, schema)
+        return change_config(config, arguments.overrides), _config_file(arguments.name)
+    path = _config_path(arguments, project)
+    return load_config(path, schema, arguments.overrides, [project.directory]), path
+
+
 def _config_path(arguments: argparse.Namespace, project: Project) -> Path:
     if arguments.config:
         return Path(arguments.config)
-    if (arguments.resume or arguments.resume_anyway) and arguments.name:
-        return run_config(arguments.name)
     choices = ", ".join(f"configs/{path.name}" for path in project.configs)
     raise ConfigError("--config is missing", f"this project has {choices}")
 
@@ -347,10 +362,10 @@ def export(
     if format not in FORMATS:
         raise UsageError(f"no format '{format}'", did_you_mean(format, list(FORMATS)))
     check_dtype(format, dtype)
-    project, path = project_of_run(name), run_config(name)
+    project = project_of_run(name)
     schema, build_model = project.load()
-    config = load_config(path, schema)
-    check_data(config, project, path)
+    config = recorded_config(name, schema)
+    check_data(config, project, _config_file(name))
     from common.export.run import export_run
 
     return export_run(
@@ -406,10 +421,14 @@ def run_name(arguments: argparse.Namespace) -> str:
 def _trained(project: Project, schema: type[C], arguments: argparse.Namespace) -> tuple[C, str]:
     """(configuration, name) of the run that is named; its text, which gave the tokens, is there."""
     name = run_name(arguments)
-    path = run_config(name)
-    config = load_config(path, schema)
-    check_data(config, project, path)
+    config = recorded_config(name, schema)
+    check_data(config, project, _config_file(name))
     return config, name
+
+
+def _config_file(name: str) -> Path:
+    """Where the configuration of a run stands to be read."""
+    return get_runs_dir() / name / "config.yaml"
 
 
 class _Parser(argparse.ArgumentParser):

@@ -93,15 +93,25 @@ class ConfigFile:
 
     def load(self, schema: type[C], overrides: Sequence[str] = ()) -> C:
         """What `load_config` returns and raises."""
-        values, sources = self._values, dict(self._sources)
-        for argument in overrides:
-            values = _apply_override(values, argument, schema, sources)
-        try:
-            values = interpolate(values)
-        except InterpolationError as error:
-            origin = _origin(error.key, sources)
-            raise ConfigError(f"{origin}{error.key}: {error}", error.hint) from error
-        return _validate(schema, values, sources)
+        return _override(self._values, overrides, schema, dict(self._sources))
+
+
+def _override(
+    values: dict[str, Any], overrides: Sequence[str], schema: type[C], sources: Sources
+) -> C:
+    for argument in overrides:
+        values = _apply_override(values, argument, schema, sources)
+    try:
+        values = interpolate(values)
+    except InterpolationError as error:
+        origin = _origin(error.key, sources)
+        raise ConfigError(f"{origin}{error.key}: {error}", error.hint) from error
+    return _validate(schema, values, sources)
+
+
+def change_config(config: C, overrides: Sequence[str]) -> C:
+    """`config` with `overrides` applied. Raises ConfigError, as `load_config`."""
+    return _override(escape(config.model_dump(mode="json")), overrides, type(config), {})
 
 
 def make_config(schema: type[C], values: dict[str, Any]) -> C:
@@ -124,7 +134,12 @@ def print_configs(load: Callable[[list[str]], Config], lines: Iterable[str]) -> 
 
 def dump_config(config: Config) -> str:
     """The configuration as YAML that `load_config` reads back to an equal object."""
-    return to_yaml(escape(config.model_dump(mode="json")))
+    return dump_values(config.model_dump(mode="json"))
+
+
+def dump_values(values: dict[str, Any]) -> str:
+    """Values of a configuration, as a manifest records them, as YAML that `load_config` reads back."""
+    return to_yaml(escape(values))
 
 
 def _apply_override(

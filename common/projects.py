@@ -11,16 +11,18 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from common.config import make_config
 from common.errors import ConfigError, ExperimentError, did_you_mean
 from common.training.config import ExperimentConfig
-from common.utils.files import read_json
-from common.utils.paths import REPOSITORY_ROOT, get_runs_dir
+from common.utils.experiment_storage.catalogue import Catalogue
+from common.utils.paths import REPOSITORY_ROOT
 
 if TYPE_CHECKING:
     from common.models.base import BaseLanguageModel
 
+C = TypeVar("C", bound=ExperimentConfig)
 CONFIG_SUFFIXES = (".yaml", ".yml", ".toml")
 
 
@@ -80,8 +82,7 @@ def project_of_config(path: Path) -> Project | None:
 
 def project_of_run(name: str) -> Project:
     """The project that trained experiment `name`. Raises ExperimentError where either is gone."""
-    manifest = run_config(name).with_name("manifest.json")
-    trained_by = read_json(manifest, ExperimentError).get("project")
+    trained_by = Catalogue().manifest(name)["project"]
     projects = {project.name: project for project in find_projects()}
     if trained_by not in projects:
         raise ExperimentError(
@@ -90,15 +91,13 @@ def project_of_run(name: str) -> Project:
     return projects[trained_by]
 
 
-def run_config(name: str) -> Path:
-    """The resolved configuration of experiment `name`. Raises ExperimentError with the nearest name."""
-    runs = get_runs_dir()
-    path = runs / name / "config.yaml"
-    if not path.is_file():
-        names = sorted(p.name for p in runs.iterdir() if p.is_dir()) if runs.is_dir() else []
-        hint = did_you_mean(name, names) if names else "train one first"
-        raise ExperimentError(f"there is no run '{name}' in {runs}", hint)
-    return path
+def recorded_config(name: str, schema: type[C]) -> C:
+    """The configuration that experiment `name` was started with last.
+
+    The store has it, in the log or the Parquet file; `config.yaml` in the run's folder is a copy to
+    read. Raises ExperimentError with the nearest name, and ConfigError where `schema` is another.
+    """
+    return make_config(schema, Catalogue().manifest(name)["config"])
 
 
 def read_header(config: Path) -> list[str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from common.config import dump_config, load_config
 from common.data.prepare import TokenDataset, prepare
 from common.models import BaseLanguageModel
+from common.utils.experiment_storage.run import start_experiment
 from common.utils.paths import get_runs_dir
 from projects.baseline.train import Config, build_model
 
@@ -20,16 +23,17 @@ training: {device: cpu}
 
 
 def make_run(
-    name: str, text: Path, tokenizer: str = "char"
+    name: str, text: Path, tokenizer: str = "char", overrides: Sequence[str] = (), **facts: Any
 ) -> tuple[Config, BaseLanguageModel, TokenDataset]:
-    """Write the folder of run `name` over `text`; returns what `load_run` finds again."""
+    """Write run `name` over `text`, with `facts` for `start_experiment`; returns what `load_run` finds."""
     directory = get_runs_dir() / name
     directory.mkdir(parents=True)
     path = directory / "config.yaml"
     path.write_text(CONFIG % (text, tokenizer))
-    config = load_config(path, Config)
-    path.write_text(dump_config(config))
-    (directory / "manifest.json").write_text('{"project": "baseline"}')
+    config = load_config(path, Config, overrides)
+    known = {"project": "baseline", "config": config.model_dump(mode="json")}
+    with start_experiment(name, config_text=dump_config(config), **known | facts) as run:
+        run.log({"loss": 5.0}, step=5, split="val")
     data = prepare(config.data)
     torch.manual_seed(0)
     model = build_model(config, data.tokenizer.vocab_size)

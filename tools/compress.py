@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from common.config import load_config
 from common.errors import ConfigError, exit_on_error
 from common.export.config import GROUP_SIZES, Pruning, Quantization
-from common.projects import project_of_run, run_config
+from common.projects import project_of_run, recorded_config
 from common.utils.tables import format_rows
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def main() -> None:
             raise ConfigError("nothing to do", "add --quantize int8, or --prune neurons=0.25")
         project = project_of_run(arguments.name)
         schema, build_model = project.load()
-        config = load_config(run_config(arguments.name), schema)
+        config = recorded_config(arguments.name, schema)
         from common.export.compress import compress_run
 
         to = arguments.to or _default_name(arguments.name, prunings, quantization)

@@ -51,6 +51,8 @@ def main() -> None:
 
 def describe(result: Reproduction) -> str:
     """The answer in a few lines."""
+    from common.training.reproduce import changed_resumes
+
     experiment, rerun = result.experiment, result.rerun
     dirty = " with uncommitted changes" if experiment["git_diff"] else ""
     lines = [
@@ -62,6 +64,7 @@ def describe(result: Reproduction) -> str:
         f"metrics      {_metrics(result.metrics)}",
         f"weights      {_weights(result.weights)}",
     ]
+    lines += [f"note         the experiment was {line}" for line in changed_resumes(experiment)]
     if result.damage:
         lines.append(f"note         {result.damage}")
     return "\n".join(lines)

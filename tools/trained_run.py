@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.config import load_config
-from common.projects import project_of_run, run_config
+from common.projects import project_of_run, recorded_config
 from common.training.config import ExperimentConfig
 
 if TYPE_CHECKING:
@@ -48,4 +47,4 @@ def find_run(name: str) -> tuple[Any, Any]:
     Any: each project has a schema of its own. Raises ExperimentError for no such run or project.
     """
     schema, build_model = project_of_run(name).load()
-    return load_config(run_config(name), schema), build_model
+    return recorded_config(name, schema), build_model

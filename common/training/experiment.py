@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,10 +19,11 @@ from common.data.loader import (
     ShuffledWindows,
 )
 from common.data.mixture import TokenMixture
-from common.data.prepare import TokenDataset, prepare
+from common.data.prepare import TokenDataset, Tokens, prepare
 from common.data.texts import read_texts
 from common.errors import CheckpointError, ConfigError, ExperimentError, did_you_mean
 from common.models.base import BaseLanguageModel
+from common.projects import recorded_config
 from common.training import checkpoint
 from common.training.callbacks.base import Callback
 from common.training.callbacks.early_stopping import EarlyStopping
@@ -37,7 +39,6 @@ from common.training.trainer import Trainer, check_activation_checkpointing
 from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.comparison import diff_configs
 from common.utils.experiment_storage.run import Run, start_experiment
-from common.utils.files import write_text_atomic
 from common.utils.logging import get_logger
 from common.utils.paths import display_path, get_runs_dir
 from common.utils.seeding import seed_everything
@@ -65,10 +66,11 @@ def train_experiment(
     taken. With `share_auto`, a file, several runs agree on precision and compilation where those are
     `auto`. Raises ResearchErrors, and Interrupted after a signal.
     """
+    changes: dict[str, list[Any]] = {}
     with join_processes(config.training.device) as processes:
         if resume and processes.is_main:
             name = name or _newest_resumable(config, project)
-            _check_same_config(config, name, resume_anyway)
+            changes = _changes_of_config(config, name, resume_anyway)
         check_precision(config.training.precision, processes.device)
         check_distributed(config.training, config.optimizer, processes)
         if processes.world_size == 1 and config.training.distributed != "auto":
@@ -84,7 +86,7 @@ def train_experiment(
         seed_everything(config.seed)
         model = _build(config, build_model, data)
         train_data = _train_windows(config, data)
-        others = _other_windows(config, data)
+        others = _other_texts(config, data)
         check_optimizer(model, config.optimizer)
         check_activation_checkpointing(model, config.training)
         with _start_run(config, processes, name, prefix, project, tags, resume) as run:
@@ -92,8 +94,8 @@ def train_experiment(
                 config, model, train_data, data, others, run, processes, share_auto
             )
             if resume:
-                trainer.resume(anyway=resume_anyway)
-                if run is not None and resume_anyway:
+                trainer.resume(resume_anyway, changes)
+                if run is not None:
                     _record_config(config, run)
             if run is not None:
                 _announce(config, data, trainer, run)
@@ -144,13 +146,18 @@ def _create_trainer(
     model: BaseLanguageModel,
     train_data: BatchSource,
     data: TokenDataset,
-    others: Mapping[str, EvalWindows],
+    others: Mapping[str, Tokens],
     run: Run | None,
     processes: Processes,
     share_auto: Path | None,
 ) -> Trainer:
     if run is not None:
-        run.update(parameters=model.num_parameters(), floor_bits_per_byte=data.floor_bits_per_byte)
+        run.update(
+            parameters=model.num_parameters(),
+            floor_bits_per_byte=data.floor_bits_per_byte,
+            data_fingerprint=data.fingerprint,
+            tokenizer=data.meta["tokenizer_sha256"],
+        )
     return Trainer(
         model,
         train_data,
@@ -159,12 +166,12 @@ def _create_trainer(
         schedule=config.schedule,
         val_data=eval_windows(config, data, "val"),
         quick_val_data=eval_windows(config, data, "val", config.training.eval_batches),
-        other_val_data=others,
+        other_val_data={name: _windows_over(config, tokens) for name, tokens in others.items()},
         run=run,
         callbacks=_callbacks(config, data, run),
         token_bytes=data.tokenizer.token_bytes,
         tokens_per_epoch=data.meta["splits"]["train"]["tokens"],
-        fingerprint=data.fingerprint,
+        fingerprint=data.fingerprint | _fingerprint_of(others),
         processes=processes,
         share_auto=share_auto,
     )
@@ -188,27 +195,30 @@ def _train_windows(config: ExperimentConfig, data: TokenDataset) -> BatchSource:
     )
 
 
-def _other_windows(config: ExperimentConfig, data: TokenDataset) -> dict[str, EvalWindows]:
-    """Batches of every text of `data.more_validation`, by the name of its file."""
+def _other_texts(config: ExperimentConfig, data: TokenDataset) -> dict[str, Tokens]:
+    """Tokens of every text of `data.more_validation` by the name of its file, and of each source."""
     texts = read_texts(config.data.more_validation, data.tokenizer, taken=["train", "val"])
     if isinstance(data, TokenMixture):
         texts |= {f"val {name}": source.tokens("val") for name, source in data.sources.items()}
-    return {
-        name: EvalWindows(
-            tokens,
-            batch_size=config.data.eval_batch_size,
-            context_length=config.context_length,
-        )
-        for name, tokens in texts.items()
-    }
+    return texts
+
+
+def _fingerprint_of(texts: Mapping[str, Tokens]) -> dict[str, str]:
+    return {f"text {name}": sha256(tokens.tobytes()).hexdigest() for name, tokens in texts.items()}
 
 
 def eval_windows(
     config: ExperimentConfig, data: TokenDataset, split: str, max_batches: int | None = None
 ) -> EvalWindows:
     """Batches over a whole split, or over `max_batches` spread across it."""
+    return _windows_over(config, data.tokens(split), max_batches)
+
+
+def _windows_over(
+    config: ExperimentConfig, tokens: Tokens, max_batches: int | None = None
+) -> EvalWindows:
     return EvalWindows(
-        data.tokens(split),
+        tokens,
         batch_size=config.data.eval_batch_size,
         context_length=config.context_length,
         max_batches=max_batches,
@@ -255,12 +265,13 @@ def _newest_resumable(config: C, project: str) -> str:
     )
 
 
-def _check_same_config(config: C, name: str, anyway: bool) -> None:
-    path = get_runs_dir() / name / "config.yaml"
-    if not path.exists():
-        return  # start_experiment says what is wrong with the name
-    before = load_config(path, type(config)).model_dump()
-    different = _decisive_changes(before, config.model_dump())
+def _changes_of_config(config: C, name: str, anyway: bool) -> dict[str, list[Any]]:
+    """{key: [before, now]} of what decides weights or rows. Raises ConfigError without `anyway`."""
+    if name not in Catalogue().names():
+        return {}  # killed before its first record, or not there: start_experiment knows
+    recorded = recorded_config(name, type(config))
+    _warn_of_edited_file(recorded, name)
+    different = _decisive_changes(recorded.model_dump(mode="json"), config.model_dump(mode="json"))
     if different:
         changes = "; ".join(f"{key}: {was} -> {now}" for key, (was, now) in different.items())
         if not anyway:
@@ -270,6 +281,20 @@ def _check_same_config(config: C, name: str, anyway: bool) -> None:
                 "take the new one with --resume-anyway",
             )
         log.warning(f"resuming with another configuration: {changes}")
+    return different
+
+
+def _warn_of_edited_file(recorded: ExperimentConfig, name: str) -> None:
+    path = get_runs_dir() / name / "config.yaml"
+    try:
+        edited = path.exists() and load_config(path, type(recorded)) != recorded
+    except ConfigError:
+        edited = True
+    if edited:
+        log.warning(
+            f"{display_path(path)} was edited, and is only a copy: '{name}' goes on as recorded; "
+            "to change it: --resume-anyway key.path=value"
+        )
 
 
 def _decisive_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -279,9 +304,11 @@ def _decisive_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict
 
 
 def _record_config(config: ExperimentConfig, run: Run) -> None:
-    """From now on the run has another configuration: for the next resume, and for whoever reads it."""
-    run.update(config=config.model_dump(mode="json"))
-    write_text_atomic(run.directory / "config.yaml", dump_config(config))
+    """From now on the run has this configuration: for the next resume, and for whoever reads it."""
+    values = config.model_dump(mode="json")
+    if values != run.manifest["config"]:
+        run.update(config=values, seed=config.seed)
+    run.write_config_file(dump_config(config))
 
 
 def _announce(config: ExperimentConfig, data: TokenDataset, trainer: Trainer, run: Run) -> None:

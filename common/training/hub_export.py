@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from common.errors import ExperimentError
 from common.models.base import BaseLanguageModel
 from common.models.hub_config import hub_config
 from common.models.hub_format import save_pretrained
@@ -16,8 +15,8 @@ from common.training.config import ExperimentConfig
 from common.training.evaluator import Evaluator
 from common.training.experiment import eval_windows, load_run
 from common.training.model_card import CardFacts, model_card
-from common.utils.files import read_json, write_text_atomic
-from common.utils.paths import get_runs_dir
+from common.utils.experiment_storage.catalogue import Catalogue
+from common.utils.files import write_text_atomic
 
 C = TypeVar("C", bound=ExperimentConfig)
 
@@ -48,7 +47,7 @@ def export_run(
             parameters=model.num_parameters(),
             vocab_size=model.vocab_size,
             context_length=model.context_limit or config.context_length,
-            manifest=read_json(get_runs_dir() / name / "manifest.json", ExperimentError),
+            manifest=Catalogue().manifest(name),
             metrics=metrics,
             fingerprint=load_checkpoint(checkpoint).state["fingerprint"],
         )

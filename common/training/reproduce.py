@@ -1,16 +1,18 @@
 """An experiment once more, from what its manifest records: is the result the same, bit for bit?
 
 The code is that of the recorded commit with the recorded uncommitted changes, in a git worktree; the
-configuration is the run's config.yaml; the data are looked for where they always are. What is not
-recorded is as it is now: packages, device, number of threads.
+configuration, what `auto` was and the number of threads are the recorded ones; the data are looked for
+where they always are. What is not recorded is as it is now: packages, device.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from common.config import dump_values
 from common.errors import CheckpointError, DataError, ExperimentError
 from common.training.differences import Row, RowComparison, WeightComparison, compare_weights
 from common.training.rerun import Rerun, progress
@@ -59,7 +61,7 @@ def reproduce(
     have changed, and KeyboardInterrupt on Ctrl-C and SIGTERM, when everything is tidied up.
     """
     manifest, rows = _read(experiment)
-    config = _check_source(manifest)
+    _check_source(manifest)
     name = _free_name(experiment, name)
     limit = _last_step(manifest, rows, steps)
     comparison = RowComparison(_up_to(limit, rows))
@@ -81,21 +83,36 @@ def reproduce(
         if keep:
             log.info(f"its code stays in {tree}; remove it: git worktree remove --force {tree}")
         overrides = [f"{key}={str(choice).lower()}" for key, choice in _chosen(manifest).items()]
-        with Rerun(script, config, name, overrides) as rerun:
-            _follow(rerun, manifest, comparison, limit)
+        with TemporaryDirectory() as folder:
+            config = Path(folder) / "config.yaml"
+            config.write_text(dump_values(manifest["config"]), encoding="utf-8")
+            with Rerun(script, config, name, overrides) as rerun:
+                _follow(rerun, manifest, comparison, limit)
     return _conclude(manifest, name, comparison, environment, limit)
 
 
 def _chosen(manifest: dict[str, Any]) -> dict[str, object]:
     """What `auto` was when it was measured: it might be something else today."""
-    facts = {"training.precision": "precision", "training.compile": "compiled"}
-    return {key: manifest[fact] for key, fact in facts.items() if fact in manifest}
+    facts = {
+        "training.precision": "precision",
+        "training.compile": "compiled",
+        "training.num_threads": "threads",  # which decide the order of sums
+    }
+    return {key: manifest[fact] for key, fact in facts.items() if manifest.get(fact) is not None}
 
 
-def _check_source(manifest: dict[str, Any]) -> Path:
-    """The run's config.yaml. Raises ExperimentError when too little is known to run it again."""
+def changed_resumes(manifest: dict[str, Any]) -> list[str]:
+    """One line for each resume that changed the configuration or the data: no rerun has these."""
+    return [
+        f"resumed at step {start['step']} with {key}: {before} -> {now}"
+        for start in manifest.get("starts", [])
+        for key, (before, now) in start["changes"].items()
+    ]
+
+
+def _check_source(manifest: dict[str, Any]) -> None:
+    """Raises ExperimentError when too little is known to run it again."""
     name, commit = str(manifest["name"]), manifest.get("git_commit")
-    config: Path = get_runs_dir() / name / "config.yaml"
     if manifest["status"] == "running":
         raise ExperimentError(f"'{name}' is running", "wait until it has ended")
     if not manifest["project"] or commit is None:
@@ -103,16 +120,16 @@ def _check_source(manifest: dict[str, Any]) -> Path:
             f"it is not recorded which code '{name}' was run with",
             "train with a project's train.py, in a git repository",
         )
+    if not manifest["config"]:
+        raise ExperimentError(
+            f"it is not recorded which configuration '{name}' was run with",
+            "train with a project's train.py, or hand `config` to start_experiment",
+        )
     if manifest.get("git_dirty") and manifest.get("git_diff") is None:
         raise ExperimentError(
             f"'{name}' was run with uncommitted changes of more than 1 MB, which were not recorded",
             f"commit before you train; the commit below those changes is {commit}",
         )
-    if not config.is_file():
-        raise ExperimentError(
-            f"'{name}' has no {config}", "bring its run folder back, for example from a backup"
-        )
-    return config
 
 
 def _free_name(experiment: str, name: str | None) -> str:
@@ -193,8 +210,8 @@ def _check_config(then: dict[str, Any], now: dict[str, Any]) -> None:
     if different:
         changes = "; ".join(f"{key}: {before} -> {after}" for key, (before, after) in different)
         raise ExperimentError(
-            f"the config.yaml of '{then['name']}' was changed after it was trained ({changes})",
-            f"undo that in {get_runs_dir() / then['name'] / 'config.yaml'}",
+            f"the code of then reads the configuration of '{then['name']}' otherwise ({changes})",
+            "is the code that is not in git another one now?",
         )
 
 
@@ -292,6 +309,10 @@ def _announce(manifest: dict[str, Any], name: str, environment: Environment) -> 
     log.info(f"{manifest['name']} again as {name}: commit {manifest['git_commit'][:12]}{changes}")
     if manifest["git_dirty"]:
         log.warning("files that git did not know then are not recorded, and missing now")
+    if manifest.get("git_secrets"):
+        log.warning("lines of the uncommitted changes that looked like secrets were not recorded")
+    for line in changed_resumes(manifest):
+        log.warning(f"{manifest['name']} was {line}: what followed cannot be the same")
     for key, (before, after) in environment.items():
         log.info(f"another environment: {key} was {before}, is {after}")
 

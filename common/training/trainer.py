@@ -49,7 +49,7 @@ from common.training.probe import choose
 from common.training.schedules import learning_rate_factor
 from common.training.sharded import gathered
 from common.training.signals import stop_on_signals
-from common.training.training_state import pack_state, unpack_state
+from common.training.training_state import numerics, pack_state, unpack_state
 from common.utils.experiment_storage.run import Run
 from common.utils.logging import get_logger
 from common.utils.malloc import freed_memory_kept
@@ -122,6 +122,8 @@ class Trainer:
         self.best_loss = math.inf
         self.best_step: int | None = None  # whose checkpoint has it
         self.saved_step = 0  # of the newest checkpoint
+        self.changes: dict[str, list[Any]] = {}  # since the run was started, see Run.record_start
+        self._is_recorded = False
         self.window = {"labels": 0, "tokens": 0, "seconds": 0.0}  # since the last log
         self._full_evaluation: tuple[int, dict[str, float]] | None = None
 
@@ -175,8 +177,6 @@ class Trainer:
             choice = choose(self.model, batch, *asked, passes, self._share_auto)
         choice = self.processes.from_main(choice)
         assert choice is not None
-        if self.run is not None:
-            self.run.update(precision=choice.precision, compiled=choice.compile)
         return choice.precision, choice.compile
 
     def fit(self) -> dict[str, float]:
@@ -187,6 +187,7 @@ class Trainer:
         """
         self._announce_short_warmup()
         self.model.train()
+        self._record_start()
         self._batches = Prefetcher(self.train_data, self.device)
         try:
             for callback in self.callbacks:
@@ -240,6 +241,12 @@ class Trainer:
         if self._is_due(self.config.eval_every_steps):
             return self.quick_val_data is not None
         return self.val_data is not None and self.step >= self.config.max_steps
+
+    def _record_start(self) -> None:
+        """Once: when training is resumed, or else when it begins."""
+        if self.run is not None and not self._is_recorded:
+            self.run.record_start(self.step, self.changes, **numerics(self))
+        self._is_recorded = True
 
     def _is_due(self, every_steps: int | None) -> bool:
         if not every_steps or not 0 < self.step < self.config.max_steps:
@@ -423,8 +430,10 @@ class Trainer:
         if self.run is not None:
             self.run.update(tokens=self.tokens)
 
-    def resume(self, anyway: bool = False) -> None:
+    def resume(self, anyway: bool = False, changes: Mapping[str, list[Any]] | None = None) -> None:
         """Continue from the newest whole checkpoint of the run, or from the beginning without one.
+
+        `changes` of the configuration since then, {key: [before, now]}, are recorded with the run.
 
         Raises CheckpointError when it was trained on other data (`anyway`: says so and goes on), or
         does not fit the model.
@@ -436,6 +445,7 @@ class Trainer:
         if saved is None:
             log.info("no checkpoint was saved: starting from the beginning")
         else:
+            self.changes = dict(changes or {})
             unpack_state(self, saved, anyway)
         if self.run is not None:
             self.run.resume_from(saved.state["log_rows"] if saved else 0)
@@ -443,6 +453,7 @@ class Trainer:
             if saved:  # a kill may have come between a save and this
                 keep = self.config.keep_checkpoints
                 checkpoint.delete_old_checkpoints(self.checkpoints, self.step, keep)
+            self._record_start()
         log.info("resumed", extra={"step": self.step})
 
     def _save_once(self) -> None:

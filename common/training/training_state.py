@@ -19,6 +19,7 @@ from common.training.optimizer_state import pack_optimizer, unpack_optimizer, wi
 from common.training.precision import supported_precisions
 from common.utils.experiment_storage.comparison import diff_configs
 from common.utils.logging import get_logger
+from common.utils.manifest import cpu_name
 from common.utils.seeding import get_rng_state, seed_everything, set_rng_state
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def pack_state(trainer: Trainer) -> tuple[dict[str, Any], Tensors, Tensors]:
         "window": {**trainer.window, "nats": nats},
         "log_rows": trainer.run.rows if trainer.run else 0,
         "fingerprint": trainer.fingerprint,
-        "training": _numerics(trainer),
+        "training": numerics(trainer),
         "param_groups": groups,
         "rng": processes.gather(values),
         "scaler": trainer.scaler.state() if trainer.scaler else None,
@@ -101,7 +102,9 @@ def _set_random_states(trainer: Trainer, state: Mapping[str, Any], tensors: Tens
 
 
 def _check_fingerprint(trainer: Trainer, saved: Checkpoint, anyway: bool) -> None:
-    different = diff_configs([saved.state["fingerprint"], trainer.fingerprint])
+    then, now = saved.state["fingerprint"], trainer.fingerprint
+    now = {key: now.get(key) for key in then}  # earlier versions did not record every text
+    different = diff_configs([then, now])
     if not different:
         return
     changes = "; ".join(f"{key}: {was} -> {now}" for key, (was, now) in different.items())
@@ -111,15 +114,17 @@ def _check_fingerprint(trainer: Trainer, saved: Checkpoint, anyway: bool) -> Non
             "restore the text it was prepared from, start a new experiment, or --resume-anyway",
         )
     log.warning(f"resuming on other data: {changes}")
+    trainer.changes |= {f"data {key}": values for key, values in different.items()}
 
 
-def _numerics(trainer: Trainer) -> dict[str, Any]:
+def numerics(trainer: Trainer) -> dict[str, Any]:
     """What decides the bits of a step besides configuration and data."""
     return {
         "precision": trainer.precision,
         "compiled": trainer.compiled,
         "processes": trainer.processes.world_size,
         "device": trainer.device.type,
+        "cpu": cpu_name(),
         "threads": torch.get_num_threads() if trainer.device.type == "cpu" else None,
         "torch": torch.__version__,
     }
@@ -135,10 +140,8 @@ def _take_numerics(trainer: Trainer, saved: Mapping[str, Any]) -> None:
         trainer.model.set_compile(trainer.compiled)
     # Whose precision follows.
     trainer.optimizer, trainer.scaler = trainer.create_optimizer(), trainer.create_scaler()
-    if trainer.run is not None:
-        trainer.run.update(precision=trainer.precision, compiled=trainer.compiled)
-    for name, now in _numerics(trainer).items():
-        if now != saved[name]:
+    for name, now in numerics(trainer).items():
+        if now != saved.get(name, now):  # not recorded by earlier versions
             log.warning(
                 f"{name} was {saved[name]} and is {now}: "
                 "the results will be close, but not the same bits"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from common.utils import start_experiment
 from common.utils.paths import REPOSITORY_ROOT
 
 TRAIN = "projects/baseline/train.py"
@@ -77,7 +78,7 @@ def test_a_configuration_is_found_in_the_project_from_any_folder(run_tool, tmp_p
         (["--config", "{config}", "data.context_length=99"], ["data.context_length", "16"]),
         (["--config", "nothing.yaml"], ["no configuration file nothing.yaml"]),
         ([], ["--config is missing", "configs/"]),
-        (["--name", "x", "--resume"], ["there is no run 'x'"]),
+        (["--name", "x", "--resume"], ["there is no experiment 'x'"]),
         pytest.param(
             ["--config", "{config}", "training.device=gpu"], ["gpu"], marks=pytest.mark.slow
         ),
@@ -100,10 +101,10 @@ def test_a_mistake_is_one_line_with_the_way_out_and_exit_code_2(
 def test_a_run_that_is_not_there_is_told_with_the_nearest_one(
     run_tool, script: str, assets_dir: Path
 ) -> None:
-    (assets_dir / "outputs" / "runs" / "exp_001").mkdir(parents=True)
+    start_experiment("exp_001", project="baseline").finish()
     result = run_tool(script, "--name", "exp_01")
     assert result.returncode == 2 and result.stdout == ""
-    assert "there is no run 'exp_01'" in result.stderr and "'exp_001'" in result.stderr
+    assert "there is no experiment 'exp_01'" in result.stderr and "'exp_001'" in result.stderr
 
 
 @pytest.mark.slow

@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 
-from common.config import dump_config, load_config
 from common.utils.paths import get_runs_dir
-from projects.baseline.train import Config, build_model
 from tests.untrained_run import make_run
 
 TOOL = "tools/analyze.py"
@@ -98,7 +96,7 @@ def test_a_text_from_standard_input(text: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["surprisal", "--name", "b", "--text", "text.txt"], "there is no run 'b'"),
+        (["surprisal", "--name", "b", "--text", "text.txt"], "there is no experiment 'b'"),
         (["surprisal", "--name", "a", "--text", "none.txt"], "no file or folder none.txt"),
         (
             ["surprisal", "--name", "a", "--text", "text.txt", "--context-length", 17],
@@ -125,12 +123,6 @@ def test_mistakes_are_told_in_one_line(
 
 @pytest.mark.slow
 def test_a_model_without_attention_is_refused_with_the_reason(text: Path, analyze: Any) -> None:
-    _, _, data = make_run("a", text)
-    path = get_runs_dir() / "a" / "config.yaml"
-    config = load_config(path, Config, ["model.mixer=lstm", "model.positions=none"])
-    path.write_text(dump_config(config))
-    model = build_model(config, data.tokenizer.vocab_size)
-    directory = get_runs_dir() / "a" / "checkpoints" / "step_6"
-    model.save_checkpoint(directory, fingerprint=data.fingerprint)
+    make_run("a", text, overrides=["model.mixer=lstm", "model.positions=none"])
     result = analyze("attention", "--name", "a", "--checkpoint", "last", "--prompt", "the")
     assert result.returncode == 2 and "no attention: its layers mix tokens by lstm" in result.stderr

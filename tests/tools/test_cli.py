@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from common.projects import find_projects, read_header
-from common.utils.paths import REPOSITORY_ROOT, get_datasets_dir, get_runs_dir
+from common.utils import start_experiment
+from common.utils.paths import REPOSITORY_ROOT, get_datasets_dir
 from tests.untrained_run import make_run
 from tools import cli
 
@@ -139,10 +140,10 @@ def test_the_project_of_a_resumed_run_is_in_its_manifest(run_cli, tmp_path: Path
         (["train", "baseline"], ["--config is missing", "configs/quickstart.yaml"]),
         (["train", "--config", "/elsewhere/x.yaml"], ["which project?", "baseline"]),
         (["train", "--bogus"], ["--bogus", "--help"]),
-        (["train", "--name", "x", "--resume"], ["no run 'x'"]),
+        (["train", "--name", "x", "--resume"], ["no experiment 'x'"]),
         (["evaluate"], ["name one experiment"]),
-        (["evaluate", "exp_01"], ["no run 'exp_01'", "'exp_001'"]),
-        (["sample", "exp_01"], ["no run 'exp_01'", "'exp_001'"]),
+        (["evaluate", "exp_01"], ["no experiment 'exp_01'", "'exp_001'"]),
+        (["sample", "exp_01"], ["no experiment 'exp_01'", "'exp_001'"]),
         (["sample", "lost"], ["'gone'", "not in projects/"]),
         (["prepare", "baseline"], ["--config is missing"]),
         (
@@ -154,7 +155,7 @@ def test_the_project_of_a_resumed_run_is_in_its_manifest(run_cli, tmp_path: Path
         (["train-tokenizer", "--name", "a", "--dataset", "storys"], ["'storys'", "'stories'"]),
         (["train-tokenizer", "--name", "a", "--dataset", "stories", "--kind", "bep"], ["'bep'"]),
         (["export", "exp_001", "--format", "ggml"], ["no format 'ggml'", "gguf, onnx, hub"]),
-        (["export", "exp_01", "--format", "gguf"], ["no run 'exp_01'", "'exp_001'"]),
+        (["export", "exp_01", "--format", "gguf"], ["no experiment 'exp_01'", "'exp_001'"]),
         (["prepare", "--confg", "x"], ["--confg", "--config"]),
     ],
 )
@@ -162,9 +163,7 @@ def test_a_mistake_is_one_line_with_the_way_out_and_exit_code_2(
     run_cli, arguments: list[str], expected: list[str]
 ) -> None:
     for name, project in (("exp_001", "baseline"), ("lost", "gone")):
-        (get_runs_dir() / name).mkdir(parents=True)
-        (get_runs_dir() / name / "config.yaml").write_text("{}")
-        (get_runs_dir() / name / "manifest.json").write_text(f'{{"project": "{project}"}}')
+        start_experiment(name, project=project).finish()
     result = run_cli(*arguments)
     assert result.code == 2 and result.out == ""
     lines = result.err.splitlines()

@@ -75,7 +75,7 @@ def test_a_run_becomes_a_folder_for_transformers(text: Path, run_tool: Any) -> N
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--name", "b", "--format", "gguf"], "there is no run 'b'"),
+        (["--name", "b", "--format", "gguf"], "there is no experiment 'b'"),
         (["--name", "a", "--format", "gguf"], "tokenizer of the type 'char'"),
         (["--name", "a", "--format", "gguf", "--dtype", "q3"], "no --dtype q3"),
         (["--name", "a", "--format", "onnx", "--dtype", "f16"], "no --dtype f16"),

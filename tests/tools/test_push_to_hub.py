@@ -15,17 +15,12 @@ import yaml
 from huggingface_hub import constants
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from common.config import dump_config, load_config
 from common.data.hf_utils import download_model
-from common.data.prepare import prepare
 from common.errors import exit_on_error
 from common.models import load_pretrained
 from common.training.evaluator import Evaluator
 from common.training.experiment import eval_windows
-from common.utils.files import write_json_atomic
-from common.utils.manifest import create_manifest
 from common.utils.paths import get_runs_dir
-from projects.baseline.train import Config, build_model
 from tests.conftest import RunTool
 from tests.hub_double import HubDouble
 from tests.untrained_run import make_run
@@ -96,19 +91,10 @@ def push(
     return push
 
 
-def make(text: Path, tokenizer: str = "bpe") -> Any:
+def make(text: Path, tokenizer: str = "bpe", *more: str) -> Any:
     """Run `a` with the manifest that training writes, and with a prompt that it can encode."""
-    config, model, data = make_run("a", text, tokenizer)
-    directory = get_runs_dir() / "a"
-    changed = config.model_dump(mode="json")
-    changed["samples"]["prompts"] = ["the dog"]
-    (directory / "config.yaml").write_text(yaml.safe_dump(changed))
-    config = load_config(directory / "config.yaml", type(config))
-    (directory / "config.yaml").write_text(dump_config(config))
-    facts = {"project": "baseline", "config": changed, "seed": 3, "tags": ["first: [try]"]}
-    manifest = create_manifest("a", **facts)
-    write_json_atomic(directory / "manifest.json", manifest | {"status": "finished"})
-    return config, model, data
+    overrides = ["samples.prompts=[the dog]", *more]
+    return make_run("a", text, tokenizer, overrides, seed=3, tags=["first: [try]"])
 
 
 def card_of(content: str) -> tuple[dict[str, Any], str]:
@@ -257,13 +243,7 @@ def test_what_cannot_be_uploaded_is_one_line_and_a_hint(
 def test_a_model_that_transformers_does_not_have_is_refused(
     text: Path, push: Push, tmp_path: Path
 ) -> None:
-    make(text)
-    path = get_runs_dir() / "a" / "config.yaml"
-    path.write_text(path.read_text().replace("positions: learned", "positions: none"))
-    config = load_config(path, Config)
-    data = prepare(config.data)
-    model = build_model(config, data.tokenizer.vocab_size)
-    model.save_checkpoint(path.parent / "checkpoints" / "step_5", fingerprint=data.fingerprint)
+    make(text, "bpe", "model.positions=none")
     result = push("--dry-run", tmp_path / "out")
     assert result.returncode == 2
     assert "error [model]: no architecture of transformers" in result.stderr
@@ -281,4 +261,4 @@ def test_a_run_or_a_checkpoint_that_is_not_there(text: Path, push: Push, tmp_pat
     assert result.returncode == 2 and "exists already" in result.stderr
     (get_runs_dir() / "a").rename(get_runs_dir() / "b")
     result = push("--dry-run", tmp_path / "new")
-    assert result.returncode == 2 and "there is no run 'a'" in result.stderr
+    assert result.returncode == 2 and "there is no checkpoint in" in result.stderr

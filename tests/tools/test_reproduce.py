@@ -266,7 +266,8 @@ def test_a_commit_that_is_not_in_this_clone_is_an_error(lab: Lab, tmp_path: Path
 
 def saved(name: str = "exp", **facts: object) -> None:
     table = pd.DataFrame({"step": [1, 2], "loss": [2.0, 1.0]})
-    known = {"project": "baseline", "git_commit": "0" * 40, "git_dirty": False, "git_diff": ""}
+    code = {"git_commit": "0" * 40, "git_dirty": False, "git_diff": ""}
+    known = {"project": "baseline", "config": {"seed": 0}, **code}
     save_experiment(name, table, metadata=known | facts)
 
 
@@ -283,7 +284,7 @@ def test_an_experiment_that_is_unknown_is_refused_with_the_nearest() -> None:
         ({"git_commit": None}, "not recorded which code"),
         ({"project": ""}, "not recorded which code"),
         ({"git_dirty": True, "git_diff": None}, "more than 1 MB"),
-        ({}, "has no .*config.yaml"),
+        ({"config": {}}, "not recorded which configuration"),
     ],
 )
 def test_what_is_not_recorded_cannot_be_run_again(facts: dict[str, object], reason: str) -> None:
@@ -303,17 +304,14 @@ def test_a_running_experiment_is_refused() -> None:
 
 def test_a_name_that_is_taken_is_refused() -> None:
     saved()
-    (get_runs_dir() / "exp").mkdir(parents=True)
-    (get_runs_dir() / "exp" / "config.yaml").touch()
     with pytest.raises(ExperimentError, match="'exp' exists already"):
         reproduce("exp", "exp")
 
 
 def test_steps_before_the_first_row_are_refused() -> None:
     table = pd.DataFrame({"step": [10], "loss": [2.0]})
-    save_experiment("exp", table, metadata={"project": "baseline", "git_commit": "0" * 40})
-    (get_runs_dir() / "exp").mkdir(parents=True)
-    (get_runs_dir() / "exp" / "config.yaml").touch()
+    facts = {"project": "baseline", "git_commit": "0" * 40, "config": {"seed": 0}}
+    save_experiment("exp", table, metadata=facts)
     with pytest.raises(ExperimentError, match="nothing up to step 3") as error:
         reproduce("exp", steps=3)
     assert "step 10" in error.value.hint

@@ -140,12 +140,11 @@ def test_a_run_that_is_not_there_is_told_with_the_nearest_one(folder: Path, run_
     make_run("exp_001", folder / "text.txt")
     result = run_tool(TOOL, "exp_01", "--tasks", "tasks")
     assert result.returncode == 2 and result.stdout == ""
-    assert "there is no run 'exp_01'" in result.stderr and "'exp_001'" in result.stderr
+    assert "there is no experiment 'exp_01'" in result.stderr and "'exp_001'" in result.stderr
 
 
 def test_a_run_of_a_project_that_is_not_here_is_told(folder: Path, run_tool: Any) -> None:
-    make_run("a", folder / "text.txt")
-    (get_runs_dir() / "a" / "manifest.json").write_text('{"project": "../gone"}')
+    make_run("a", folder / "text.txt", project="../gone")
     result = run_tool(TOOL, "a", "--tasks", "tasks")
     assert result.returncode == 2 and "'../gone'" in result.stderr
 

@@ -82,9 +82,13 @@ def start_experiment(
     except BaseException:
         lock.release()
         raise
+    run.session = {key: manifest[key] for key in _SESSION}
     if not run.manifest:  # new, or killed before its first record
         run.start(manifest | {"name": name}, config_text)
     return run
+
+
+_SESSION = ("started", "argv", "git_commit", "git_dirty", "host", "pid")
 
 
 def _claim(name: str | None, prefix: str) -> str:
@@ -121,6 +125,7 @@ class Run:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._lock = lock
         self._ended = False
+        self.session: dict[str, Any] = {}  # facts of this process, for `record_start`
         self._writer = LogWriter(store.log_path(name))
         self._metric_names: dict[str, str] = {}
         self._system = SystemMetrics(system_metrics_seconds) if system_metrics_seconds else None
@@ -142,8 +147,26 @@ class Run:
         self._writer.append({"kind": "start", "manifest": manifest})
         self._writer.flush()
         if config_text is not None:
-            write_text_atomic(self.directory / "config.yaml", config_text)
+            self.write_config_file(config_text)
         self._write_manifest_file()
+
+    def write_config_file(self, text: str) -> None:
+        """Keep `config.yaml` beside the log: a copy to read, which nothing is trained from."""
+        write_text_atomic(self.directory / "config.yaml", text)
+
+    def record_start(
+        self, step: int, changes: Mapping[str, Sequence[Any]] | None = None, **facts: Any
+    ) -> None:
+        """Add a start or a resume at `step` to `starts` of the manifest: who, where, with which code.
+
+        Args:
+            changes: {key: [before, now]} of what is no longer as it was; a run that has any is the
+                result of no single configuration, and counts in no group.
+            facts: how this process computes (precision, threads, device ...); the latest also stand
+                in the manifest by themselves.
+        """
+        start = {"step": step, **self.session, **facts, "changes": dict(changes or {})}
+        self.update(starts=[*self.manifest.get("starts", []), start], **facts)
 
     def resume_from(self, rows: int) -> None:
         """Continue after the first `rows` rows: later ones, logged by the lost process, are superseded."""

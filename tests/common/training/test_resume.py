@@ -24,8 +24,10 @@ import pytest
 
 from common.training import checkpoint
 from common.training.config import FREE_ON_RESUME
+from common.training.reproduce import changed_resumes
 from common.utils import query_experiments
 from common.utils.experiment_storage import store
+from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.log import read_log
 from common.utils.files import sha256_of
 from common.utils.paths import REPOSITORY_ROOT, get_experiments_dir, get_runs_dir
@@ -459,6 +461,56 @@ def test_what_decides_no_weight_and_no_row_is_no_other_configuration(lab: Lab, w
     assert_same_run("freely", whole)
 
 
+def test_every_start_is_recorded_and_what_it_changed(lab: Lab) -> None:
+    lab.stop_at("changed", 42, signal.SIGKILL)
+    assert lab.stop_at("changed", 63, signal.SIGKILL, "--name", "changed", "--resume").code < 0
+    process = lab.run("--name", "changed", "--resume-anyway", "optimizer.lr=0.01")
+    assert process.code == 0, process.output
+    manifest = Catalogue().manifest("changed")
+    first, honest, changed = manifest["starts"]
+    assert [first["step"], honest["step"], changed["step"]] == [0, 40, 60]
+    assert first["changes"] == honest["changes"] == {}
+    assert changed["changes"] == {"optimizer.lr": [0.001, 0.01]}
+    assert "optimizer.lr=0.01" in changed["argv"] and "optimizer.lr=0.01" not in first["argv"]
+    for start in manifest["starts"]:
+        assert start["precision"] == "fp32" and start["threads"] == 1 and start["host"]
+        assert start["git_commit"] == manifest["git_commit"] and start["device"] == "cpu"
+    assert manifest["threads"] == 1 and manifest["compiled"] is False and manifest["cpu"]
+    assert manifest["config"]["optimizer"]["lr"] == 0.01
+    assert set(manifest["data_fingerprint"]) == {"train", "val"} and manifest["tokenizer"]
+    assert changed_resumes(manifest) == ["resumed at step 60 with optimizer.lr: 0.001 -> 0.01"]
+
+
+@pytest.mark.parametrize("content", ["optimizer: {lr: 0.5}", "", "{", None])
+def test_the_log_decides_what_is_resumed_and_the_file_is_a_copy(
+    lab: Lab, whole: str, content: str | None
+) -> None:
+    name = f"edited_{content}".translate({ord(letter): "_" for letter in ": {.}"})
+    lab.stop_at(name, 42, signal.SIGKILL)
+    file = get_runs_dir() / name / "config.yaml"
+    before = file.read_text()
+    if content is None:  # as a kill after the first record of the log leaves it
+        file.unlink()
+        evaluated = lab.run("--name", name, script="evaluate.py")
+        assert evaluated.code == 0, evaluated.output
+    else:
+        file.write_text(content)
+    process = lab.resume(name)
+    assert process.code == 0, process.output
+    assert ("was edited, and is only a copy" in process.output) == (content is not None)
+    assert_same_run(name, whole)
+    assert file.read_text() == before
+
+
+def test_samples_that_a_full_disk_cut_keep_no_run_from_resuming(lab: Lab, whole: str) -> None:
+    lab.stop_at("cut", 63, signal.SIGKILL)
+    path = get_runs_dir() / "cut" / "samples.jsonl"
+    path.write_bytes(path.read_bytes() + '{"step": 60, "text": "é'.encode()[:-1])
+    process = lab.resume("cut")
+    assert process.code == 0, process.output
+    assert_same_run("cut", whole)
+
+
 def test_other_data_is_refused_but_a_touched_file_is_not(lab: Lab, stopped: str) -> None:
     text = lab.folder / "text.txt"
     content = text.read_text()
@@ -497,7 +549,7 @@ def test_a_name_that_is_taken_is_refused(lab: Lab, whole: str, stopped: str) -> 
 
 
 def test_a_name_that_does_not_exist_is_refused_with_the_nearest(lab: Lab, stopped: str) -> None:
-    assert_refused(lab.resume("stoped"), "no run 'stoped'", "stopped")
+    assert_refused(lab.resume("stoped"), "no experiment 'stoped'", "stopped")
     assert_refused(lab.resume("stoped", "--config", "config.yaml"), "no experiment 'stoped'")
 
 
