@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common.data.config import DataConfig
 from common.errors import DataError, did_you_mean
-from common.utils.paths import display_path, get_datasets_dir
+from common.utils.paths import display_path, folder_of, get_datasets_dir
 
 GENERATED = ("python_stdlib", "stories", "speeches")  # on every machine, without the network
 
@@ -34,7 +34,7 @@ def check_source(config: DataConfig, needed_by: str, way: Callable[[str], str]) 
             )
     if config.path is not None or config.streaming or config.dataset in GENERATED:
         return
-    directory = get_datasets_dir() / config.dataset
+    directory = folder_of(get_datasets_dir(), config.dataset)
     if not _has_content(directory):
         state = "is empty" if directory.exists() else "is not there"
         raise DataError(

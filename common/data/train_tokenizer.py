@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -19,7 +21,7 @@ from common.data.tokenizers import TRAINABLE, CharTokenizer, Tokenizer
 from common.errors import DataError, did_you_mean
 from common.utils.files import sha256_of, write_json_atomic
 from common.utils.manifest import now
-from common.utils.paths import get_tokenizers_dir
+from common.utils.paths import display_path, folder_of, get_tokenizers_dir
 
 _REPORT_CHARACTERS = 10_000_000  # of held-out text
 _WORD = re.compile(r"\w+")
@@ -61,6 +63,9 @@ def train_tokenizer(
         raise DataError(
             f"a {config.tokenizer} tokenizer is not trained", did_you_mean("", [*TRAINABLE])
         )
+    folder = folder_of(get_tokenizers_dir(), name)
+    if folder.exists():
+        raise _taken(folder)
     corpus = open_corpus(config)
     started = time.monotonic()
     with progress_of(f"{name}: learning the vocabulary") as watch:
@@ -73,8 +78,8 @@ def train_tokenizer(
         raise DataError(f"{corpus.name} has no text", "choose another data.path or dataset")
     held_out = _part(corpus.documents(), corpus, "val", holdout, config.seed)
     report = evaluate_tokenizer(tokenizer, texts_of(held_out, _REPORT_CHARACTERS))
-    folder = get_tokenizers_dir() / name
-    tokenizer.save(folder / "tokenizer.json")
+    building = folder.with_name(f".{name}.{os.getpid()}.tmp")
+    tokenizer.save(building / "tokenizer.json")
     manifest = {
         "name": name,
         "kind": config.tokenizer,
@@ -85,11 +90,23 @@ def train_tokenizer(
         "seed": config.seed,
         "report": asdict(report),
         "seconds": round(seconds, 2),
-        "sha256": sha256_of(folder / "tokenizer.json"),
+        "sha256": sha256_of(building / "tokenizer.json"),
         "created": now(),
     }
-    write_json_atomic(folder / "manifest.json", manifest)
+    write_json_atomic(building / "manifest.json", manifest)
+    try:
+        building.rename(folder)
+    except OSError as error:  # another process was first
+        shutil.rmtree(building)
+        raise _taken(folder) from error
     return folder, report
+
+
+def _taken(folder: Path) -> DataError:
+    return DataError(
+        f"there is a tokenizer '{folder.name}' already, and others may read it",
+        f"choose another name, or delete {display_path(folder)}",
+    )
 
 
 def _part(

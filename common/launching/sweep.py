@@ -18,7 +18,7 @@ from common.utils.experiment_storage import store
 from common.utils.experiment_storage.comparison import diff_configs
 from common.utils.files import read_json, write_json_atomic
 from common.utils.manifest import now
-from common.utils.paths import REPOSITORY_ROOT, get_assets_dir
+from common.utils.paths import REPOSITORY_ROOT, folder_of, get_assets_dir
 
 _LONGEST_NAME = 110  # what a trial appends has to fit into the name of an experiment
 
@@ -184,7 +184,7 @@ def open_sweep(name: str, definition: Definition) -> Sweep:
 
 def stored_definition(name: str) -> Mapping[str, Any] | None:
     """sweep.json of an earlier sweep `name`, or None."""
-    path = get_sweeps_dir() / name / "sweep.json"
+    path = folder_of(get_sweeps_dir(), name) / "sweep.json"
     return read_json(path, ExperimentError) if path.exists() else None
 
 

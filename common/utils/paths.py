@@ -31,6 +31,16 @@ def get_assets_dir() -> Path:
     return path
 
 
+def folder_of(parent: Path, name: str) -> Path:
+    """`parent / name`, for a name that somebody gave. Raises ConfigError for one that leads elsewhere."""
+    if not name or Path(name).name != name or name.startswith(".") or not name.isprintable():
+        raise ConfigError(
+            f"{name!r} is no name for a folder in {display_path(parent)}",
+            "use letters, digits, '.', '_' and '-', a letter or digit first",
+        )
+    return parent / name
+
+
 def get_datasets_dir() -> Path:
     """Raw datasets and, below each, its token files."""
     return get_assets_dir() / "datasets"

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from common.data.config import DataConfig
+from common.data.corpora import open_corpus
 from common.data.tokenizers import BPETokenizer, CharTokenizer, find_tokenizer
 from common.data.train_tokenizer import describe, evaluate_tokenizer, train_tokenizer
-from common.errors import DataError
+from common.errors import ConfigError, DataError
+from common.utils.paths import get_assets_dir
 
 
 def test_the_report_counts_what_it_says() -> None:
@@ -61,6 +63,35 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(DataError, match="no text"):
         train_tokenizer(DataConfig(path=tmp_path / "empty.txt", tokenizer="char"), "x")
+
+
+@pytest.mark.parametrize("name", ["../models/x", "", ".", "..", ".hidden", "a/b", "/tmp/x", "a\n"])
+def test_a_name_that_leads_elsewhere_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="is no name for a folder"):
+        train_tokenizer(DataConfig(dataset="stories", num_stories=20, tokenizer="char"), name)
+    with pytest.raises(ConfigError, match="is no name for a folder"):
+        open_corpus(DataConfig(dataset=name))
+    assert not get_assets_dir().exists()
+
+
+def test_a_tokenizer_is_never_replaced() -> None:
+    config = DataConfig(dataset="stories", num_stories=20, tokenizer="char")
+    folder, _ = train_tokenizer(config, "mine")
+    before = (folder / "tokenizer.json").read_bytes()
+    with pytest.raises(DataError, match="there is a tokenizer 'mine' already"):
+        train_tokenizer(config.model_copy(update={"num_stories": 30}), "mine")
+    assert (folder / "tokenizer.json").read_bytes() == before
+    assert [path.name for path in folder.parent.iterdir()] == ["mine"]
+
+
+def test_a_word_without_an_end_is_learned_from_in_no_time() -> None:
+    from common.data.documents import Document
+    from common.data.prepare import texts_of
+
+    pieces = [*texts_of(iter([Document("a", " " * 300_000 + "the end. " * 50)]), float("inf"))]
+    assert max(map(len, pieces)) <= 10_000 and sum(map(len, pieces)) == 300_450
+    tokenizer = BPETokenizer.train(pieces, 300)
+    assert tokenizer.decode(tokenizer.encode(" " * 5000 + "the").tolist()) == " " * 5000 + "the"
 
 
 def test_pieces_of_the_training_text_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
