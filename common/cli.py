@@ -39,7 +39,7 @@ from common.errors import (
 from common.export.config import FORMATS, check_dtype
 from common.projects import Project, project_of_run, recorded_config
 from common.training.config import ExperimentConfig, SampleConfig
-from common.utils.arguments import seed
+from common.utils.arguments import seed, utf8_text
 from common.utils.logging import process_rank
 from common.utils.paths import display_path, get_datasets_dir, get_runs_dir
 
@@ -298,6 +298,7 @@ A file and standard input are UTF-8; one line end at their end is left out.""",
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(
         "--prompt",
+        type=utf8_text,
         metavar="TEXT",
         help="text to continue; - reads standard input, as does a pipe (default: a new document)",
     )
@@ -310,6 +311,7 @@ A file and standard input are UTF-8; one line end at their end is left out.""",
     )
     parser.add_argument(
         "--stop",
+        type=utf8_text,
         action="append",
         default=[],
         metavar="TEXT",
@@ -394,7 +396,7 @@ def _is_piped() -> bool:
 
 def _decode(content: bytes, source: str) -> str:
     try:
-        text = content.decode("utf-8")
+        text = content.decode("utf-8-sig")  # editors on Windows mark their UTF-8
     except UnicodeDecodeError as error:
         raise DataError(f"{source} is not UTF-8 text (byte {error.start})") from error
     return text.removesuffix("\n").removesuffix("\r")

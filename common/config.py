@@ -30,6 +30,7 @@ from common.config_files import (
 )
 from common.errors import ConfigError, ResearchError, did_you_mean
 from common.interpolation import InterpolationError, escape, interpolate
+from common.utils.arguments import is_utf8
 
 
 class Config(BaseModel):
@@ -54,6 +55,16 @@ class Config(BaseModel):
                 raise PydanticCustomError(
                     "number", "expected a number, got {value}", {"value": shown}
                 )
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _text_is_utf8(cls, value: object) -> object:
+        # A shell hands over any bytes; files, Parquet and tokenizers take text alone.
+        items = [*value, *value.values()] if isinstance(value, dict) else [value]
+        for item in value if isinstance(value, list | tuple) else items:
+            if isinstance(item, str | Path) and not is_utf8(str(item)):
+                raise ValueError(f"{item!a} is not UTF-8")
         return value
 
 

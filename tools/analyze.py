@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import ConfigError, DataError, exit_on_error
-from common.utils.arguments import positive_int
+from common.utils.arguments import positive_int, utf8_text
 from common.utils.paths import display_path, get_runs_dir
 from common.utils.tables import FORMATS, format_rows
 from tools.trained_run import TrainedRun, load_trained_run
@@ -71,12 +71,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--output", type=Path, metavar="FILE", help="an .html file")
     add = action("attention", _attention, "the attention of every layer and head for a prompt")
-    add("--prompt", required=True, metavar="TEXT")
+    add("--prompt", required=True, type=utf8_text, metavar="TEXT")
     add("--output", type=Path, metavar="FILE", help="an .html file to explore, or a .png picture")
     add = action("embeddings", _embeddings, "the token embeddings in the plane (PCA)")
     add("--output", type=Path, metavar="FILE", help="an .html file to explore, or a .png picture")
     add = action("neighbors", _neighbors, "the tokens whose embeddings are nearest by cosine")
-    add("--token", required=True, metavar="TEXT", help="one token; words often begin with a space")
+    add(
+        "--token",
+        required=True,
+        type=utf8_text,
+        metavar="TEXT",
+        help="one token; words often begin with a space",
+    )
     add("--top", type=positive_int, default=10, metavar="N", help="how many (default 10)")
     add("--format", choices=FORMATS, default="table", help="of what is printed (default table)")
     add = action("lit", _lit, "a folder for Google's Learning Interpretability Tool")
@@ -117,7 +123,7 @@ def _read_tokens(text: str, run: TrainedRun) -> tuple[Tokens, str]:
         (tokens,) = read_texts([Path(text)], run.data.tokenizer).values()
         return tokens, Path(text).name or text
     try:
-        content = sys.stdin.buffer.read().decode("utf-8")
+        content = sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"standard input is not UTF-8 text (byte {error.start})") from error
     return run.data.tokenizer.encode(content).astype(np.uint32), "standard input"

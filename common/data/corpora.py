@@ -17,9 +17,9 @@ from common.data.config import DataConfig
 from common.data.documents import Corpus, Document
 from common.data.nanogpt import is_nanogpt, nanogpt_documents
 from common.data.sources import GENERATED
-from common.data.text_files import TextFiles, digest_of_stamps
+from common.data.text_files import TextFiles, check_text, digest_of_stamps
 from common.errors import DataError, did_you_mean
-from common.utils.paths import get_datasets_dir
+from common.utils.paths import folder_of, get_datasets_dir
 
 _HUB_SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": None}
 
@@ -34,7 +34,7 @@ def open_corpus(config: DataConfig) -> Corpus:
         return _python_stdlib()
     if config.dataset in ("stories", "speeches"):
         return _made_up(config.dataset, config.num_stories, config.seed)
-    directory = get_datasets_dir() / config.dataset
+    directory = folder_of(get_datasets_dir(), config.dataset)
     if config.hub is not None:
         from common.data.hf_utils import check_downloaded_from, download_dataset
 
@@ -82,7 +82,7 @@ def _python_stdlib() -> Corpus:
 
 def _read_files(files: list[Path], root: Path) -> Iterator[Document]:
     for path in files:
-        text = path.read_bytes().decode("utf-8", errors="replace")
+        text = path.read_bytes().decode("utf-8-sig", errors="replace")
         yield Document(path.relative_to(root).as_posix(), text)
 
 
@@ -137,8 +137,10 @@ def _saved_dataset(directory: Path, text_column: str) -> Corpus:
 
     def documents() -> Iterator[Document]:
         for number, (split, rows) in enumerate(used):
-            for index, text in enumerate(_texts(rows, text_column)):
-                yield Document(f"{number}:{index}", text, split)
+            for index, value in enumerate(_values(rows, text_column)):
+                where = f"{directory.name}, row {index}"
+                if (text := check_text(value, text_column, where)) is not None:
+                    yield Document(f"{number}:{index}", text, split)
 
     files = [Path(file["filename"]) for _, rows in used for file in rows.cache_files]
     fingerprint = {
@@ -163,20 +165,22 @@ def _streamed(config: DataConfig) -> Corpus:
             if (place := _HUB_SPLITS.get(split, "")) is None:
                 continue
             for index, row in enumerate(rows):
-                if not isinstance(text := row.get(config.text_column), str):
+                if config.text_column not in row:
                     raise DataError(
-                        f"{config.hub} has no text in '{config.text_column}'",
+                        f"{config.hub} has no '{config.text_column}'",
                         f"set data.text_column; {did_you_mean(config.text_column, list(row))}",
                     )
-                yield Document(
-                    f"{split}:{index}", text, (place or None) if has_validation else None
-                )
+                value, where = row[config.text_column], f"{config.hub}, row {index}"
+                if (text := check_text(value, config.text_column, where)) is not None:
+                    yield Document(
+                        f"{split}:{index}", text, (place or None) if has_validation else None
+                    )
 
     return Corpus(
         name, {"hub": config.hub, "commit": commit, "column": config.text_column}, documents
     )
 
 
-def _texts(rows: Any, column: str) -> Iterator[str]:
+def _values(rows: Any, column: str) -> Iterator[object]:
     for batch in rows.select_columns([column]).iter(batch_size=1000):
         yield from batch[column]

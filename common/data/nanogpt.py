@@ -81,11 +81,21 @@ def nanogpt_documents(folder: Path) -> Iterator[Document]:
     """
     meta = read_meta(folder / "meta.pkl") if (folder / "meta.pkl").exists() else None
     for split in ("train", "val"):
-        tokens = np.memmap(folder / f"{split}.bin", dtype="<u2", mode="r")
+        tokens = _map(folder / f"{split}.bin")
         if meta is None:
             yield from _gpt2_documents(split, tokens)
         else:
             yield from _characters(split, tokens, _letters(meta, folder))
+
+
+def _map(path: Path) -> Any:
+    size = path.stat().st_size
+    if size == 0 or size % 2:
+        found = "is empty" if size == 0 else f"has {size:,} bytes, an odd number"
+        raise DataError(
+            f"{path} {found}: nanoGPT writes two for each token", "prepare it again there"
+        )
+    return np.memmap(path, dtype="<u2", mode="r")
 
 
 def _letters(meta: dict[str, Any], folder: Path) -> list[str]:

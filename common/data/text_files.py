@@ -16,10 +16,12 @@ from typing import Any, BinaryIO
 from common.data.documents import Document
 from common.errors import DataError, did_you_mean
 from common.utils.files import stamp_of
+from common.utils.paths import get_datasets_dir
 
 _TEXT = (".txt", ".md", ".py", ".text", ".rst")
 _LINES = (".jsonl", ".ndjson")
 _PACKED = (".gz", ".zst")
+_BOM_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _BLOCK_BYTES = 4_000_000  # read at a time; a larger file comes in parts
 _LONGEST_LINE_BYTES = 256_000_000  # of JSON
 
@@ -50,7 +52,7 @@ class TextFiles:
         if not self.path.is_dir():
             raise DataError(f"no file or folder {self.path}", "check data.path")
         found = False
-        for file in _files_below(self.path):
+        for file in _files_below(self.path, self._tokens()):
             found = True
             yield file
         if not found:
@@ -59,6 +61,11 @@ class TextFiles:
                 f"no text files in {self.path}",
                 f"files must end in {endings}, the first ones also with .gz or .zst",
             )
+
+    def _tokens(self) -> Path | None:
+        """The folder of token files, where this one is a dataset's that they are prepared in."""
+        in_assets = self.path.resolve().parent == get_datasets_dir().resolve()
+        return self.path / "tokens" if in_assets else None
 
     def fingerprint(self) -> dict[str, Any]:
         """Changes with the name, size or time of any file."""
@@ -82,22 +89,27 @@ class TextFiles:
 
     def key(self, file: Path) -> str:
         root = self.path.parent if file == self.path else self.path
-        return file.relative_to(root).as_posix()
+        name = file.relative_to(root).as_posix()
+        # A name that is not UTF-8 is spelt out: keys are hashed, and stored with results.
+        return os.fsencode(name).decode("utf-8", "backslashreplace")
 
     def _text(self, file: Path) -> Iterator[Document]:
         decoder = codecs.getincrementaldecoder("utf-8")()
         done = 0
         with _open(file) as stream:
             block = stream.read(_BLOCK_BYTES)
+            if block.startswith(codecs.BOM_UTF8):  # a mark of Windows' editors, no character
+                block, done = block[len(codecs.BOM_UTF8) :], len(codecs.BOM_UTF8)
             while True:
                 following = stream.read(_BLOCK_BYTES)
                 before = done - len(decoder.getstate()[0])  # where what is decoded now begins
                 try:
                     text = decoder.decode(block, final=not following)
                 except UnicodeDecodeError as error:
+                    encoding = "utf-16" if block.startswith(_BOM_UTF16) else "latin1"
                     raise DataError(
                         f"{file} is not UTF-8 text (byte {before + error.start})",
-                        "convert it, for example: iconv -f latin1 -t utf-8",
+                        f"convert it, for example: iconv -f {encoding} -t utf-8",
                     ) from error
                 yield Document(self.key(file), text, ends=not following)
                 if not following:
@@ -117,21 +129,25 @@ class TextFiles:
                     )
                 if not line.strip():
                     continue
-                yield Document(f"{self.key(file)}:{number}", self._field(file, number, line))
+                if (text := self._field(file, number, line)) is not None:
+                    yield Document(f"{self.key(file)}:{number}", text)
 
-    def _field(self, file: Path, number: int, line: bytes) -> str:
+    def _field(self, file: Path, number: int, line: bytes) -> str | None:
+        """The text of a row; None for null, which a row without text is written as."""
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{file}, line {number}: not JSON ({error})") from error
-        text = row.get(self.text_column) if isinstance(row, dict) else None
-        if not isinstance(text, str):
-            columns = list(row) if isinstance(row, dict) else []
+        if not isinstance(row, dict):
             raise DataError(
-                f"{file}, line {number}: no text in '{self.text_column}'",
-                f"set data.text_column; {did_you_mean(self.text_column, columns)}",
+                f"{file}, line {number}: no JSON object", f'{{"{self.text_column}": ...}}'
             )
-        return text
+        if self.text_column not in row:
+            raise DataError(
+                f"{file}, line {number}: no '{self.text_column}'",
+                f"set data.text_column; {did_you_mean(self.text_column, list(row))}",
+            )
+        return check_text(row[self.text_column], self.text_column, f"{file}, line {number}")
 
     def _parquet(self, file: Path) -> Iterator[Document]:
         import pyarrow
@@ -139,34 +155,56 @@ class TextFiles:
 
         try:
             with pyarrow.parquet.ParquetFile(file) as parquet:
-                columns = parquet.schema_arrow.names
-                if self.text_column not in columns:
+                schema = parquet.schema_arrow
+                places = schema.get_all_field_indices(self.text_column)
+                if len(places) != 1:
+                    found = f"{len(places)} columns" if places else "no column"
                     raise DataError(
-                        f"{file} has no column '{self.text_column}'",
-                        f"set data.text_column; {did_you_mean(self.text_column, columns)}",
+                        f"{file} has {found} '{self.text_column}'",
+                        f"set data.text_column; {did_you_mean(self.text_column, schema.names)}",
                     )
-                kind = parquet.schema_arrow.field(self.text_column).type
+                kind = schema.field(places[0]).type
                 if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
                     raise DataError(
                         f"{file}: the column '{self.text_column}' holds {kind}, no text"
                     )
                 number = 0
                 for batch in parquet.iter_batches(batch_size=256, columns=[self.text_column]):
-                    for text in batch.column(0).to_pylist():
+                    # By its name: `a.b` also selects the field b of a column a.
+                    for text in batch.column(self.text_column).to_pylist():
                         number += 1
-                        yield Document(f"{self.key(file)}:{number}", text or "")
+                        if text is not None:
+                            yield Document(f"{self.key(file)}:{number}", text)
         except (OSError, pyarrow.ArrowException) as error:
             raise DataError(f"{file} cannot be read as Parquet: {str(error)[:200]}") from error
 
 
-def _files_below(folder: Path | str) -> Iterator[Path]:
+def check_text(value: object, column: str, where: str) -> str | None:
+    """The text of a row, or None where it has none (null). Raises DataError for anything else."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise DataError(f"{where}: '{column}' is no text but {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: '{column}' is not text: half of a surrogate pair at character {error.start}",
+            "whatever wrote it cut an emoji in two; leave the row out, or write the file again",
+        ) from error
+    return value
+
+
+def _files_below(folder: Path | str, left_out: Path | None) -> Iterator[Path]:
     with os.scandir(folder) as entries:
         found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
     for name, is_folder in found:
-        if name.startswith(".") or (is_folder and name == "tokens"):
+        if name.startswith("."):
             continue
         if is_folder:
-            yield from _files_below(os.path.join(folder, name))  # noqa: PTH118 (a Path takes more)
+            below = os.path.join(folder, name)  # noqa: PTH118 (a Path takes more)
+            if left_out is None or below != str(left_out):
+                yield from _files_below(below, left_out)
         elif _kind(name):
             yield Path(folder, name)
 

@@ -16,6 +16,18 @@ def positive_int(text: str) -> int:
     return number
 
 
+def utf8_text(text: str) -> str:
+    """The `type` of a text. Raises ArgumentTypeError for bytes that are none, which a shell hands over."""
+    if not is_utf8(text):
+        raise argparse.ArgumentTypeError(f"must be UTF-8 text, got {text!a}")
+    return text
+
+
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can hold `text`: no byte that was not decoded, and no half of a surrogate pair."""
+    return text.isascii() or text.encode(errors="ignore").decode() == text
+
+
 def seed(text: str) -> int:
     """The `type` of a seed that PyTorch's generators take. Raises ArgumentTypeError for any other."""
     try:

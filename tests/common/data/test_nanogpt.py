@@ -85,6 +85,16 @@ def test_a_hostile_meta_is_refused_and_nothing_is_executed(
     assert "executed" not in capfd.readouterr().out
 
 
+@pytest.mark.parametrize(("content", "reason"), [(b"", "is empty"), (b"abc", "3 bytes, an odd")])
+def test_a_file_that_holds_no_tokens_is_refused(
+    content: bytes, reason: str, tmp_path: Path
+) -> None:
+    folder = as_nanogpt(tmp_path / "shakespeare_char")
+    (folder / "val.bin").write_bytes(content)
+    with pytest.raises(DataError, match=rf"val\.bin .*{reason}"):
+        prepare(DataConfig(path=folder, tokenizer="char"))
+
+
 def test_tokens_beyond_the_vocabulary_are_refused(tmp_path: Path) -> None:
     folder = as_nanogpt(tmp_path / "data")
     np.array([60_000] * 50, dtype=np.uint16).tofile(folder / "val.bin")

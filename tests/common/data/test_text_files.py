@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import os
@@ -9,15 +10,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from common.data.config import DataConfig
+from common.data.corpora import open_corpus
 from common.data.documents import Document
 from common.data.prepare import prepare
 from common.data.text_files import TextFiles
 from common.errors import DataError
+from common.utils.paths import get_datasets_dir
 
 ROWS = [f"document {i} says something about cats and dogs {i * i}" for i in range(300)]
 
@@ -85,9 +89,12 @@ BAD = {
     "no.txt.gz": (b"this is not gzip", "damaged or cut off"),
     "no.txt.zst": (b"this is not zstd", "damaged or cut off"),
     "bad.jsonl": (json_lines(ROWS[:2]) + b'{"text": "cut', "bad.jsonl, line 3: not JSON"),
-    "list.jsonl": (b"[1, 2]\n", "line 1: no text in 'text'"),
-    "number.jsonl": (b'{"text": 5}\n', "line 1: no text in 'text'"),
-    "other.jsonl": (json_lines(ROWS, "txet"), "line 1: no text in 'text'"),
+    "list.jsonl": (b"[1, 2]\n", "line 1: no JSON object"),
+    "number.jsonl": (b'{"text": 5}\n', "line 1: 'text' is no text but int"),
+    "lists.jsonl": (b'{"text": "a"}\n{"text": ["a"]}\n', "line 2: 'text' is no text but list"),
+    "half.jsonl": (b'{"text": "a\\ud83d"}\n', "line 1: 'text' is not text: half of a surrogate"),
+    "other.jsonl": (json_lines(ROWS, "txet"), "line 1: no 'text'"),
+    "utf16.txt": ("text".encode("utf-16"), "not UTF-8 text \\(byte 0\\)"),
     "deep.jsonl": (b'{"text": ' + b"[" * 100_000 + b"\n", "line 1: not JSON"),
     "no.parquet": (b"PAR1 this is none", "cannot be read as Parquet"),
     "empty.parquet": (b"", "cannot be read as Parquet"),
@@ -101,6 +108,56 @@ def test_what_cannot_be_read_is_refused_by_name(name: str, tmp_path: Path) -> No
     with pytest.raises(DataError, match=message) as error:
         read(tmp_path / name)
     assert name in error.value.message and len(error.value.message) < 400
+
+
+def test_the_mark_that_windows_begins_files_with_is_no_character(tmp_path: Path) -> None:
+    for name, content in (
+        ("a.txt", b"caf\xc3\xa9"),
+        ("b.txt", b""),
+        ("c.jsonl", b'{"text": "x"}\n'),
+    ):
+        (tmp_path / name).write_bytes(codecs.BOM_UTF8 + content)
+    assert read(tmp_path) == ["caf\u00e9", "", "x"]
+    (tmp_path / "bad.txt").write_bytes(codecs.BOM_UTF8 + b"ab\xff")
+    with pytest.raises(DataError, match=r"bad\.txt is not UTF-8 text \(byte 5\)"):
+        read(tmp_path / "bad.txt")
+
+
+def test_every_folder_is_read_whatever_it_is_called(tmp_path: Path) -> None:
+    for folder in ("tokens", "more/tokens", "more/tokens/tokens"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a.txt").write_text(folder)
+    assert sorted(read(tmp_path)) == ["more/tokens", "more/tokens/tokens", "tokens"]
+
+
+def test_rows_without_text_are_no_documents(tmp_path: Path) -> None:
+    rows = [{"text": "a"}, {"text": None}, {"text": "b"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pq.write_table(pa.table({"text": ["a", None, "b"]}), tmp_path / "a.parquet")
+    datasets.Dataset.from_list(rows).save_to_disk(get_datasets_dir() / "saved")
+    for found in (
+        read(tmp_path / "a.jsonl"),
+        read(tmp_path / "a.parquet"),
+        [document.text for document in open_corpus(DataConfig(dataset="saved")).documents()],
+    ):
+        assert found == ["a", "b"]
+
+
+def test_the_column_of_a_parquet_file_is_the_one_that_is_named(tmp_path: Path) -> None:
+    struct = pa.array([{"b": "inside"}], pa.struct([("b", pa.string())]))
+    pq.write_table(pa.table({"a": struct, "a.b": ["beside"]}), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", "a.b") == ["beside"]
+    twice = pa.Table.from_arrays([pa.array(["x"]), pa.array(["y"])], names=["text", "text"])
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(DataError, match="has 2 columns 'text'"):
+        read(tmp_path / "twice.parquet")
+
+
+def test_a_name_that_is_not_utf8_is_a_name(tmp_path: Path) -> None:
+    for number in range(20):
+        (tmp_path / os.fsdecode(b"caf\xe9%d.txt" % number)).write_text(f"document {number} " * 5)
+    data = prepare(DataConfig(path=tmp_path, tokenizer="char"))
+    assert sum(facts["documents"] for facts in data.meta["splits"].values()) == 20
 
 
 def test_the_nearest_column_is_named(tmp_path: Path) -> None:
