@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,9 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
+from common.visualization.labels import drawable, plain, wrapped
+
 if TYPE_CHECKING:  # it imports torch
     from common.training.prediction_metrics import PredictionMetrics
 
+_MOST_ROWS = 4  # of the legend, for which the figure needs no more room
 _FEW = 30  # an accuracy over fewer predictions says little
 
 
@@ -36,10 +40,10 @@ def plot_evaluation(
     reliability = figure.add_subplot(grid[0, 1])
     shares = figure.add_subplot(grid[1, 1], sharex=reliability)
     labels = [
-        f"{name} (loss {found.loss:.3f}, calibration error {found.calibration.expected_error:.1%})"
+        f"{plain(name)} (loss {_short(found.loss)}{drawable(found.position_loss[1:])[1]}, calibration error "
+        f"{found.calibration.expected_error:.1%})"
         for name, found in sets.items()
     ]
-    labels = [label.replace("$", r"\$") for label in labels]  # no formulas in file names
     for number, found in enumerate(sets.values()):
         colour = f"C{number % 10}"
         _draw_positions(positions, found, colour, labels[number])
@@ -60,9 +64,11 @@ def plot_evaluation(
         axes.grid(True, alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     columns = max(1, min(len(sets), 130 // max(map(len, labels))))
+    rows = math.ceil(len(sets) / columns)
+    figure.set_size_inches(10.5, 4.8 + 0.23 * max(0, rows - _MOST_ROWS))
     figure.legend(loc="outside lower center", ncols=columns, frameon=False)
     if title:
-        figure.suptitle(title)
+        figure.suptitle(wrapped(title, 100))
     if output is not None:
         path = Path(output)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,11 +76,20 @@ def plot_evaluation(
     return figure
 
 
+def _short(number: float) -> str:
+    return f"{number:.3f}" if abs(number) < 1e6 else f"{number:.3g}"
+
+
 def _draw_positions(axes: Axes, found: PredictionMetrics, colour: str, label: str) -> None:
     """Means over neighbouring positions, and pale behind them every position as it was measured."""
     index = np.arange(len(found.position_loss))
     measured = found.position_counts > 0
-    x, loss, counts = (v[measured] for v in (index, found.position_loss, found.position_counts))
+    losses = drawable(found.position_loss)[0]
+    measured &= np.isfinite(losses)
+    x, loss, counts = (v[measured] for v in (index, losses, found.position_counts))
+    if not len(x):  # the curve that the legend names
+        axes.plot([], [], color=colour, label=label)
+        return
     groups = np.unique(np.floor(4 * np.log2(x)), return_inverse=True)[1]  # four to a doubling
     sizes = np.bincount(groups, counts)
     means = [np.bincount(groups, values * counts) / sizes for values in (x, loss)]

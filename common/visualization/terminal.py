@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import plotext
 
 from common.utils.experiment_storage.metrics import preferred_split
+from common.visualization.labels import drawable, printable
 from common.visualization.training_curves import check_splits, read_curves
 
 _COLOURS = ("blue", "orange", "green", "red", "magenta", "cyan", "yellow", "gray")
@@ -37,15 +38,19 @@ def draw_in_terminal(
     plotext.clear_figure()
     plotext.theme("clear")
     plotext.plotsize(width, height)
-    plotext.title(metric)
+    plotext.title(printable(metric))
     plotext.xlabel("step")
+    empty, heights = [], []
     for number, ((name, split), part) in enumerate(
         rows.groupby(["experiment_name", "split"], sort=False)
     ):
-        values = part[metric].tolist()
+        values, note = drawable(part[metric])
         points = [(x, y) for x, y in zip(part["step"], values, strict=True) if math.isfinite(y)]
-        missing = len(values) - len(points)
-        label = f"{name} ({split})" + (f", {missing} not finite" if missing else "")
+        label = printable(f"{name} ({split}){note}")
+        if not points:
+            empty.append(label)
+            continue
+        heights += [y for _, y in points]
         plotext.plot(
             [x for x, _ in points],
             [y for _, y in points],
@@ -53,5 +58,17 @@ def draw_in_terminal(
             marker="braille" if colours else string.ascii_letters[number % 52],
             color=_COLOURS[number % len(_COLOURS)],
         )
+    notes = "".join(f"\nnothing to draw of {label}" for label in empty)
+    if not heights:
+        return f"{printable(metric)}{notes}"
+    _label_heights(min(heights), max(heights))
     text: str = plotext.build()
-    return text if colours else plotext.uncolorize(text)
+    return (text if colours else plotext.uncolorize(text)) + notes
+
+
+def _label_heights(lowest: float, highest: float) -> None:
+    """Ticks in powers of ten where plotext, which knows no exponents, would write only zeros."""
+    largest = max(abs(lowest), abs(highest))
+    if largest >= 1e7 or 0 < largest < 0.01:
+        ticks = [lowest + (highest / 6 - lowest / 6) * step for step in range(7)]
+        plotext.yticks(ticks, [f"{tick:.3g}" for tick in ticks])

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from common.errors import ExperimentError, did_you_mean
 from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.sql import query_experiments
+from common.visualization.labels import drawable, plain, wrapped
 
+_SIZE = (7.5, 4.5)  # inches
+_MOST_INSIDE, _ROWS = 10, 32  # curves in a legend among the curves, and in a column beside them
+_LINE_STYLES = ("-", "--", ":", "-.")  # of the first ten experiments, of the next ten, ...
 _X_LABELS = {"step": "optimizer step", "epoch": "epoch", "time": "seconds since the start"}
 
 
@@ -27,6 +33,8 @@ def plot_training_curves(
     output: str | Path | None = None,
 ) -> Figure:
     """Draw `metric` of one or more experiments, running ones included.
+
+    NaN and infinities are gaps, and numbers beyond 1e300 stand there: the legend counts both.
 
     Args:
         experiments: a name or several.
@@ -45,7 +53,7 @@ def plot_training_curves(
     shown = sorted(rows["split"].unique().tolist(), key=lambda s: (s != "train", s))
     if splits is not None:
         shown = check_splits(splits, rows, metric)
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.add_subplot()
     for number, name in enumerate(names):
         for split in shown:
@@ -53,29 +61,43 @@ def plot_training_curves(
             if part.empty:
                 continue
             dense = split == "train"
+            values, note = drawable(part[metric])
             axes.plot(
-                part[x],
-                part[metric],
+                drawable(part[x])[0],
+                values,
                 color=f"C{number % 10}",
+                linestyle=_LINE_STYLES[number // 10 % len(_LINE_STYLES)],
                 alpha=0.55 if dense and len(shown) > 1 else 1.0,
                 linewidth=1.0 if dense else 1.8,
                 marker="" if dense else "o",
                 markersize=4,
-                label=f"{name} ({split})",
+                label=f"{plain(name)} ({plain(split)}{note})",
             )
     axes.set_xlabel(_X_LABELS[x])
-    axes.set_ylabel(metric.replace("_", " "))
-    axes.set_title(title or "")
+    axes.set_ylabel(plain(metric.replace("_", " ")))
+    axes.set_title(wrapped(title or "", 70))
     axes.set_xscale("log" if log_x else "linear")
     axes.set_yscale("log" if log_y else "linear")
     axes.grid(True, alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    _add_legend(figure, axes)
     if output is not None:
         path = Path(output)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
     return figure
+
+
+def _add_legend(figure: Figure, axes: Axes) -> None:
+    """Among the curves where they are few, else in columns beside them, for which there is more room."""
+    labels = [str(line.get_label()) for line in axes.lines]
+    if len(labels) <= _MOST_INSIDE:
+        axes.legend(frameon=False)
+        return
+    columns = math.ceil(len(labels) / _ROWS)
+    inches = columns * (0.5 + 0.065 * max(map(len, labels)))
+    figure.set_size_inches(_SIZE[0] + inches, _SIZE[1] + 1.5)
+    figure.legend(loc="outside right upper", ncols=columns, frameon=False, fontsize="x-small")
 
 
 def check_splits(splits: Sequence[str], rows: pd.DataFrame, metric: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,3 +54,20 @@ def test_several_sets_are_told_apart_and_saved(tmp_path: Path) -> None:
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels[0] == "val (loss 1.500, calibration error 10.0%)"
     assert len(labels) == len({line.get_color() for line in figure.axes[0].lines}) == 3
+
+
+def test_any_numbers_and_names_can_be_drawn(tmp_path: Path) -> None:
+    good = metrics()
+    heights = np.where(np.arange(40) % 2, 1e308, -1e308)
+    sets = {
+        "_nan": replace(good, loss=np.nan, position_loss=good.position_loss * np.nan),
+        "$huge^{$": replace(good, loss=1e308, position_loss=heights),
+        "x" * 300: good,
+    } | {f"set_{number}": good for number in range(60)}
+    figure = plot_evaluation(sets, title="$t^{$ " + "word " * 90, output=tmp_path / "a.png")
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(labels) == len(sets)
+    assert labels[0].startswith(" _nan (loss nan, 39 not finite")
+    assert labels[1].startswith(r"\$huge^{\$ (loss 1e+308, 39 beyond 1e+300")
+    height = figure.axes[0].get_position().height * figure.get_size_inches()[1]
+    assert height > 2  # inches
