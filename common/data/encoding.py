@@ -24,7 +24,7 @@ import numpy as np
 from common.data.documents import Document
 from common.data.tokenizers import Tokenizer
 from common.errors import DataError
-from common.utils.files import read_json, write_json_atomic
+from common.utils.files import named_in_errors, read_json, write_json_atomic
 
 SPLITS = ("train", "val")
 _PIECE_CHARACTERS = 1_000_000
@@ -214,7 +214,8 @@ class _Writer:
 
     def write(self, content: dict[str, tuple[bytes, Totals]], end: Position) -> None:
         for split, (data, added) in content.items():
-            self._files[split].write(data)
+            with named_in_errors(self._files[split].name):
+                self._files[split].write(data)
             total = self.totals[split]
             for name, value in asdict(added).items():
                 setattr(total, name, getattr(total, name) + value)
@@ -230,8 +231,9 @@ class _Writer:
 
     def _sync(self) -> None:
         for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
+            with named_in_errors(file.name):
+                file.flush()
+                os.fsync(file.fileno())
 
     def close(self) -> None:
         if self._files:

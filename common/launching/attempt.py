@@ -24,6 +24,7 @@ from common.launching.sweep import Trial
 from common.utils.experiment_storage import store
 from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.locks import is_running
+from common.utils.files import named_in_errors
 from common.utils.manifest import now
 
 FINISHED, FAILED, DIED, INTERRUPTED = "finished", "failed", "died", "interrupted"
@@ -147,8 +148,9 @@ def _spawn(
         options.append("--resume")
     arguments = command.arguments(trial.values, *options)
     with trial.log_path.open("a", encoding="utf-8") as log:
-        log.write(f"--- {now()} {' '.join(arguments)}\n")
-        log.flush()
+        with named_in_errors(trial.log_path):
+            log.write(f"--- {now()} {' '.join(arguments)}\n")
+            log.flush()
         log_start = log.tell()
         process = subprocess.Popen(
             arguments,

@@ -29,18 +29,31 @@ def fsync_file(path: Path) -> None:
 
 
 @contextmanager
+def named_in_errors(path: Path | str) -> Iterator[None]:
+    """Let an OSError of the block name `path` where it names no file: that of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block succeeds, fsync it and rename it to `path`.
 
-    On any error (a full disk, say) the temporary file is removed and `path` is as it was.
+    On any error (a full disk, say) the temporary file is removed and `path` is as it was; an OSError
+    names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        fsync_file(temporary)
-        temporary.replace(path)
-        fsync_dir(path.parent)
+        with named_in_errors(path):
+            yield temporary
+            fsync_file(temporary)
+            temporary.replace(path)
+            fsync_dir(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

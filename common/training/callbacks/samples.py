@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from common.data.tokenizers import Tokenizer
 from common.training.callbacks.base import Callback
 from common.training.config import SampleConfig
-from common.utils.files import atomic_path
+from common.utils.files import atomic_path, named_in_errors
 from common.utils.logging import get_logger
 from common.utils.seeding import derive_seed
 
@@ -79,7 +79,7 @@ class Samples(Callback):
 
 
 def _append(path: Path, entries: list[dict[str, Any]]) -> None:
-    with path.open("a+b") as file:
+    with named_in_errors(path), path.open("a+b") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":  # half a line, of a full disk

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ExperimentError
+from common.utils.files import named_in_errors
 from common.utils.manifest import ID, identity
 
 Record = dict[str, Any]
@@ -81,7 +82,8 @@ class LogWriter:
         self._waiting.append(line)
 
     def _write(self, line: bytes) -> None:
-        written = os.write(self._descriptor, b"\n" + line if self._torn else line)
+        with named_in_errors(self._path):
+            written = os.write(self._descriptor, b"\n" + line if self._torn else line)
         self._torn = written < len(line) + self._torn
         if self._torn:
             raise OSError(errno.ENOSPC, "the disk is full", self._path)
@@ -91,7 +93,8 @@ class LogWriter:
         while self._waiting:
             self._write(self._waiting[0])
             self._waiting.popleft()
-        _sync(self._descriptor)
+        with named_in_errors(self._path):
+            _sync(self._descriptor)
         self._synced = time.monotonic()
 
     def flush_unless_full(self) -> None:

@@ -88,3 +88,46 @@ def test_the_checksum_is_the_sha256_of_the_bytes(tmp_path: Path) -> None:
         path.write_bytes(content)
         assert sha256_of(path) == hashlib.sha256(content).hexdigest()
     fsync_dir(tmp_path)
+
+
+# What writes, and the name of the file that it cannot finish.
+WRITERS = {
+    "atomic": ("write_text_atomic(here / 'a.txt', 'x' * 99_999)", "a.txt"),
+    "json": ("write_json_atomic(here / 'a.json', ['x'] * 99_999)", "a.json"),
+    "tokens": ("prepare(DataConfig(path=text, tokenizer='char'))", ".bin"),
+    "log": (
+        "run = start_experiment('a', system_metrics_seconds=None)\n"
+        "    for step in range(9_999): run.log({'loss': 1.0}, step=step)\n"
+        "    run.finish()",
+        "a.jsonl",
+    ),
+    "parquet": (
+        "save_experiment('a', pd.DataFrame({'step': range(9_999), 'loss': np.random.rand(9_999)}))",
+        "a.parquet",
+    ),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_is_one_line_with_the_name_of_the_file(writer: str, tmp_path: Path) -> None:
+    code, name = WRITERS[writer]
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat.\n" * 20_000)
+    script = f"""
+import resource
+from pathlib import Path
+import numpy as np, pandas as pd
+from common.data import prepare
+from common.data.config import DataConfig
+from common.errors import exit_on_error
+from common.utils import save_experiment, start_experiment
+from common.utils.files import write_json_atomic, write_text_atomic
+here, text = Path({str(tmp_path)!r}), {str(text)!r}
+resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
+with exit_on_error():
+    {code}
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert name in line and "too large" in line.lower()
