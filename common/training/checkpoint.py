@@ -40,6 +40,13 @@ from common.utils.files import fsync_dir, fsync_file, read_json, sha256_of, writ
 from common.utils.logging import get_logger
 
 M = TypeVar("M", bound=BaseLanguageModel)
+_TRAINING_KINDS = {
+    "step": int,
+    "tokens": int,
+    "log_rows": int,
+    "fingerprint": dict,
+    "training": dict,
+}
 _STEP = re.compile(r"step_(\d+)")
 
 
@@ -258,7 +265,49 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Checkpoin
     if not path.exists() and _replaced(path).exists():
         path = _replaced(path)
     verify(path)
-    return Checkpoint(path, read_json(path / "state.json", CheckpointError), device)
+    return Checkpoint(path, read_state(path), device)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The state.json of the checkpoint `path`. Raises CheckpointError where it is none of a checkpoint."""
+    state = read_json(path / "state.json", CheckpointError)
+    with state_errors(path):
+        model = state["model"]
+        wrong = [
+            *_wrong_keys(model, {"class": str, "vocab_size": int, "arguments": dict}),
+            *_wrong_keys(
+                model, {"quantization": dict} if model.get("quantization") is not None else {}
+            ),
+            *_wrong_keys(state, _TRAINING_KINDS if "param_groups" in state else {}),
+        ]
+    if wrong:
+        raise _no_state(path, f"{wrong[0]} is missing, or of another kind or size")
+    return dict(state)
+
+
+def _wrong_keys(values: Mapping[str, Any], kinds: Mapping[str, type]) -> list[str]:
+    def fits(value: Any, kind: type) -> bool:
+        if isinstance(value, int):
+            return kind is int and 0 <= value < 2**63 and not isinstance(value, bool)
+        return isinstance(value, kind)
+
+    return [key for key, kind in kinds.items() if not fits(values.get(key), kind)]
+
+
+@contextmanager
+def state_errors(path: Path) -> Iterator[None]:
+    """Make what the values of a state.json that was edited cause in the block a CheckpointError."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise _no_state(path, f"{type(error).__name__}: {reason}") from error
+
+
+def _no_state(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path / 'state.json'} does not describe a checkpoint: {reason}", "use an earlier one"
+    )
 
 
 def load_model(target: M | type[M], path: str | Path, device: str | torch.device = "cpu") -> M:
@@ -275,7 +324,7 @@ def load_model(target: M | type[M], path: str | Path, device: str | torch.device
         kind = _subclass(target, identity["class"]) if target is BaseLanguageModel else target
         try:
             model = kind(identity["vocab_size"], **identity["arguments"]).to(device)
-        except (TypeError, ResearchError) as error:
+        except (TypeError, ValueError, ArithmeticError, RuntimeError, ResearchError) as error:
             raise CheckpointError(
                 f"{saved.path} holds a {identity['class']}, which is no {kind.__name__}: {error}"
             ) from error
@@ -338,7 +387,7 @@ def latest_checkpoint(
     path = processes.from_main(_newest_whole(directory) if processes.is_main else None)
     if path is None:
         return None
-    return Checkpoint(path, read_json(path / "state.json", CheckpointError), device, parts or {})
+    return Checkpoint(path, read_state(path), device, parts or {})
 
 
 def _newest_whole(directory: Path) -> Path | None:

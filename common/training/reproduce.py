@@ -21,7 +21,6 @@ from common.utils.experiment_storage import store
 from common.utils.experiment_storage.annotations import annotate_experiment
 from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.comparison import diff_configs, flatten
-from common.utils.files import read_json
 from common.utils.logging import get_logger
 from common.utils.manifest import create_manifest
 from common.utils.paths import get_runs_dir
@@ -235,8 +234,9 @@ def _fingerprint(name: str) -> dict[str, Any] | None:
     """What identifies the data of a run, from its newest checkpoint; None without any."""
     if (newest := max(_checkpoints(name), default=None)) is None:
         return None
-    state = read_json(_checkpoint(name, newest) / "state.json", CheckpointError)
-    fingerprint: dict[str, Any] = state["fingerprint"]
+    from common.training.checkpoint import read_state
+
+    fingerprint: dict[str, Any] = read_state(_checkpoint(name, newest))["fingerprint"]
     return fingerprint
 
 

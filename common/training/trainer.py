@@ -446,7 +446,8 @@ class Trainer:
             log.info("no checkpoint was saved: starting from the beginning")
         else:
             self.changes = dict(changes or {})
-            unpack_state(self, saved, anyway)
+            with checkpoint.state_errors(saved.path):
+                unpack_state(self, saved, anyway)
         if self.run is not None:
             self.run.resume_from(saved.state["log_rows"] if saved else 0)
             checkpoint.mark_best(self.checkpoints, self.best_step, self.best_loss)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import resource
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -22,6 +23,7 @@ from common.models import Decoder
 from common.training import Trainer, TrainingConfig, checkpoint
 from common.training.optimizer_state import pack_optimizer, unpack_optimizer
 from common.utils import start_experiment
+from common.utils.files import sha256_of
 
 
 def decoder(seed: int = 0, hidden_size: int = 8) -> Decoder:
@@ -357,3 +359,74 @@ def test_the_optimizer_comes_back_exactly() -> None:
         step(second, other, index)
     for mine, its in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(mine, its)
+
+
+# A state.json that was edited by hand, its checksum too
+
+EDITS: dict[str, Any] = {
+    **{"model": None, "model.class": 3, "model.vocab_size": "7", "model.arguments": []},
+    **{"step": "4", "tokens": -1, "log_rows": 10**30, "fingerprint": [], "training": "fp32"},
+    "model.quantization": 4,
+}
+# These are read when the training takes them up.
+EDITS_OF_PARTS: dict[str, Any] = {
+    **{"param_groups": 3, "rng": None, "rng.0": 3, "window": [], "window.nats": "many"},
+    **{"training.precision": ..., "best_loss": ...},
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The newest checkpoint of a short training."""
+    config = TrainingConfig(max_steps=2, checkpoint_every_steps=2, device="cpu")
+    directory = tmp_path_factory.mktemp("trained")
+    trainer = Trainer(decoder(), Same(), config)
+    trainer.checkpoints = directory
+    trainer.fit()
+    return directory / "step_2"
+
+
+def edit(path: Path, key: str, value: Any) -> None:
+    """Change `key` of the state, dots between levels; `...` removes it. The checksum fits afterwards."""
+    state: Any = json.loads((path / "state.json").read_text())
+    *parents, last = key.split(".")
+    inner = state
+    for parent in parents:
+        inner = inner[int(parent) if isinstance(inner, list) else parent]
+    place: Any = int(last) if isinstance(inner, list) else last
+    if value is ...:
+        del inner[place]
+    else:
+        inner[place] = value
+    (path / "state.json").write_text(json.dumps(state))
+    files = sorted(file for file in path.iterdir() if file.name != "SHA256SUMS")
+    (path / "SHA256SUMS").write_text("".join(f"{sha256_of(f)}  {f.name}\n" for f in files))
+
+
+@pytest.mark.parametrize("key", EDITS)
+def test_an_edited_state_is_that_of_a_damaged_checkpoint(
+    key: str, trained: Path, tmp_path: Path
+) -> None:
+    path = Path(shutil.copytree(trained, tmp_path / "step_2"))
+    edit(path, key, EDITS[key])
+    with pytest.raises(CheckpointError, match=r"state\.json does not describe"):
+        checkpoint.load_checkpoint(path)
+
+
+@pytest.mark.parametrize("key", EDITS_OF_PARTS)
+def test_an_edited_state_is_refused_in_one_line(key: str, trained: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(trained, tmp_path / "step_2"))
+    edit(path, key, EDITS_OF_PARTS[key])
+    trainer = Trainer(decoder(), Same(), TrainingConfig(max_steps=2, device="cpu"))
+    trainer.checkpoints = tmp_path
+    with pytest.raises(CheckpointError, match=r"state\.json does not describe") as caught:
+        trainer.resume()
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("size", [0, -7, 2**40, 10**400])
+def test_a_vocabulary_that_cannot_be_is_refused(size: int, trained: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(trained, tmp_path / "step_2"))
+    edit(path, "model.vocab_size", size)
+    with pytest.raises(CheckpointError):
+        Decoder.load_checkpoint(path)
