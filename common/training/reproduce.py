@@ -20,7 +20,7 @@ from common.training.signals import sigterm_interrupts
 from common.utils.experiment_storage import store
 from common.utils.experiment_storage.annotations import annotate_experiment
 from common.utils.experiment_storage.catalogue import Catalogue
-from common.utils.experiment_storage.comparison import diff_configs, flatten
+from common.utils.experiment_storage.comparison import diff_flat, flatten
 from common.utils.logging import get_logger
 from common.utils.manifest import create_manifest
 from common.utils.paths import get_runs_dir
@@ -205,7 +205,7 @@ def _so_far(comparison: RowComparison) -> str:
 
 def _check_config(then: dict[str, Any], now: dict[str, Any]) -> None:
     expected = flatten(then["config"]) | _chosen(then)
-    different = diff_configs([expected, flatten(now["config"])]).items()
+    different = diff_flat([expected, flatten(now["config"])]).items()
     if different:
         changes = "; ".join(f"{key}: {before} -> {after}" for key, (before, after) in different)
         raise ExperimentError(

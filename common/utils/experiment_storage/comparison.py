@@ -28,25 +28,44 @@ _ABSENT = object()
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"model": {"num_layers": 4}} -> {"model.num_layers": 4}"""
+    """{"model": {"num_layers": 4}} -> {"model.num_layers": 4}
+
+    A key that has a dot itself is quoted, and an empty mapping is a value: neither is another's equal.
+    """
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
+        name = f'{prefix}"{key}"' if "." in str(key) else f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{name}.")
         else:
-            flat[f"{prefix}{key}"] = value
+            flat[name] = value
     return flat
 
 
 def diff_configs(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """The keys on which the configurations differ, with the value of each (None where it is absent)."""
-    flat = [flatten(config) for config in configs]
+    return diff_flat([flatten(config) for config in configs])
+
+
+def diff_flat(flat: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """As `diff_configs`, of flattened ones."""
     different = {}
     for key in dict.fromkeys(key for config in flat for key in config):
         values = [config.get(key, _ABSENT) for config in flat]
-        if any(value is _ABSENT or value != values[0] for value in values):
+        if any(value is _ABSENT or not _is_same(value, values[0]) for value in values):
             different[key] = [None if value is _ABSENT else value for value in values]
     return different
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Equality as a configuration means it: true is not 1, and NaN is NaN."""
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_is_same(one[key], other[key]) for key in one)
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    return bool(one == other or (one != one and other != other))
 
 
 def config_hash(manifest: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -25,6 +26,39 @@ def test_a_diff_names_the_keys_that_differ_or_are_missing() -> None:
     assert diff_configs([a, b]) == {"model.layers": [4, 6], "note": [None, None]}
     assert diff_configs([a, a, a]) == {}
     assert diff_configs([{"x": 1}, {"x": {"y": 2}}]) == {"x": [1, None], "x.y": [None, 2]}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"x": True}, {"x": 1}),
+        ({"x": 0.0}, {"x": False}),
+        ({"x": [True]}, {"x": [1]}),
+        ({"x": [{"y": 1}]}, {"x": [{"y": True}]}),
+        ({"a.b": 1}, {"a": {"b": 1}}),
+        ({"a": {"b.c": 1}}, {"a.b": {"c": 1}}),
+        ({"x": {}}, {}),
+        ({"x": {"y": {}}}, {"x": {}}),
+        ({"x": None}, {}),
+        ({"x": None}, {"x": {}}),
+        ({"x": []}, {"x": {}}),
+        ({"x": "1"}, {"x": 1}),
+        ({"x": math.nan}, {"x": "nan"}),
+        ({"x": [1, 2]}, {"x": [1]}),
+    ],
+)
+def test_what_is_different_is_never_called_the_same(
+    one: dict[str, object], other: dict[str, object]
+) -> None:
+    assert diff_configs([one, other]) and diff_configs([other, one])
+    assert diff_configs([one, one, other])
+    assert not diff_configs([one, json.loads(json.dumps(one))])
+
+
+def test_two_nans_are_the_same_and_so_are_one_and_one_point_zero() -> None:
+    one = {"x": math.nan, "y": [math.nan, {"z": math.nan}], "lr": 1}
+    other = {"x": float("nan"), "y": [float("nan"), {"z": float("nan")}], "lr": 1.0}
+    assert diff_configs([one, other]) == {}
 
 
 def manifest(**facts: Any) -> dict[str, Any]:
