@@ -3,6 +3,7 @@
 launch.py     finds a port, opens the browser, serves until Ctrl-C
 server.py     the FastAPI application: addresses and their answers
 security.py   what a page of somebody else's must not be able to do
+queries.py    SQL: two at a time, none whose asker has left
 data.py       all that is asked of the store
 runs.py       the table of runs, as what changed since the last answer
 plots.py      the curves a plot shows: of runs or of groups of seeds

@@ -351,13 +351,6 @@ def read_samples(name: str, step: int | None) -> dict[str, Any]:
     return {"steps": steps, "step": shown, "samples": samples, "damaged": damaged}
 
 
-def run_sql(sql: str) -> tuple[list[str], list[list[Any]]]:
-    """With the bounds that the command line has. Raises ExperimentError with a hint."""
-    from common.utils.experiment_storage.sql import query_rows
-
-    return query_rows(sql)
-
-
 def check_known(names: Iterable[str], known: Collection[str]) -> list[str]:
     """`names` without repetition. Raises ExperimentError for one that the store does not have."""
     chosen = list(dict.fromkeys(names))

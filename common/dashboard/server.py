@@ -1,6 +1,7 @@
 """The application: the page, its files, and the JSON that it asks for.
 
-The endpoints are plain functions, so FastAPI runs them in threads and a slow query holds up nobody.
+The endpoints are plain functions, which FastAPI runs in threads, except those of SQL: `queries.py`
+bounds how many queries run at once, and a slow one holds up nobody.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from common.dashboard import data
 from common.dashboard.plots import PlotRequest, draw
+from common.dashboard.queries import Queries
 from common.dashboard.runs import RunsTable
 from common.dashboard.security import ALLOWED_HOSTS, OwnPageOnly
 from common.errors import MissingPackageError, ResearchError
@@ -95,7 +97,7 @@ def _create_api() -> FastAPI:
     api.add_middleware(GZipMiddleware, compresslevel=3)
     api.add_exception_handler(ResearchError, _told)
     api.add_exception_handler(RequestValidationError, _malformed)
-    table, cache = RunsTable(), data.SeriesCache()
+    table, cache, queries = RunsTable(), data.SeriesCache(), Queries()
 
     @api.get("/runs")
     def runs(since: str = "") -> FiniteJSON:
@@ -135,16 +137,23 @@ def _create_api() -> FastAPI:
         return FiniteJSON(data.annotate(**request.model_dump())._asdict())
 
     @api.post("/sql")
-    def sql(request: Statement) -> FiniteJSON:
-        columns, rows = data.run_sql(request.sql)
-        shown = [[_cell(value) for value in row] for row in rows[:SHOWN_ROWS]]
-        return FiniteJSON({"columns": columns, "rows": shown, "total": len(rows)})
+    async def sql(statement: Statement, request: Request) -> Response:
+        return await queries.run(statement.sql, request, _shown)
 
     @api.post("/sql.csv")
-    def sql_as_csv(request: Statement) -> PlainTextResponse:
-        return PlainTextResponse(format_rows(*data.run_sql(request.sql), "csv"))
+    async def sql_as_csv(statement: Statement, request: Request) -> Response:
+        return await queries.run(statement.sql, request, _csv)
 
     return api
+
+
+def _shown(columns: list[str], rows: list[list[Any]]) -> Response:
+    shown = [[_cell(value) for value in row] for row in rows[:SHOWN_ROWS]]
+    return FiniteJSON({"columns": columns, "rows": shown, "total": len(rows)})
+
+
+def _csv(columns: list[str], rows: list[list[Any]]) -> Response:
+    return PlainTextResponse(format_rows(columns, rows, "csv"))
 
 
 def _told(_: Request, error: Exception) -> FiniteJSON:

@@ -23,10 +23,10 @@ export async function get(path, parameters = {}) {
   return (await answer(await fetch(`/api/${path}?${query}`))).json();
 }
 
-async function send(path, body) {
+async function send(path, body, signal) {
   const headers = { "Content-Type": "application/json" };
-  return answer(await fetch(`/api/${path}`, { method: "POST", headers, body: JSON.stringify(body) }));
+  return answer(await fetch(`/api/${path}`, { method: "POST", headers, body: JSON.stringify(body), signal }));
 }
 
-export const post = async (path, body) => (await send(path, body)).json();
+export const post = async (path, body, signal) => (await send(path, body, signal)).json();
 export const postForText = async (path, body) => (await send(path, body)).text();

@@ -41,23 +41,25 @@ function help() {
   const line = (name, text) => el("p", { class: "muted" }, el("code", {}, name), text);
   return [
     line("experiments", ": a row per logged step: experiment_name, step, epoch, split, time (seconds since the start), then a column per metric"),
-    line("runs", ": a row per experiment: name, status, project, started, finished, duration, config (JSON), git_commit, seed, host, parameters, tokens, tags, note"),
+    line("runs", ": a row per experiment: name, status, project, started, finished, duration, config (JSON), git_commit, seed, host, parameters, tokens, tags, note, archived, precision, compiled, threads, device, cpu"),
   ];
 }
 
-let asked = 0;
+let asked = new AbortController();
 
 async function ask() {
   const sql = box.value;
-  const number = (asked += 1);
+  asked.abort(); // the server ends the query that is no longer waited for
+  const { signal } = (asked = new AbortController());
   change({ sql: sql.length < 2000 ? sql : "" });
   const began = performance.now();
   busy.textContent = "Running …";
   try {
-    const result = await post("sql", { sql });
+    const result = await post("sql", { sql }, signal);
     busy.textContent = `${((performance.now() - began) / 1000).toFixed(2)} s`;
-    if (number === asked) output.replaceChildren(...table(sql, result));
+    output.replaceChildren(...table(sql, result));
   } catch (error) {
+    if (signal.aborted) return;
     busy.textContent = "";
     output.replaceChildren(el("div", { class: "banner bad" }, el("pre", {}, error.message), error.hint ? el("p", {}, `hint: ${error.hint}`) : ""));
   }

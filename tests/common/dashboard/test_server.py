@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+import socket
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
 
-from common.dashboard.launch import serve
+from common.dashboard.launch import listen, serve
+from common.dashboard.queries import AT_ONCE, MOST_IN_LINE
 from common.dashboard.server import create_app
 from common.errors import MissingPackageError
 from common.utils import save_experiment, start_experiment
@@ -124,6 +130,71 @@ def test_a_slow_query_holds_up_nobody(client: TestClient) -> None:
         answer = pool.submit(post, client, "sql", sql=slow)
         assert get(client, "runs")["complete"] and not answer.done()
         assert answer.result()["total"] == 1
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A real server, whose clients can leave."""
+    listener = listen(0)
+    server = uvicorn.Server(uvicorn.Config(create_app(), log_level="warning"))
+    thread = Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    yield listener.getsockname()[1]
+    server.should_exit = True
+    thread.join()
+
+
+def ask_sql(port: int, sql: str) -> HTTPConnection:
+    connection = HTTPConnection("127.0.0.1", port, timeout=60)
+    headers = {"Content-Type": "application/json"}
+    connection.request("POST", "/api/sql", json.dumps({"sql": sql}), headers)
+    return connection
+
+
+def answer_of(connection: HTTPConnection) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(connection.getresponse().read())
+    connection.close()
+    return answer
+
+
+def test_many_slow_queries_hold_up_nobody_and_end_when_their_askers_leave(port: int) -> None:
+    save("a", [1.0])
+    endless = "SELECT count(*) FROM range(100000000) a, range(100000) b"
+    asked = [ask_sql(port, endless) for _ in range(45)]
+    refused = [answer_of(connection)["error"] for connection in asked[AT_ONCE + MOST_IN_LINE :]]
+    assert len(refused) == 35 and all("being answered already" in error for error in refused)
+    runs = HTTPConnection("127.0.0.1", port, timeout=60)
+    runs.request("GET", "/api/runs")
+    assert answer_of(runs)["columns"]["name"] == ["a"]
+    for connection in asked:
+        connection.close()
+    while "error" in (answer := answer_of(ask_sql(port, "SELECT max(loss) FROM experiments"))):
+        assert "being answered already" in answer["error"]  # it sees that they left in a moment
+    assert answer["rows"] == [[1.0]]
+
+
+def test_a_query_of_the_page_has_a_gigabyte(port: int) -> None:
+    for select in ("repeat('x', 2000000000)", "range(900000000)"):
+        answer = answer_of(ask_sql(port, f"SELECT {select}"))
+        assert "the query needs more than 1.0 GiB of memory" in answer["error"]
+
+
+def test_an_answer_does_not_wait_for_the_acknowledgement_of_its_head() -> None:
+    async def option() -> int:
+        found = asyncio.get_running_loop().create_future()
+
+        def accepted(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            of_it = writer.get_extra_info("socket")
+            found.set_result(of_it.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        listener = listen(0)
+        async with await asyncio.start_server(accepted, sock=listener):
+            _, writer = await asyncio.open_connection(*listener.getsockname())
+            writer.close()
+            return int(await found)
+
+    assert asyncio.run(option())
 
 
 def test_an_empty_store_has_an_answer(client: TestClient) -> None:
