@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
+from common.utils.terminal import printable
+
 _ELSEWHERE = "set RESEARCH_ASSETS_DIR to a folder that you can write to"
 _SYSTEM_HINTS = {
     errno.ENOSPC: "free some disk space, or set RESEARCH_ASSETS_DIR to another disk",
@@ -120,14 +122,12 @@ def exit_on_error() -> Iterator[None]:
         if os.environ.get("RESEARCH_TRACEBACK"):
             raise
         if isinstance(error, ResearchError):
-            print(f"error [{error.code}]: {error.message}", file=sys.stderr)
-            if error.hint:
-                print(f"  hint: {error.hint}", file=sys.stderr)
+            line, hint = f"error [{error.code}]: {error.message}", error.hint
         else:
             where = f"{error.filename}: " if error.filename else ""
-            print(f"error [system]: {where}{error.strerror or error}", file=sys.stderr)
-            if hint := _SYSTEM_HINTS.get(error.errno or 0):
-                print(f"  hint: {hint}", file=sys.stderr)
+            line = f"error [system]: {where}{error.strerror or error}"
+            hint = _SYSTEM_HINTS.get(error.errno or 0, "")
+        print(printable(f"{line}\n  hint: {hint}" if hint else line), file=sys.stderr)
         _release(error)
         sys.exit(2)
     except KeyboardInterrupt as interrupt:

@@ -20,6 +20,7 @@ from common.utils.experiment_storage.reports import (
     summarise_experiments,
 )
 from common.utils.tables import FORMATS, format_rows
+from common.utils.terminal import printable, show
 
 EXAMPLES = """examples:
   python tools/query_experiments.py --list
@@ -126,13 +127,13 @@ def _parser() -> argparse.ArgumentParser:
 def _show(arguments: argparse.Namespace, report: Report) -> None:
     _warn(report.broken)
     for line in filter(None, (report.title, *report.notes)):
-        print(line, file=sys.stderr)
-    print(format_rows(report.columns, report.rows, arguments.format))
+        print(printable(line), file=sys.stderr)
+    show(format_rows(report.columns, report.rows, arguments.format))
 
 
 def _warn(broken: Sequence[Broken]) -> None:
     for file, error in broken:
-        print(f"warning: left out {file}: {error}", file=sys.stderr)
+        print(printable(f"warning: left out {file}: {error}"), file=sys.stderr)
 
 
 def _list(arguments: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from common.launching.report import ranking
 from common.launching.search import Goal, summaries_of
 from common.launching.sweep import Sweep, Trial
 from common.utils.experiment_storage.catalogue import Overview
+from common.utils.terminal import printable
 
 
 class View:
@@ -97,4 +98,4 @@ class View:
         return "" if value is None else f"  {self._goal.metric} {value:.6g}"
 
     def _say(self, line: str) -> None:
-        self._console.print(line, markup=False, soft_wrap=True)
+        self._console.print(printable(line), markup=False, soft_wrap=True)

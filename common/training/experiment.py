@@ -42,6 +42,7 @@ from common.utils.experiment_storage.run import Run, start_experiment
 from common.utils.logging import get_logger
 from common.utils.paths import display_path, get_runs_dir
 from common.utils.seeding import seed_everything
+from common.utils.terminal import show
 
 C = TypeVar("C", bound=ExperimentConfig)
 BuildModel = Callable[[C, int], BaseLanguageModel]
@@ -325,7 +326,7 @@ def _report(metrics: dict[str, float], trainer: Trainer, data: TokenDataset, run
     """What a user wants to know at the end: the result, a sample, where everything is, what next."""
     samples = next(c for c in trainer.callbacks if isinstance(c, Samples))
     for text in samples.latest:
-        print(f"\n--- sample ---\n{text}")
+        show(f"\n--- sample ---\n{text}")
     print("\n--- result ---")
     print(_describe(metrics, data.floor_bits_per_byte))
     print(f"experiment  {display_path(Path(run.manifest['file']))}")

@@ -14,6 +14,7 @@ from common.errors import DataError
 from common.models.base import BaseLanguageModel
 from common.training.config import ExperimentConfig
 from common.training.experiment import load_run
+from common.utils.terminal import printable, show
 
 C = TypeVar("C", bound=ExperimentConfig)
 BuildModel = Callable[[C, int], BaseLanguageModel]
@@ -103,7 +104,7 @@ def sample_run(
         pieces = stream_text(model, data.tokenizer, prompt, seed=seed + number, **options)
         if num_samples > 1:
             print(f"--- sample {number + 1} (seed {seed + number}) ---")
-        print(prompt, end="", flush=True)
+        show(prompt, end="")
         _print_all(pieces)
 
 
@@ -112,7 +113,7 @@ def _print_all(pieces: Iterable[str]) -> str:
     text = ""
     try:
         for piece in pieces:
-            print(piece, end="", flush=True)
+            show(piece, end="")
             text += piece
     finally:
         print(flush=True)
@@ -145,7 +146,7 @@ def converse(
         try:
             pieces = stream_text(model, data.tokenizer, asked, seed=seed + number, **options)
         except DataError as error:  # a typing mistake must not end the conversation
-            print(f"error [{error.code}]: {error.message}", file=sys.stderr)
+            print(printable(f"error [{error.code}]: {error.message}"), file=sys.stderr)
             continue
         text = asked + _print_all(pieces)
 

@@ -12,6 +12,8 @@ import os
 import sys
 from datetime import datetime
 
+from common.utils.terminal import printable
+
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
 
@@ -20,7 +22,7 @@ class _TextFormatter(logging.Formatter):
         fields = "".join(f"  {key}={value}" for key, value in _extra(record).items())
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
         trace = f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
-        return f"{level}{record.getMessage()}{fields}{trace}"
+        return f"{printable(f'{level}{record.getMessage()}{fields}')}{trace}"
 
 
 class _JsonFormatter(logging.Formatter):

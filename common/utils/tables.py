@@ -9,6 +9,8 @@ from datetime import datetime
 from types import NoneType
 from typing import TYPE_CHECKING, cast
 
+from common.utils.terminal import printable
+
 if TYPE_CHECKING:
     from decimal import Decimal
 
@@ -16,7 +18,10 @@ FORMATS = ("table", "csv", "json", "markdown")
 
 
 def format_rows(columns: Sequence[str], rows: Sequence[Sequence[object]], style: str) -> str:
-    """`rows` under `columns` in one of FORMATS. JSON has null for NaN and infinities: it has no other."""
+    """`rows` under `columns` in one of FORMATS. JSON has null for NaN and infinities: it has no other.
+
+    What people read steers no terminal; CSV and JSON hold every character as it is.
+    """
     columns = _distinct(columns)
     if style == "json":
         records = [dict(zip(columns, map(_json_value, row), strict=True)) for row in rows]
@@ -38,8 +43,8 @@ def format_rows(columns: Sequence[str], rows: Sequence[Sequence[object]], style:
         rule = ["---:" if is_numeric else "---" for is_numeric in numeric]
         body = zip(*(map(_in_markdown, column) for column in texts), strict=True)
         header = map(_in_markdown, columns)
-        return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *body])
-    return _aligned(columns, texts, numeric)
+        return printable("\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *body]))
+    return printable(_aligned(columns, texts, numeric))
 
 
 def format_html(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> str:

@@ -422,3 +422,64 @@ def test_options_without_their_action_are_mistakes(
     query, arguments: list[str], expected: str
 ) -> None:
     assert expected in query(*arguments, code=2).stderr
+
+
+HOSTILE = "x\x1b]0;title\x07\x1b[2J\x9b31m\r\u202e"
+
+
+@pytest.fixture
+def hostile_store() -> None:
+    metadata = {
+        "project": HOSTILE,
+        "config": {HOSTILE: HOSTILE},
+        "note": HOSTILE,
+        "tags": [HOSTILE],
+    }
+    save_experiment("a", pd.DataFrame({HOSTILE: [1.0], "split": HOSTILE}), metadata=metadata)
+    save_experiment("b", pd.DataFrame({"loss": [1.0]}), metadata={"config": {HOSTILE: 1}})
+    (get_experiments_dir() / "c\x1b[31m.parquet").write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--list"],
+        ["--list", "--format", "markdown"],
+        ["--summary"],
+        ["--best", HOSTILE, "--min"],
+        ["--best", f"{HOSTILE}y", "--min"],
+        ["--best", "loss", "--split", HOSTILE],
+        ["--compare", "a", "b"],
+        ["--diff", "a", "b"],
+        ["--note", "a", HOSTILE],
+        ["--sql", "SELECT * FROM runs"],
+        ["--sql", f"SELECT '{HOSTILE}' AS c"],
+        ["--sql", f'SELECT "{HOSTILE}"'],
+        ["--import", f"nothing{HOSTILE}"],
+    ],
+    ids=lambda arguments: " ".join(arguments[:1]),
+)
+@pytest.mark.usefixtures("hostile_store")
+def test_nothing_that_is_stored_steers_the_terminal(run_tool, arguments: list[str]) -> None:
+    result = run_tool(SCRIPT, *arguments)
+    shown = result.stdout + result.stderr
+    assert not [c for c in shown if not c.isprintable() and c != "\n"]
+    assert r"\x1b[" in shown
+
+
+@pytest.mark.usefixtures("hostile_store")
+def test_csv_keeps_every_character_for_a_file_and_is_harmless_on_a_terminal(query) -> None:
+    arguments = ["--sql", "SELECT note FROM runs WHERE name = 'a'", "--format", "csv"]
+    piped = subprocess.run(
+        [sys.executable, SCRIPT, *arguments], capture_output=True, cwd=REPOSITORY_ROOT
+    )
+    assert HOSTILE in piped.stdout.decode()
+    parent, child = os.openpty()
+    command = [sys.executable, SCRIPT, *arguments]
+    subprocess.run(
+        command, stdout=child, stderr=subprocess.DEVNULL, cwd=REPOSITORY_ROOT, check=True
+    )
+    os.close(child)
+    shown = os.read(parent, 65536).decode()
+    os.close(parent)
+    assert "\x1b" not in shown and r"\x1b[2J" in shown

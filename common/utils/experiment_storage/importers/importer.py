@@ -22,6 +22,7 @@ from common.utils.experiment_storage.importers.foreign import (
 from common.utils.experiment_storage.importers.mlflow import DeletedRunError
 from common.utils.logging import get_logger
 from common.utils.manifest import ID, check_manifest, now, plain_facts
+from common.utils.terminal import printable
 
 OnConflict = Literal["rename", "skip"]
 TAG = "imported"
@@ -216,6 +217,6 @@ def _with_progress(runs: list[ForeignRun]) -> Iterator[ForeignRun]:
     ) as progress:
         task = progress.add_task("", total=len(runs))
         for run in runs:
-            progress.update(task, description=run.label[-60:])
+            progress.update(task, description=printable(run.label[-60:]))
             yield run
             progress.advance(task)

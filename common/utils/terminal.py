@@ -1,0 +1,28 @@
+"""Texts of somebody else's (names, tags, notes, samples) as a terminal may see them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TextIO
+
+# Control characters but tab and newline, those that turn the direction of writing, and halves of
+# surrogate pairs, which no terminal can show. Compiled when it is first used: an error may be all.
+_STEERING = "[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+
+
+def printable(text: str) -> str:
+    r"""`text` with all that would steer a terminal made visible: ESC is written as `\x1b`."""
+    if text.isascii() and text.isprintable():
+        return text
+    return re.sub(_STEERING, _visible, text)
+
+
+def _visible(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def show(text: str, end: str = "\n", file: TextIO | None = None) -> None:
+    """Print `text` at once: as it is into a file or a pipe, `printable` on a terminal."""
+    file = file or sys.stdout
+    print(printable(text) if file.isatty() else text, end=end, file=file, flush=True)
