@@ -22,6 +22,7 @@ from filelock import FileLock
 from common.data.hf_errors import Kind, explained
 from common.data.hf_files import HubFile, check_arrived, check_space, list_files
 from common.errors import DataError, DownloadError, did_you_mean
+from common.utils.file_locks import file_lock
 from common.utils.files import fsync_dir, fsync_file, read_json, write_json_atomic
 from common.utils.paths import display_path
 from common.utils.paths import get_datasets_dir as get_datasets_dir
@@ -173,7 +174,7 @@ def _now() -> str:
 def _lock(folder: Path) -> FileLock:
     """One process downloads, the others wait for it. The lock file stays: removing it would be a race."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder.parent / f".{folder.name}.lock")
+    return file_lock(folder.parent / f".{folder.name}.lock")
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -53,6 +52,7 @@ from common.data.tokenizers import (
 )
 from common.data.tokenizers.base import last_word_border
 from common.errors import DataError, ResearchError
+from common.utils.file_locks import file_lock
 from common.utils.files import fsync_dir, read_json, sha256_of, stamp_of, write_json_atomic
 from common.utils.logging import get_logger
 from common.utils.manifest import now
@@ -117,7 +117,7 @@ def prepare(config: DataConfig) -> TokenDataset:
     target = get_datasets_dir() / corpus.name / "tokens" / f"{_label(config)}-{digest}"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.parent / f".{target.name}.lock"):  # two processes prepare once
+        with file_lock(target.parent / f".{target.name}.lock"):  # two processes prepare once
             if not target.exists():
                 _build(corpus, config, recipe, target)
     return open_tokens(target)

@@ -24,6 +24,7 @@ from common.launching.sweep import Trial
 from common.utils.experiment_storage import store
 from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.locks import is_running
+from common.utils.file_locks import lockable
 from common.utils.files import named_in_errors
 from common.utils.manifest import now
 
@@ -179,7 +180,7 @@ def hold_lock(path: Path, timeout_seconds: float = 0.0) -> int | None:
         raise ResearchError("trials are launched on Linux and macOS only", "use WSL")
     import fcntl
 
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(lockable(path), os.O_RDWR | os.O_CREAT, 0o666)
     deadline = time.monotonic() + timeout_seconds
     while True:
         try:

@@ -9,13 +9,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from common.errors import ConfigError, ExperimentError
 from common.launching.command import Command
 from common.launching.space import Parameter
 from common.utils.experiment_storage import store
 from common.utils.experiment_storage.comparison import diff_configs
+from common.utils.file_locks import file_lock
 from common.utils.files import read_json, write_json_atomic
 from common.utils.manifest import now
 from common.utils.paths import REPOSITORY_ROOT, folder_of, get_assets_dir
@@ -127,7 +126,7 @@ class Sweep:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """While trials are added: two launchers never add the same one."""
-        with FileLock(self.folder / ".lock"):
+        with file_lock(self.folder / ".lock"):
             yield
 
     def trials(self) -> list[Trial]:

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from common.data.loader import Batch
 from common.errors import TrainingError
 from common.models.base import BaseLanguageModel
 from common.training.precision import autocast, matmul_precision, supported_precisions
+from common.utils.file_locks import file_lock
 from common.utils.files import read_json, write_json_atomic
 from common.utils.logging import get_logger
 from common.utils.paths import display_path, get_assets_dir
@@ -98,7 +98,7 @@ def _agree(
     passes: int,
 ) -> Choice:
     """Precision and compilation are agreed on apart: a run may have set one of them."""
-    with FileLock(path.with_suffix(".lock")):
+    with file_lock(path.with_suffix(".lock")):
         agreed = read_json(path, TrainingError) if path.exists() else {}
         ours = [key for key, v in (("precision", precision), ("compile", compile)) if v == "auto"]
         precision = agreed.get("precision", precision) if precision == "auto" else precision

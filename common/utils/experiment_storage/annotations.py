@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from common.errors import ExperimentError
 from common.utils.experiment_storage.log import Record, append_records, read_lines
+from common.utils.file_locks import file_lock
 from common.utils.paths import get_experiments_dir
 from common.utils.plain import NO_TEXT, clean_text, is_text
 
@@ -75,14 +76,13 @@ def annotate_experiment(
     Raises ExperimentError for an unknown experiment, an empty tag, a tag or note that is not text, and
     the removal of a tag that it does not have.
     """
-    from filelock import FileLock  # 70 ms that a list can do without
 
     from common.utils.experiment_storage.catalogue import Catalogue
 
     if note is not None:
         check_text(note, "a note")
     get_experiments_dir().mkdir(parents=True, exist_ok=True)
-    with FileLock(get_experiments_dir() / "._annotations.lock"):
+    with file_lock(get_experiments_dir() / "._annotations.lock"):
         before = Catalogue().annotation(name)
         after = Annotation(
             _changed_tags(name, before.tags, add_tags, remove_tags),

@@ -41,6 +41,7 @@ from common.utils.experiment_storage.store import (
     packs_dir,
     parquet_path,
 )
+from common.utils.file_locks import file_lock
 from common.utils.paths import get_experiments_dir
 
 LOOSE_LIMIT = 512  # more finished experiments in files of their own than this ...
@@ -52,7 +53,7 @@ Member = tuple[dict[str, Any], pa.Table]  # (manifest, its rows)
 def packs_lock() -> FileLock:
     """Held by whoever packs, unpacks or deletes finished experiments."""
     packs_dir().mkdir(parents=True, exist_ok=True)
-    return FileLock(packs_dir() / ".lock")
+    return file_lock(packs_dir() / ".lock")
 
 
 def replaced_packs(path: Path) -> list[str]:
