@@ -285,8 +285,12 @@ class TrainingModule(nn.Module):
         self.strategy = strategy
         self._replicas: nn.parallel.DistributedDataParallel | None = None
         if strategy == "ddp":
+            # After its first backward pass DDP groups the gradients anew, and so adds those of more
+            # than two processes in another order: a resumed run would differ in the last bits. It
+            # does not where it looks for unused parameters.
+            many = processes.world_size > 2
             self._replicas = nn.parallel.DistributedDataParallel(
-                _Loss(model), gradient_as_bucket_view=True
+                _Loss(model, many), gradient_as_bucket_view=True, find_unused_parameters=many
             )
         elif strategy == "fsdp":
             _shard(model, processes)
@@ -305,9 +309,11 @@ class TrainingModule(nn.Module):
 
 
 class _Loss(nn.Module):
-    def __init__(self, model: BaseLanguageModel) -> None:
+    def __init__(self, model: BaseLanguageModel, with_unused: bool) -> None:
         super().__init__()
         self.model = model
+        if with_unused:  # where it looks for one and finds none, DDP warns in each process
+            self.unused = nn.Parameter(torch.zeros(1, device=model.device))
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return self.model.training_loss(input_ids, labels)

@@ -15,6 +15,7 @@ from common.errors import CheckpointError
 from common.training import checkpoint
 from common.training.callbacks.base import Callback
 from common.training.checkpoint import Checkpoint
+from common.training.distributed import Processes
 from common.training.optimizer_state import pack_optimizer, unpack_optimizer, with_prefix
 from common.training.precision import supported_precisions
 from common.utils.experiment_storage.comparison import diff_configs
@@ -34,13 +35,12 @@ def pack_state(trainer: Trainer) -> tuple[dict[str, Any], Tensors, Tensors]:
     processes = trainer.processes
     groups, tensors = pack_optimizer(trainer.optimizer)
     values, random_states = get_rng_state()
-    nats = processes.sum(trainer.nats.clone()).item()
     state = {
         "step": trainer.step,
         "tokens": trainer.tokens,
         "best_loss": trainer.best_loss,
         "best_step": trainer.best_step,
-        "window": {**trainer.window, "nats": nats},
+        "window": {**trainer.window, "nats": processes.gather(trainer.nats.item())},
         "log_rows": trainer.run.rows if trainer.run else 0,
         "fingerprint": trainer.fingerprint,
         "training": numerics(trainer),
@@ -84,12 +84,19 @@ def unpack_state(trainer: Trainer, saved: Checkpoint, anyway: bool) -> None:
     trainer.tokens = state["tokens"]
     trainer.best_loss, trainer.best_step = state["best_loss"], state["best_step"]
     trainer.window = state["window"]
-    # All processes' part was summed when it was saved: the main one takes it over.
-    trainer.nats.fill_(trainer.window.pop("nats") if trainer.processes.is_main else 0.0)
+    trainer.nats.fill_(_own_nats(trainer.window.pop("nats"), trainer.processes))
     for key, callback in _keyed(trainer.callbacks):
         if key in state["callbacks"]:
             callback.load_state(state["callbacks"][key])
             callback.load_tensors(with_prefix(tensors, f"callback.{key}."))
+
+
+def _own_nats(saved: list[float] | float, processes: Processes) -> float:
+    """What this process has added up since the last log, or the main one what other processes had."""
+    parts = saved if isinstance(saved, list) else [saved]  # earlier versions saved the sum
+    if len(parts) == processes.world_size:
+        return parts[processes.rank]
+    return sum(parts) if processes.is_main else 0.0
 
 
 def _set_random_states(trainer: Trainer, state: Mapping[str, Any], tensors: Tensors) -> None:

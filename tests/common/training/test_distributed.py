@@ -151,7 +151,7 @@ def create_trainer(
             max_grad_norm=0.3,
             ema_decay=case.get("ema"),
             eval_every_steps=5,
-            log_every_steps=1,
+            log_every_steps=case.get("log_every_steps", 1),
             device="cpu",
             precision="fp32",
             compile=False,
@@ -208,6 +208,9 @@ def main(what: str, folder: Path) -> None:
                 (folder / "losses.json").write_text(json.dumps(found))
             for strategy in ("ddp", "fsdp"):
                 compare_exactly(strategy, processes)
+        elif what == "exact":
+            for strategy in ("ddp", "fsdp"):
+                compare_exactly(strategy, processes, model="custom")
         elif what == "resume":
             for name, strategy, stop_at in json.loads((folder / "resume.json").read_text()):
                 continue_run(name, CASES["uneven"], strategy, processes, stop_at)
@@ -216,9 +219,9 @@ def main(what: str, folder: Path) -> None:
             create_trainer(CASES["uneven"], "ddp", processes, callbacks).fit()
 
 
-def compare_exactly(strategy: str, processes: Processes) -> None:
+def compare_exactly(strategy: str, processes: Processes, model: str = "decoder") -> None:
     """With dropout: resumed by as many processes, a run is the same to the last bit."""
-    case = {"size": 4, "dropout": 0.3, "ema": 0.9}
+    case = {"size": 4, "dropout": 0.3, "ema": 0.9, "model": model, "log_every_steps": 5}
     trainer = create_trainer(case, strategy, processes, [])
     drawn = processes.gather(torch.rand(3).tolist())
     assert len({tuple(numbers) for numbers in drawn}) == processes.world_size
@@ -230,11 +233,21 @@ def compare_exactly(strategy: str, processes: Processes) -> None:
     continue_run(f"parts_{strategy}", case, strategy, processes, None)
     weights = [
         checkpoint.weights_of(
-            Decoder.load_checkpoint(get_runs_dir() / name / "checkpoints/step_16")
+            BaseLanguageModel.load_checkpoint(get_runs_dir() / name / "checkpoints/step_16")
         )
         for name in (f"whole_{strategy}", f"parts_{strategy}")
     ]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    if processes.is_main:
+        rows = [
+            query_experiments(
+                "SELECT step, loss, gradient_norm FROM experiments WHERE split = 'train' AND "
+                f"experiment_name = '{name}_{strategy}' ORDER BY step"
+            )
+            for name in ("whole", "parts")
+        ]
+        assert len(rows[0]) == 3
+        assert rows[0].equals(rows[1]), "also of the row in which it was stopped"
 
 
 # What is asked of them -------------------------------------------------------------------------
@@ -256,6 +269,16 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
         assert any(row.get("gradient_norm", 0) > 0.3 for row in expected), "nothing was clipped"
         for strategy in strategies(case):
             assert_close(found[f"{name}, {strategy}"], expected)
+
+
+@pytest.mark.slow
+def test_three_processes_add_their_gradients_in_the_same_order_after_a_resume(
+    tmp_path: Path,
+) -> None:
+    """Two numbers have the same sum in either order, three do not."""
+    code, output = run_processes(3, SCRIPT, "exact", tmp_path)
+    assert code == 0, output
+    assert "find_unused_parameters" not in output
 
 
 @pytest.mark.slow
