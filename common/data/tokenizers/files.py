@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,11 @@ def _build(content: dict[str, Any], path: Path) -> Tokenizer:
     if not isinstance(model, dict):
         raise DataError("it is of no type of tokenizer known here")
     tokenizer = _from_content(content)
+    settings = _settings(path.with_name("tokenizer_config.json"))
+    _check_prefix_space(settings, content)
     if BPETokenizer.describes(content):
         return BPETokenizer(tokenizer)
-    return PretrainedTokenizer(tokenizer, _end_of_text(path.with_name("tokenizer_config.json")))
+    return PretrainedTokenizer(tokenizer, _end_of_text(settings))
 
 
 def _text(value: object) -> str:
@@ -123,10 +126,34 @@ def _from_content(content: dict[str, Any]) -> hf.Tokenizer:
     return tokenizer
 
 
-def _end_of_text(config: Path) -> str | None:
-    """The token that tokenizer_config.json, where there is one, ends a text with."""
-    if not config.is_file():
-        return None
-    found: Any = read_json(config, DataError).get("eos_token")
+def _settings(path: Path) -> dict[str, Any]:
+    """tokenizer_config.json, where there is one. Of its keys two decide what a text becomes here."""
+    settings: Any = read_json(path, DataError) if path.is_file() else {}
+    if not isinstance(settings, dict):
+        raise DataError("its tokenizer_config.json is no object")
+    return settings
+
+
+def _end_of_text(settings: dict[str, Any]) -> str | None:
+    """The token that ends a text."""
+    found = settings.get("eos_token")
     found = found.get("content") if isinstance(found, dict) else found
     return found if isinstance(found, str) else None
+
+
+# Classes of transformers that put a space before a text by tokenizer_config.json, not by tokenizer.json.
+_SPACING_CLASSES = re.compile(r"(GPT2|Qwen2|Roberta)Tokenizer(Fast)?")
+
+
+def _check_prefix_space(settings: dict[str, Any], content: dict[str, Any]) -> None:
+    """Raise DataError where transformers would give a text other ids than tokenizer.json says."""
+    if not _SPACING_CLASSES.fullmatch(str(settings.get("tokenizer_class"))):
+        return
+    steps = content.get("pre_tokenizer") or {}
+    for step in steps.get("pretokenizers") or [steps]:
+        asked, has = settings.get("add_prefix_space", False), step.get("add_prefix_space", False)
+        if step.get("type") == "ByteLevel" and bool(asked) != bool(has):
+            raise DataError(
+                f"its tokenizer_config.json has add_prefix_space={asked!r}, it has {has!r}",
+                "make them the same: what the model was trained with",
+            )

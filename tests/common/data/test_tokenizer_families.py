@@ -306,3 +306,27 @@ def test_an_unknown_encoding_is_named() -> None:
     with pytest.raises(DataError, match="no encoding 'gtp2'") as error:
         TiktokenTokenizer.named("gtp2")
     assert "gpt2" in error.value.hint
+
+
+@pytest.mark.parametrize("in_config", [True, False, None])
+@pytest.mark.parametrize("in_file", [True, False])
+@pytest.mark.parametrize("kind", ["GPT2Tokenizer", "Qwen2TokenizerFast", "PreTrainedTokenizerFast"])
+def test_a_space_before_texts_is_that_of_transformers_or_refused(
+    kind: str, in_file: bool, in_config: bool | None, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    made = BPETokenizer.train(["the cat sat on the mat and the dog saw it\n" * 20], 300)
+    content = json.loads(made.tokenizer.to_str())
+    content["pre_tokenizer"]["add_prefix_space"] = in_file
+    settings = {"tokenizer_class": kind, "add_prefix_space": in_config}
+    settings = {key: value for key, value in settings.items() if value is not None}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    theirs = AutoTokenizer.from_pretrained(tmp_path)("the cat sat")["input_ids"]
+    try:
+        ours = load_tokenizer(tmp_path / "tokenizer.json").encode("the cat sat").tolist()
+    except DataError as error:
+        assert "add_prefix_space" in error.message and in_file is not bool(in_config)
+    else:
+        assert ours == theirs
