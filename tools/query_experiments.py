@@ -35,7 +35,8 @@ EXAMPLES = """examples:
   python tools/query_experiments.py --export results.csv exp_001 exp_007
   python tools/query_experiments.py --sql "SELECT experiment_name, MIN(loss) FROM experiments
                                            WHERE split = 'val' GROUP BY experiment_name"
-  python tools/query_experiments.py --sql "SELECT name, config->>'$.optimizer.lr' AS lr FROM runs"
+  python tools/query_experiments.py --sql "SELECT name, config->>'$.optimizer.lr' AS lr FROM runs
+      WHERE TRY_CAST(config->>'$.optimizer.lr' AS DOUBLE) > 1e-3 AND list_contains(tags, 'paper')"
 
 `experiments` has a row per logged step: experiment_name, step, epoch, split, time (seconds since the
 start), then a column per metric. `runs` has a row per experiment: name, status, project, started,
@@ -104,8 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--check", action="store_true", help="verify every file, remove what crashes left behind")
     add("--pack", action="store_true", help="move all finished experiments into packs now")
     add("--unpack", nargs="+", metavar="NAME", help="bring NAME back into a file of its own")
-    add("--import", metavar="PATH", help="TensorBoard, W&B offline, MLflow, CSV, JSON lines")
-    add("--export", nargs="+", metavar=("FILE", "NAME"), help="to .csv, .json or .parquet")
+    add("--import", metavar="PATH", help="TensorBoard, W&B offline, MLflow, tables, an --export")
+    add("--export", nargs="+", metavar=("FILE", "NAME"), help="to .csv (two), .json or .parquet")
     add("--sync", action="store_true", help="with the object store RESEARCH_EXPERIMENTS_URI")
     options = parser.add_argument_group("options of these")
     add = options.add_argument
@@ -280,7 +281,12 @@ def _export(arguments: argparse.Namespace) -> None:
     from common.utils.experiment_storage.exports import export_experiments
 
     file, *names = arguments.export
-    print(f"wrote {export_experiments(Path(file), names)} experiments to {file}")
+    beside = (
+        f", and what is known of them to {Path(file).stem}.runs.csv"
+        if file.endswith(".csv")
+        else ""
+    )
+    print(f"wrote {export_experiments(Path(file), names)} experiments to {file}{beside}")
 
 
 def _sync(arguments: argparse.Namespace) -> None:

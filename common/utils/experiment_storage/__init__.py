@@ -7,7 +7,8 @@ when there are many, SQL over all of them.
       packs/<time>.parquet     the cold ones of a large store
       _annotations.jsonl       tags, notes and archive marks
       _checksums.jsonl         what every Parquet file must be
-      .catalogue.sqlite        a cache, which can be deleted at any time
+      .catalogue.sqlite        a cache, which can be deleted at any time; that of a store which may only be
+                               read is in ~/.cache/research-monorepo
 
 log.py              the live log: one checksummed line per record, safe against kill -9
 store.py            names, checked rows, save_experiment
@@ -29,6 +30,6 @@ sql_worker.py       what such a process does: one SELECT within its bounds
 sql_views.py        the views `experiments` and `runs` in DuckDB
 maintenance.py      deleting, and checking every file
 exports.py          to CSV, JSON and Parquet
-importers/          from TensorBoard, W&B, MLflow and tables
+importers/          from TensorBoard, W&B, MLflow, tables and our own JSON
 remote.py           an object store that several machines share
 """

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from common.errors import ExperimentError, did_you_mean
 from common.utils.experiment_storage.annotations import Annotation
 from common.utils.experiment_storage.catalogue_cache import (
-    cache_path,
+    discard_cache,
     is_busy,
     open_cache,
     status_now,
@@ -223,7 +223,7 @@ class Catalogue:
         except sqlite3.DatabaseError as error:
             self._database.close()
             if not is_busy(error):  # a damaged page: the files are the truth, begin anew
-                cache_path().unlink(missing_ok=True)
+                discard_cache()
             self._database = open_cache()
             return self._database.execute(sql, parameters).fetchall()
 

@@ -8,7 +8,9 @@ that they are named and all others stay readable.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
@@ -28,6 +30,7 @@ from common.utils.experiment_storage.store import log_path
 from common.utils.manifest import check_manifest, clean_facts
 from common.utils.paths import get_experiments_dir
 
+_NAME = ".catalogue.sqlite"
 _LONGEST_WAIT_SECONDS = 2.0
 _SCHEMA_VERSION = 6
 _SCHEMA = f"""
@@ -58,24 +61,40 @@ PRAGMA user_version = {_SCHEMA_VERSION};
 
 
 def cache_path() -> Path:
-    return get_experiments_dir() / ".catalogue.sqlite"
+    """In the store, or in the user's own cache where nothing can be written beside the store's files."""
+    directory = get_experiments_dir()
+    if os.access(directory, os.W_OK) or not directory.exists():
+        return directory / _NAME
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    number = zlib.crc32(os.fsencode(directory))
+    return (
+        caches / "research-monorepo" / "catalogues" / f"{directory.parts[-3]}-{number:08x}.sqlite"
+    )
 
 
 def open_cache() -> sqlite3.Connection:
-    """The cache, brought up to date; made again when it is damaged, in memory when it cannot be written."""
+    """The cache, brought up to date; made again when it is damaged, in memory when it can be written
+    nowhere."""
     path = cache_path()
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         return _connect(str(path))
     except sqlite3.DatabaseError as error:
         if is_busy(error):
             return _connect(":memory:")
-        with suppress(OSError):  # a store on a read-only disk can still be read, only slower
-            path.unlink(missing_ok=True)
+        discard_cache()
+    except OSError:
+        if path.parent == get_experiments_dir():
+            raise
     try:
         return _connect(str(path))
     except sqlite3.DatabaseError:
         return _connect(":memory:")
+
+
+def discard_cache() -> None:
+    with suppress(OSError):  # what can only be read can still be read, only slower
+        cache_path().unlink(missing_ok=True)
 
 
 def is_busy(error: sqlite3.Error) -> bool:

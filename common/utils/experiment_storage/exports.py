@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow.csv as pa_csv
 
 from common.errors import ExperimentError
 from common.utils.experiment_storage.catalogue import Catalogue
+from common.utils.experiment_storage.comparison import flatten
 from common.utils.experiment_storage.log import read_log
 from common.utils.experiment_storage.packs import Member, read_pack
 from common.utils.experiment_storage.parquet import (
@@ -23,33 +24,59 @@ from common.utils.experiment_storage.parquet import (
     schema_of,
     table_to_rows,
 )
-from common.utils.files import atomic_path
+from common.utils.experiment_storage.store import RUN_COLUMNS, RUNS_ENDING
+from common.utils.files import atomic_path, write_text_atomic
 from common.utils.paths import get_experiments_dir
+from common.utils.tables import format_rows
 
 
 def export_experiments(path: Path, names: Sequence[str] = ()) -> int:
     """Write the experiments `names` (all of them without any) to `path` and return their number.
 
     .csv and .parquet have the columns of the view `experiments`, a row per logged step; an empty
-    cell was not logged. .json has a list of manifests, each with its `rows`; NaN and infinities are
-    the texts "NaN", "Infinity" and "-Infinity". Raises ExperimentError for another ending, a file
-    that exists, and an unknown name.
+    cell was not logged. Beside a .csv, `<stem>.runs.csv` has a row per experiment: the columns of the
+    view `runs`, and one per key of the configurations. .json has a list of manifests, each with its
+    `rows`; NaN and infinities are the texts "NaN", "Infinity" and "-Infinity".
+    Raises ExperimentError for another ending, a file that exists, and an unknown name.
     """
     write = _WRITERS.get(path.suffix)
     if write is None:
         raise ExperimentError(f"cannot export to '{path.name}'", f"end it in {_ENDINGS}")
-    if path.exists():
-        raise ExperimentError(f"{path} exists", "choose another file")
+    beside = path.with_suffix(RUNS_ENDING) if path.suffix == ".csv" else None
+    for file in filter(None, (path, beside)):
+        if file.exists():
+            raise ExperimentError(f"{file} exists", "choose another file")
     catalogue = Catalogue()
     chosen = list(dict.fromkeys(names)) or [run.name for run in catalogue.overview()]
     metrics = {s.metric: None for name in chosen for s in catalogue.summaries(name=name)}
     with atomic_path(path) as temporary:
         write(temporary, read_members(chosen), schema_of(metrics))
+    if beside is not None:
+        rows = _table_of_runs([catalogue.manifest(name) for name in chosen])
+        write_text_atomic(beside, format_rows(*rows, "csv") + "\n")
     return len(chosen)
 
 
+def _table_of_runs(manifests: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[object]]]:
+    """(columns, rows), each key of a configuration in a column of its own, empty where it is absent."""
+    facts = [column for column in RUN_COLUMNS if column != "config"]
+    configs = [flatten(manifest["config"]) for manifest in manifests]
+    keys = list(dict.fromkeys(key for config in configs for key in config))
+    rows = [
+        [_cell(manifest.get(fact)) for fact in facts] + [_cell(config.get(key)) for key in keys]
+        for manifest, config in zip(manifests, configs, strict=True)
+    ]
+    return [*facts, *(f"config.{key}" for key in keys)], rows
+
+
+def _cell(value: Any) -> Any:
+    """Lists and mappings as JSON, which is no other text: a tag may have a comma."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+
+
 def read_members(names: Sequence[str]) -> Iterator[Member]:
-    """(manifest, rows) of each, file by file. Raises ExperimentError for an unknown name."""
+    """(manifest, rows) of each as they were stored, file by file. Raises ExperimentError for an
+    unknown name."""
     catalogue = Catalogue()
     files: dict[str, set[str]] = {}
     for name in names:
@@ -80,10 +107,13 @@ def _write_parquet(path: Path, members: Iterator[Member], schema: pa.Schema) -> 
 
 
 def _write_json(path: Path, members: Iterator[Member], schema: pa.Schema) -> None:
+    catalogue = Catalogue()
     with path.open("w", encoding="utf-8") as file:
         before = "[\n"
         for manifest, table in members:
-            entry = _plain({**manifest, "rows": table_to_rows(table)})
+            # With the tags and the note that were given since.
+            annotation = catalogue.annotation(str(manifest["name"]))._asdict()
+            entry = _plain({**manifest, **annotation, "rows": table_to_rows(table)})
             file.write(before + json.dumps(entry, ensure_ascii=False))
             before = ",\n"
         file.write("[]\n" if before == "[\n" else "\n]\n")

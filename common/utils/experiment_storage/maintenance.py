@@ -18,7 +18,7 @@ from common.utils.experiment_storage.annotations import (
     forget_annotations,
 )
 from common.utils.experiment_storage.catalogue import Catalogue
-from common.utils.experiment_storage.catalogue_cache import cache_path
+from common.utils.experiment_storage.catalogue_cache import discard_cache
 from common.utils.experiment_storage.checksums import checksums_path, read_checksums
 from common.utils.experiment_storage.locks import is_running, lock_of
 from common.utils.experiment_storage.log import damaged_lines
@@ -91,7 +91,7 @@ def check_store() -> list[Finding]:
         return []
     with packs_lock():
         findings = [*_remove_leftovers(), *_damaged_files(), *_damaged_logs()]
-        cache_path().unlink(missing_ok=True)
+        discard_cache()
         named = {finding.file for finding in findings}
         for broken in Catalogue().broken:
             if broken.file not in named:

@@ -17,32 +17,10 @@ import duckdb
 
 from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.log import LogContent, read_log
-from common.utils.experiment_storage.store import FIXED_COLUMNS
+from common.utils.experiment_storage.store import FIXED_COLUMNS, RUN_COLUMNS
 from common.utils.paths import get_experiments_dir
 
 _KINDS = {"experiment_name": "VARCHAR", "step": "BIGINT", "split": "VARCHAR"}  # others: DOUBLE
-_RUN_COLUMNS = {
-    "name": "VARCHAR",
-    "status": "VARCHAR",
-    "project": "VARCHAR",
-    "started": "TIMESTAMPTZ",
-    "finished": "TIMESTAMPTZ",
-    "duration": "DOUBLE",  # seconds
-    "config": "VARCHAR",  # JSON
-    "git_commit": "VARCHAR",
-    "seed": "BIGINT",
-    "host": "VARCHAR",
-    "parameters": "BIGINT",
-    "tokens": "BIGINT",
-    "tags": ["VARCHAR"],
-    "note": "VARCHAR",
-    "archived": "BOOLEAN",
-    "precision": "VARCHAR",
-    "compiled": "BOOLEAN",
-    "threads": "BIGINT",
-    "device": "VARCHAR",
-    "cpu": "VARCHAR",
-}
 
 
 def connect(catalogue: Catalogue, sql: str, memory_bytes: int) -> duckdb.DuckDBPyConnection:
@@ -155,11 +133,11 @@ def _create_live_rows(
 
 
 def _create_runs(connection: duckdb.DuckDBPyConnection, manifests: list[dict[str, Any]]) -> None:
-    rows = [{name: _cell(name, m.get(name)) for name in _RUN_COLUMNS} for m in manifests]
+    rows = [{name: _cell(name, m.get(name)) for name in RUN_COLUMNS} for m in manifests]
     connection.execute(
         """CREATE TABLE run_rows AS
         SELECT unnest(from_json(?::JSON, ?::JSON), recursive := true)""",
-        [json.dumps(rows), json.dumps([_RUN_COLUMNS])],
+        [json.dumps(rows), json.dumps([RUN_COLUMNS])],
     )
     connection.execute(
         "CREATE VIEW runs AS SELECT * REPLACE (config::JSON AS config) FROM run_rows"

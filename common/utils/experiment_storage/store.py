@@ -25,6 +25,29 @@ if TYPE_CHECKING:
 
 FIXED_COLUMNS = ("experiment_name", "step", "epoch", "split", "time")
 MANIFEST_COLUMN = "manifest"  # of a pack
+RUN_COLUMNS: dict[str, str | list[str]] = {  # of the view `runs`, with their types in DuckDB
+    "name": "VARCHAR",
+    "status": "VARCHAR",
+    "project": "VARCHAR",
+    "started": "TIMESTAMPTZ",
+    "finished": "TIMESTAMPTZ",
+    "duration": "DOUBLE",  # seconds
+    "config": "VARCHAR",  # JSON
+    "git_commit": "VARCHAR",
+    "seed": "BIGINT",
+    "host": "VARCHAR",
+    "parameters": "BIGINT",
+    "tokens": "BIGINT",
+    "tags": ["VARCHAR"],
+    "note": "VARCHAR",
+    "archived": "BOOLEAN",
+    "precision": "VARCHAR",
+    "compiled": "BOOLEAN",
+    "threads": "BIGINT",
+    "device": "VARCHAR",
+    "cpu": "VARCHAR",
+}
+RUNS_ENDING = ".runs.csv"  # of the table of runs beside an exported CSV
 FOOTER_KEY = b"experiment"
 RESERVED_NAMES = (*FIXED_COLUMNS, MANIFEST_COLUMN)
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"

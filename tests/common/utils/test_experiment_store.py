@@ -31,8 +31,9 @@ from common.utils import (
     save_experiment,
     start_experiment,
 )
-from common.utils.experiment_storage import store
+from common.utils.experiment_storage import catalogue_cache, store
 from common.utils.experiment_storage.catalogue import Catalogue
+from common.utils.experiment_storage.catalogue_cache import cache_path
 from common.utils.experiment_storage.locks import is_running
 from common.utils.experiment_storage.log import read_log
 from common.utils.experiment_storage.packs import pack_experiments
@@ -454,7 +455,7 @@ def read_only(small_disk: SmallDisk, tmp_path: Path) -> Iterator[tuple[Path, Pat
 
 
 def test_a_store_that_may_only_be_read_says_what_it_said(
-    read_only: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    read_only: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk, view = read_only
     monkeypatch.setenv("RESEARCH_ASSETS_DIR", str(disk))
@@ -465,11 +466,44 @@ def test_a_store_that_may_only_be_read_says_what_it_said(
     going.log({"loss": 2.0}, step=0)
     expected = {"done": "finished", "half": "finished", "left": "interrupted", "going": "running"}
     monkeypatch.setenv("RESEARCH_ASSETS_DIR", str(view))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for _ in range(2):
         assert {run.name: run.status for run in Catalogue().overview()} == expected
         assert query_rows("SELECT count(*) FROM experiments")[1] == [[3]]
     with pytest.raises(OSError, match="Read-only file system"):
         start_experiment("new")
+
+
+def test_a_store_that_may_only_be_read_is_read_once(
+    read_only: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, view = read_only
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def change(name: str) -> None:
+        monkeypatch.setenv("RESEARCH_ASSETS_DIR", str(disk))
+        save_experiment(name, pd.DataFrame({"loss": [1.0]}))
+        monkeypatch.setenv("RESEARCH_ASSETS_DIR", str(view))
+
+    reads: list[str] = []
+    read = catalogue_cache._read_file
+    monkeypatch.setattr(
+        catalogue_cache,
+        "_read_file",
+        lambda d, file, *rest: reads.append(file) or read(d, file, *rest),
+    )
+    change("a")
+    assert Catalogue().names() == ["a"]
+    change("b")
+    for expected in (["b.parquet"], []):
+        reads.clear()
+        assert Catalogue().names() == ["a", "b"]
+        assert reads == expected
+    assert cache_path().is_relative_to(tmp_path / "cache")
+    cache_path().write_bytes(b"no database at all" * 1000)
+    assert Catalogue().names() == ["a", "b"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(view / "cache"))  # where nothing can be written either
+    assert Catalogue().names() == ["a", "b"]
 
 
 def _begin_to_finish(name: str, rows: int) -> None:

@@ -145,7 +145,10 @@ def test_a_folder_of_tables_and_a_bad_one_among_them(tmp_path: Path) -> None:
     report = import_experiments(folder)
     assert report.imported == ["a", "c"]
     ((_, why),) = report.refused
-    assert why == f"{folder / 'b.csv'}, line 3: column 'note' must hold numbers, got 'good'"
+    assert (
+        why
+        == f"{folder / 'b.csv'}, line 3: column 'note' must hold numbers, got 'good' (hint: leave out columns that are no metrics)"
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from common.utils.experiment_storage.packs import pack_experiments
 from common.utils.experiment_storage.sql import query_rows
 from common.utils.experiment_storage.sql_views import connect
 from common.utils.experiment_storage.store import parquet_path
-from common.utils.paths import get_experiments_dir
+from common.utils.paths import REPOSITORY_ROOT, get_experiments_dir
 
 FIXED = ["experiment_name", "step", "epoch", "split", "time"]
 RUNS = [
@@ -387,7 +388,7 @@ import signal
 from common.utils.experiment_storage.sql import query_rows
 from common.utils.experiment_storage.sql_views import connect
 from common.utils.experiment_storage.store import parquet_path
-from common.utils.paths import get_experiments_dir
+from common.utils.paths import REPOSITORY_ROOT, get_experiments_dir
 signal.signal(signal.SIGINT, signal.default_int_handler)
 query_rows("SELECT 1")
 print("ready", flush=True)
@@ -544,6 +545,32 @@ def test_a_comparison_with_a_text_of_the_configuration_says_how_to_cast_it(condi
     assert "TRY_CAST(config->>'$." in refusal(f"SELECT name FROM runs WHERE {condition}").hint
     right = "SELECT name FROM runs WHERE TRY_CAST(config->>'$.lr' AS DOUBLE) > 1e-3"
     assert query_rows(right)[1] == [["a"]]
+
+
+def test_the_examples_of_the_tools_readme_are_right() -> None:
+    text = (REPOSITORY_ROOT / "tools" / "README.md").read_text()
+    (block,) = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
+    statements = [part.strip() for part in re.split(r"\n(?=SELECT|PIVOT)|--[^\n]*\n|\n\n", block)]
+    frame = pd.DataFrame(
+        {
+            "split": ["val", "train", "val"],
+            "loss": [2.0, 1.0, math.nan],
+            "accuracy": [0.5, 0.6, math.nan],
+        }
+    )
+    for name, lr in (("a", 1e-2), ("b", "1e-4"), ("c", "constant")):
+        metadata = {
+            "config": {"optimizer": {"lr": lr}},
+            "tags": ["x", "paper"] if name == "a" else ["x"],
+        }
+        save_experiment(name, frame, metadata=metadata)
+    answers = [query_rows(statement)[1] for statement in filter(None, statements)]
+    assert answers[:2] == [[["a", 2.0]], [["a"]]]
+    assert [sorted(rows) for rows in answers[2:4]] == [
+        [["paper", 1], ["x", 3]],
+        [["a"], ["b"], ["c"]],
+    ]
+    assert answers[4] == [[0.6]] and len(answers[5]) == 3
 
 
 def test_a_large_query_spills_nothing_where_we_stand() -> None:

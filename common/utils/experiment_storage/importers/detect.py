@@ -7,12 +7,19 @@ import re
 from pathlib import Path
 
 from common.errors import ExperimentError
-from common.utils.experiment_storage.importers import mlflow, tables, tensorboard, wandb
+from common.utils.experiment_storage.importers import (
+    exported,
+    mlflow,
+    tables,
+    tensorboard,
+    wandb,
+)
 from common.utils.experiment_storage.importers.foreign import ForeignRun
+from common.utils.experiment_storage.store import RUNS_ENDING
 
 _HINT = (
     "it reads TensorBoard event files, W&B folders and .wandb files, MLflow folders (mlruns) and "
-    "databases (mlflow.db), .csv, .jsonl and .parquet"
+    "databases (mlflow.db), .csv, .jsonl and .parquet, and the .json of our own --export"
 )
 _MLFLOW_RUN_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -35,6 +42,8 @@ def _runs_of_file(path: Path) -> list[ForeignRun]:
         return [wandb.WandbRun(path)]
     if path.suffix.lower() in tables.ENDINGS:
         return tables.runs_of_file(path)
+    if path.suffix.lower() == exported.ENDING:
+        return exported.runs_of_file(path)
     if mlflow.is_database(path):
         return mlflow.runs_of_database(path)
     return []
@@ -66,6 +75,8 @@ def _runs_of_folder(root: Path) -> list[ForeignRun]:
     runs += tensorboard.runs_of_folders(root, event_files)
     if not runs:  # a CSV deeper in a folder may be anything
         for path in sorted(root.iterdir()):
+            if path.name.endswith(RUNS_ENDING):  # the facts beside our own export
+                continue
             if path.is_file() and path.suffix.lower() in tables.ENDINGS:
                 runs += tables.runs_of_file(path)
     return runs
