@@ -6,21 +6,15 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.errors import ExperimentError, exit_on_error
-from common.utils.experiment_storage.catalogue import Broken
-from common.utils.experiment_storage.reports import (
-    Report,
-    best_experiments,
-    compare_experiments,
-    compare_seeds,
-    diff_experiments,
-    list_experiments,
-    list_text,
-    summarise_experiments,
-)
 from common.utils.tables import FORMATS, format_rows
 from common.utils.terminal import printable, show
+
+if TYPE_CHECKING:  # SQL needs neither: each action imports what it needs
+    from common.utils.experiment_storage.catalogue import Broken
+    from common.utils.experiment_storage.reports import Report
 
 EXAMPLES = """examples:
   python tools/query_experiments.py --list
@@ -129,7 +123,13 @@ def _show(arguments: argparse.Namespace, report: Report) -> None:
     _warn(report.broken)
     for line in filter(None, (report.title, *report.notes)):
         print(printable(line), file=sys.stderr)
-    show(format_rows(report.columns, report.rows, arguments.format))
+    _print(arguments, report.columns, report.rows)
+
+
+def _print(
+    arguments: argparse.Namespace, columns: Sequence[str], rows: Sequence[Sequence[object]]
+) -> None:
+    show(format_rows(columns, rows, arguments.format))
 
 
 def _warn(broken: Sequence[Broken]) -> None:
@@ -138,23 +138,29 @@ def _warn(broken: Sequence[Broken]) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> None:
+    from common.utils.experiment_storage import reports
+
     if arguments.format == "table":
-        text, broken = list_text(archived=arguments.archived)
+        text, broken = reports.list_text(archived=arguments.archived)
         _warn(broken)
         print(text)
         return
     for_people = arguments.format == "markdown"
-    report = list_experiments(archived=arguments.archived, for_people=for_people)
+    report = reports.list_experiments(archived=arguments.archived, for_people=for_people)
     _show(arguments, report)
 
 
 def _summary(arguments: argparse.Namespace) -> None:
-    _show(arguments, summarise_experiments())
+    from common.utils.experiment_storage import reports
+
+    _show(arguments, reports.summarise_experiments())
 
 
 def _best(arguments: argparse.Namespace) -> None:
+    from common.utils.experiment_storage import reports
+
     direction = "max" if arguments.max else "min" if arguments.min else None
-    report = best_experiments(
+    report = reports.best_experiments(
         arguments.best,
         direction=direction,
         split=arguments.split,
@@ -164,12 +170,16 @@ def _best(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    compare = compare_seeds if arguments.group else compare_experiments
+    from common.utils.experiment_storage import reports
+
+    compare = reports.compare_seeds if arguments.group else reports.compare_experiments
     _show(arguments, compare(arguments.compare))
 
 
 def _diff(arguments: argparse.Namespace) -> None:
-    _show(arguments, diff_experiments(arguments.diff))
+    from common.utils.experiment_storage import reports
+
+    _show(arguments, reports.diff_experiments(arguments.diff))
 
 
 def _sql(arguments: argparse.Namespace) -> None:
@@ -177,12 +187,14 @@ def _sql(arguments: argparse.Namespace) -> None:
 
     bounds = {"limit": arguments.limit, "timeout_seconds": arguments.timeout}
     given = {key: value for key, value in bounds.items() if value is not None}
-    _show(arguments, Report(*query_rows(arguments.sql, **given)))
+    _print(arguments, *query_rows(arguments.sql, **given))
 
 
 def _plot(arguments: argparse.Namespace) -> None:
     metric, *names = arguments.plot
     if not names:
+        from common.utils.experiment_storage.reports import best_experiments
+
         names = [str(row[1]) for row in best_experiments(metric, top=5).rows]
     from shutil import get_terminal_size
 
@@ -209,7 +221,7 @@ def _annotate(arguments: argparse.Namespace) -> None:
         remove_tags=arguments.untag[1:] if arguments.untag else (),
         note=arguments.note[1] if arguments.note else None,
     )
-    _show(arguments, Report(["name", "tags", "note"], [[name, ", ".join(now.tags), now.note]]))
+    _print(arguments, ["name", "tags", "note"], [[name, ", ".join(now.tags), now.note]])
 
 
 def _archive(arguments: argparse.Namespace) -> None:
@@ -245,7 +257,7 @@ def _check(arguments: argparse.Namespace) -> None:
     from common.utils.experiment_storage.maintenance import check_store
 
     findings = check_store()
-    _show(arguments, Report(["file", "problem", "action"], [list(f[:3]) for f in findings]))
+    _print(arguments, ["file", "problem", "action"], [list(f[:3]) for f in findings])
     damaged = sum(not finding.mended for finding in findings)
     if damaged:
         raise ExperimentError(f"{damaged} files of the store are damaged", "see the table")
@@ -272,7 +284,7 @@ def _import(arguments: argparse.Namespace) -> None:
     rows: list[list[object]] = [["imported", name, None] for name in report.imported]
     rows += [["skipped", run, why] for run, why in report.skipped]
     rows += [["refused", run, why] for run, why in report.refused]
-    _show(arguments, Report(["", "experiment", "why"], rows))
+    _print(arguments, ["", "experiment", "why"], rows)
     if report.refused:
         raise ExperimentError(f"{len(report.refused)} could not be imported", "see the table")
 

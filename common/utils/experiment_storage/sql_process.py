@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from common.errors import ExperimentError
-from common.utils.logging import get_logger
 from common.utils.paths import REPOSITORY_ROOT, get_assets_dir
 
 _MOST_IDLE = 2
@@ -92,6 +91,8 @@ class QueryProcess:
             elif kind == "begun" and timeout_seconds is not None:
                 deadline = time.monotonic() + timeout_seconds
             elif kind == "warning":
+                from common.utils.logging import get_logger  # 10 ms that most queries do without
+
                 get_logger("experiments").warning(content)
             elif kind in ("done", "error"):
                 self.is_idle = True

@@ -11,7 +11,6 @@ import re
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import count
@@ -77,6 +76,8 @@ def serve() -> None:
         except OSError as error:
             send("system", (error.errno, error.strerror or str(error), error.filename))
         except BaseException:
+            import traceback
+
             send("bug", traceback.format_exc())
 
 
