@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   python tools/query_experiments.py --diff exp_001 exp_007
   python tools/query_experiments.py --plot loss exp_001 exp_007 --output loss.png
   python tools/query_experiments.py --tag exp_001 baseline paper
+  python tools/query_experiments.py --rename exp_001 baseline_lr3
   python tools/query_experiments.py --import mlruns
   python tools/query_experiments.py --export results.csv exp_001 exp_007
   python tools/query_experiments.py --sql "SELECT experiment_name, MIN(loss) FROM experiments
@@ -95,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--note", nargs=2, metavar=("NAME", "TEXT"), help="write a note to NAME")
     add("--archive", nargs="+", metavar="NAME", help="keep, but leave out of lists and rankings")
     add("--unarchive", nargs="+", metavar="NAME", help="undo --archive")
+    add("--rename", nargs=2, metavar=("OLD", "NEW"), help="with its run folder, tags and note")
     add("--delete", nargs="+", metavar="NAME", help="for good, with the run's folder (asks first)")
     add("--check", action="store_true", help="verify every file, remove what crashes left behind")
     add("--pack", action="store_true", help="move all finished experiments into packs now")
@@ -232,6 +234,14 @@ def _archive(arguments: argparse.Namespace) -> None:
     print(f"{'archived' if arguments.archive else 'in use again'}: {', '.join(names)}")
 
 
+def _rename(arguments: argparse.Namespace) -> None:
+    from common.utils.experiment_storage.renaming import rename_experiment
+
+    old, new = arguments.rename
+    rename_experiment(old, new)
+    print(f"{old} is called {new} now")
+
+
 def _delete(arguments: argparse.Namespace) -> None:
     from common.utils.experiment_storage.maintenance import (
         check_deletable,
@@ -258,9 +268,8 @@ def _check(arguments: argparse.Namespace) -> None:
 
     findings = check_store()
     _print(arguments, ["file", "problem", "action"], [list(f[:3]) for f in findings])
-    damaged = sum(not finding.mended for finding in findings)
-    if damaged:
-        raise ExperimentError(f"{damaged} files of the store are damaged", "see the table")
+    if left := sum(not finding.mended for finding in findings):
+        raise ExperimentError(f"{left} files of the store need you", "the table says what to do")
     print("every file of the store is whole", file=sys.stderr)
 
 
@@ -321,6 +330,7 @@ _ACTIONS: dict[str, Callable[[argparse.Namespace], None]] = {
     "note": _annotate,
     "archive": _archive,
     "unarchive": _archive,
+    "rename": _rename,
     "delete": _delete,
     "check": _check,
     "pack": _pack,

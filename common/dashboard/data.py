@@ -11,6 +11,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy as np
 from common.dashboard.curves import Floats
 from common.errors import ExperimentError
 from common.utils.experiment_storage.annotations import annotate_experiment
-from common.utils.experiment_storage.catalogue import Broken, Catalogue, Overview
+from common.utils.experiment_storage.catalogue import Broken, Catalogue, Overview, Place
 from common.utils.experiment_storage.comparison import (
     compare_groups,
     config_hash,
@@ -44,9 +45,7 @@ from common.utils.experiment_storage.metrics import (
 from common.utils.experiment_storage.store import (
     FIXED_COLUMNS,
     MANIFEST_COLUMN,
-    log_path,
     packs_dir,
-    parquet_path,
 )
 from common.utils.paths import get_experiments_dir, get_runs_dir
 
@@ -123,28 +122,28 @@ def read_stamp(name: str) -> str:
     return _find(name)[1]
 
 
-def _find(name: str) -> tuple[Path, str]:
+def _find(name: str) -> tuple[Path, str, str]:
+    """(its file, a stamp, its name there)"""
     for _ in range(2):  # a run that is finished or packed in this moment is found the second time
-        for path in (parquet_path(name), log_path(name), _packs().get(name)):
-            if path is None:
-                continue
-            try:
+        if place := _places().get(name):
+            path = get_experiments_dir() / place.file
+            with suppress(FileNotFoundError):
                 status = path.stat()
-            except FileNotFoundError:
-                continue
-            return path, f"{path.suffix}-{status.st_size}-{status.st_mtime_ns}"
+                return path, f"{path.suffix}-{status.st_size}-{status.st_mtime_ns}", place.stored
+        _places_at.cache_clear()
     raise ExperimentError(f"there is no experiment '{name}'", "it may have been deleted")
 
 
-def _packs() -> dict[str, Path]:
-    """{experiment: the pack that it is in}"""
-    changed_ns = packs_dir().stat().st_mtime_ns if packs_dir().exists() else 0
-    return _packs_at(get_experiments_dir(), changed_ns)
+def _places() -> dict[str, Place]:
+    """{experiment: where it stands}, read again when a file of the store appears or goes."""
+    folders = (get_experiments_dir(), packs_dir())
+    changed = [folder.stat().st_mtime_ns for folder in folders if folder.exists()]
+    return _places_at(get_experiments_dir(), *changed)
 
 
 @lru_cache(maxsize=1)
-def _packs_at(folder: Path, changed_ns: int) -> dict[str, Path]:
-    return {name: folder / file for name, file in Catalogue().packed().items()}
+def _places_at(folder: Path, *changed_ns: int) -> dict[str, Place]:
+    return {place.name: place for place in Catalogue().places()}
 
 
 class SeriesCache:
@@ -156,13 +155,13 @@ class SeriesCache:
 
     def read(self, name: str) -> tuple[str, AllSeries]:
         """(stamp, series) of a run. Raises ExperimentError when it is gone or cannot be read."""
-        path, stamp = _find(name)
+        path, stamp, stored = _find(name)
         with self._lock:
             if name in self._kept and self._kept[name][0] == stamp:
                 self._kept.move_to_end(name)
                 return stamp, self._kept[name][1]
         try:
-            series = _from_parquet(path, name) if path.suffix == ".parquet" else _from_log(path)
+            series = _from_parquet(path, stored) if path.suffix == ".parquet" else _from_log(path)
         except (OSError, ValueError) as error:
             raise ExperimentError(f"cannot read {path.name}: {error}") from error
         size = sum(column.nbytes for entry in series.values() for column in entry)

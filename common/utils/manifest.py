@@ -72,6 +72,11 @@ def identity(manifest: Mapping[str, Any]) -> str:
     return sha256(json.dumps(start).encode()).hexdigest()[:32]
 
 
+def unique_name(name: str, identifier: str) -> str:
+    """What an experiment is called where another one has its name. No name that is given has an @."""
+    return f"{name}@{identifier[:8]}"
+
+
 # The facts that the `runs` table shows, and what each may be.
 _KINDS: dict[str, tuple[type, ...]] = {
     "name": (str,),

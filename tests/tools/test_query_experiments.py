@@ -372,7 +372,7 @@ def test_the_check_names_what_is_damaged_and_mends_what_it_can(query, store) -> 
     found = {row["file"]: row["action"] for row in rows(result)}
     assert found["exp_001.jsonl"] == "removed" and not left.exists()
     assert "restore it" in found["exp_002.parquet"] and damaged.read_bytes() == content
-    assert "1 files of the store are damaged" in result.stderr
+    assert "1 files of the store need you" in result.stderr
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])

@@ -7,6 +7,7 @@ when there are many, SQL over all of them.
       packs/<time>.parquet     the cold ones of a large store
       _annotations.jsonl       tags, notes and archive marks
       _checksums.jsonl         what every Parquet file must be
+      _remote.jsonl            which experiment each file of the object store holds
       .catalogue.sqlite        a cache, which can be deleted at any time; that of a store which may only be
                                read is in ~/.cache/research-monorepo
 
@@ -29,6 +30,7 @@ sql_process.py      the processes that run it, each of which can be killed
 sql_worker.py       what such a process does: one SELECT within its bounds
 sql_views.py        the views `experiments` and `runs` in DuckDB
 maintenance.py      deleting, and checking every file
+renaming.py         another name for an experiment and all that belongs to it
 exports.py          to CSV, JSON and Parquet
 importers/          from TensorBoard, W&B, MLflow, tables and our own JSON
 remote.py           an object store that several machines share

@@ -1,13 +1,15 @@
 """Tags, a note and the archive mark, which can change at any time; the experiment itself never does.
 
 `_annotations.jsonl`, beside the experiments, is a log as those of runs are (see log.py). Each record
-holds all that is to be said of one experiment; the last one counts, and takes the place of the tags
-that the run was started with. {"kind": "forget"} is said of a deleted experiment.
+holds all that is to be said of one experiment, which its id names (in records of earlier versions its
+name); the last one counts, and takes the place of the tags that the run was started with.
+{"kind": "forget"} is said of a deleted experiment, which `--sync` does not bring back, and
+{"kind": "rename", "new": ...} before an experiment gets another name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +32,7 @@ def annotations_path() -> Path:
 
 
 def read_annotations() -> tuple[dict[str, Annotation], list[str]]:
-    """({experiment: what was last said of it}, what is wrong with which line)"""
+    """({id or name of an experiment: what was last said of it}, what is wrong with which line)"""
     found: dict[str, Annotation] = {}
     problems = []
     if annotations_path().exists():
@@ -46,18 +48,24 @@ def _take(found: dict[str, Annotation], record: Record | None) -> None:
     """Raises ValueError, TypeError or KeyError for a record that is not as we write them."""
     if record is None:
         raise ValueError("it is damaged")
-    if not isinstance(name := record["name"], str):
-        raise TypeError(f"no name: {name!r}")
-    name = clean_text(name)
+    keys = record["name"], record.get("id", record["name"])
+    if not all(isinstance(key, str) for key in keys):
+        raise TypeError(f"no name and id: {keys}")
+    name, identifier = map(clean_text, keys)
+    if record["kind"] == "rename":  # what was said by the name is said of the experiment
+        if said := found.pop(name, None):
+            found.setdefault(identifier, said)
+        return
     if record["kind"] == "forget":
         found.pop(name, None)
+        found.pop(identifier, None)
         return
     tags, note, archived = (record[key] for key in Annotation._fields)
     if not all(isinstance(text, str) for text in (note, *tags)):
         raise TypeError(f"no note and tags: {note!r}, {tags!r}")
     texts = [note, *tags]
     note, *tags = map(clean_text, texts)
-    found[name] = Annotation(tags, note, bool(archived))
+    found[identifier] = Annotation(tags, note, bool(archived))
     if texts != [note, *tags]:
         raise ValueError("a tag or note in it is not text; it is shown spelt out")
 
@@ -83,13 +91,14 @@ def annotate_experiment(
         check_text(note, "a note")
     get_experiments_dir().mkdir(parents=True, exist_ok=True)
     with file_lock(get_experiments_dir() / "._annotations.lock"):
-        before = Catalogue().annotation(name)
+        catalogue = Catalogue()
+        before, identifier = catalogue.annotation(name), catalogue.place(name).id
         after = Annotation(
             _changed_tags(name, before.tags, add_tags, remove_tags),
             before.note if note is None else note,
             before.archived if archived is None else archived,
         )
-        record = {"kind": "annotate", "name": name, **after._asdict()}
+        record = {"kind": "annotate", "name": name, "id": identifier, **after._asdict()}
         append_records(annotations_path(), [record])
     return after
 
@@ -128,8 +137,16 @@ def _changed_tags(
     return tags
 
 
-def forget_annotations(names: Iterable[str]) -> None:
-    """A later experiment of one of these names begins without what was said of this one."""
-    said, _ = read_annotations()
-    if records := [{"kind": "forget", "name": name} for name in names if name in said]:
-        append_records(annotations_path(), records)
+def forget_experiments(names: Mapping[str, str]) -> None:
+    """Of {id: name}, which were deleted: a later experiment of such a name begins without what was said
+    of this one, and this one does not come back with the next synchronisation."""
+    records = [{"kind": "forget", "name": name, "id": key} for key, name in names.items()]
+    append_records(annotations_path(), records)
+
+
+def deleted_ids() -> set[str]:
+    """The ids of the experiments that were deleted here."""
+    if not annotations_path().exists():
+        return set()
+    records = [record for record, _ in read_lines(annotations_path()) if record is not None]
+    return {str(r.get("id")) for r in records if r["kind"] == "forget"}

@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from common.errors import ExperimentError, did_you_mean
 from common.utils.experiment_storage.annotations import Annotation
@@ -18,7 +18,6 @@ from common.utils.experiment_storage.catalogue_cache import (
     status_now,
     update_cache,
 )
-from common.utils.experiment_storage.locks import is_running
 from common.utils.experiment_storage.metrics import (
     MetricSummary,
     metric_direction,
@@ -26,13 +25,15 @@ from common.utils.experiment_storage.metrics import (
 )
 
 _OLDEST_FIRST = "ORDER BY started_us, name"
-_FACTS = "SELECT file, manifest, tags, note, archived FROM experiments JOIN manifests USING (name)"
+_FACTS = (
+    "SELECT name, file, manifest, tags, note, archived FROM experiments JOIN manifests USING (name)"
+)
 # Every experiment as it is at this moment. `seconds` of work: what a run that was resumed did before,
 # and the time since.
 _NOW = """(SELECT *, CASE state WHEN 'running' THEN
     coalesce(duration, 0) + max(0, (julianday('now') - 2440587.5) * 86400.0 - since_us / 1e6)
     ELSE duration END
-    AS seconds FROM (SELECT *, CASE status WHEN 'running' THEN status_now(status, name)
+    AS seconds FROM (SELECT *, CASE status WHEN 'running' THEN status_now(status, file)
     ELSE status END AS state FROM experiments WHERE archived <= ?))"""
 _IN_USE = "name NOT IN (SELECT name FROM experiments WHERE archived)"
 
@@ -42,6 +43,24 @@ class Broken(NamedTuple):
 
     file: str
     error: str
+
+
+class Place(NamedTuple):
+    """Where an experiment stands: `file` relative to the store, its `id`, and `stored`, its name there,
+    which is not the one it is called by where another experiment is called so."""
+
+    name: str
+    file: str
+    id: str
+    stored: str
+
+
+class Copy(NamedTuple):
+    """A file that holds an experiment, `id`, which stands in the file `original` as well."""
+
+    file: str
+    original: str
+    id: str
 
 
 class Overview(NamedTuple):
@@ -72,7 +91,7 @@ class Catalogue:
 
     def __init__(self) -> None:
         self._database = open_cache()
-        begun = "SELECT name FROM experiments WHERE status = 'finished' AND file LIKE '%.jsonl'"
+        begun = "SELECT stored FROM experiments WHERE status = 'finished' AND file LIKE '%.jsonl'"
         if names := [name for (name,) in self._query(begun)]:
             from common.utils.experiment_storage.run import complete_finish
 
@@ -92,6 +111,37 @@ class Catalogue:
         """The file that holds the experiment, relative to the store."""
         rows = self._query("SELECT file FROM experiments WHERE name = ?", (name,))
         return rows[0][0] if rows else None
+
+    def place(self, name: str) -> Place:
+        """Where one experiment stands. Raises ExperimentError with the nearest name."""
+        found = self.places("name = ?", name)
+        return found[0] if found else self._unknown(name)
+
+    def places(self, where: str = "TRUE", *parameters: str) -> list[Place]:
+        """Where every experiment stands, or those `where` SQL says so of `name`, `file`, `id`, `stored`."""
+        rows = self._query(
+            f"SELECT name, file, id, stored FROM experiments WHERE {where} ORDER BY name",
+            parameters,
+        )
+        return [Place(*row) for row in rows]
+
+    def copies(self) -> list[Copy]:
+        """The files that hold what stands elsewhere as well; what they hold counts once."""
+        rows = self._query("SELECT file, original, id FROM copies ORDER BY file")
+        return [Copy(*row) for row in rows]
+
+    def names_apart(self) -> dict[str, dict[str, str]]:
+        """{Parquet file: {name in it: name of the experiment}} of those files whose name, or whose rows,
+        do not say what their experiments are called, and which of them count."""
+        rows = self._query("""SELECT file, stored, name FROM experiments WHERE file IN (
+                SELECT file FROM experiments WHERE name <> stored
+                UNION SELECT file FROM copies
+                UNION SELECT file FROM experiments WHERE file NOT LIKE 'packs/%' AND file LIKE '%@%')
+            AND file LIKE '%.parquet' ORDER BY file""")
+        files: dict[str, dict[str, str]] = {}
+        for file, stored, name in rows:
+            files.setdefault(file, {})[stored] = name
+        return files
 
     def files(self) -> list[str]:
         """Every file that holds experiments."""
@@ -123,8 +173,9 @@ class Catalogue:
     def manifest(self, name: str) -> dict[str, Any]:
         """The manifest of one experiment. Raises ExperimentError with the nearest name."""
         rows = self._query(f"{_FACTS} WHERE name = ?", (name,))
-        if rows:
-            return _manifest(*rows[0])
+        return _manifest(*rows[0]) if rows else self._unknown(name)
+
+    def _unknown(self, name: str) -> NoReturn:
         names = self.names()
         hint = did_you_mean(name, names) if names else "there are no experiments yet"
         raise ExperimentError(f"there is no experiment '{name}'", hint)
@@ -175,8 +226,8 @@ class Catalogue:
 
         Not while a run is alive, whose duration changes by itself.
         """
-        live = self._query("SELECT name FROM experiments WHERE status = 'running'")
-        if any(is_running(name) for (name,) in live):
+        live = self._query("SELECT file FROM experiments WHERE status = 'running'")
+        if any(status_now("running", file) == "running" for (file,) in live):
             return write()
         ((number,),) = self._query("SELECT number FROM changes")
         numbered = f"{number} {key}"  # so that nobody reads what another process wrote too late
@@ -263,8 +314,10 @@ class Catalogue:
         return [(self.manifest(summary.name), summary) for summary in ranked]
 
 
-def _manifest(file: str, text: str, tags: str, note: str, archived: int) -> dict[str, Any]:
-    manifest = json.loads(text)
-    status = status_now(manifest["status"], manifest["name"])
+def _manifest(
+    name: str, file: str, text: str, tags: str, note: str, archived: int
+) -> dict[str, Any]:
+    manifest = json.loads(text) | {"name": name}
+    status = status_now(manifest["status"], file)
     annotation = {"tags": json.loads(tags), "note": note, "archived": bool(archived)}
     return {**manifest, **annotation, "file": file, "status": status}

@@ -3,6 +3,11 @@
 It can be deleted at any time: every file whose size or time has changed is read again (of a log,
 what was appended), and an unusable cache is rebuilt. Broken files are kept with their error, so
 that they are named and all others stay readable.
+
+An experiment is told from others by its id, not by its name. Of several of one name (two stores were
+merged) the one that was started first is called so, the others `<name>@<first 8 digits of the id>`.
+The same experiment in two files (a crash came between writing one and removing the other) counts once:
+the table `copies` says of which.
 """
 
 from __future__ import annotations
@@ -26,13 +31,12 @@ from common.utils.experiment_storage.metrics import (
     summarise_rows,
 )
 from common.utils.experiment_storage.scan import Stamp, scan_store
-from common.utils.experiment_storage.store import log_path
-from common.utils.manifest import check_manifest, clean_facts
+from common.utils.manifest import check_manifest, clean_facts, identity, unique_name
 from common.utils.paths import get_experiments_dir
 
 _NAME = ".catalogue.sqlite"
 _LONGEST_WAIT_SECONDS = 2.0
-_SCHEMA_VERSION = 6
+_SCHEMA_VERSION = 7
 _SCHEMA = f"""
 DROP TABLE IF EXISTS files;
 DROP TABLE IF EXISTS experiments;
@@ -40,11 +44,16 @@ DROP TABLE IF EXISTS manifests;
 DROP TABLE IF EXISTS changes;
 DROP TABLE IF EXISTS texts;
 DROP TABLE IF EXISTS metrics;
+DROP TABLE IF EXISTS copies;
 CREATE TABLE files (file TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, error TEXT,
     replaces TEXT, head BLOB, consumed INTEGER, hides_nan INTEGER);
 CREATE TABLE experiments (name TEXT PRIMARY KEY, file TEXT, status TEXT, project TEXT, started TEXT,
-    started_us INTEGER, since_us INTEGER, duration REAL, parameters INTEGER, step INTEGER, best_loss REAL, tags TEXT,
-    note TEXT, archived INTEGER, config_hash TEXT);
+    started_us INTEGER, since_us INTEGER, duration REAL, parameters INTEGER, step INTEGER,
+    best_loss REAL, tags TEXT, note TEXT, archived INTEGER, config_hash TEXT,
+    id TEXT, stored TEXT);  -- `stored`: its name in the file
+CREATE TABLE copies (file TEXT, id TEXT, original TEXT);
+CREATE INDEX experiments_by_id ON experiments (id);
+CREATE INDEX experiments_by_stored_name ON experiments (stored);
 CREATE TABLE manifests (name TEXT PRIMARY KEY, manifest TEXT);
 CREATE TABLE changes (number INTEGER);
 INSERT INTO changes VALUES (0);
@@ -135,12 +144,13 @@ def _open(path: str) -> sqlite3.Connection:
     return database
 
 
-def status_now(status: str, name: str) -> str:
+def status_now(status: str, file: str) -> str:
     """`status` as it was logged, but `died` where it says running and no process holds the run."""
-    if status != "running" or is_running(name):
+    path = get_experiments_dir() / file
+    if status != "running" or is_running(path.stem):
         return status
     try:
-        last = last_record(log_path(name))
+        last = last_record(path)
     except FileNotFoundError:
         return "finished"  # since the log was read
     ended = last is not None and last["kind"] == "update" and last["manifest"].get("status")
@@ -185,12 +195,13 @@ def _read_changes(database: sqlite3.Connection) -> None:
     # Packs first, the newest before those that it takes the place of.
     for file in sorted(filter(_is_pack, changed), reverse=True):
         _read_file(database, file, changed[file])
-    if any(map(_is_pack, (*changed, *gone))):  # what they held may stand in other files now
-        changed = present
     for file in changed:
         if not _is_pack(file) and not _is_annotations(file):
-            _read_file(database, file, changed[file], known.get(file))
-    if changed:
+            _read_file(database, file, changed[file])
+    for file in _copies_of_nothing(database):
+        _read_file(database, file, present[file])
+    if changed or gone:
+        _name_all(database)
         error = _annotate(database)
         for file in filter(_is_annotations, changed):
             _remember(database, file, changed[file], error)
@@ -206,10 +217,44 @@ def _is_annotations(file: str) -> bool:
 
 def _forget(database: sqlite3.Connection, file: str) -> None:
     database.execute("DELETE FROM files WHERE file = ?", (file,))
-    for table in ("metrics", "manifests"):
-        names = "SELECT name FROM experiments WHERE file = ?"
-        database.execute(f"DELETE FROM {table} WHERE name IN ({names})", (file,))
-    database.execute("DELETE FROM experiments WHERE file = ?", (file,))
+    database.execute("DELETE FROM copies WHERE file = ?", (file,))
+    for name in database.execute("SELECT name FROM experiments WHERE file = ?", (file,)).fetchall():
+        _remove(database, *name)
+
+
+def _remove(database: sqlite3.Connection, name: str) -> None:
+    for table in ("metrics", "manifests", "experiments"):
+        database.execute(f"DELETE FROM {table} WHERE name = ?", (name,))
+
+
+def _copies_of_nothing(database: sqlite3.Connection) -> list[str]:
+    """The files with a copy of what is no longer where it was."""
+    rows = database.execute(
+        """SELECT DISTINCT file FROM copies WHERE NOT EXISTS (SELECT 1 FROM experiments
+        WHERE experiments.file = copies.original AND experiments.id = copies.id)"""
+    )
+    return [file for (file,) in rows.fetchall()]
+
+
+def _name_all(database: sqlite3.Connection) -> None:
+    """Call every experiment as its file does, and those that this would make one by their id as well."""
+    rows = database.execute("""SELECT name, stored, id FROM experiments WHERE stored IN
+        (SELECT stored FROM experiments GROUP BY stored HAVING count(*) > 1 OR max(name <> stored))
+        ORDER BY stored, started_us, id, file""").fetchall()
+    taken: set[str] = set()
+    wanted = []
+    for name, stored, identifier in rows:
+        wish = stored if stored not in taken else unique_name(stored, identifier)
+        while wish in taken:  # one run, resumed in two places
+            wish += "+"
+        taken.add(wish)
+        if wish != name:
+            wanted.append((name, wish))
+    # Through names that nothing has, because two may change theirs with one another.
+    steps = [(name, f"{wish}\t") for name, wish in wanted]
+    for before, after in [*steps, *((f"{wish}\t", wish) for _, wish in wanted)]:
+        for table in ("metrics", "manifests", "experiments"):
+            database.execute(f"UPDATE {table} SET name = ? WHERE name = ?", (after, before))
 
 
 def _remember(
@@ -226,19 +271,13 @@ def _remember(
     database.execute(f"INSERT OR REPLACE INTO files VALUES ({', '.join('?' * 8)})", row)
 
 
-def _read_file(
-    database: sqlite3.Connection, file: str, stamp: Stamp, before: Stamp | None = None
-) -> None:
-    """Enter what `file` holds; `before` is its stamp when it was last read."""
+def _read_file(database: sqlite3.Connection, file: str, stamp: Stamp) -> None:
+    """Enter what `file` holds."""
     path = get_experiments_dir() / file
     try:
         if _is_pack(file):
             return _read_pack(database, file, stamp)
-        if _owner(database, path.stem) not in (None, file):
-            return  # a crash has left it behind when it moved into a pack
         if file.endswith(".parquet"):
-            if before == stamp and _owner(database, path.stem) == file:
-                return
             return _read_parquet(database, file, stamp)
         _read_live(database, file, stamp)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -246,12 +285,6 @@ def _read_file(
             raise  # it was there a moment ago
         _forget(database, file)
         _remember(database, file, stamp, str(error).splitlines()[0])
-
-
-def _owner(database: sqlite3.Connection, name: str) -> str | None:
-    """The file that the experiment `name` stands in."""
-    row = database.execute("SELECT file FROM experiments WHERE name = ?", (name,)).fetchone()
-    return None if row is None else str(row[0])
 
 
 def _read_pack(database: sqlite3.Connection, file: str, stamp: Stamp) -> None:
@@ -269,8 +302,6 @@ def _read_pack(database: sqlite3.Connection, file: str, stamp: Stamp) -> None:
     diverged = False
     for manifest, table in read_pack(path):
         name = str(check_manifest(manifest)["name"])
-        if _is_pack(other := _owner(database, name) or ""):
-            raise ValueError(f"it holds '{name}', as {other} does")
         summaries = summarise_table(name, table)
         diverged |= any(summary.non_finite for summary in summaries)
         _enter(database, file, manifest, summaries)
@@ -297,7 +328,8 @@ def _read_parquet(database: sqlite3.Connection, file: str, stamp: Stamp) -> None
 
 
 def _check_name(manifest: dict[str, Any], path: Path) -> None:
-    if check_manifest(manifest)["name"] != path.stem:
+    name = check_manifest(manifest)["name"]
+    if path.stem.rstrip("+") not in (name, unique_name(name, identity(manifest))):
         raise ValueError(f"it is a copy of '{manifest['name']}' under another name")
 
 
@@ -349,26 +381,60 @@ def _enter(
     manifest: dict[str, Any],
     summaries: list[MetricSummary],
 ) -> None:
+    """Enter one experiment, unless it stands in a better place already."""
     manifest = clean_facts(manifest)
-    database.execute("DELETE FROM metrics WHERE name = ?", (manifest["name"],))
-    database.executemany(f"INSERT INTO metrics VALUES ({', '.join('?' * 12)})", summaries)
+    stored, identifier = manifest["name"], identity(manifest)
+    others = "SELECT name, file FROM experiments WHERE id = ?"
+    for other, other_file in database.execute(others, (identifier,)).fetchall():
+        if not _is_same(database, other, summaries):
+            continue  # one run that was resumed in two places
+        if min(file, other_file, key=_rank) == other_file:
+            row = (file, identifier, other_file)
+            database.execute("INSERT INTO copies VALUES (?, ?, ?)", row)
+            return
+        _remove(database, other)
+        row = (other_file, identifier, file)
+        database.execute("INSERT INTO copies VALUES (?, ?, ?)", row)
+    name = stored
+    while _is_taken(database, name):
+        name += " "  # until `_name_all`: no name has a space
+    own = [summary._replace(name=name) for summary in summaries]
+    database.executemany(f"INSERT INTO metrics VALUES ({', '.join('?' * 12)})", own)
     kept = {key: value for key, value in manifest.items() if key != "git_diff"}
-    manifest_row = (manifest["name"], json.dumps(kept))
-    database.execute("INSERT OR REPLACE INTO manifests VALUES (?, ?)", manifest_row)
-    facts = _facts(file, manifest, summaries)
-    marks = ", ".join("?" * len(facts))
-    database.execute(f"INSERT OR REPLACE INTO experiments VALUES ({marks})", facts)
+    database.execute("INSERT INTO manifests VALUES (?, ?)", (name, json.dumps(kept)))
+    facts = (name, *_facts(file, manifest, summaries), identifier, stored)
+    database.execute(f"INSERT INTO experiments VALUES ({', '.join('?' * len(facts))})", facts)
+
+
+def _rank(file: str) -> tuple[int, str]:
+    """Where an experiment moves from its log to its own file to a pack, or back, the least counts."""
+    return (0 if _is_pack(file) else 1 if file.endswith(".parquet") else 2), file
+
+
+def _is_taken(database: sqlite3.Connection, name: str) -> bool:
+    return (
+        database.execute("SELECT 1 FROM experiments WHERE name = ?", (name,)).fetchone() is not None
+    )
+
+
+def _is_same(database: sqlite3.Connection, name: str, summaries: list[MetricSummary]) -> bool:
+    """Whether the experiment `name` has these summaries."""
+    there = {(s.split, s.metric): _comparable(s) for s in _summaries(database, name)}
+    return there == {(s.split, s.metric): _comparable(s) for s in summaries}
+
+
+def _comparable(summary: MetricSummary) -> list[Any]:
+    return [None if value != value else value for value in summary[3:]]  # NaN equals nothing
 
 
 def _facts(
     file: str, manifest: dict[str, Any], summaries: Iterable[MetricSummary]
 ) -> tuple[object, ...]:
-    """A row of `experiments`."""
+    """A row of `experiments`, from `file` to `config_hash`."""
     from common.utils.experiment_storage.comparison import config_hash
 
     losses = {s.split: s.minimum for s in summaries if s.metric == "loss"}
     return (
-        manifest["name"],
         file,
         *(manifest[key] for key in ("status", "project", "started")),
         _microseconds(manifest["started"]),
@@ -398,9 +464,9 @@ def _annotate(database: sqlite3.Connection) -> str | None:
 
     Returns what is wrong with them."""
     annotations, problems = read_annotations()
-    for name, said in annotations.items():
+    for key, said in annotations.items():
         database.execute(
-            "UPDATE experiments SET tags = ?, note = ?, archived = ? WHERE name = ?",
-            (json.dumps(said.tags), said.note, said.archived, name),
+            "UPDATE experiments SET tags = ?, note = ?, archived = ? WHERE id = ? OR name = ?",
+            (json.dumps(said.tags), said.note, said.archived, key, key),
         )
     return "; ".join(problems) or None

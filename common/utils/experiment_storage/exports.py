@@ -15,17 +15,20 @@ from common.errors import ExperimentError
 from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.comparison import flatten
 from common.utils.experiment_storage.log import read_log
-from common.utils.experiment_storage.packs import Member, read_pack
+from common.utils.experiment_storage.packs import read_pack
 from common.utils.experiment_storage.parquet import (
+    Member,
     align,
     exact_writer,
     read_parquet,
     rows_to_tables,
     schema_of,
     table_to_rows,
+    with_name,
 )
-from common.utils.experiment_storage.store import RUN_COLUMNS, RUNS_ENDING
+from common.utils.experiment_storage.store import RUN_COLUMNS, RUNS_ENDING, packs_dir
 from common.utils.files import atomic_path, write_text_atomic
+from common.utils.manifest import identity
 from common.utils.paths import get_experiments_dir
 from common.utils.tables import format_rows
 
@@ -78,20 +81,26 @@ def read_members(names: Sequence[str]) -> Iterator[Member]:
     """(manifest, rows) of each as they were stored, file by file. Raises ExperimentError for an
     unknown name."""
     catalogue = Catalogue()
-    files: dict[str, set[str]] = {}
-    for name in names:
-        files.setdefault(catalogue.manifest(name)["file"], set()).add(name)
+    files: dict[str, dict[str, str]] = {}  # {file: {id: name}}
+    for place in map(catalogue.place, names):
+        files.setdefault(place.file, {})[place.id] = place.name
     for file, wanted in files.items():
-        path = get_experiments_dir() / file
-        if file.endswith(".jsonl"):
-            content = read_log(path)
-            tables = rows_to_tables(path.stem, content.iter_rows(), content.metrics)
-            empty = schema_of(content.metrics).empty_table()
-            yield content.manifest, pa.concat_tables([empty, *tables])
-        elif "/" in file:
-            yield from (member for member in read_pack(path) if member[0]["name"] in wanted)
-        else:
-            yield read_parquet(path)
+        for member in read_file(get_experiments_dir() / file):
+            if name := wanted.get(identity(member[0])):
+                yield with_name(member, name)
+
+
+def read_file(path: Path) -> Iterator[Member]:
+    """The experiments of a log, a Parquet file or a pack of the store."""
+    if path.parent == packs_dir():
+        yield from read_pack(path)
+    elif path.suffix == ".parquet":
+        yield read_parquet(path)
+    else:
+        content = read_log(path)
+        tables = rows_to_tables(path.stem, content.iter_rows(), content.metrics)
+        empty = schema_of(content.metrics).empty_table()
+        yield content.manifest, pa.concat_tables([empty, *tables])
 
 
 def _write_csv(path: Path, members: Iterator[Member], schema: pa.Schema) -> None:

@@ -61,8 +61,7 @@ class LogWriter:
         disk, or when a great many wait already."""
         if self._descriptor < 0:  # the number may belong to another file by now
             raise ExperimentError(f"the run of {self._path} has ended: nothing more can be logged")
-        body = _encode(record).encode()
-        line = b"%08x %s\n" % (zlib.crc32(body), body)
+        line = encode_record(record)
         if self._waiting:
             self._wait(line)
         else:
@@ -113,6 +112,12 @@ class LogWriter:
         finally:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def encode_record(record: Record) -> bytes:
+    """Its line."""
+    body = _encode(record).encode()
+    return b"%08x %s\n" % (zlib.crc32(body), body)
 
 
 def _warn(message: str) -> None:

@@ -25,6 +25,7 @@ from common.errors import ExperimentError
 from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.parquet import (
     ROW_GROUP_ROWS,
+    Member,
     align,
     check_columns,
     metrics_of,
@@ -38,16 +39,17 @@ from common.utils.experiment_storage.parquet import (
 from common.utils.experiment_storage.store import (
     FIXED_COLUMNS,
     MANIFEST_COLUMN,
+    free_parquet_path,
     packs_dir,
     parquet_path,
 )
 from common.utils.file_locks import file_lock
+from common.utils.manifest import identity
 from common.utils.paths import get_experiments_dir
 
 LOOSE_LIMIT = 512  # more finished experiments in files of their own than this ...
 PACK_SIZE = 256  # ... and so many, the coldest, move into a pack
 _FOOTER_KEY = b"pack"
-Member = tuple[dict[str, Any], pa.Table]  # (manifest, its rows)
 
 
 def packs_lock() -> FileLock:
@@ -135,15 +137,13 @@ def _pack(names: Sequence[str]) -> int:
         (packs_dir() / replaced).unlink(missing_ok=True)
     packed = 0
     for first in range(0, len(names), PACK_SIZE):
-        catalogue = Catalogue()
-        loose = []
-        for name in names[first : first + PACK_SIZE]:
-            file = catalogue.file_of(name)
-            if file == f"{name}.parquet":
-                loose.append(name)
-            elif file is not None:  # a crash has left it behind
-                parquet_path(name).unlink(missing_ok=True)
-        moved = write_pack(*_loose_members(loose))
+        # A file that a crash has left behind, and one whose name another experiment has, stay.
+        loose = {
+            place.name
+            for place in Catalogue().places("name = stored")
+            if place.file == f"{place.name}.parquet"
+        }
+        moved = write_pack(*_loose_members(loose & {*names[first : first + PACK_SIZE]}))
         for name in moved:
             parquet_path(name).unlink()
         packed += len(moved)
@@ -199,31 +199,22 @@ def unpack_experiment(name: str) -> Path:
     """Bring an experiment back into a file of its own. Raises ExperimentError when it has one, or
     when there is none of that name."""
     with packs_lock():
-        pack = _pack_of(name)
-        manifest, table = next(m for m in read_pack(pack) if m[0]["name"] == name)
-        path = write_table(manifest, table)
-        _take_out(pack, {name})
+        place = Catalogue().place(name)
+        pack = get_experiments_dir() / place.file
+        if pack.parent != packs_dir():
+            raise ExperimentError(f"experiment '{name}' is in no pack", f"it is {place.file}")
+        path = write_table(*read_member(pack, place.id), free_parquet_path(place.stored, place.id))
+        take_out(pack, {place.id})
     return path
 
 
-def _pack_of(name: str) -> Path:
-    file: str = Catalogue().manifest(name)["file"]
-    path = get_experiments_dir() / file
-    if path.parent != packs_dir():
-        raise ExperimentError(f"experiment '{name}' is in no pack", f"it is {file}")
-    return path
+def read_member(pack: Path, identifier: str) -> Member:
+    """The experiment `identifier` of a pack that holds it."""
+    return next(member for member in read_pack(pack) if identity(member[0]) == identifier)
 
 
-def delete_from_packs(names: Collection[str]) -> None:
-    """Take out for good those of these experiments that are packed. The caller holds `packs_lock`."""
-    catalogue = Catalogue()
-    files = {catalogue.file_of(name) or "" for name in names}
-    for file in files:
-        if file.startswith("packs/"):
-            _take_out(get_experiments_dir() / file, names)
-
-
-def _take_out(pack: Path, names: Collection[str]) -> None:
+def take_out(pack: Path, ids: Collection[str]) -> None:
+    """Write the pack anew without the experiments `ids`. The caller holds `packs_lock`."""
     with open_parquet(pack) as file:
         fixed = (*FIXED_COLUMNS, MANIFEST_COLUMN)
         metrics = [name for name in file.schema_arrow.names if name not in fixed]
@@ -231,6 +222,6 @@ def _take_out(pack: Path, names: Collection[str]) -> None:
         pack
     ):  # left behind by a crash: `pack` alone says that it is void
         (packs_dir() / replaced).unlink(missing_ok=True)
-    staying = (member for member in read_pack(pack) if member[0]["name"] not in names)
+    staying = (member for member in read_pack(pack) if identity(member[0]) not in ids)
     write_pack(staying, metrics, replaces=[pack.name])
     pack.unlink()

@@ -32,7 +32,9 @@ from common.utils.experiment_storage.store import (
     parquet_path,
 )
 from common.utils.files import atomic_path
+from common.utils.manifest import identity
 
+Member = tuple[dict[str, Any], pa.Table]  # (manifest, its rows)
 ROW_GROUP_ROWS = 122_880  # what one thread of DuckDB reads at a time
 _KINDS = {"experiment_name": pa.string(), "step": pa.int64(), "split": pa.string()}
 
@@ -66,8 +68,9 @@ def write_parquet(
     manifest: Mapping[str, Any],
     rows: Iterable[Mapping[str, Any]],
     metrics: Sequence[str] | None = None,
+    path: Path | None = None,
 ) -> Path:
-    """Write `<name>.parquet` from log rows: durable first, then visible under its name.
+    """Write `<name>.parquet`, or `path`, from log rows: durable first, then visible under its name.
 
     With `metrics`, the names of all of them, the rows are taken as they come, some at a time.
     """
@@ -75,7 +78,7 @@ def write_parquet(
         rows = list(rows)
         metrics = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
     name = str(manifest["name"])
-    path = parquet_path(name)
+    path = path or parquet_path(name)
     with parquet_writer(path, schema_of(metrics), FOOTER_KEY, manifest) as writer:
         for table in rows_to_tables(name, rows, metrics):
             writer.write_table(table)
@@ -102,7 +105,7 @@ def parquet_writer(
     with atomic_path(path) as temporary:
         with exact_writer(temporary, schema) as writer:
             yield writer
-        record_checksum(path, temporary)
+        record_checksum(path, temporary, identity(footer) if key == FOOTER_KEY else None)
 
 
 def exact_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
@@ -117,15 +120,35 @@ def read_footer(file: pq.ParquetFile, key: bytes) -> Any:
     return json.loads((file.metadata.metadata or {}).get(key, b"null"))
 
 
-def read_parquet(path: Path) -> tuple[dict[str, Any], pa.Table]:
-    """(manifest, table) of one experiment. Raises ValueError when the file is not what we write."""
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of one experiment. Raises ValueError when the file is not what we write."""
     with open_parquet(path) as file:
-        manifest = read_footer(file, FOOTER_KEY)
-        table = file.read(use_threads=False)  # small ones are read faster so
+        return _manifest_of(file)
+
+
+def _manifest_of(file: pq.ParquetFile) -> dict[str, Any]:
+    manifest: dict[str, Any] | None = read_footer(file, FOOTER_KEY)
     if manifest is None:
         raise ValueError("not an experiment of this store (its footer holds no manifest)")
+    return manifest
+
+
+def read_parquet(path: Path) -> Member:
+    """(manifest, table) of one experiment. Raises ValueError when the file is not what we write."""
+    with open_parquet(path) as file:
+        manifest = _manifest_of(file)
+        table = file.read(use_threads=False)  # small ones are read faster so
     check_columns(table)
     return manifest, table.replace_schema_metadata(None)
+
+
+def with_name(member: Member, name: str) -> Member:
+    """The same experiment under another name."""
+    manifest, table = member
+    if manifest["name"] == name:
+        return member
+    names = pa.array([name] * len(table), pa.string())
+    return {**manifest, "name": name}, table.set_column(0, "experiment_name", names)
 
 
 def has_metric_statistics(path: Path) -> bool:
@@ -176,6 +199,22 @@ def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
         if error.errno is None:  # how Arrow reports a damaged page
             raise ValueError(str(error)) from error
         raise
+
+
+def is_beginning(table: pa.Table, other: pa.Table) -> bool:
+    """Whether `other` begins with the rows of `table`, whatever their experiments are called."""
+    if len(table) > len(other) or not {*table.column_names} <= {*other.column_names}:
+        return False
+    for name in table.column_names[1:]:
+        mine, its = table[name], other[name].slice(0, len(table))
+        if not mine.is_valid().equals(its.is_valid()):
+            return False
+        if pa.types.is_floating(mine.type):  # to Arrow NaN equals nothing
+            if not np.array_equal(mine.to_numpy(), its.to_numpy(), equal_nan=True):
+                return False
+        elif not mine.equals(its):
+            return False
+    return True
 
 
 def table_to_rows(table: pa.Table) -> list[dict[str, Any]]:

@@ -11,21 +11,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pyarrow import fs
 
 from common.errors import ExperimentError
 from common.utils.experiment_storage import store
-from common.utils.experiment_storage.catalogue import Catalogue
+from common.utils.experiment_storage.annotations import deleted_ids
+from common.utils.experiment_storage.catalogue import Catalogue, Place
 from common.utils.experiment_storage.checksums import record_checksum
-from common.utils.experiment_storage.exports import read_members
-from common.utils.experiment_storage.parquet import read_parquet, write_table
+from common.utils.experiment_storage.log import append_records, read_records
+from common.utils.experiment_storage.packs import read_member
+from common.utils.experiment_storage.parquet import read_footer, read_parquet, write_table
+from common.utils.experiment_storage.store import FOOTER_KEY
 from common.utils.files import atomic_path
 from common.utils.logging import get_logger
+from common.utils.manifest import check_manifest, identity, unique_name
 from common.utils.paths import get_experiments_dir
 
 _VARIABLE = "RESEARCH_EXPERIMENTS_URI"
@@ -45,7 +51,8 @@ def remote_uri() -> str | None:
 def upload_finished(name: str) -> None:
     """Copy an experiment that was just finished. A network that fails is told, and harms nothing."""
     try:
-        _upload(_Remote(), [name])
+        remote = _Remote()
+        _upload(remote, remote.files(), _finished("stored = ?", name))
     except (OSError, ExperimentError) as error:
         get_logger("experiments").warning(
             f"{name} was not copied to {remote_uri()}: {error}; "
@@ -54,21 +61,36 @@ def upload_finished(name: str) -> None:
 
 
 def sync_experiments() -> Synced:
-    """Upload the finished experiments that the object store lacks, download those that are not here.
+    """Upload the finished experiments that the object store lacks, download those that are not here and
+    were not deleted here. Experiments are told apart by their ids: a name that another one has gets the
+    beginning of the id, there and here.
 
     Raises ExperimentError when there is no usable URI, OSError when the object store cannot be
     reached.
     """
     remote = _Remote()
-    there = remote.names()
-    overview = Catalogue().overview(archived=True)
-    finished = [run.name for run in overview if run.status == "finished"]
-    here = {run.name for run in overview}
-    uploaded = _upload(remote, [name for name in finished if name not in there])
-    downloaded = [name for name in sorted(there - here) if _download(remote, name)]
+    there = remote.files()
+    uploaded = _upload(remote, there, _finished())
+    known = {place.id for place in Catalogue().places()}
+    deleted = deleted_ids() - known
+    wanted = {key: file for file, key in sorted(there.items(), reverse=True) if key not in known}
+    if left_out := sorted(Path(file).stem for key, file in wanted.items() if key in deleted):
+        names = ", ".join(left_out)
+        get_logger("experiments").warning(f"left out {names} of {remote.folder}: deleted here")
+    downloaded = [
+        name
+        for key, file in sorted(wanted.items(), key=itemgetter(1))
+        if key not in deleted and (name := _download(remote, file))
+    ]
     if downloaded:
         store.enter_into_catalogue()
     return Synced(uploaded, downloaded)
+
+
+def _finished(where: str = "TRUE", *parameters: str) -> list[Place]:
+    return Catalogue().places(
+        f"file LIKE '%.parquet' AND status = 'finished' AND {where}", *parameters
+    )
 
 
 class _Remote:
@@ -81,17 +103,54 @@ class _Remote:
         except (pa.ArrowException, ValueError) as error:
             raise ExperimentError(f"{_VARIABLE}={uri} cannot be used: {error}") from error
 
-    def names(self) -> set[str]:
+    def files(self) -> dict[str, str]:
+        """{file: id of the experiment in it}. Files never change, so each is asked for its id once."""
         selector = fs.FileSelector(self.folder, allow_not_found=True)
-        files = (Path(info.path) for info in self.system.get_file_info(selector))
-        return {f.stem for f in files if f.suffix == ".parquet" and store.is_name(f.stem)}
+        found = {Path(info.path).name: info for info in self.system.get_file_info(selector)}
+        known = self._read_ids()
+        ids = {}
+        for file, info in sorted(found.items()):
+            name, ending = Path(file).stem.partition("@")[0], Path(file).suffix
+            if ending != ".parquet" or not store.is_name(name):
+                continue
+            stamp = [info.size, info.mtime_ns]
+            if (key := known.get((file, *stamp))) is None:
+                try:
+                    key = self._read_id(file)
+                except ValueError as error:
+                    get_logger("experiments").warning(f"left out {file} of {self.folder}: {error}")
+                    continue
+                self._remember(file, stamp, key)
+            ids[file] = key
+        return ids
+
+    def _read_ids(self) -> dict[tuple[str, int, int], str]:
+        path = _ids_path()
+        records = [record for record, _ in read_records(path)] if path.exists() else []
+        own = [r for r in records if r is not None and r["folder"] == self.folder]
+        return {(r["file"], *r["stamp"]): r["id"] for r in own}
+
+    def _remember(self, file: str, stamp: list[int], key: str) -> None:
+        get_experiments_dir().mkdir(parents=True, exist_ok=True)
+        facts = {"folder": self.folder, "file": file, "stamp": stamp, "id": key}
+        append_records(_ids_path(), [{"kind": "remote", **facts}])
+
+    def _read_id(self, file: str) -> str:
+        """Raises ValueError when it is no experiment of a store."""
+        try:
+            with self.system.open_input_file(f"{self.folder}/{file}") as content:
+                manifest = read_footer(pq.ParquetFile(content), FOOTER_KEY)
+        except pa.ArrowException as error:
+            raise ValueError(str(error)) from error
+        name = check_manifest(manifest)["name"]
+        key = identity(manifest)
+        if Path(file).stem not in (name, unique_name(name, key)):
+            raise ValueError(f"it is a copy of '{name}'")
+        return key
 
     def write(self, name: str, content: bytes) -> None:
-        """All at once, so that a cut connection leaves nothing under the name. Raises ExperimentError
-        when another machine has used the name: nothing is ever replaced."""
+        """All at once, so that a cut connection leaves nothing under the name."""
         target = f"{self.folder}/{name}.parquet"
-        if self.system.get_file_info(target).type != fs.FileType.NotFound:
-            raise ExperimentError(f"another experiment '{name}' is there already")
         if self.system.type_name != "local":
             with self.system.open_output_stream(target) as stream:
                 stream.write(content)
@@ -99,47 +158,59 @@ class _Remote:
         with atomic_path(Path(target)) as temporary:
             temporary.write_bytes(content)
 
-    def read(self, name: str) -> bytes:
-        with self.system.open_input_stream(f"{self.folder}/{name}.parquet") as stream:
+    def read(self, file: str) -> bytes:
+        with self.system.open_input_stream(f"{self.folder}/{file}") as stream:
             content: bytes = stream.read()
         return content
 
 
-def _upload(remote: _Remote, names: Iterable[str]) -> list[str]:
+def _ids_path() -> Path:
+    return get_experiments_dir() / store.REMOTE
+
+
+def _upload(remote: _Remote, there: dict[str, str], places: Iterable[Place]) -> list[str]:
+    """Upload those that are not `there` ({file: id}), which is extended. Nothing is ever replaced."""
     uploaded = []
-    packed = []
-    for name in names:
-        path = store.parquet_path(name)
-        if path.exists():
-            remote.write(name, path.read_bytes())
-            uploaded.append(name)
-        else:
-            packed.append(name)
     with TemporaryDirectory() as folder:
-        for manifest, table in read_members(packed) if packed else ():
-            path = write_table(manifest, table, Path(folder) / "experiment.parquet")
-            remote.write(manifest["name"], path.read_bytes())
-            uploaded.append(manifest["name"])
+        for place in places:
+            if place.id in there.values():
+                continue
+            path = get_experiments_dir() / place.file
+            if path.parent == store.packs_dir():
+                member = read_member(path, place.id)
+                path = write_table(*member, Path(folder) / "experiment.parquet")
+            names = (place.stored, unique_name(place.stored, place.id))
+            name = next(name for name in names if f"{name}.parquet" not in there)
+            if name != place.stored:
+                _say_taken(place.stored, f"in {remote.folder}", name)
+            remote.write(name, path.read_bytes())
+            there[f"{name}.parquet"] = place.id
+            uploaded.append(name)
     return uploaded
 
 
-def _download(remote: _Remote, name: str) -> bool:
-    """Store a copy, when it is an experiment and nobody here has taken its name in between."""
+def _download(remote: _Remote, file: str) -> str | None:
+    """Store a copy; its name, None when it cannot be read."""
     try:
-        store.claim_name(name)
-    except ExperimentError:
-        return False
-    path = get_experiments_dir() / f"{name}.parquet"
-    try:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(remote.read(name))
-            manifest, _ = read_parquet(temporary)
-            if manifest.get("name") != name:
-                raise ValueError(f"it is a copy of '{manifest.get('name')}'")
-            record_checksum(path, temporary)
+        with TemporaryDirectory(dir=get_experiments_dir(), prefix=".sync-") as folder:
+            copy = Path(folder) / "experiment.parquet"
+            copy.write_bytes(remote.read(file))
+            manifest, _ = read_parquet(copy)
+            name, key = manifest["name"], identity(manifest)
+            path = store.free_parquet_path(name, key)
+            if store.log_path(name).exists():  # a run that is not finished has the name
+                path = store.parquet_path(unique_name(name, key))
+            if path.stem != name:
+                _say_taken(name, "here", path.stem)
+            with atomic_path(path) as temporary:
+                copy.replace(temporary)
+                record_checksum(path, temporary, key)
     except ValueError as error:
-        get_logger("experiments").warning(f"left out {name}.parquet of {remote.folder}: {error}")
-        return False
-    finally:
-        store.log_path(name).unlink(missing_ok=True)
-    return True
+        get_logger("experiments").warning(f"left out {file} of {remote.folder}: {error}")
+        return None
+    return path.stem
+
+
+def _say_taken(name: str, where: str, other: str) -> None:
+    message = f"another experiment '{name}' is {where} already: this one is stored as '{other}'"
+    get_logger("experiments").warning(message)

@@ -27,10 +27,10 @@ def complete_finish(name: str) -> bool:
     lock = lock_of(name)
     try:
         with lock.acquire(blocking=False):
-            if store.log_path(name).exists() and not store.parquet_path(name).exists():
+            if store.log_path(name).exists() and not store.is_stored(name):
                 store.finish_log(name)
             Path(lock.lock_file).unlink(missing_ok=True)
-    except (Timeout, OSError):
+    except (Timeout, OSError, ValueError):  # the last: the file of that name is damaged
         return False
     return True
 
@@ -104,9 +104,10 @@ def _claim(name: str | None, prefix: str) -> str:
 
 def _check_resumable(name: str) -> None:
     if store.is_finished(name):
-        raise ExperimentError(
-            f"experiment '{name}' is finished", "start a new one with another --name"
-        )
+        hint = "start a new one with another --name"
+        if store.log_path(name).exists():
+            hint += "; an unfinished run has the name as well: give it another with --rename, see --check"
+        raise ExperimentError(f"experiment '{name}' is finished", hint)
     if not store.log_path(name).exists():
         raise ExperimentError(f"there is no experiment '{name}' to resume", "leave out --resume")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from common.utils.experiment_storage.checksums import checksums_path
-from common.utils.experiment_storage.store import packs_dir
+from common.utils.experiment_storage.store import CHECKSUMS, REMOTE, packs_dir
 from common.utils.paths import get_experiments_dir
 from common.utils.plain import is_text
 
 Stamp = tuple[int, int]  # (size, mtime_ns)
+_NO_RUNS = (CHECKSUMS, REMOTE)  # logs that say nothing of a run
 
 
 def scan_store() -> dict[str, Stamp]:
@@ -23,15 +23,9 @@ def scan_store() -> dict[str, Stamp]:
         loose = _list(directory, ".parquet")
         if packs == _list(packs_dir(), ".parquet"):  # otherwise something may have moved past us
             break
-    present = {}
-    finished = set(loose)
-    checksums = checksums_path().name
-    for file in [*(f"packs/{pack}" for pack in packs), *loose, *logs]:
-        # The list of checksums is no log of a run, and one beside its Parquet file does not count.
-        if file == checksums or (file.endswith(".jsonl") and f"{file[:-6]}.parquet" in finished):
-            continue
-        present[file] = _stamp(f"{directory}/{file}")
-    return present
+    logs = [file for file in logs if file not in _NO_RUNS]
+    files = [*(f"packs/{pack}" for pack in packs), *loose, *logs]
+    return {file: _stamp(f"{directory}/{file}") for file in files}
 
 
 def _stamp(path: str) -> Stamp:

@@ -30,7 +30,7 @@ def connect(catalogue: Catalogue, sql: str, memory_bytes: int) -> duckdb.DuckDBP
     """
     files = catalogue.files()
     parquet = [file for file in files if file.endswith(".parquet")]
-    live = [get_experiments_dir() / file for file in files if file.endswith(".jsonl")]
+    live = catalogue.places("file LIKE '%.jsonl'") if _mentions(sql, "experiments") else []
     connection = duckdb.connect(":memory:")
     connection.execute("SET allowed_paths = ?", [parquet])
     connection.execute("SET python_enable_replacements = false")
@@ -42,15 +42,17 @@ def connect(catalogue: Catalogue, sql: str, memory_bytes: int) -> duckdb.DuckDBP
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     _create_runs(connection, catalogue.manifests if _mentions(sql, "runs") else [])
-    logs = [read_log(log) for log in live] if _mentions(sql, "experiments") else []
+    logs = {place.name: read_log(get_experiments_dir() / place.file) for place in live}
     schema = {name: _KINDS.get(name, "DOUBLE") for name in FIXED_COLUMNS}
     spelling: dict[bytes, str] = {}  # `Loss` and `loss` of two runs are one column
     # A live run may have logged a new metric since the catalogue was made.
-    for metric in chain(catalogue.metrics(), *(log.metrics for log in logs)):
+    for metric in chain(catalogue.metrics(), *(log.metrics for log in logs.values())):
         # Letters beyond ASCII are never one to DuckDB: `É` and `é` are two columns.
         schema[spelling.setdefault(metric.encode().lower(), metric)] = "DOUBLE"
     _create_live_rows(connection, schema, logs)
-    _create_experiments(connection, schema, parquet, catalogue.hiding_nan())
+    _create_experiments(
+        connection, schema, parquet, catalogue.hiding_nan(), catalogue.names_apart()
+    )
     connection.execute("BEGIN TRANSACTION READ ONLY")  # a SELECT may hold a DELETE in its WITH
     return connection
 
@@ -65,13 +67,14 @@ def _create_experiments(
     schema: dict[str, str],
     parquet: list[str],
     hiding_nan: set[str],
+    names_apart: dict[str, dict[str, str]],
 ) -> None:
     fields = ", ".join(
         f"{_text(name)}: {{name: {_text(name)}, type: '{kind}', default_value: NULL}}"
         for name, kind in schema.items()
     )
     kinds: dict[tuple[bool, bool], list[str]] = {}
-    for file in parquet:
+    for file in (file for file in parquet if file not in names_apart):
         kinds.setdefault(("/" in file, file in hiding_nan), []).append(_text(file))
     file_name = _free_name(schema)
     parts = ["SELECT * FROM live_rows"]
@@ -86,6 +89,15 @@ def _create_experiments(
             parts.append(
                 f"SELECT * EXCLUDE ({file_name}) {_replace(columns)} FROM {source}, filename = '{file_name}')"
             )
+    for file, names in names_apart.items():  # {name in the file: name of the experiment}
+        source = f"read_parquet([{_text(file)}], schema = MAP {{{fields}}})"
+        cases = " ".join(f"WHEN {_text(old)} THEN {_text(new)}" for old, new in names.items())
+        columns = [f"CASE experiment_name {cases} END AS experiment_name"]
+        columns += _opaque_metrics(schema) if file in hiding_nan else []
+        inside = ", ".join(map(_text, names))
+        parts.append(
+            f"SELECT * {_replace(columns)} FROM {source} WHERE experiment_name IN ({inside})"
+        )
     connection.execute(f"CREATE VIEW experiments AS {' UNION ALL BY NAME '.join(parts)}")
 
 
@@ -120,14 +132,14 @@ def _text(value: str) -> str:
 
 
 def _create_live_rows(
-    connection: duckdb.DuckDBPyConnection, schema: dict[str, str], logs: list[LogContent]
+    connection: duckdb.DuckDBPyConnection, schema: dict[str, str], logs: dict[str, LogContent]
 ) -> None:
     columns = ", ".join(f"{_name(name)} {kind}" for name, kind in schema.items())
     connection.execute(f"CREATE TABLE live_rows ({columns})")
-    for log in logs:
+    for name, log in logs.items():
         from common.utils.experiment_storage.parquet import rows_to_tables  # pyarrow, 0.3 s
 
-        for table in rows_to_tables(log.manifest["name"], log.iter_rows(), log.metrics):
+        for table in rows_to_tables(name, log.iter_rows(), log.metrics):
             connection.register("rows_of_log", table)
             connection.execute("INSERT INTO live_rows BY NAME SELECT * FROM rows_of_log")
 

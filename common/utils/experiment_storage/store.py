@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import ExperimentError
 from common.utils.experiment_storage.log import read_log
-from common.utils.manifest import check_manifest, create_manifest, now, plain_facts
+from common.utils.manifest import (
+    check_manifest,
+    create_manifest,
+    identity,
+    now,
+    plain_facts,
+    unique_name,
+)
 from common.utils.paths import get_experiments_dir, get_runs_dir
 from common.utils.plain import NO_TEXT, is_text
 
@@ -50,6 +57,9 @@ RUN_COLUMNS: dict[str, str | list[str]] = {  # of the view `runs`, with their ty
 RUNS_ENDING = ".runs.csv"  # of the table of runs beside an exported CSV
 FOOTER_KEY = b"experiment"
 RESERVED_NAMES = (*FIXED_COLUMNS, MANIFEST_COLUMN)
+# Logs beside those of runs, whose names begin with a letter or a digit.
+CHECKSUMS = "_checksums.jsonl"
+REMOTE = "_remote.jsonl"
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 
 
@@ -70,16 +80,41 @@ def exists(name: str) -> bool:
 
 
 def is_finished(name: str) -> bool:
-    """Whether `name` is stored, in a file of its own or in a pack."""
+    """Whether an experiment `name` is stored, in a file of its own or in a pack."""
     path = parquet_path(name)
+    if path.exists() or _is_aside(name):
+        return True
     # Looked for twice: it may move from a pack into a file in between.
-    return path.exists() or (packs_dir().exists() and (_is_packed(name) or path.exists()))
+    return packs_dir().exists() and (_is_packed(name) or path.exists())
+
+
+def _is_aside(name: str) -> bool:
+    """Whether a file holds an experiment of this name beside another one, see `free_parquet_path`."""
+    return any(get_experiments_dir().glob(f"{name}@*.parquet"))
 
 
 def _is_packed(name: str) -> bool:
     from common.utils.experiment_storage.catalogue import Catalogue
 
-    return (Catalogue().file_of(name) or "").startswith("packs/")
+    return bool(Catalogue().places("stored = ? AND file LIKE 'packs/%'", name))
+
+
+def free_parquet_path(name: str, identifier: str) -> Path:
+    """Where the experiment `identifier` is to be stored: `<name>.parquet`, or `<name>@<id>.parquet`
+    beside another one. Nothing is ever replaced."""
+    path, stem = parquet_path(name), unique_name(name, identifier)
+    while path.exists():
+        path, stem = parquet_path(stem), f"{stem}+"
+    return path
+
+
+def is_stored(name: str) -> bool:
+    """Whether the run that the log of `name` holds stands in a file of its own already."""
+    from common.utils.experiment_storage.parquet import read_manifest
+
+    identifier = identity(read_log(log_path(name)).manifest)
+    paths = (parquet_path(name), parquet_path(unique_name(name, identifier)))
+    return any(path.exists() and identity(read_manifest(path)) == identifier for path in paths)
 
 
 def _packed_names() -> Collection[str]:
@@ -129,7 +164,8 @@ def next_name(name: str) -> str:
         ending = f"{number:0{width}d}"
         candidate = f"{stem[: 127 - len(ending)]}_{ending}" if stem else ending
         files = (log_path(candidate), parquet_path(candidate), get_runs_dir() / candidate)
-        if candidate not in packed and not any(path.exists() for path in files):
+        is_free = candidate not in packed and not any(path.exists() for path in files)
+        if is_free and not _is_aside(candidate):
             return candidate
 
 
@@ -198,7 +234,8 @@ def finish_log(name: str) -> Path:
     from common.utils.experiment_storage.parquet import write_parquet
 
     content = read_log(log_path(name))
-    path = write_parquet(content.manifest, content.iter_rows(), content.metrics)
+    path = free_parquet_path(name, identity(content.manifest))
+    write_parquet(content.manifest, content.iter_rows(), content.metrics, path)
     log_path(name).unlink(missing_ok=True)  # check_store may have been faster
     return path
 

@@ -15,7 +15,7 @@ from common.utils.experiment_storage.annotations import (
     Annotation,
     annotate_experiment,
     annotations_path,
-    forget_annotations,
+    forget_experiments,
 )
 from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.log import append_records
@@ -57,7 +57,7 @@ def test_they_survive_a_rebuild_of_the_catalogue_and_the_end_of_a_run() -> None:
     assert facts("live") == (["early", "late"], "watch this")
     (get_experiments_dir() / ".catalogue.sqlite").unlink()
     assert facts("live") == (["early", "late"], "watch this")
-    forget_annotations(["live"])
+    forget_experiments({Catalogue().place("live").id: "live"})
     (get_experiments_dir() / ".catalogue.sqlite").unlink()
     assert facts("live") == (["early"], "")
 
@@ -110,7 +110,7 @@ from common.utils.experiment_storage.annotations import (
     Annotation,
     annotate_experiment,
     annotations_path,
-    forget_annotations,
+    forget_experiments,
 )
 for i in range(15):
     annotate_experiment("a", add_tags=[f"{sys.argv[1]}{i}"])

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from common.errors import ExperimentError
 from common.utils import query_experiments, save_experiment, start_experiment
+from common.utils.experiment_storage import remote
 from common.utils.experiment_storage.catalogue import Catalogue
-from common.utils.experiment_storage.maintenance import check_store
+from common.utils.experiment_storage.maintenance import check_store, delete_experiments
 from common.utils.experiment_storage.packs import pack_experiments
 from common.utils.experiment_storage.remote import sync_experiments
 from common.utils.experiment_storage.store import parquet_path
+from common.utils.manifest import identity
 from tests.s3_double import s3_server
 
 
@@ -62,9 +68,81 @@ def test_a_name_that_another_machine_used_is_never_overwritten(
     first = objects["experiments/a.parquet"]
     monkeypatch.setenv("RESEARCH_ASSETS_DIR", str(tmp_path / "other"))
     save("a", 2.0)
-    assert "another experiment 'a' is there already" in capfd.readouterr().err
-    assert objects["experiments/a.parquet"] == first and sync_experiments() == ([], [])
-    assert query_experiments("SELECT loss FROM experiments")["loss"].tolist() == [2.0]
+    second = Catalogue().place("a").id
+    assert f"'a' is in lab/experiments already: this one is stored as 'a@{second[:8]}'" in (
+        capfd.readouterr().err
+    )
+    assert objects["experiments/a.parquet"] == first and len(objects) == 2
+    assert sync_experiments() == ([], ["a@" + identity(read_manifest_of(first))[:8]])
+    assert losses() == {1.0, 2.0} and sync_experiments() == ([], [])
+
+
+def losses() -> set[float]:
+    return set(query_experiments("SELECT loss FROM experiments")["loss"])
+
+
+def read_manifest_of(content: bytes) -> dict[str, Any]:
+    footer = pq.ParquetFile(io.BytesIO(content)).metadata.metadata
+    manifest: dict[str, Any] = json.loads(footer[b"experiment"])
+    return manifest
+
+
+def test_machines_that_use_one_name_end_with_the_same_experiments_under_the_same_names(
+    objects: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three machines, in whichever order they meet the store, finished and unfinished runs."""
+    for number, machine in enumerate("xyz"):
+        monkeypatch.setenv("RESEARCH_ASSETS_DIR", str(tmp_path / machine))
+        with monkeypatch.context() as alone:
+            alone.delenv("RESEARCH_EXPERIMENTS_URI")
+            save("a", float(number))
+            if machine == "z":
+                start_experiment("b").finish("interrupted")
+            else:
+                save("b", 10.0 + number)
+    for machine in "xyzxy":
+        monkeypatch.setenv("RESEARCH_ASSETS_DIR", str(tmp_path / machine))
+        sync_experiments()
+    seen = []
+    for machine in "xyz":
+        monkeypatch.setenv("RESEARCH_ASSETS_DIR", str(tmp_path / machine))
+        assert sync_experiments() == ([], []) and losses() == {0.0, 1.0, 2.0, 10.0, 11.0}
+        table = query_experiments("SELECT experiment_name, loss FROM experiments ORDER BY loss")
+        seen.append(table.to_csv())
+        assert len(Catalogue().names()) == 5 + (machine == "z")
+    assert seen[0] == seen[1] == seen[2] and len(objects) == 5
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_what_was_deleted_here_does_not_come_back(
+    objects: dict[str, bytes],
+    is_packed: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for name in "ab":
+        save(name, 1.0)
+    if is_packed:
+        pack_experiments()
+    delete_experiments(["a"])
+    assert sync_experiments() == ([], []) and Catalogue().names() == ["b"]
+    assert "left out a of lab/experiments: deleted here" in capfd.readouterr().err
+    save("a", 3.0)  # another one of that name is no ghost
+    assert losses() == {1.0, 3.0} and sync_experiments() == ([], [])
+    monkeypatch.setenv("RESEARCH_ASSETS_DIR", str(tmp_path / "other"))
+    assert len(sync_experiments().downloaded) == 3, "other machines keep it"
+
+
+def test_a_file_is_asked_for_its_id_once(
+    objects: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save("a", 1.0)
+    monkeypatch.setenv("RESEARCH_ASSETS_DIR", str(tmp_path / "other"))
+    sync_experiments()
+    asked: list[str] = []
+    monkeypatch.setattr(remote._Remote, "_read_id", lambda self, file: asked.append(file))
+    assert sync_experiments() == ([], []) and asked == []
 
 
 def test_packed_experiments_are_uploaded_one_by_one(
