@@ -42,6 +42,7 @@ from common.utils.experiment_storage.metrics import (
     metric_direction,
     preferred_split,
 )
+from common.utils.experiment_storage.run_folders import folder_of
 from common.utils.experiment_storage.store import (
     FIXED_COLUMNS,
     MANIFEST_COLUMN,
@@ -330,7 +331,7 @@ def read_samples(name: str, step: int | None) -> dict[str, Any]:
     {"steps": every step with samples, "step": the one shown, "samples": [{"prompt", "text"}],
     "damaged": lines left out}. `name` must be one of the store's.
     """
-    path = get_runs_dir() / name / SAMPLES_FILE
+    path = folder_of(name) / SAMPLES_FILE
     if path.parent.parent != get_runs_dir() or name in (".", ".."):
         raise ExperimentError(f"'{name}' has no folder of its own")
     by_step: dict[int, list[dict[str, str]]] = {}

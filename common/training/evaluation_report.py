@@ -20,9 +20,10 @@ from common.training.evaluator import Evaluator
 from common.training.experiment import BuildModel, C, load_run
 from common.training.generation_metrics import generation_metrics
 from common.training.prediction_metrics import PredictionMetrics, measure_predictions
+from common.utils.experiment_storage.run_folders import folder_of
 from common.utils.files import write_json_atomic
 from common.utils.manifest import now
-from common.utils.paths import display_path, get_runs_dir
+from common.utils.paths import display_path
 from common.utils.tables import format_rows
 
 # Welleck et al. 2020, section 6: prefixes of 50 tokens from the validation text, continued by 100.
@@ -79,7 +80,7 @@ def judge_run(
     samples = measure_samples(model, sets[split], config.samples, config.seed)
     rows = [[title, *values.values()] for title, values in samples.items()]
     print(f"\n{format_rows(['text', *next(iter(samples.values()))], rows, 'table')}")
-    _write(get_runs_dir() / name, checkpoint, measured, samples, floor)
+    _write(folder_of(name), checkpoint, measured, samples, floor)
     return metrics
 
 

@@ -39,6 +39,7 @@ from common.training.trainer import Trainer, check_activation_checkpointing
 from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.comparison import diff_configs
 from common.utils.experiment_storage.run import Run, start_experiment
+from common.utils.experiment_storage.run_folders import folder_of
 from common.utils.logging import get_logger
 from common.utils.paths import display_path, get_runs_dir
 from common.utils.seeding import seed_everything
@@ -353,7 +354,7 @@ def load_run(
     config: C, build_model: BuildModel[C], name: str, which: str
 ) -> tuple[BaseLanguageModel, TokenDataset, Path]:
     """The model of a run with the weights of checkpoint `which` (best, last or a step), and its data."""
-    directory = get_runs_dir() / name / "checkpoints"
+    directory = folder_of(name) / "checkpoints"
     steps = checkpoint.steps_in(directory)
     if which == "best":
         path = checkpoint.best_checkpoint(directory)

@@ -21,9 +21,9 @@ from common.utils.experiment_storage import store
 from common.utils.experiment_storage.annotations import annotate_experiment
 from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.comparison import diff_flat, flatten
+from common.utils.experiment_storage.run_folders import folder_of
 from common.utils.logging import get_logger
 from common.utils.manifest import create_manifest
-from common.utils.paths import get_runs_dir
 from common.utils.worktree import worktree
 
 TAG = "reproduction"
@@ -243,11 +243,11 @@ def _fingerprint(name: str) -> dict[str, Any] | None:
 def _checkpoints(name: str) -> list[int]:
     from common.training.checkpoint import steps_in
 
-    return steps_in(get_runs_dir() / name / "checkpoints")
+    return steps_in(folder_of(name) / "checkpoints")
 
 
 def _checkpoint(name: str, step: int) -> Path:
-    return get_runs_dir() / name / "checkpoints" / f"step_{step}"
+    return folder_of(name) / "checkpoints" / f"step_{step}"
 
 
 def _conclude(

@@ -68,7 +68,7 @@ def identity(manifest: Mapping[str, Any]) -> str:
         return found
     from hashlib import sha256  # loads OpenSSL: 10 ms
 
-    start = [manifest.get(key) for key in ("started", "host", "argv")]
+    start = [manifest.get(key) for key in ("name", "started", "host", "argv")]
     return sha256(json.dumps(start).encode()).hexdigest()[:32]
 
 

@@ -24,7 +24,7 @@ import pytest
 from common.utils import save_experiment, start_experiment
 from common.utils.experiment_storage.packs import PACK_SIZE, write_pack
 from common.utils.experiment_storage.parquet import rows_to_table
-from common.utils.manifest import create_manifest
+from common.utils.manifest import ID, create_manifest
 from common.utils.paths import REPOSITORY_ROOT, get_experiments_dir, get_runs_dir
 
 pytestmark = pytest.mark.slow
@@ -257,6 +257,7 @@ def write_many() -> None:
         rows = [row | {"metrics": {"loss": 1.0 + (index * 7919 % MANY) / MANY}}]
         manifest = common | {
             "name": names[index],
+            ID: f"{index:032x}",
             "status": "finished",
             "project": ("alpha", "beta", "gamma")[index % 3],
             "config": {"lr": index // 5, "seed": index % 5},

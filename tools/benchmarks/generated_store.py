@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import ExperimentError
 from common.utils.experiment_storage.catalogue import Catalogue
-from common.utils.manifest import create_manifest
+from common.utils.manifest import ID, create_manifest
 from common.utils.paths import get_experiments_dir
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ def _facts(number: int, lr: float) -> dict[str, Any]:
     model = {"num_layers": 4, "width": 128}
     return {
         "name": name_of(number),
+        ID: f"{number:032x}",
         "status": "finished",
         "started": started.isoformat(),
         "finished": (started + timedelta(minutes=_MINUTES)).isoformat(),

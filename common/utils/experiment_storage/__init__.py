@@ -30,6 +30,7 @@ sql_process.py      the processes that run it, each of which can be killed
 sql_worker.py       what such a process does: one SELECT within its bounds
 sql_views.py        the views `experiments` and `runs` in DuckDB
 maintenance.py      deleting, and checking every file
+run_folders.py      whose the folder of checkpoints and samples is
 renaming.py         another name for an experiment and all that belongs to it
 exports.py          to CSV, JSON and Parquet
 importers/          from TensorBoard, W&B, MLflow, tables and our own JSON

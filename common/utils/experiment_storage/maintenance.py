@@ -26,10 +26,9 @@ from common.utils.experiment_storage.parquet import is_beginning, read_manifest,
 from common.utils.experiment_storage.renaming import (
     begun_renamings,
     finish_renaming,
-    folder_id,
     remove_file,
-    run_folder,
 )
+from common.utils.experiment_storage.run_folders import folder_id, run_folder
 from common.utils.files import sha256_of
 from common.utils.manifest import identity
 from common.utils.paths import get_experiments_dir, get_runs_dir

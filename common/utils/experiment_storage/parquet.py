@@ -32,7 +32,7 @@ from common.utils.experiment_storage.store import (
     parquet_path,
 )
 from common.utils.files import atomic_path
-from common.utils.manifest import identity
+from common.utils.manifest import ID, identity
 
 Member = tuple[dict[str, Any], pa.Table]  # (manifest, its rows)
 ROW_GROUP_ROWS = 122_880  # what one thread of DuckDB reads at a time
@@ -148,7 +148,9 @@ def with_name(member: Member, name: str) -> Member:
     if manifest["name"] == name:
         return member
     names = pa.array([name] * len(table), pa.string())
-    return {**manifest, "name": name}, table.set_column(0, "experiment_name", names)
+    return {**manifest, "name": name, ID: identity(manifest)}, table.set_column(
+        0, "experiment_name", names
+    )
 
 
 def has_metric_statistics(path: Path) -> bool:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from filelock import Timeout
 
@@ -26,6 +26,7 @@ from common.utils.experiment_storage.locks import lock_of
 from common.utils.experiment_storage.log import append_records, read_records
 from common.utils.experiment_storage.packs import packs_lock, read_member, take_out
 from common.utils.experiment_storage.parquet import Member, read_parquet, with_name, write_table
+from common.utils.experiment_storage.run_folders import folder_id, run_folder
 from common.utils.files import fsync_dir, fsync_file, write_json_atomic
 from common.utils.manifest import ID, identity
 from common.utils.paths import get_experiments_dir, get_runs_dir
@@ -184,28 +185,6 @@ def remove_file(file: str, identifier: str) -> None:
         take_out(path, {identifier})
     else:
         path.unlink(missing_ok=True)
-
-
-# The folder of a run ------------------------------------------------------------------------------
-
-
-def run_folder(catalogue: Catalogue, name: str, identifier: str) -> Path | None:
-    """The folder with the checkpoints of an experiment: of two of one name it is that of one."""
-    folder = get_runs_dir() / name
-    if not (folder.is_dir() or folder.is_symlink()):
-        return None
-    found = folder_id(folder)
-    others = catalogue.places("stored = ? AND id <> ?", name, identifier)
-    return folder if found == identifier or (found is None and not others) else None
-
-
-def folder_id(folder: Path) -> str | None:
-    """The id of the experiment whose folder it is; None where it does not say so."""
-    try:
-        manifest: Any = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return identity(manifest) if isinstance(manifest, dict) else None
 
 
 def _move_run_folder(catalogue: Catalogue, renaming: Renaming) -> None:

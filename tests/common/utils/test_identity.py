@@ -13,7 +13,12 @@ from pathlib import Path
 import pytest
 
 from common.errors import ExperimentError
-from common.utils import query_experiments, start_experiment
+from common.utils import (
+    export_experiments,
+    import_experiments,
+    query_experiments,
+    start_experiment,
+)
 from common.utils.experiment_storage import store
 from common.utils.experiment_storage.annotations import annotate_experiment
 from common.utils.experiment_storage.catalogue import Catalogue
@@ -21,9 +26,11 @@ from common.utils.experiment_storage.exports import read_members
 from common.utils.experiment_storage.log import LogWriter, encode_record, read_records
 from common.utils.experiment_storage.maintenance import check_store, delete_experiments
 from common.utils.experiment_storage.packs import pack_experiments, unpack_experiment
+from common.utils.experiment_storage.parquet import write_parquet
 from common.utils.experiment_storage.renaming import rename_experiment
-from common.utils.manifest import ID, identity
-from common.utils.paths import get_experiments_dir, get_runs_dir
+from common.utils.experiment_storage.run_folders import folder_of
+from common.utils.manifest import ID, create_manifest, identity
+from common.utils.paths import REPOSITORY_ROOT, get_experiments_dir, get_runs_dir
 from tests.conftest import RunTool
 
 Machine = Callable[[str], None]
@@ -183,6 +190,9 @@ def test_an_unfinished_run_beside_a_finished_one_is_renamed_and_resumed(
     shutil.rmtree(get_runs_dir())
     shutil.copytree(tmp_path / "b" / "outputs" / "runs", get_runs_dir())
     copy_into(*(tmp_path / m / "outputs" / "experiments" for m in "ba"))
+    second = next(name for name in Catalogue().names() if "@" in name)
+    assert folder_of("exp") == get_runs_dir() / "exp", "theirs, which was started first"
+    assert not folder_of(second).exists()
     with pytest.raises(ExperimentError, match="finished") as refused:
         start_experiment("exp", resume=True)
     assert "--rename" in refused.value.hint
@@ -260,6 +270,20 @@ def test_experiments_of_earlier_versions_are_told_apart_by_their_start(
     assert sorted(rows().values()) == [[1.0], [5.0]]
     assert not any(finding.mended for finding in check_store())
     assert sorted(rows().values()) == [[1.0], [5.0]]
+
+
+def test_runs_of_an_earlier_import_with_equal_rows_are_not_taken_for_one() -> None:
+    """All of one file have the moment of that file, no host and no command."""
+    facts = {"status": "finished", "started": "2024-01-01T00:00:00+00:00", "host": None}
+    for name in ("a", "b"):
+        manifest = create_manifest(name, project="", config={}, seed=None, tags=[]) | facts
+        for key in (ID, "argv"):
+            del manifest[key]
+        row = {"step": 1, "split": "val", "epoch": None, "time": 1.0, "metrics": {"loss": 2.0}}
+        write_parquet(manifest, [row])
+    assert rows() == {"a": [2.0], "b": [2.0]} and check_store() == []
+    pack_experiments()
+    assert rows() == {"a": [2.0], "b": [2.0]}
 
 
 def test_half_files_are_named_while_they_are_new() -> None:
@@ -419,3 +443,51 @@ def test_the_command_renames_and_says_so(run_tool: RunTool) -> None:
     assert (result.returncode, result.stdout) == (0, "old is called new now\n"), result.stderr
     result = run_tool("tools/query_experiments.py", "--rename", "old", "other")
     assert result.returncode == 2 and "no experiment 'old'" in result.stderr
+
+
+def test_an_export_comes_back_as_the_experiment_that_it_was(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        finished(name, 1.0)
+    key = Catalogue().place("a").id
+    export_experiments(tmp_path / "all.json")
+    delete_experiments(["a"])
+    report = import_experiments(tmp_path / "all.json")
+    assert report.imported == ["a"] and "already here as 'b'" in report.skipped[0][1]
+    assert Catalogue().place("a").id == key and rows() == {"a": [1.0], "b": [1.0]}
+
+
+def test_stores_are_merged_as_the_documentation_says(machine: Machine, tmp_path: Path) -> None:
+    text = (REPOSITORY_ROOT / "tools" / "README.md").read_text(encoding="utf-8")
+    section = text.partition("## Merging stores")[2]
+    commands = section.partition("```bash\n")[2].partition("```")[0]
+    machine("theirs/assets")
+    packed("packed", 1.0)
+    finished("both", 2.0)
+    annotate_experiment("both", note="theirs")
+    unfinished("going", 3.0)
+    machine("ours/assets")
+    finished("going", 5.0)
+    annotate_experiment("going", note="ours")
+    (tmp_path / "ours" / "tools").symlink_to(REPOSITORY_ROOT / "tools")
+    commands = commands.replace("OTHER", str(tmp_path / "theirs" / "assets" / "outputs"))
+    python = f"{sys.executable} {REPOSITORY_ROOT}"
+    commands = commands.replace("python ", f"{python}/")
+    result = subprocess.run(
+        ["bash", "-c", commands], cwd=tmp_path / "ours", capture_output=True, text=True
+    )
+    second = next(name for name in Catalogue().names() if "@" in name)
+    assert result.returncode == 0 and f"--rename {second} NEW" in result.stdout, result
+    assert rows() == {"packed": [1.0], "both": [2.0], "going": [3.0], second: [5.0]}
+    assert Catalogue().manifest("both")["note"] == "theirs"
+    assert Catalogue().manifest(second)["note"] == "ours"
+    assert {path.name for path in get_runs_dir().iterdir()} == {"packed", "both", "going"}
+
+
+@pytest.mark.parametrize("options", [["--note", "a"], ["--tag", "a"]])
+def test_bytes_that_are_not_utf_8_are_refused_in_one_line(options: list[str]) -> None:
+    finished("a", 1.0)
+    tool = str(REPOSITORY_ROOT / "tools" / "query_experiments.py")
+    command = [os.fsencode(part) for part in (sys.executable, tool, *options)]
+    result = subprocess.run([*command, b"caf\xe9"], capture_output=True)
+    assert result.returncode == 2 and b"Traceback" not in result.stderr
+    assert b"must be text" in result.stderr and rows() == {"a": [1.0]}

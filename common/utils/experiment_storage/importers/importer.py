@@ -21,7 +21,7 @@ from common.utils.experiment_storage.importers.foreign import (
 )
 from common.utils.experiment_storage.importers.mlflow import DeletedRunError
 from common.utils.logging import get_logger
-from common.utils.manifest import ID, check_manifest, now, plain_facts
+from common.utils.manifest import ID, check_manifest, identity, now, plain_facts
 from common.utils.terminal import printable
 
 OnConflict = Literal["rename", "skip"]
@@ -85,7 +85,9 @@ class _Importer:
         self._last_numbers: Counter[str] = Counter()
         self._names: dict[tuple[str, str, str], str] = {}  # by kind, id, fingerprint
         self._states: dict[tuple[str, str, str], str] = {}  # by kind, id, path
+        self._ids: dict[str, str] = {}  # names of what is here
         for manifest in Catalogue().manifests:
+            self._ids[identity(manifest)] = str(manifest["name"])
             source = manifest.get("source")
             if isinstance(source, dict):
                 kind, path, identifier, fingerprint = (
@@ -104,6 +106,9 @@ class _Importer:
             if not content.rows and not content.facts.get("config"):
                 raise ExperimentError(f"{run.label} holds no numbers")
             manifest = self._manifest(run, key[-1], content.facts)
+            if name := self._ids.get(manifest[ID]):  # an export of our own, of what is still here
+                self.report.skipped.append((run.label, f"already here as '{name}'"))
+                return
         except MissingPackageError:
             raise
         except DeletedRunError:
@@ -112,7 +117,7 @@ class _Importer:
             self.report.refused.append((run.label, str(error)))
             return
         if name := self._store(manifest, content.rows):
-            self._names[key] = name
+            self._names[key] = self._ids[manifest[ID]] = name
             self.report.imported.append(name)
             if earlier := self._states.get((run.kind, run.identifier, str(run.path))):
                 self._log.warning(f"{name}: the run has changed since it was imported as {earlier}")
@@ -135,9 +140,9 @@ class _Importer:
         if manifest["seed"] is None:
             manifest["seed"] = _seed(manifest["config"])
         manifest["tags"] = list(dict.fromkeys([*manifest.get("tags", []), TAG]))
-        # By its content, so that the same run imported on two machines is one.
-        content = f"{run.kind} {run.identifier} {fingerprint}"
-        manifest[ID] = sha256(content.encode(errors="backslashreplace")).hexdigest()[:32]
+        if ID not in facts:  # by its content, so that the same run imported on two machines is one
+            content = f"{run.kind} {run.identifier} {fingerprint}"
+            manifest[ID] = sha256(content.encode(errors="backslashreplace")).hexdigest()[:32]
         manifest["source"] = {
             "kind": run.kind,
             "path": tidy_text(str(run.path)),
