@@ -88,7 +88,8 @@ def train_parser(command: str) -> argparse.ArgumentParser:
   {command} --config configs/quickstart.yaml
   {command} --config configs/quickstart.yaml --name exp_001 \\
       training.max_steps=200 optimizer.lr=3e-4
-  {command} --name exp_001 --resume""",
+  {command} --name exp_001 --resume
+  {command} --extend exp_001 training.max_steps=2000""",
     )
     parser.add_argument(
         "--config", metavar="FILE", help="YAML or TOML; looked up here, then in the project"
@@ -102,6 +103,12 @@ def train_parser(command: str) -> argparse.ArgumentParser:
         "--resume-anyway",
         action="store_true",
         help="resume although configuration or data have changed, and say what has",
+    )
+    parser.add_argument(
+        "--extend",
+        metavar="NAME",
+        help="begin a new experiment at the last checkpoint of NAME, with its configuration and the "
+        "changes given: more steps, another learning rate; says that it did",
     )
     parser.add_argument(
         "--print-config", action="store_true", help="show the resolved configuration and stop"
@@ -140,7 +147,7 @@ def train(
         check_data(config, project, path, arguments.overrides)
     from common.training.experiment import train_experiment
 
-    stem = Path(arguments.config).stem if arguments.config else project.name
+    stem = Path(arguments.config).stem if arguments.config else arguments.extend or project.name
     train_experiment(
         config,
         build_model,
@@ -150,6 +157,7 @@ def train(
         tags=arguments.tag,
         resume=arguments.resume or arguments.resume_anyway,
         resume_anyway=arguments.resume_anyway,
+        extend=arguments.extend,
         share_auto=arguments.share_auto,
     )
 
@@ -191,11 +199,17 @@ def told_by_first_process() -> Iterator[None]:
 
 
 def _config(arguments: argparse.Namespace, project: Project, schema: type[C]) -> tuple[C, Path]:
-    """(configuration, its file): that of the run to resume, where no file is named."""
+    """(configuration, its file): that of the run to extend, or to resume where no file is named."""
     resume = arguments.resume or arguments.resume_anyway
-    if resume and arguments.name and not arguments.config:
-        config = recorded_config(arguments.name, schema)
-        return change_config(config, arguments.overrides), _config_file(arguments.name)
+    if arguments.extend and (resume or arguments.config):
+        raise UsageError(
+            "--extend goes without --config and --resume",
+            f"it takes the configuration of '{arguments.extend}' with the changes given",
+        )
+    recorded = arguments.extend or (arguments.name if resume and not arguments.config else None)
+    if recorded:
+        config = recorded_config(recorded, schema)
+        return change_config(config, arguments.overrides), _config_file(recorded)
     path = _config_path(arguments, project)
     return load_config(path, schema, arguments.overrides, [project.directory]), path
 

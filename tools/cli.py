@@ -150,7 +150,7 @@ def train_any(arguments: HandedOn = None) -> None:
     with told_by_first_process():
         parsed = parser.parse_intermixed_args(arguments or [])
         named, parsed.overrides = _split(parsed.overrides)
-        resumed = parsed.name if parsed.resume or parsed.resume_anyway else None
+        resumed = parsed.name if parsed.resume or parsed.resume_anyway else parsed.extend
         project = _project(named, parsed.config, resumed)
     train(project, *project.load(), parsed)
 

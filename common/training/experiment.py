@@ -60,12 +60,13 @@ def train_experiment(
     tags: Sequence[str] = (),
     resume: bool = False,
     resume_anyway: bool = False,
+    extend: str | None = None,
     share_auto: Path | None = None,
 ) -> dict[str, float]:
     """Run the experiment that `config` defines and return its final validation metrics.
 
     Everything that can be wrong with the input is found before the name of the experiment is
-    taken. With `share_auto`, a file, several runs agree on precision and compilation where those are
+    taken. `extend` names another experiment: training goes on from its last checkpoint. With `share_auto`, a file, several runs agree on precision and compilation where those are
     `auto`. Raises ResearchErrors, and Interrupted after a signal.
     """
     changes: dict[str, list[Any]] = {}
@@ -73,6 +74,8 @@ def train_experiment(
         if resume and processes.is_main:
             name = name or _newest_resumable(config, project)
             changes = _changes_of_config(config, name, resume_anyway)
+        if extend is not None:
+            _check_extendable(config, extend)
         check_precision(config.training.precision, processes.device)
         check_distributed(config.training, config.optimizer, processes)
         if processes.world_size == 1 and config.training.distributed != "auto":
@@ -91,7 +94,7 @@ def train_experiment(
         others = _other_texts(config, data)
         check_optimizer(model, config.optimizer)
         check_activation_checkpointing(model, config.training)
-        with _start_run(config, processes, name, prefix, project, tags, resume) as run:
+        with _start_run(config, processes, name, prefix, project, tags, resume, extend) as run:
             trainer = _create_trainer(
                 config, model, train_data, data, others, run, processes, share_auto
             )
@@ -99,6 +102,9 @@ def train_experiment(
                 trainer.resume(resume_anyway, changes)
                 if run is not None:
                     _record_config(config, run)
+            extends = processes.from_main(run.manifest.get("extends") if run else None)
+            if extends is not None and trainer.step == 0:
+                _extend(trainer, config, extends)
             if run is not None:
                 _announce(config, data, trainer, run)
             metrics = trainer.fit()
@@ -107,6 +113,26 @@ def train_experiment(
         if run is not None:
             _report(metrics, trainer, data, run)
         return metrics
+
+
+def _check_extendable(config: ExperimentConfig, name: str) -> None:
+    steps = checkpoint.steps_in(get_runs_dir() / name / "checkpoints")
+    if not steps:
+        raise CheckpointError(f"'{name}' has no checkpoint to go on from", "train it first")
+    if steps[-1] >= config.training.max_steps:
+        raise ConfigError(
+            f"'{name}' has {steps[-1]} steps already, and training.max_steps is "
+            f"{config.training.max_steps}",
+            f"give the steps in all, for example training.max_steps={2 * steps[-1]}",
+        )
+
+
+def _extend(trainer: Trainer, config: ExperimentConfig, name: str) -> None:
+    before = recorded_config(name, type(config)).model_dump(mode="json")
+    changes = _decisive_changes(before, config.model_dump(mode="json"))
+    shown = "; ".join(f"{key}: {was} -> {now}" for key, (was, now) in changes.items())
+    log.info(f"going on from the last checkpoint of '{name}' with other values ({shown})")
+    trainer.extend(get_runs_dir() / name / "checkpoints", changes)
 
 
 def _build(config: C, build_model: BuildModel[C], data: TokenDataset) -> BaseLanguageModel:
@@ -125,6 +151,7 @@ def _start_run(
     project: str,
     tags: Sequence[str],
     resume: bool,
+    extend: str | None,
 ) -> Iterator[Run | None]:
     """The experiment in the store; of several processes only the main one has it."""
     if not processes.is_main:
@@ -139,6 +166,7 @@ def _start_run(
         seed=config.seed,
         tags=tags,
         resume=resume,
+        facts={} if extend is None else {"extends": extend},
     ) as run:
         yield run
 

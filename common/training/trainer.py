@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from common.data.batches import batch_source, check_labels, check_validation, to_batch
 from common.data.loader import Batch, BatchSource
 from common.data.prefetch import Prefetcher
-from common.errors import Interrupted, TrainingError
+from common.errors import CheckpointError, Interrupted, TrainingError
 from common.models.base import BaseLanguageModel
 from common.models.loss import count_labels
 from common.training import checkpoint
@@ -456,6 +456,25 @@ class Trainer:
                 checkpoint.delete_old_checkpoints(self.checkpoints, self.step, keep)
             self._record_start()
         log.info("resumed", extra={"step": self.step})
+
+    def extend(self, checkpoints: Path, changes: Mapping[str, list[Any]]) -> None:
+        """Continue, as another run, from the newest whole checkpoint of the run that `checkpoints` is of.
+
+        `changes` of the configuration since then are recorded. A checkpoint of this run is written at
+        once, so that it can be resumed by itself. Raises CheckpointError where there is no checkpoint,
+        or it was trained on other data.
+        """
+        known = sharded_parameters(self.model, self.optimizer)
+        saved = checkpoint.latest_checkpoint(checkpoints, self.device, self.processes, known)
+        if saved is None:
+            raise CheckpointError(f"there is no checkpoint in {checkpoints} to go on from")
+        self.changes = dict(changes)
+        unpack_state(self, saved, anyway=False)
+        self.best_loss, self.best_step, self.saved_step = math.inf, None, 0  # of this run
+        self._is_recorded = False
+        self._record_start()
+        self.save()
+        log.info("extended", extra={"step": self.step})
 
     def _save_once(self) -> None:
         if self.saved_step != self.step:

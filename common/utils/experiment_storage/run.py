@@ -45,6 +45,7 @@ def start_experiment(
     seed: int | None = None,
     tags: Sequence[str] = (),
     resume: bool = False,
+    facts: Mapping[str, Any] | None = None,
     system_metrics_seconds: float | None = 10.0,
 ) -> Run:
     """Claim `name` (or the next free `<prefix>_NNN`) and return the run to log to.
@@ -53,13 +54,13 @@ def start_experiment(
     machine does, see `SystemMetrics`. With `resume`, an unfinished run of that name is continued: call `Run.resume_from` with the
     number of rows that are still true. Raises ExperimentError when the name is taken, when there is
     nothing to resume, when the run is finished, when another process is running it, or when `config`
-    or another fact is nothing that `to_plain` makes JSON of.
+    or another fact is nothing that `to_plain` makes JSON of. `facts` are added to the manifest.
     """
     try:
         manifest = create_manifest(
             "", project=project, config=dict(config or {}), seed=seed, tags=list(tags)
         )
-        manifest = check_manifest(plain_facts(manifest))
+        manifest = check_manifest(plain_facts(manifest | dict(facts or {})))
     except ValueError as error:
         raise ExperimentError(f"an experiment cannot be started so: {error}") from error
     if resume:

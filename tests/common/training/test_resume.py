@@ -481,6 +481,36 @@ def test_every_start_is_recorded_and_what_it_changed(lab: Lab) -> None:
     assert changed_resumes(manifest) == ["resumed at step 60 with optimizer.lr: 0.001 -> 0.01"]
 
 
+def test_an_extended_run_is_an_experiment_of_its_own_that_goes_on(lab: Lab, whole: str) -> None:
+    # At a constant rate the steps of a longer run are those of a short one that was extended.
+    constant = ("schedule.name=constant", "schedule.warmup_steps=0")
+    assert lab.train("short", *constant, "training.max_steps=60").code == 0
+    assert lab.train("long", *constant).code == 0
+    more = ("--name", "extended", "--extend", "short", f"training.max_steps={MAX_STEPS}")
+    process = lab.start(*more)
+    while last_step("extended") < 84:
+        assert process_lives(process.pid), process.output
+        time.sleep(0.001)
+    process.signal(signal.SIGKILL)
+    process.wait()
+    process = lab.resume("extended")
+    assert process.code == 0, process.output
+    for file in ("model.safetensors", "training.safetensors"):
+        final = f"step_{MAX_STEPS}/{file}"
+        assert sha256_of(checkpoints("extended") / final) == sha256_of(checkpoints("long") / final)
+    expected = rows("long")
+    begun = (expected.step == 60) & (expected.split == "val")  # what it begins with is evaluated
+    expected = expected[(expected.step > 60) | begun].reset_index(drop=True)
+    pd.testing.assert_frame_equal(rows("extended"), expected, check_exact=True)
+    manifest = Catalogue().manifest("extended")
+    assert manifest["extends"] == "short"
+    assert [start["step"] for start in manifest["starts"]] == [60, 80]
+    assert manifest["starts"][0]["changes"] == {"training.max_steps": [60, MAX_STEPS]}
+    assert_refused(lab.run("--extend", "short"), "has 60 steps already", "training.max_steps=120")
+    assert_refused(lab.run("--extend", "nothing", "training.max_steps=99"), "no experiment")
+    assert_refused(lab.run("--extend", "short", "--resume"), "goes without")
+
+
 @pytest.mark.parametrize("content", ["optimizer: {lr: 0.5}", "", "{", None])
 def test_the_log_decides_what_is_resumed_and_the_file_is_a_copy(
     lab: Lab, whole: str, content: str | None
