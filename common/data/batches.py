@@ -18,14 +18,14 @@ _NO_LABELS = "labels are the input ids, the model shifts them; -100 marks what i
 _LOOK_AT = 100  # batches, where the first ones have no label
 
 
-def to_batch(given: object) -> Batch:
+def to_batch(given: object, vocab_size: int | None = None) -> Batch:
     """{"input_ids", "labels"} of (batch, time) int64 from what a loader gives.
 
     Takes a mapping, a tensor of input ids, or a tuple of that one (as `TensorDataset` has it). Labels
     are the input ids where there are none. Tokens that an `attention_mask` of (batch, time) marks
     with 0 are padding: their labels are -100. Other entries are left out.
-    Raises DataError for anything else, and for padding that is not at the end: the models have no
-    mask and would read it.
+    Raises DataError for anything else, for ids outside of 0 to `vocab_size` - 1, and for padding
+    that is not at the end: the models have no mask and would read it.
     """
     if isinstance(given, list | tuple) and len(given) == 1:
         given = given[0]
@@ -47,7 +47,26 @@ def to_batch(given: object) -> Batch:
                 'pad at the end (padding_side="right"), with a mask of (batch, time)',
             )
         labels = labels.masked_fill(mask == 0, IGNORE_INDEX)
-    return {"input_ids": input_ids.long(), "labels": labels.long()}
+    batch = {"input_ids": input_ids.long(), "labels": labels.long()}
+    for name, tensor in batch.items():
+        _check_ids(name, tensor, vocab_size)
+    return batch
+
+
+def _check_ids(name: str, ids: torch.Tensor, vocab_size: int | None) -> None:
+    """Not every loss refuses other ids, and a GPU only says that an assertion failed."""
+    if not ids.numel():
+        return
+    if name == "labels":
+        ids = ids.where(ids != IGNORE_INDEX, 0)
+    low, high = (int(value) for value in ids.aminmax())
+    if low < 0:
+        raise DataError(f"{name} holds the id {low}", _NO_LABELS if name == "labels" else _EXPECTED)
+    if vocab_size is not None and high >= vocab_size:
+        raise DataError(
+            f"{name} holds the id {high}, the model has {vocab_size} tokens",
+            "take the tokenizer of the model, or a model with vocab_size=len(tokenizer)",
+        )
 
 
 def _is_ids(tensor: object) -> bool:
@@ -172,16 +191,16 @@ def check_labels(source: BatchSource) -> None:
         raise DataError(f"none of the first {_LOOK_AT} training batches has a label", _NO_LABELS)
 
 
-def check_validation(name: str, batches: Iterable[object]) -> None:
+def check_validation(name: str, batches: Iterable[object], vocab_size: int | None = None) -> None:
     """Raise DataError where `batches` have nothing to predict, or can be gone through only once."""
     if isinstance(batches, Iterator):
         raise DataError(
             f"{name} is an iterator, and would be empty after the first evaluation",
             "pass a DataLoader or a list of batches",
         )
-    if not any(map(_has_labels, batches)):
+    if not any(_has_labels(batch, vocab_size) for batch in batches):
         raise DataError(f"{name} has no token to predict", _NO_LABELS)
 
 
-def _has_labels(given: object) -> bool:
-    return count_labels(to_batch(given)["labels"]) > 0
+def _has_labels(given: object, vocab_size: int | None = None) -> bool:
+    return count_labels(to_batch(given, vocab_size)["labels"]) > 0

@@ -17,8 +17,15 @@ class Prefetcher:
     save, and going to another place is only slower. For CUDA, batches come in pinned memory.
     """
 
-    def __init__(self, source: BatchSource, device: torch.device, depth: int = 2) -> None:
+    def __init__(
+        self,
+        source: BatchSource,
+        device: torch.device,
+        depth: int = 2,
+        vocab_size: int | None = None,
+    ) -> None:
         self._source = source
+        self._vocab_size = vocab_size
         self._depth = depth
         self._pin = device.type == "cuda"
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
@@ -33,7 +40,7 @@ class Prefetcher:
         return self._coming.pop(index).result()
 
     def _make(self, index: int) -> Batch:
-        batch = to_batch(self._source.batch(index))
+        batch = to_batch(self._source.batch(index), self._vocab_size)
         if self._pin:
             batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
         return batch

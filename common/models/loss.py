@@ -175,7 +175,8 @@ def _softmax_minus_target_(logits: torch.Tensor, targets: torch.Tensor) -> torch
     are of no meaning.
     """
     size = _SOFTMAX_ROWS if logits.device.type == "cpu" else len(logits)
-    wanted = targets.clamp(min=0)[:, None]
+    # No other negative number: it would be predicted as token 0, where F.cross_entropy refuses it.
+    wanted = targets.where(targets != IGNORE_INDEX, 0)[:, None]
     low = logits.dtype.itemsize < 4
     scratch = torch.empty(size, logits.shape[1], device=logits.device) if low else None
     losses: list[torch.Tensor] = []

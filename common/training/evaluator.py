@@ -64,10 +64,11 @@ class Evaluator:
         """
         was_training = self.model.training
         self.model.eval()
+        vocab_size = self.model.vocab_size if isinstance(self.model, BaseLanguageModel) else None
         total_nats, num_tokens, num_correct, num_bytes = 0.0, 0, 0, 0
         try:
             for given in with_progress(dataloader, "evaluating"):
-                batch = self._processes.rows(to_batch(given))
+                batch = self._processes.rows(to_batch(given, vocab_size))
                 labels = batch["labels"]
                 count = count_labels(labels)
                 if count == 0 and self._processes.world_size == 1:

@@ -211,8 +211,10 @@ def measure_predictions(
     was_training = model.training
     model.eval()
     try:
-        for batch in map(to_batch, with_progress(dataloader, "evaluating")):
-            for rows in _few_rows(batch["input_ids"].shape, vocab_size_of(model)):
+        vocab_size = vocab_size_of(model)
+        for given in with_progress(dataloader, "evaluating"):
+            batch = to_batch(given, vocab_size)
+            for rows in _few_rows(batch["input_ids"].shape, vocab_size):
                 with autocast(precision, device):
                     logits = model(batch["input_ids"][rows].to(device))["logits"]
                 meter.update(logits, batch["labels"][rows].to(device))

@@ -163,7 +163,7 @@ class Trainer:
         named = {"val_data": self.val_data, "quick_val_data": self.quick_val_data}
         for name, data in {**named, **self.other_val_data}.items():
             if data is not None:
-                check_validation(name, data)
+                check_validation(name, data, self.model.vocab_size)
 
     def _settle_auto(self) -> tuple[str, bool]:
         """Precision and compilation, measured where they are `auto`; the same in every process."""
@@ -171,7 +171,7 @@ class Trainer:
         passes = self.config.max_steps * self.config.gradient_accumulation_steps
         choice = None
         if self.processes.is_main:
-            batch = self.processes.rows(to_batch(self.train_data.batch(0)))
+            batch = self.processes.rows(to_batch(self.train_data.batch(0), self.model.vocab_size))
             batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
             asked = self.config.precision, self.config.compile
             choice = choose(self.model, batch, *asked, passes, self._share_auto)
@@ -188,7 +188,7 @@ class Trainer:
         self._announce_short_warmup()
         self.model.train()
         self._record_start()
-        self._batches = Prefetcher(self.train_data, self.device)
+        self._batches = Prefetcher(self.train_data, self.device, vocab_size=self.model.vocab_size)
         try:
             for callback in self.callbacks:
                 callback.on_train_start(self)

@@ -59,6 +59,27 @@ def test_anything_else_is_refused_in_one_line(given: Any) -> None:
     assert caught.value.hint and "\n" not in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"input_ids": IDS, "labels": IDS - 1}, "labels holds the id -1"),
+        ({"input_ids": IDS - 1}, "input_ids holds the id -1"),
+        ({"input_ids": IDS, "labels": IDS + 2}, "labels holds the id 8, the model has 7 tokens"),
+        ({"input_ids": IDS + 1}, "input_ids holds the id 7, the model has 7 tokens"),
+    ],
+)
+def test_ids_that_the_model_does_not_have_are_refused(given: Any, message: str) -> None:
+    """-1 marks what is not predicted in other projects; here it would have been predicted as 0."""
+    with pytest.raises(DataError, match=message):
+        to_batch(given, vocab_size=7)
+
+
+def test_the_labels_of_a_batch_may_all_be_minus_100() -> None:
+    nothing = torch.full_like(IDS, -100)
+    assert to_batch({"input_ids": IDS, "labels": nothing}, 7)["labels"].tolist() == nothing.tolist()
+    assert to_batch(IDS[:0], 7)["input_ids"].shape == (0, 4)
+
+
 # Sources
 
 

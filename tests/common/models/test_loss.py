@@ -173,6 +173,15 @@ def test_the_chunked_loss_of_nothing_is_zero_and_needs_no_gradient() -> None:
         torch.testing.assert_close(loss.linear_next_token_loss(hidden, weight, labels), expected)
 
 
+@pytest.mark.usefixtures("small_chunks")
+def test_a_negative_label_other_than_minus_100_is_no_token_in_chunks_either() -> None:
+    """-1 marks what is not predicted in nanoGPT: it would be predicted as token 0."""
+    hidden, weight, labels = problem(torch.float32)
+    labels[:, 4:] = -1
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        loss.linear_next_token_loss(hidden, weight, labels)
+
+
 def test_large_vocabularies_never_have_all_logits_at_once() -> None:
     """The largest tensor that is made, by PyTorch's own account of its operators."""
     rows, vocab, size = 512, 40_000, 16

@@ -196,6 +196,8 @@ TRAINS_NOTHING: dict[str, tuple[dict[str, Any], str]] = {
     "no validation labels": ({"val_data": UNLABELLED}, "val_data has no token to predict"),
     "no quick labels": ({"quick_val_data": []}, "quick_val_data has no token to predict"),
     "others": ({"other_val_data": {"b.txt": UNLABELLED}}, "b.txt has no token to predict"),
+    "foreign ids": ({"train_data": [torch.full((2, LENGTH), VOCAB)]}, f"holds the id {VOCAB}"),
+    "foreign val": ({"val_data": [torch.full((2, LENGTH), VOCAB)]}, f"holds the id {VOCAB}"),
     "one pass": ({"val_data": iter(VAL)}, "val_data is an iterator"),
     "frozen": ({"model": frozen()}, "all are frozen"),
     "no rate": ({"optimizer": OptimizerConfig(lr_factors={"*": 0.0})}, "lr_factors is 0"),
