@@ -148,6 +148,7 @@ class Trainer:
         # On the device, so that no step waits for it: the nats of the window, the last gradient
         # norm, and whether training has diverged (then no weight is changed any more).
         self.nats = torch.zeros((), device=self.device)
+        self._learning_rate = 0.0  # of the last step, without optimizer.lr_factors
         self._gradient_norm = torch.zeros((), device=self.device)
         self._diverged = torch.zeros((), device=self.device)
 
@@ -305,9 +306,9 @@ class Trainer:
         With fp16 an overflow skips the step: it counts as a step of the schedule and of the data,
         but changes neither weights nor the optimizer's state.
         """
-        self.optimizer.set_learning_rate_factor(
-            learning_rate_factor(self.step, self.config.max_steps, self.schedule)
-        )
+        factor = learning_rate_factor(self.step, self.config.max_steps, self.schedule)
+        self.optimizer.set_learning_rate_factor(factor)
+        self._learning_rate = self.optimizer_config.lr * factor
         for callback in self.callbacks:
             callback.on_gradients(self)
         gradients = [p.grad for p in self.optimizer.parameters() if p.grad is not None]
@@ -342,9 +343,8 @@ class Trainer:
             what += f" at every loss scale down to {self.scaler.min_scale:g}"
         steps = checkpoint.steps_in(self.checkpoints) if self.checkpoints else []
         last = f"{self.checkpoints}/step_{steps[-1]}" if steps else "none was saved yet"
-        rate = max(group["lr"] for group in self.optimizer.param_groups)
         raise TrainingError(
-            f"{what} at step {step} (learning rate {rate:.2e}); it changed no weight",
+            f"{what} at step {step} (learning rate {self._learning_rate:.2e}); it changed no weight",
             f"lower optimizer.lr or raise schedule.warmup_steps. Last good checkpoint: {last}",
         )
 
@@ -362,7 +362,7 @@ class Trainer:
         metrics = {
             "loss": loss,
             "perplexity": math.exp(min(loss, 700)),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self._learning_rate,
             "gradient_norm": float(self._gradient_norm),
             "tokens_per_second": window["tokens"] / seconds,
         }

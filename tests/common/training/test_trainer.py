@@ -283,6 +283,22 @@ def test_logged_rows_are_token_weighted_means_over_the_steps_since_the_last(
         assert row["epoch"] == row["step"] * 2 * LENGTH / 160
 
 
+def test_the_logged_learning_rate_is_that_of_the_optimizer_whatever_a_parameter_has(
+    start: Callable[..., Run],
+) -> None:
+    run = start()
+    faster = OptimizerConfig(lr=1e-3, lr_factors={"token_embedding.*": 5.0})  # the first group
+    Trainer(
+        decoder(),
+        Batches(),
+        config(log_every_steps=6),
+        optimizer=faster,
+        schedule=ScheduleConfig(warmup_steps=0, min_lr_ratio=0.1),
+        run=run,
+    ).fit()
+    assert [row["learning_rate"] for row in rows_of(run)] == [1e-3 * 0.1]
+
+
 def test_the_last_evaluation_is_full_and_of_the_final_weights(start: Callable[..., Run]) -> None:
     run = start()
     quick, full = [Batches().batch(50)], [Batches().batch(i) for i in range(50, 54)]
