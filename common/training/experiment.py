@@ -188,6 +188,7 @@ def _create_trainer(
             data_fingerprint=data.fingerprint,
             tokenizer=data.meta["tokenizer_sha256"],
         )
+    few = config.training.eval_batches
     return Trainer(
         model,
         train_data,
@@ -195,7 +196,7 @@ def _create_trainer(
         optimizer=config.optimizer,
         schedule=config.schedule,
         val_data=eval_windows(config, data, "val"),
-        quick_val_data=eval_windows(config, data, "val", config.training.eval_batches),
+        quick_val_data=eval_windows(config, data, "val", few) if few else None,
         other_val_data={name: _windows_over(config, tokens) for name, tokens in others.items()},
         run=run,
         callbacks=_callbacks(config, data, run),

@@ -65,7 +65,8 @@ class Trainer:
             or a DataLoader or a list of batches, which are gone through again and again.
         val_data: batches of one pass over the validation split; None: no evaluation. What a batch
             may be says `to_batch` (data/batches.py).
-        quick_val_data: a part of it for the evaluations on the way; None: all of it.
+        quick_val_data: a part of it for the evaluations on the way, and to find the best checkpoint;
+            None: all of it.
         other_val_data: more validation sets by name; judged at the end, logged as splits.
         run: where rows, checkpoints and samples go; None: nothing is written.
         token_bytes: as Evaluator takes it.
@@ -217,6 +218,7 @@ class Trainer:
                         self.save()
                 self._save_once()
                 metrics = self._evaluate(full=True)
+                self._evaluate_others()
                 self._writer.wait()
                 if self.processes.any(bool(received))[0]:
                     self._interrupt(received)
@@ -397,12 +399,11 @@ class Trainer:
             metrics = self.evaluator.evaluate(data)
             if data is self.val_data:
                 self._full_evaluation = (self.step, metrics)
-            if metrics["loss"] < self.best_loss:
-                self.best_loss = metrics["loss"]
-                if self.checkpoints and self.saved_step == self.step and self.processes.is_main:
-                    self._writer.wait()
-                    self.best_step = self.step
-                    checkpoint.mark_best(self.checkpoints, self.step, self.best_loss)
+            if data is not self.quick_val_data and self.quick_val_data is not None:
+                # The best one is found by the same batches at every step.
+                self._mark_if_best(self.evaluator.evaluate(self.quick_val_data)["loss"])
+            else:
+                self._mark_if_best(metrics["loss"])
             with gathered(self.model):
                 for callback in self.callbacks:
                     callback.on_evaluate(self, metrics)
@@ -410,10 +411,22 @@ class Trainer:
             # When a callback stops training here, the full evaluation of this step is the one to keep.
             if full or not self.should_stop or data is self.val_data:
                 self._write_row(metrics, "val")
-            if full:
-                for name, other in self.other_val_data.items():
-                    self._write_row(self.evaluator.evaluate(other), name)
         return metrics
+
+    def _evaluate_others(self) -> None:
+        with self.average.applied() if self.average else nullcontext():
+            for name, other in self.other_val_data.items():
+                self._write_row(self.evaluator.evaluate(other), name)
+
+    def _mark_if_best(self, loss: float) -> None:
+        """`loss`: of `quick_val_data`, now."""
+        if not loss < self.best_loss:
+            return
+        self.best_loss = loss
+        if self.checkpoints and self.saved_step == self.step and self.processes.is_main:
+            self._writer.wait()
+            self.best_step = self.step
+            checkpoint.mark_best(self.checkpoints, self.step, self.best_loss)
 
     def save(self) -> None:
         """Write a training checkpoint; a failure (a full disk) leaves the earlier ones as they are."""

@@ -373,6 +373,47 @@ def test_stopping_early_logs_its_step_once(start: Callable[..., Run]) -> None:
     assert steps == sorted(set(steps))
 
 
+class Better(Worse):
+    """Training lowers its loss; validation adds the mean id of the batch."""
+
+    def forward(
+        self, input_ids: torch.Tensor, labels: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        added = 0 if self.training else input_ids.float().mean()
+        return {"logits": self.value.expand(*input_ids.shape, VOCAB), "loss": self.value + added}
+
+
+def test_the_best_checkpoint_is_found_by_the_same_batches_at_every_step(
+    start: Callable[..., Run],
+) -> None:
+    run = start()
+    hard, easy = torch.full((2, LENGTH), 5), torch.full((2, LENGTH), 1)
+    trainer = Trainer(
+        Better(), Batches(), config(), val_data=[hard, easy], quick_val_data=[easy], run=run
+    )
+    assert trainer.fit()["loss"] > 3
+    assert checkpoint.best_checkpoint(run.directory / "checkpoints").name == "step_6"
+    assert trainer.best_loss < 2
+
+
+def test_other_sets_are_evaluated_where_a_full_evaluation_stopped_training(
+    start: Callable[..., Run],
+) -> None:
+    from common.training.callbacks.early_stopping import EarlyStopping
+
+    run = start()
+    Trainer(
+        Worse(),
+        Batches(),
+        config(max_steps=100, eval_every_steps=5),
+        val_data=VAL,
+        other_val_data={"other": VAL},
+        run=run,
+        callbacks=[EarlyStopping(patience=1)],
+    ).fit()
+    assert [row["step"] for row in rows_of(run) if row["split"] == "other"] == [10]
+
+
 def test_a_callback_that_stops_training_leaves_a_checkpoint_of_the_final_weights(
     start: Callable[..., Run],
 ) -> None:
