@@ -13,7 +13,7 @@ from common.errors import ConfigError, ExperimentError
 from common.launching.command import Command
 from common.launching.space import Parameter
 from common.utils.experiment_storage import store
-from common.utils.experiment_storage.comparison import diff_configs
+from common.utils.experiment_storage.comparison import diff_configs, diff_flat
 from common.utils.file_locks import file_lock
 from common.utils.files import read_json, write_json_atomic
 from common.utils.manifest import now
@@ -213,11 +213,15 @@ def portable_path(path: str) -> str:
 
 
 def _check_same(name: str, before: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    known = {key: before.get(key) for key in wanted}
-    different = diff_configs([known, wanted])
+    # The keys of parameters are dotted already.
+    typed = diff_flat([before.get("parameters") or {}, wanted["parameters"]])
+    rest = [
+        {key: facts.get(key) for key in wanted if key != "parameters"} for facts in (before, wanted)
+    ]
+    told = {f"parameters.{key}": values for key, values in typed.items()}
     # A parameter shows in the configuration too: told once.
-    typed = {key.partition(".")[2] for key in different if key.startswith("parameters.")}
-    told = {k: v for k, v in different.items() if k.removeprefix("config.") not in typed}
+    different = diff_configs(rest).items()
+    told |= {k: values for k, values in different if k.removeprefix("config.") not in typed}
     if told:
         changes = [f"{key}: {_shown(old)} -> {_shown(new)}" for key, (old, new) in told.items()]
         raise ConfigError(

@@ -70,7 +70,7 @@ samples: {{prompts: [abc], max_new_tokens: 10}}
         ([], "--config is missing"),
         (["--config", "configs/char_gpt2.yaml", "model.num_heads=3"], "num_heads 3"),
         (["--config", "configs/char_gpt2.yaml", "data.context_length=65"], "context_length"),
-        (["--name", "unheard_of", "--resume"], "no run 'unheard_of'"),
+        (["--name", "unheard_of", "--resume"], "no experiment 'unheard_of'"),
     ],
 )
 def test_mistakes_are_told_in_one_line(

@@ -72,7 +72,7 @@ def test_a_row_says_whether_its_target_is_reached() -> None:
     columns, cells = as_table(rows)
     assert columns[-3:] == ["ratio", "target", ""]
     assert [row[-1] for row in cells] == ["reached", "missed", "reached", "missed", None]
-    assert cells[0][-3:-1] == ["1.5 [1.5, 1.5]", ">= 1.5"] and cells[4][-3] == "0.25"
+    assert cells[0][-3:-1] == ["1.5", ">= 1.5"] and cells[4][-3] == "0.25"
 
 
 def test_the_best_of_a_peer_is_found_and_compared() -> None:
