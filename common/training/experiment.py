@@ -116,7 +116,7 @@ def train_experiment(
 
 
 def _check_extendable(config: ExperimentConfig, name: str) -> None:
-    steps = checkpoint.steps_in(get_runs_dir() / name / "checkpoints")
+    steps = checkpoint.steps_in(folder_of(name) / "checkpoints")
     if not steps:
         raise CheckpointError(f"'{name}' has no checkpoint to go on from", "train it first")
     if steps[-1] >= config.training.max_steps:
@@ -132,7 +132,7 @@ def _extend(trainer: Trainer, config: ExperimentConfig, name: str) -> None:
     changes = _decisive_changes(before, config.model_dump(mode="json"))
     shown = "; ".join(f"{key}: {was} -> {now}" for key, (was, now) in changes.items())
     log.info(f"going on from the last checkpoint of '{name}' with other values ({shown})")
-    trainer.extend(get_runs_dir() / name / "checkpoints", changes)
+    trainer.extend(folder_of(name) / "checkpoints", changes)
 
 
 def _build(config: C, build_model: BuildModel[C], data: TokenDataset) -> BaseLanguageModel:

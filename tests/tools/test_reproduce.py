@@ -27,6 +27,8 @@ from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.experiment_storage.log import read_log
 from common.utils.experiment_storage.parquet import read_parquet, write_table
 from common.utils.experiment_storage.store import log_path, parquet_path
+from common.utils.files import write_json_atomic
+from common.utils.manifest import ID
 from common.utils.paths import REPOSITORY_ROOT, get_runs_dir
 
 slow = pytest.mark.slow
@@ -147,9 +149,12 @@ def copy_of(experiment: str, name: str, **facts: object) -> Path:
     manifest, table = read_parquet(parquet_path(experiment))
     names = pa.array([name] * len(table))
     table = table.set_column(0, "experiment_name", names)
-    write_table(manifest | {"name": name} | facts, table)
-    shutil.copytree(get_runs_dir() / experiment, get_runs_dir() / name)
-    return get_runs_dir() / name
+    identity = {"name": name, ID: os.urandom(16).hex()}
+    write_table(manifest | identity | facts, table)
+    folder = get_runs_dir() / name
+    shutil.copytree(get_runs_dir() / experiment, folder)
+    write_json_atomic(folder / "manifest.json", manifest | identity)
+    return folder
 
 
 @slow
