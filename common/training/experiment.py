@@ -41,7 +41,7 @@ from common.utils.experiment_storage.comparison import diff_configs
 from common.utils.experiment_storage.run import Run, start_experiment
 from common.utils.experiment_storage.run_folders import folder_of
 from common.utils.logging import get_logger
-from common.utils.paths import display_path, get_runs_dir
+from common.utils.paths import display_path
 from common.utils.seeding import seed_everything
 from common.utils.terminal import show
 
@@ -316,7 +316,7 @@ def _changes_of_config(config: C, name: str, anyway: bool) -> dict[str, list[Any
 
 
 def _warn_of_edited_file(recorded: ExperimentConfig, name: str) -> None:
-    path = get_runs_dir() / name / "config.yaml"
+    path = folder_of(name) / "config.yaml"
     try:
         edited = path.exists() and load_config(path, type(recorded)) != recorded
     except ConfigError:
