@@ -38,6 +38,15 @@ def named(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=named)
+def test_no_configuration_names_what_auto_measures(path: Path) -> None:
+    """One CPU's best precision, compilation or number of threads is another's slowest."""
+    found = re.findall(
+        r"^\s*(precision|compile|num_threads):\s*(\S+)", path.read_text(), re.MULTILINE
+    )
+    assert [key for key, value in found if value not in ("auto", "null")] == []
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=named)
 def test_a_configuration_loads_builds_its_model_and_survives_being_written(
     path: Path, tmp_path: Path
 ) -> None:
