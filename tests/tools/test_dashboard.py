@@ -373,7 +373,7 @@ def test_seeds_are_drawn_as_a_band(page: Page) -> None:
     page.open("#tab=curves&runs=net_s0,net_s1,net_s2")
     assert len(page.curves()) == 3
     page.click("button", "group seeds")
-    page.wait_for(".legend", "net (n=3)")
+    page.wait_for(".legend", "net (3 runs)")
     page.until(
         "return document.querySelector('.plot').data.some((line) => line.fill === 'tonexty')"
     )
