@@ -40,7 +40,7 @@ attack: $(READY)  ## what draws random inputs, with its full budget (minutes eac
 check: $(READY)  ## black, ruff, mypy --strict and the one-way import contract
 	@$(VENV)/bin/black --check --quiet . || { $(VENV)/bin/black --check .; exit 1; }
 	@$(VENV)/bin/ruff check .
-	@$(VENV)/bin/mypy --strict common tools
+	@$(VENV)/bin/mypy --strict common apps tools
 	@$(VENV)/bin/lint-imports
 
 format: $(READY)  ## let black and ruff rewrite what they can

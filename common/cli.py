@@ -33,11 +33,9 @@ from common.errors import (
     DataError,
     ResearchError,
     UsageError,
-    did_you_mean,
     exit_on_error,
 )
-from common.export.config import FORMATS, check_dtype
-from common.projects import Project, project_of_run, recorded_config
+from common.projects import Project, recorded_config
 from common.training.config import ExperimentConfig, SampleConfig
 from common.utils.arguments import seed, utf8_text
 from common.utils.logging import process_rank
@@ -209,7 +207,7 @@ def _config(arguments: argparse.Namespace, project: Project, schema: type[C]) ->
     recorded = arguments.extend or (arguments.name if resume and not arguments.config else None)
     if recorded:
         config = recorded_config(recorded, schema)
-        return change_config(config, arguments.overrides), _config_file(recorded)
+        return change_config(config, arguments.overrides), config_file(recorded)
     path = _config_path(arguments, project)
     return load_config(path, schema, arguments.overrides, [project.directory]), path
 
@@ -371,24 +369,6 @@ def sample(
         sample_run(*run, prompt=prompt, num_samples=arguments.num_samples, **options)
 
 
-def export(
-    name: str, *, format: str, checkpoint: str, dtype: str | None, output: Path | None
-) -> list[Path]:
-    """Write a run for other programs, and return the files. Raises ResearchErrors."""
-    if format not in FORMATS:
-        raise UsageError(f"no format '{format}'", did_you_mean(format, list(FORMATS)))
-    check_dtype(format, dtype)
-    project = project_of_run(name)
-    schema, build_model = project.load()
-    config = recorded_config(name, schema)
-    check_data(config, project, _config_file(name))
-    from common.export.run import export_run
-
-    return export_run(
-        config, build_model, name, checkpoint, format=format, dtype=dtype, output=output
-    )
-
-
 def _read_prompt(arguments: argparse.Namespace) -> str:
     if arguments.prompt_file is not None:
         return _decode(arguments.prompt_file.read_bytes(), str(arguments.prompt_file))
@@ -438,11 +418,11 @@ def _trained(project: Project, schema: type[C], arguments: argparse.Namespace) -
     """(configuration, name) of the run that is named; its text, which gave the tokens, is there."""
     name = run_name(arguments)
     config = recorded_config(name, schema)
-    check_data(config, project, _config_file(name))
+    check_data(config, project, config_file(name))
     return config, name
 
 
-def _config_file(name: str) -> Path:
+def config_file(name: str) -> Path:
     """Where the configuration of a run stands to be read."""
     return get_runs_dir() / name / "config.yaml"
 

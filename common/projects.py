@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.config import make_config
 from common.errors import ConfigError, ExperimentError, did_you_mean
+from common.experiments.catalogue import Catalogue
 from common.training.config import ExperimentConfig
-from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.paths import REPOSITORY_ROOT
 
 if TYPE_CHECKING:

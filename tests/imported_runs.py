@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from apps.importing import ImportReport, import_experiments
 from common.errors import ExperimentError
-from common.utils.experiment_storage.catalogue import Catalogue
-from common.utils.experiment_storage.importers import ImportReport, import_experiments
-from common.utils.experiment_storage.store import FIXED_COLUMNS, parquet_path
+from common.experiments.catalogue import Catalogue
+from common.experiments.store import FIXED_COLUMNS, parquet_path
 
 Row = dict[str, Any]
 Value = tuple[int, str, str, str]  # step, split, metric, repr of the number

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from common.data.loader import Batch
+from common.experiments.run import Run
 from common.models import Decoder
 from common.training import Callback, Trainer, TrainingConfig
-from common.utils.experiment_storage.run import Run
 
 VOCAB_SIZE = 11
 CONTEXT_LENGTH = 8

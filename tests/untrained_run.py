@@ -10,8 +10,8 @@ import torch
 
 from common.config import dump_config, load_config
 from common.data.prepare import TokenDataset, prepare
+from common.experiments.run import start_experiment
 from common.models import BaseLanguageModel
-from common.utils.experiment_storage.run import start_experiment
 from common.utils.paths import get_runs_dir
 from projects.baseline.train import Config, build_model
 

@@ -17,7 +17,7 @@ from tools.trained_run import TrainedRun, load_trained_run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from common.analysis.page import Page
+    from apps.analysis.page import Page
     from common.data.prepare import Tokens
     from common.training.prediction_metrics import Counts
 
@@ -95,8 +95,8 @@ def _parser() -> argparse.ArgumentParser:
 def _surprisal(arguments: argparse.Namespace) -> None:
     _check_ending(arguments.output, ".html")
     run = load_trained_run(arguments.name, arguments.checkpoint)
-    from common.analysis.surprisal import measure_surprisal
-    from common.analysis.surprisal_page import most_surprising, summary, surprisal_page
+    from apps.analysis.surprisal import measure_surprisal
+    from apps.analysis.surprisal_page import most_surprising, summary, surprisal_page
 
     tokens, title = _read_tokens(arguments.text, run)
     tokenizer = run.data.tokenizer
@@ -134,9 +134,9 @@ def _attention(arguments: argparse.Namespace) -> None:
     run = load_trained_run(arguments.name, arguments.checkpoint)
     import torch
 
-    from common.analysis.attention import attention_maps
-    from common.analysis.attention_page import attention_page, plot_attention, statistics_table
-    from common.analysis.tokens import label, vocabulary_texts
+    from apps.analysis.attention import attention_maps
+    from apps.analysis.attention_page import attention_page, plot_attention, statistics_table
+    from apps.analysis.tokens import label, vocabulary_texts
 
     ids = run.data.tokenizer.encode(arguments.prompt).tolist()
     words = vocabulary_texts(run.data.tokenizer)
@@ -154,9 +154,9 @@ def _attention(arguments: argparse.Namespace) -> None:
 def _embeddings(arguments: argparse.Namespace) -> None:
     _check_ending(arguments.output, ".html", ".png")
     run = load_trained_run(arguments.name, arguments.checkpoint)
-    from common.analysis.embeddings import embedding_table, project
-    from common.analysis.embeddings_page import embeddings_page, plot_embeddings
-    from common.analysis.tokens import label, vocabulary_texts
+    from apps.analysis.embeddings import embedding_table, project
+    from apps.analysis.embeddings_page import embeddings_page, plot_embeddings
+    from apps.analysis.tokens import label, vocabulary_texts
 
     projection = project(embedding_table(run.model))
     texts = vocabulary_texts(run.data.tokenizer)
@@ -170,8 +170,8 @@ def _embeddings(arguments: argparse.Namespace) -> None:
 
 def _neighbors(arguments: argparse.Namespace) -> None:
     run = load_trained_run(arguments.name, arguments.checkpoint)
-    from common.analysis.embeddings import embedding_table, neighbours
-    from common.analysis.tokens import label, vocabulary_texts
+    from apps.analysis.embeddings import embedding_table, neighbours
+    from apps.analysis.tokens import label, vocabulary_texts
 
     texts = vocabulary_texts(run.data.tokenizer)
     ids = run.data.tokenizer.encode(arguments.token).tolist()
@@ -192,7 +192,7 @@ def _neighbors(arguments: argparse.Namespace) -> None:
 
 def _lit(arguments: argparse.Namespace) -> None:
     run = load_trained_run(arguments.name, arguments.checkpoint)
-    from common.analysis.lit import write_lit_folder
+    from apps.analysis.lit import write_lit_folder
 
     tokens, text = run.data.tokens("val"), "the validation text"
     if arguments.text is not None:
@@ -240,7 +240,7 @@ def _check_ending(path: Path | None, *endings: str) -> None:
 
 
 def _write(shown: Page | Figure, path: Path) -> None:
-    from common.analysis.page import Page
+    from apps.analysis.page import Page
     from common.utils.files import atomic_path
 
     if isinstance(shown, Page):

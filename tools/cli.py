@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from apps.export.command import export
 from common.cli import (
     check_data,
     evaluate,
     evaluate_parser,
-    export,
     run_name,
     sample,
     sample_parser,
@@ -93,7 +93,7 @@ def list_all() -> None:
     \b
       cli list
     """
-    from common.listing import list_datasets, list_projects
+    from apps.listing import list_datasets, list_projects
 
     print(list_projects())
     print(list_datasets())
@@ -128,8 +128,8 @@ def prepare_data(
     settings = load_config(config, schema, overrides, [project.directory])
     if settings.data.hub is None:
         check_data(settings, project, config)
+    from apps.listing import describe_tokens
     from common.data.prepare import prepare
-    from common.listing import describe_tokens
 
     data = prepare(settings.data)
     print(describe_tokens(data.meta))

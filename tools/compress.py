@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from apps.export.config import Pruning
 from common.errors import ConfigError, exit_on_error
-from common.export.config import GROUP_SIZES, Pruning, Quantization
+from common.models.quantization import GROUP_SIZES, Quantization
 from common.projects import project_of_run, recorded_config
 from common.utils.tables import format_rows
 
 if TYPE_CHECKING:
-    from common.export.compress import Measured
+    from apps.export.compress import Measured
 
 EXAMPLES = """examples:
   python tools/compress.py --name exp_001 --quantize int8
@@ -40,7 +41,7 @@ def main() -> None:
         project = project_of_run(arguments.name)
         schema, build_model = project.load()
         config = recorded_config(arguments.name, schema)
-        from common.export.compress import compress_run
+        from apps.export.compress import compress_run
 
         to = arguments.to or _default_name(arguments.name, prunings, quantization)
         before, after = compress_run(

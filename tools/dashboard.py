@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from common.dashboard.launch import DEFAULT_PORT, serve
+from apps.dashboard.launch import DEFAULT_PORT, serve
 from common.errors import exit_on_error
 
 EXAMPLES = """examples:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from common.cli import export
+from apps.export.command import export
+from apps.export.config import FORMATS
 from common.errors import exit_on_error
-from common.export.config import FORMATS
 from common.utils.paths import display_path
 
 EXAMPLES = """examples:

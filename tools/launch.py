@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from common.errors import ConfigError, TrainingError, exit_on_error
 
 if TYPE_CHECKING:
-    from common.launching.command import Command
-    from common.launching.launcher import Launcher
-    from common.launching.plan import Plan
-    from common.launching.runner import Runner
-    from common.launching.sweep import Sweep
+    from apps.launching.command import Command
+    from apps.launching.launcher import Launcher
+    from apps.launching.plan import Plan
+    from apps.launching.runner import Runner
+    from apps.launching.sweep import Sweep
 
 EXAMPLES = """examples:
   python tools/launch.py projects/baseline/train.py --config configs/quickstart.yaml \\
@@ -119,10 +119,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _launch(arguments: argparse.Namespace) -> None:
-    from common.launching.launcher import Launcher
-    from common.launching.plan import make_plan
-    from common.launching.search import Goal
-    from common.launching.view import View
+    from apps.launching.launcher import Launcher
+    from apps.launching.plan import make_plan
+    from apps.launching.search import Goal
+    from apps.launching.view import View
 
     lowest = Goal(arguments.minimize or "loss", "min")
     plan = make_plan(
@@ -167,10 +167,10 @@ def _launch(arguments: argparse.Namespace) -> None:
 
 def _runner(arguments: argparse.Namespace, command: Command) -> Runner:
     if not arguments.slurm:
-        from common.launching.local import LocalRunner
+        from apps.launching.local import LocalRunner
 
         return LocalRunner(command, arguments.parallel or 1, arguments.gpus)
-    from common.launching.slurm import SlurmOptions, SlurmRunner
+    from apps.launching.slurm import SlurmOptions, SlurmRunner
 
     options = SlurmOptions(
         hours=arguments.hours or 4.0,
@@ -196,8 +196,8 @@ def _without_detach() -> list[str]:
 
 
 def _report(plan: Plan, sweep: Sweep, launcher: Launcher) -> None:
-    from common.launching.report import agreed_auto, look_further, ranking, unfinished
-    from common.launching.search import missing_metric
+    from apps.launching.report import agreed_auto, look_further, ranking, unfinished
+    from apps.launching.search import missing_metric
     from common.utils.paths import display_path
     from common.utils.tables import format_rows
 

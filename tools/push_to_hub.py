@@ -40,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    from common.data.hf_upload import check_repo_id, check_token, upload_model
+    from apps.export.hf_upload import check_repo_id, check_token, upload_model
 
     check_repo_id(arguments.repo)
     if arguments.dry_run is not None:
@@ -65,7 +65,7 @@ def main() -> None:
 
 def export(arguments: argparse.Namespace, folder: Path) -> Path:
     config, build_model = find_run(arguments.name)
-    from common.training.hub_export import export_run
+    from apps.export.hub import export_run
 
     return export_run(
         config, build_model, arguments.name, arguments.checkpoint, folder, arguments.repo

@@ -13,8 +13,8 @@ from common.utils.tables import FORMATS, format_rows
 from common.utils.terminal import printable, show
 
 if TYPE_CHECKING:  # SQL needs neither: each action imports what it needs
-    from common.utils.experiment_storage.catalogue import Broken
-    from common.utils.experiment_storage.reports import Report
+    from common.experiments.catalogue import Broken
+    from common.experiments.reports import Report
 
 EXAMPLES = """examples:
   python tools/query_experiments.py --list
@@ -140,7 +140,7 @@ def _warn(broken: Sequence[Broken]) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    from common.utils.experiment_storage import reports
+    from common.experiments import reports
 
     if arguments.format == "table":
         text, broken = reports.list_text(archived=arguments.archived)
@@ -153,13 +153,13 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _summary(arguments: argparse.Namespace) -> None:
-    from common.utils.experiment_storage import reports
+    from common.experiments import reports
 
     _show(arguments, reports.summarise_experiments())
 
 
 def _best(arguments: argparse.Namespace) -> None:
-    from common.utils.experiment_storage import reports
+    from common.experiments import reports
 
     direction = "max" if arguments.max else "min" if arguments.min else None
     report = reports.best_experiments(
@@ -172,20 +172,20 @@ def _best(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from common.utils.experiment_storage import reports
+    from common.experiments import reports
 
     compare = reports.compare_seeds if arguments.group else reports.compare_experiments
     _show(arguments, compare(arguments.compare))
 
 
 def _diff(arguments: argparse.Namespace) -> None:
-    from common.utils.experiment_storage import reports
+    from common.experiments import reports
 
     _show(arguments, reports.diff_experiments(arguments.diff))
 
 
 def _sql(arguments: argparse.Namespace) -> None:
-    from common.utils.experiment_storage.sql import query_rows
+    from common.experiments.sql import query_rows
 
     bounds = {"limit": arguments.limit, "timeout_seconds": arguments.timeout}
     given = {key: value for key, value in bounds.items() if value is not None}
@@ -195,7 +195,7 @@ def _sql(arguments: argparse.Namespace) -> None:
 def _plot(arguments: argparse.Namespace) -> None:
     metric, *names = arguments.plot
     if not names:
-        from common.utils.experiment_storage.reports import best_experiments
+        from common.experiments.reports import best_experiments
 
         names = [str(row[1]) for row in best_experiments(metric, top=5).rows]
     from shutil import get_terminal_size
@@ -214,7 +214,7 @@ def _plot(arguments: argparse.Namespace) -> None:
 
 
 def _annotate(arguments: argparse.Namespace) -> None:
-    from common.utils.experiment_storage.annotations import annotate_experiment
+    from common.experiments.annotations import annotate_experiment
 
     name = (arguments.tag or arguments.untag or arguments.note)[0]
     now = annotate_experiment(
@@ -227,7 +227,7 @@ def _annotate(arguments: argparse.Namespace) -> None:
 
 
 def _archive(arguments: argparse.Namespace) -> None:
-    from common.utils.experiment_storage.annotations import archive_experiments
+    from common.experiments.annotations import archive_experiments
 
     names = arguments.archive or arguments.unarchive
     archive_experiments(names, archived=bool(arguments.archive))
@@ -235,7 +235,7 @@ def _archive(arguments: argparse.Namespace) -> None:
 
 
 def _rename(arguments: argparse.Namespace) -> None:
-    from common.utils.experiment_storage.renaming import rename_experiment
+    from common.experiments.renaming import rename_experiment
 
     old, new = arguments.rename
     rename_experiment(old, new)
@@ -243,7 +243,7 @@ def _rename(arguments: argparse.Namespace) -> None:
 
 
 def _delete(arguments: argparse.Namespace) -> None:
-    from common.utils.experiment_storage.maintenance import (
+    from common.experiments.maintenance import (
         check_deletable,
         delete_experiments,
         size_of,
@@ -264,7 +264,7 @@ def _delete(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from common.utils.experiment_storage.maintenance import check_store
+    from common.experiments.maintenance import check_store
 
     findings = check_store()
     _print(arguments, ["file", "problem", "action"], [list(f[:3]) for f in findings])
@@ -274,20 +274,20 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _pack(arguments: argparse.Namespace) -> None:
-    from common.utils.experiment_storage.packs import pack_experiments
+    from common.experiments.packs import pack_experiments
 
     print(f"packed {pack_experiments()} experiments")
 
 
 def _unpack(arguments: argparse.Namespace) -> None:
-    from common.utils.experiment_storage.packs import unpack_experiment
+    from common.experiments.packs import unpack_experiment
 
     for name in arguments.unpack:
         print(unpack_experiment(name))
 
 
 def _import(arguments: argparse.Namespace) -> None:
-    from common.utils.experiment_storage.importers import import_experiments
+    from apps.importing import import_experiments
 
     report = import_experiments(Path(getattr(arguments, "import")))
     rows: list[list[object]] = [["imported", name, None] for name in report.imported]
@@ -299,7 +299,7 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from common.utils.experiment_storage.exports import export_experiments
+    from common.experiments.exports import export_experiments
 
     file, *names = arguments.export
     beside = (
@@ -311,7 +311,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _sync(arguments: argparse.Namespace) -> None:
-    from common.utils.experiment_storage.remote import sync_experiments
+    from common.experiments.remote import sync_experiments
 
     done = sync_experiments()
     print(f"uploaded {len(done.uploaded)}, downloaded {len(done.downloaded)} experiments")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from common.errors import exit_on_error
 
 if TYPE_CHECKING:
-    from common.training.differences import RowComparison, WeightComparison
-    from common.training.reproduce import Reproduction
+    from apps.reproduction.differences import RowComparison, WeightComparison
+    from apps.reproduction.reproduce import Reproduction
 
 EPILOG = """examples:
   python tools/reproduce.py exp_001
@@ -40,7 +40,7 @@ def main() -> None:
     if arguments.steps is not None and arguments.steps < 1:
         parser.error(f"--steps must be at least 1, got {arguments.steps}")
     with exit_on_error():
-        from common.training.reproduce import reproduce
+        from apps.reproduction.reproduce import reproduce
 
         result = reproduce(
             arguments.experiment, arguments.name, steps=arguments.steps, keep=arguments.keep
@@ -51,7 +51,7 @@ def main() -> None:
 
 def describe(result: Reproduction) -> str:
     """The answer in a few lines."""
-    from common.training.reproduce import changed_resumes
+    from apps.reproduction.reproduce import changed_resumes
 
     experiment, rerun = result.experiment, result.rerun
     dirty = " with uncommitted changes" if experiment["git_diff"] else ""

@@ -16,7 +16,7 @@ from common.utils.paths import display_path, get_runs_dir
 from tools.trained_run import load_trained_run
 
 if TYPE_CHECKING:
-    from common.training.lm_eval_adapter import HarnessModel
+    from apps.evaluation.lm_eval_adapter import HarnessModel
 
 EXAMPLES = """examples:
   python tools/run_lm_eval.py exp_001 --tasks my_tasks/capitals.yaml
@@ -37,7 +37,7 @@ def main() -> None:
         model, checkpoint = load_model(arguments.name, arguments.checkpoint, arguments.batch_size)
         from lm_eval.utils import make_table
 
-        from common.training.lm_eval_adapter import run_tasks
+        from apps.evaluation.lm_eval_adapter import run_tasks
 
         results = run_tasks(
             model,
@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
 def load_model(name: str, which: str, batch_size: int) -> tuple[HarnessModel, Path]:
     """The model of run `name` for the harness, and its checkpoint. Raises ResearchErrors."""
     run = load_trained_run(name, which)
-    from common.training.lm_eval_adapter import HarnessModel
+    from apps.evaluation.lm_eval_adapter import HarnessModel
 
     model = HarnessModel(run.model, run.data.tokenizer, batch_size=batch_size, seed=run.config.seed)
     return model, run.checkpoint

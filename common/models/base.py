@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from common.errors import ModelError
-from common.models.growing_text import GrowingText
-from common.models.sampling import sample_next
-from common.models.twin import make_twin
+from common.generation.fast_copy import make_twin
+from common.generation.sampling import sample_next
+from common.generation.session import GrowingText
 
 M = TypeVar("M", bound="BaseLanguageModel")
 Model = TypeVar("Model", bound="BaseLanguageModel", covariant=True)
@@ -52,7 +52,7 @@ class BaseLanguageModel(nn.Module):
     # The methods besides `forward` that compute with the weights and are called from outside. Where
     # each process has a part of the weights (FSDP), only these and `forward` gather them.
     entry_points: tuple[str, ...] = ("compute_loss", "next_logits")
-    # How its matrices are quantised (common/export/quantize.py); saved with every checkpoint.
+    # How its matrices are quantised (common/models/quantize.py); saved with every checkpoint.
     quantization: dict[str, Any] | None = None
 
     def __init__(self, vocab_size: int, **kwargs: Any) -> None:

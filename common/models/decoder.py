@@ -13,13 +13,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from common.errors import ModelError
+from common.generation.fast_copy import PackedLinear, is_worth_packing
 from common.models.base import BaseLanguageModel
 from common.models.config import DecoderConfig
 from common.models.feedforward import MLP, SwiGLU
 from common.models.loss import TiedGradient, linear_next_token_loss, next_token_loss
 from common.models.mixers.attention import Attention
 from common.models.mixers.lstm import LSTM
-from common.models.twin import PackedLinear, is_worth_packing
 
 MIXERS: dict[str, type[Attention | LSTM]] = {"attention": Attention, "lstm": LSTM}
 FEEDFORWARDS: dict[str, type[MLP | SwiGLU]] = {"mlp": MLP, "swiglu": SwiGLU}

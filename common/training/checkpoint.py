@@ -338,7 +338,7 @@ def fill_model(model: BaseLanguageModel, saved: Checkpoint) -> None:
     A model whose checkpoint is quantised becomes so.
     """
     if quantization := saved.state["model"].get("quantization"):
-        from common.export.quantize import quantize_as_saved
+        from common.models.quantize import quantize_as_saved
 
         quantize_as_saved(model, quantization)
     weights = weights_of(model)

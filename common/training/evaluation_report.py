@@ -14,13 +14,13 @@ import torch
 from common.data.loader import EvalWindows
 from common.data.prepare import Tokens
 from common.data.texts import read_texts
+from common.experiments.run_folders import folder_of
 from common.models.base import BaseLanguageModel
 from common.training.config import SampleConfig
 from common.training.evaluator import Evaluator
 from common.training.experiment import BuildModel, C, load_run
 from common.training.generation_metrics import generation_metrics
 from common.training.prediction_metrics import PredictionMetrics, measure_predictions
-from common.utils.experiment_storage.run_folders import folder_of
 from common.utils.files import write_json_atomic
 from common.utils.manifest import now
 from common.utils.paths import display_path

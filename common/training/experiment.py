@@ -22,6 +22,10 @@ from common.data.mixture import TokenMixture
 from common.data.prepare import TokenDataset, Tokens, prepare
 from common.data.texts import read_texts
 from common.errors import CheckpointError, ConfigError, ExperimentError, did_you_mean
+from common.experiments.catalogue import Catalogue
+from common.experiments.comparison import diff_configs
+from common.experiments.run import Run, start_experiment
+from common.experiments.run_folders import folder_of
 from common.models.base import BaseLanguageModel
 from common.projects import recorded_config
 from common.training import checkpoint
@@ -36,10 +40,6 @@ from common.training.evaluator import Evaluator
 from common.training.optimizers import check_optimizer
 from common.training.precision import check_precision, select_device
 from common.training.trainer import Trainer, check_activation_checkpointing
-from common.utils.experiment_storage.catalogue import Catalogue
-from common.utils.experiment_storage.comparison import diff_configs
-from common.utils.experiment_storage.run import Run, start_experiment
-from common.utils.experiment_storage.run_folders import folder_of
 from common.utils.logging import get_logger
 from common.utils.paths import display_path
 from common.utils.seeding import seed_everything

@@ -22,6 +22,7 @@ from common.data.batches import batch_source, check_labels, check_validation, to
 from common.data.loader import Batch, BatchSource
 from common.data.prefetch import Prefetcher
 from common.errors import CheckpointError, Interrupted, TrainingError
+from common.experiments.run import Run
 from common.models.base import BaseLanguageModel
 from common.models.loss import count_labels
 from common.training import checkpoint
@@ -50,7 +51,6 @@ from common.training.schedules import learning_rate_factor
 from common.training.sharded import gathered
 from common.training.signals import stop_on_signals
 from common.training.training_state import numerics, pack_state, unpack_state
-from common.utils.experiment_storage.run import Run
 from common.utils.logging import get_logger
 from common.utils.malloc import freed_memory_kept
 

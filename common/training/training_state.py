@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from common.errors import CheckpointError
+from common.experiments.comparison import diff_configs
 from common.training import checkpoint
 from common.training.callbacks.base import Callback
 from common.training.checkpoint import Checkpoint
 from common.training.distributed import Processes
 from common.training.optimizer_state import pack_optimizer, unpack_optimizer, with_prefix
 from common.training.precision import supported_precisions
-from common.utils.experiment_storage.comparison import diff_configs
 from common.utils.logging import get_logger
 from common.utils.manifest import cpu_name
 from common.utils.seeding import get_rng_state, seed_everything, set_rng_state

@@ -1,11 +1,11 @@
-from .experiment_storage.exports import export_experiments as export_experiments
-from .experiment_storage.importers import import_experiments as import_experiments
-from .experiment_storage.reports import best_experiments as best_experiments
-from .experiment_storage.reports import compare_experiments as compare_experiments
-from .experiment_storage.reports import list_experiments as list_experiments
-from .experiment_storage.run import Run as Run
-from .experiment_storage.run import start_experiment as start_experiment
-from .experiment_storage.sql import query_experiments as query_experiments
-from .experiment_storage.store import save_experiment as save_experiment
+from common.experiments import Run as Run
+from common.experiments import best_experiments as best_experiments
+from common.experiments import compare_experiments as compare_experiments
+from common.experiments import export_experiments as export_experiments
+from common.experiments import list_experiments as list_experiments
+from common.experiments import query_experiments as query_experiments
+from common.experiments import save_experiment as save_experiment
+from common.experiments import start_experiment as start_experiment
+
 from .logging import get_logger as get_logger
 from .seeding import seed_everything as seed_everything

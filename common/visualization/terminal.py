@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import plotext
 
-from common.utils.experiment_storage.metrics import preferred_split
+from common.experiments.metrics import preferred_split
 from common.visualization.labels import drawable, printable
 from common.visualization.training_curves import check_splits, read_curves
 

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from common.errors import ExperimentError, did_you_mean
-from common.utils.experiment_storage.catalogue import Catalogue
-from common.utils.experiment_storage.sql import query_experiments
+from common.experiments.catalogue import Catalogue
+from common.experiments.sql import query_experiments
 from common.visualization.labels import drawable, plain, wrapped
 
 _SIZE = (7.5, 4.5)  # inches

@@ -25,7 +25,7 @@ from papers.grokking.filters import EMAFilter, GradientFilter, MAFilter
 
 if TYPE_CHECKING:
     from common.data.loader import Batch
-    from common.utils.experiment_storage.run import Run
+    from common.experiments.run import Run
 
 CHECKPOINT_EVERY_STEPS = 1000
 

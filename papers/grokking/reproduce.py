@@ -15,14 +15,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from common.reproduction.cli import reproduce
-from common.reproduction.table import PaperRow, PaperTable
+from apps.reproduction.cli import reproduce
+from apps.reproduction.table import PaperRow, PaperTable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from common.reproduction.runs import PaperRun, Planned, Results
-    from common.utils.experiment_storage.run import Run
+    from apps.reproduction.runs import PaperRun, Planned, Results
+    from common.experiments.run import Run
 
 PAPER = "grokking"
 REDUCED_STEPS = 1500
@@ -139,7 +139,7 @@ def draw(made: Mapping[str, tuple[PaperTable, Planned]]) -> Figure:
     """A line of pictures for each table: accuracy over time, and the table."""
     from matplotlib.figure import Figure
 
-    from common.reproduction.figures import draw_seeds, draw_table
+    from apps.reproduction.figures import draw_seeds, draw_table
 
     figure = Figure(figsize=(12, 4.2 * len(made)), layout="constrained")
     grid = figure.subplots(len(made), 2, squeeze=False)

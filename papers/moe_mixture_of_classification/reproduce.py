@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from common.reproduction.cli import reproduce
-from common.reproduction.table import PaperRow, PaperTable
+from apps.reproduction.cli import reproduce
+from apps.reproduction.table import PaperRow, PaperTable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from common.reproduction.runs import PaperRun, Planned, Results
-    from common.utils.experiment_storage.run import Run
+    from apps.reproduction.runs import PaperRun, Planned, Results
+    from common.experiments.run import Run
 
 PAPER = "moe_mixture_of_classification"
 TITLE = "Chen et al. 2022, Table 1: test accuracy (%)"
@@ -96,7 +96,7 @@ def draw(planned: Planned, accuracy: PaperTable) -> Figure:
     """The accuracies beside the paper's, and the dispatch entropies over the epochs."""
     from matplotlib.figure import Figure
 
-    from common.reproduction.figures import draw_seeds, draw_table
+    from apps.reproduction.figures import draw_seeds, draw_table
 
     figure = Figure(figsize=(12, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 import common.utils
+from common.experiments.catalogue import Catalogue
 from common.utils import save_experiment, start_experiment
-from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.paths import REPOSITORY_ROOT
 
 HEAVY = {"torch", "pandas", "duckdb", "transformers", "datasets", "matplotlib"}
@@ -76,7 +76,7 @@ def test_lists_and_rankings_import_nothing_heavy(arguments: list[str]) -> None:
 def test_sql_leaves_everything_heavy_to_the_process_of_the_query() -> None:
     modules = imported_by("tools/query_experiments.py", "--sql", "SELECT 1")
     assert not modules & (HEAVY | {"pyarrow", "numpy"})
-    modules = imported_by("-c", "import common.utils.experiment_storage.sql_worker")
+    modules = imported_by("-c", "import common.experiments.sql_worker")
     assert "duckdb" in modules and not modules & {"torch", "pandas", "pyarrow"}
 
 

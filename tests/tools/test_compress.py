@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from common.config import load_config
+from common.experiments.catalogue import Catalogue
 from common.training.experiment import load_run
-from common.utils.experiment_storage.catalogue import Catalogue
 from common.utils.paths import get_runs_dir
 from projects.baseline.train import Config, build_model
 from tests.untrained_run import make_run

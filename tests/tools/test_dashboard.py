@@ -21,9 +21,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from common.experiments.packs import PACK_SIZE, write_pack
+from common.experiments.parquet import rows_to_table
 from common.utils import save_experiment, start_experiment
-from common.utils.experiment_storage.packs import PACK_SIZE, write_pack
-from common.utils.experiment_storage.parquet import rows_to_table
 from common.utils.manifest import ID, create_manifest
 from common.utils.paths import REPOSITORY_ROOT, get_experiments_dir, get_runs_dir
 

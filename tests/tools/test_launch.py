@@ -18,17 +18,17 @@ from typing import Any
 import psutil
 import pytest
 
+from apps.launching.plan import make_plan
+from apps.launching.report import look_further
+from apps.launching.space import grid, parse_space
+from apps.launching.sweep import Sweep, get_sweeps_dir
 from common.errors import ConfigError
-from common.launching.plan import make_plan
-from common.launching.report import look_further
-from common.launching.space import grid, parse_space
-from common.launching.sweep import Sweep, get_sweeps_dir
+from common.experiments.catalogue import Catalogue
+from common.experiments.log import read_log
+from common.experiments.store import log_path
 from common.utils import query_experiments, start_experiment
-from common.utils.experiment_storage.catalogue import Catalogue
-from common.utils.experiment_storage.log import read_log
-from common.utils.experiment_storage.store import log_path
 from common.utils.paths import REPOSITORY_ROOT
-from tests.common.launching.conftest import TINY, until
+from tests.apps.launching.conftest import TINY, until
 
 TOOL = "tools/launch.py"
 TINY_ARGUMENTS = (TINY, "--config", "tiny.yaml", "--sweep", "s")

@@ -20,13 +20,13 @@ import pyarrow as pa
 import pytest
 from safetensors.torch import load_file, save_file
 
+from apps.reproduction.reproduce import compare_environments, reproduce
 from common.errors import ExperimentError
-from common.training.reproduce import compare_environments, reproduce
+from common.experiments.catalogue import Catalogue
+from common.experiments.log import read_log
+from common.experiments.parquet import read_parquet, write_table
+from common.experiments.store import log_path, parquet_path
 from common.utils import save_experiment, start_experiment
-from common.utils.experiment_storage.catalogue import Catalogue
-from common.utils.experiment_storage.log import read_log
-from common.utils.experiment_storage.parquet import read_parquet, write_table
-from common.utils.experiment_storage.store import log_path, parquet_path
 from common.utils.files import write_json_atomic
 from common.utils.manifest import ID
 from common.utils.paths import REPOSITORY_ROOT, get_runs_dir

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ExperimentError
-from common.utils.experiment_storage.catalogue import Catalogue
+from common.experiments.catalogue import Catalogue
 from common.utils.manifest import ID, create_manifest
 from common.utils.paths import get_experiments_dir
 
@@ -54,8 +54,8 @@ def _generate(runs: int) -> None:
         TimeRemainingColumn,
     )
 
-    from common.utils.experiment_storage.packs import LOOSE_LIMIT, PACK_SIZE, write_pack
-    from common.utils.experiment_storage.parquet import write_table
+    from common.experiments.packs import LOOSE_LIMIT, PACK_SIZE, write_pack
+    from common.experiments.parquet import write_table
 
     columns = (
         *(TextColumn("making experiments"), BarColumn(), MofNCompleteColumn()),
@@ -80,7 +80,7 @@ def _members(numbers: Sequence[int]) -> Iterator[tuple[dict[str, Any], pa.Table]
     import numpy as np
     import pyarrow as pa
 
-    from common.utils.experiment_storage.parquet import schema_of
+    from common.experiments.parquet import schema_of
 
     config = {"model": {"num_layers": 4, "width": 128}, "optimizer": {"lr": 1e-3}, "seed": 0}
     manifest = create_manifest("", project="benchmark", config=config, seed=0, tags=["benchmark"])

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import exit_on_error
+from common.experiments.statistics import compare, estimate, median_interval
 from common.utils.arguments import positive_int
-from common.utils.experiment_storage.statistics import compare, estimate, median_interval
 from common.utils.tables import FORMATS, format_rows
 
 SEEDS = (2, 3, 5, 10)

@@ -29,7 +29,7 @@ class Logger(NamedTuple):
 
 def ours(folder: Path) -> Logger:
     os.environ["RESEARCH_ASSETS_DIR"] = str(folder)
-    from common.utils.experiment_storage.run import start_experiment
+    from common.experiments.run import start_experiment
 
     run = start_experiment("benchmark")
     return Logger(lambda metrics, step: run.log(metrics, step), run.finish, True)

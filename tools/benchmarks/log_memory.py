@@ -13,7 +13,7 @@ import time
 
 import psutil
 
-from common.utils.experiment_storage.run import start_experiment
+from common.experiments.run import start_experiment
 from tools.benchmarks.log_calls import metrics_of
 
 MARKS = (0.01, 0.1, 0.5, 1.0)  # parts of all steps

@@ -57,7 +57,7 @@ def _commands(runs: int) -> dict[str, list[str]]:
 
 
 def _time_scan(repetitions: int) -> Spread:
-    from common.utils.experiment_storage.sql import query_rows
+    from common.experiments.sql import query_rows
 
     times = []
     for _ in range(repetitions + 1):

@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 
 from common.errors import ExperimentError, exit_on_error
+from common.experiments.run import Run, start_experiment
 from common.training.callbacks.base import Callback
 from common.training.callbacks.progress import ProgressBar
 from common.training.callbacks.tensorboard import TensorBoard
 from common.training.trainer import Trainer
-from common.utils.experiment_storage.run import Run, start_experiment
 from tools.benchmarks import networks
 from tools.benchmarks.train_ours import create_trainer, training_config
 

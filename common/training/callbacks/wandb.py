@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError, MissingPackageError, TrainingError, did_you_mean
+from common.experiments.comparison import config_hash
 from common.training.callbacks.base import Callback
-from common.utils.experiment_storage.comparison import config_hash
 from common.utils.logging import get_logger
 
 if TYPE_CHECKING:
+    from common.experiments.run import Run
     from common.training.trainer import Trainer
-    from common.utils.experiment_storage.run import Run
 
 _MODES = ["online", "offline", "disabled"]
 _INTERRUPTED = 255  # what W&B calls a run that ended on Ctrl-C

@@ -16,11 +16,11 @@ import tokenizers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from apps.export.gguf_vocabulary import merges_of_ranks, vocabulary_of
 from common.data.hub_tokenizer import save_hub_tokenizer
 from common.data.prepare import prepare
 from common.data.tokenizers import TiktokenTokenizer, Tokenizer, load_tokenizer
 from common.data.tokenizers.byte_level import to_letters
-from common.export.gguf_vocabulary import merges_of_ranks, vocabulary_of
 from common.training.config import DataConfig
 from common.utils.paths import get_datasets_dir
 

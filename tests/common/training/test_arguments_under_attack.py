@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from common.experiments import store
 from common.training import checkpoint
 from common.training.optimizer_state import with_prefix
 from common.utils import query_experiments
-from common.utils.experiment_storage import store
 from common.utils.paths import get_runs_dir
 from tests.common.training.attack_lab import (
     MAX_STEPS,

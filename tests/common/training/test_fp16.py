@@ -11,13 +11,13 @@ import torch
 
 from common.data.loader import Batch
 from common.errors import TrainingError
+from common.experiments.run import Run
 from common.models import Decoder
 from common.training import Callback, Trainer, TrainingConfig, checkpoint
 from common.training.config import OptimizerConfig, ScheduleConfig
 from common.training.precision import LossScaler
 from common.training.schedules import learning_rate_factor
 from common.utils import query_experiments, start_experiment
-from common.utils.experiment_storage.run import Run
 
 pytestmark = pytest.mark.slow
 VOCAB, LENGTH, STEPS = 11, 8, 8

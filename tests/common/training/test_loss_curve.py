@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 
 from common.data.loader import RandomWindows
+from common.experiments.log import read_log
+from common.experiments.run import start_experiment
+from common.experiments.store import log_path
 from common.models import Decoder
 from common.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
 from common.training.schedules import learning_rate_factor
 from common.training.trainer import Trainer
-from common.utils.experiment_storage.log import read_log
-from common.utils.experiment_storage.run import start_experiment
-from common.utils.experiment_storage.store import log_path
 
 CURVE = Path(__file__).with_name("loss_curve.json")
 WORDS, WIDTH, LAYERS, HEADS, TIME, STEPS = 40, 32, 2, 4, 24, 100

@@ -22,13 +22,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from apps.reproduction.reproduce import changed_resumes
+from common.experiments import store
+from common.experiments.catalogue import Catalogue
+from common.experiments.log import read_log
 from common.training import checkpoint
 from common.training.config import FREE_ON_RESUME
-from common.training.reproduce import changed_resumes
 from common.utils import query_experiments
-from common.utils.experiment_storage import store
-from common.utils.experiment_storage.catalogue import Catalogue
-from common.utils.experiment_storage.log import read_log
 from common.utils.files import sha256_of
 from common.utils.paths import REPOSITORY_ROOT, get_experiments_dir, get_runs_dir
 from common.utils.system_metrics import SYSTEM_METRICS

@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from common.data.loader import Batch, ShuffledWindows
 from common.errors import CheckpointError, ResearchError, TrainingError
+from common.experiments.run import Run
 from common.models import BaseLanguageModel, Decoder
 from common.training import Callback, Evaluator, Trainer, TrainingConfig, checkpoint
 from common.training.config import OptimizerConfig, ScheduleConfig
 from common.utils import query_experiments, start_experiment
-from common.utils.experiment_storage.run import Run
 
 pytestmark = pytest.mark.slow  # the first optimizer of a process imports much of PyTorch
 VOCAB, LENGTH = 11, 8

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from common.experiments import store
 from common.training import checkpoint
-from common.utils.experiment_storage import store
 from common.utils.paths import get_runs_dir
 from tests.common.training.attack_lab import (
     MAX_STEPS,

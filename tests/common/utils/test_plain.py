@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from common.errors import ExperimentError
+from common.experiments import store
+from common.experiments.catalogue import Catalogue
+from common.experiments.sql import query_rows
 from common.utils import save_experiment, start_experiment
-from common.utils.experiment_storage import store
-from common.utils.experiment_storage.catalogue import Catalogue
-from common.utils.experiment_storage.sql import query_rows
 from common.utils.plain import to_plain
 
 MOMENT = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
@@ -127,7 +127,7 @@ def test_what_is_no_text_never_enters_the_store(
 @pytest.mark.parametrize("text", NO_TEXT, ids=ascii)
 def test_a_run_that_an_earlier_version_gave_such_text_is_listed(text: str) -> None:
     """Its project and tags are shown spelt out: with the run left out, nobody could mend it."""
-    from common.utils.experiment_storage.parquet import write_parquet
+    from common.experiments.parquet import write_parquet
     from common.utils.manifest import create_manifest
 
     manifest = create_manifest("old", project=text, config={}, seed=1, tags=[text])

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
+from apps.importing.foreign import Content
+from apps.importing.wandb import WandbRun
 from common.errors import ConfigError, MissingPackageError, TrainingError
+from common.experiments.comparison import config_hash
+from common.experiments.run import Run
 from common.training import Callback, Trainer
 from common.training.callbacks.wandb import WandB
 from common.utils import start_experiment
-from common.utils.experiment_storage.comparison import config_hash
-from common.utils.experiment_storage.importers.foreign import Content
-from common.utils.experiment_storage.importers.wandb import WandbRun
-from common.utils.experiment_storage.run import Run
 from common.utils.paths import REPOSITORY_ROOT
 from tests.tiny_training import same_weights, train
 

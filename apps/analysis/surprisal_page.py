@@ -1,0 +1,129 @@
+"""A text in the colours of its surprisal, as a page; hovering shows what was expected instead."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+from itertools import pairwise
+
+import numpy as np
+
+from apps.analysis.page import Page, facts, make_page
+from apps.analysis.surprisal import Surprisal
+from apps.analysis.tokens import label, shown, token_texts, vocabulary_texts
+from common.data.tokenizers import Tokenizer
+from common.errors import DataError
+from common.utils.tables import format_rows
+
+# Where the next colour begins, in bits: 1 bit is an even bet, 12 bits are 1 in 4096.
+EDGES = (0.5, 1, 2, 3, 4, 6, 8, 12)
+_MOST_TOKENS = 50_000  # of one page, which a browser still scrolls with ease
+_MOST_SURPRISING = 10
+
+
+def surprisal_page(found: Surprisal, tokenizer: Tokenizer, title: str) -> Page:
+    """Raises DataError for a text that is too long for a page."""
+    if len(found.ids) > _MOST_TOKENS:
+        raise DataError(
+            f"the text has {len(found.ids):,} tokens, a page holds {_MOST_TOKENS:,}",
+            "give a shorter piece of it; evaluate.py --data judges a text of any length",
+        )
+    words = vocabulary_texts(tokenizer)
+    labels = [label(words[i], int(i)) for i in found.ids]
+    used, compact = np.unique(found.top_ids[1:], return_inverse=True)
+    data = {
+        "words": [label(words[i], int(i)) for i in used],
+        "tokens": [
+            [name, None if math.isnan(bits) else round(float(bits), 6), int(rank), int(context)]
+            for name, bits, rank, context in zip(
+                labels, found.bits, found.ranks, found.context, strict=True
+            )
+        ],
+        "alternatives": [
+            [],
+            *(
+                [
+                    [int(word), float(f"{p:.4g}"), int(top == target)]
+                    for word, p, top in zip(row, probabilities, tops, strict=True)
+                ]
+                for row, probabilities, tops, target in zip(
+                    compact.reshape(found.top_ids[1:].shape),
+                    found.top_probabilities[1:],
+                    found.top_ids[1:],
+                    found.ids[1:],
+                    strict=True,
+                )
+            ),
+        ],
+    }
+    body = f"{facts(summary(found))}{_legend()}{_text(found, tokenizer, words)}"
+    return make_page(title, body, "surprisal.js", data)
+
+
+def summary(found: Surprisal) -> dict[str, str]:
+    """The numbers of the whole text; loss and bits per byte are those of `Evaluator`."""
+    per_byte = found.bits_per_byte
+    return {
+        "bits per byte": "none" if per_byte is None else f"{per_byte:.6f}",
+        "bits per token": f"{found.loss / math.log(2):.4f}",
+        "nats per token (loss)": f"{found.loss:.6f}",
+        "perplexity": f"{found.perplexity:.4g}",
+        "most likely token was right": f"{found.accuracy:.1%}",
+        "predicted tokens": f"{len(found.ids) - 1:,}",
+        "bytes": f"{found.num_bytes:,}",
+    }
+
+
+def most_surprising(found: Surprisal, tokenizer: Tokenizer, style: str = "table") -> str:
+    """The tokens that cost the most, as a table for a terminal."""
+    words = vocabulary_texts(tokenizer)
+    order = 1 + np.argsort(-found.nats[1:], kind="stable")[:_MOST_SURPRISING]
+    rows = [
+        [
+            int(i) + 1,
+            label(words[found.ids[i]], int(found.ids[i])),
+            float(found.bits[i]),
+            int(found.ranks[i]) + 1,
+            label(words[found.top_ids[i, 0]], int(found.top_ids[i, 0])),
+            float(found.top_probabilities[i, 0]),
+        ]
+        for i in order
+    ]
+    columns = ["place", "token", "bits", "rank", "expected", "probability"]
+    return format_rows(columns, rows, style)
+
+
+def _legend() -> str:
+    edges = [f"{edge:g}" for edge in EDGES]
+    names = [f"&lt;{edges[0]}", *(f"{a}&ndash;{b}" for a, b in pairwise(edges)), f"&ge;{edges[-1]}"]
+    items = "".join(f'<li class="b{i}">{name}</li>' for i, name in enumerate(names))
+    return (
+        f'<div class="legend"><span>surprisal in bits</span><ol>{items}</ol>'
+        '<span><span class="given">&nbsp;first&nbsp;</span> not predicted</span>'
+        "<span>dotted line: the context begins anew</span>"
+        "<span>hover, tap, or <kbd>&larr;</kbd> <kbd>&rarr;</kbd></span></div>"
+    )
+
+
+def _text(found: Surprisal, tokenizer: Tokenizer, words: list[str]) -> str:
+    special = set(tokenizer.special_tokens.values())
+    colours = np.digitize(found.bits, EDGES)
+    spans = []
+    for index, text in enumerate(token_texts(tokenizer, found.ids.tolist())):
+        kind = "given" if index == 0 else f"b{colours[index]}"
+        if index > 1 and found.context[index] == 1:
+            kind += " again"
+        spans.append(
+            f'<span class="token {kind}">{_content(text, found.ids[index], words, special)}</span>'
+        )
+    return f'<div class="text">{"".join(spans)}</div>'
+
+
+def _content(text: str, index: int, words: list[str], special: set[int]) -> str:
+    """The text of a token; what would not be seen has a sign of its own."""
+    if index in special:
+        return f'<span class="sign">{escape(words[index])}</span>'
+    if not text:  # a byte of a character that a later token ends
+        return '<span class="sign">·</span>'
+    signs = {"\n": '<span class="sign">↵</span>\n', "\t": '<span class="sign">⇥</span>\t'}
+    return "".join(signs.get(c, escape(c)) for c in shown(text))

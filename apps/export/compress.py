@@ -1,0 +1,152 @@
+"""Compression of a trained run: pruned, quantised, measured before and after, kept as an experiment."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from apps.export.config import Pruning
+from apps.export.prune import prune
+from common.config import dump_config
+from common.data.prepare import TokenDataset
+from common.errors import ConfigError, ExperimentError, ModelError
+from common.experiments.run import start_experiment
+from common.models.base import BaseLanguageModel
+from common.models.config import DecoderConfig
+from common.models.quantization import Quantization
+from common.models.quantize import quantize
+from common.models.readback import check_logits, probe
+from common.training.checkpoint import load_checkpoint, weights_of
+from common.training.config import ExperimentConfig
+from common.training.evaluator import Evaluator
+from common.training.experiment import eval_windows, load_run
+from common.utils.paths import get_runs_dir
+
+C = TypeVar("C", bound=ExperimentConfig)
+BuildModel = Callable[[C, int], BaseLanguageModel]
+RESIZING = ("heads", "neurons")  # these change the sizes in the configuration
+_TOKENS, _REPEATS = 64, 5  # of what is generated to measure its speed
+
+
+@dataclass(frozen=True)
+class Measured:
+    """loss: nats per token on the validation split; megabytes: of the weights (10^6);
+    tokens_per_second: of greedy generation of one text on this machine, now."""
+
+    loss: float
+    bits_per_byte: float
+    megabytes: float
+    tokens_per_second: float
+
+
+def compress_run(
+    config: C,
+    build_model: BuildModel[C],
+    name: str,
+    which: str,
+    *,
+    new_name: str,
+    prunings: Sequence[Pruning] = (),
+    quantization: Quantization | None = None,
+    project: str = "",
+) -> tuple[Measured, Measured]:
+    """Compress checkpoint `which` of run `name`, save it as the experiment `new_name`, measure both.
+
+    First all prunings, in the order given, then the quantisation. The new experiment is read back
+    before it is measured, so it can be evaluated, sampled, exported and compared as any other.
+    """
+    if not prunings and quantization is None:
+        raise ConfigError("nothing to do", "add --quantize int8, or --prune neurons=0.25")
+    if (get_runs_dir() / new_name).exists():  # of an experiment that was deleted, say
+        raise ExperimentError(f"there is a run '{new_name}' already", "choose another with --to")
+    model, data, path = load_run(config, build_model, name, which)
+    if quantization is not None and model.quantization is not None:
+        raise ModelError("the model is quantised already", "quantise the one that it came from")
+    original, losses, sizes = model, [_judge(model, config, data)], [_megabytes(model)]
+    for pruning in prunings:
+        model = prune(model, pruning)
+    parameters = model.num_parameters()
+    config = _config_of(config, model, resized=any(p.kind in RESIZING for p in prunings))
+    if quantization is not None:
+        model = copy.deepcopy(model)
+        quantize(model, quantization)
+    state = load_checkpoint(path).state
+    step = int(state.get("step", path.name.removeprefix("step_")))
+    with start_experiment(
+        new_name,
+        project=project,
+        config=config.model_dump(mode="json"),
+        config_text=dump_config(config),
+        seed=config.seed,
+        tags=[f"compressed:{name}"],
+        system_metrics_seconds=None,
+    ) as run:
+        model.save_checkpoint(
+            run.directory / "checkpoints" / path.name, fingerprint=data.fingerprint, step=step
+        )
+        written = model
+        model, data, path = load_run(config, build_model, new_name, "last")
+        _check_read_back(written, model)
+        losses.append(_judge(model, config, data))
+        sizes.append(_megabytes(model))
+        run.update(parameters=parameters, compressed_from=name)
+        run.log({**losses[1], "megabytes": sizes[1]}, step=step, split="val")
+    speeds = _generation_speeds([original, model], data.tokenizer.end_of_text)
+    before, after = (
+        Measured(loss["loss"], loss["bits_per_byte"], size, speed)
+        for loss, size, speed in zip(losses, sizes, speeds, strict=True)
+    )
+    return before, after
+
+
+def _check_read_back(written: BaseLanguageModel, read: BaseLanguageModel) -> None:
+    """Raise ModelError unless both give the same logits: the experiment is not finished then."""
+    probes = probe(written)
+    found = [logits for _, logits in probe(read)]
+    check_logits(probes, found, "f32", "the checkpoint, read back,")
+
+
+def _judge(
+    model: BaseLanguageModel, config: ExperimentConfig, data: TokenDataset
+) -> dict[str, float]:
+    evaluator = Evaluator(model, token_bytes=data.tokenizer.token_bytes)
+    return evaluator.evaluate(eval_windows(config, data, "val"))
+
+
+def _megabytes(model: BaseLanguageModel) -> float:
+    """Of its weights, as a checkpoint keeps them."""
+    return sum(tensor.nbytes for tensor in weights_of(model).values()) / 1e6
+
+
+def _generation_speeds(models: Sequence[BaseLanguageModel], start: int) -> list[float]:
+    """Tokens per second of each, of its fastest of a few texts: what else runs only makes it slower.
+
+    They take turns, so that a busy moment of the machine meets all of them.
+    """
+    seconds: list[list[float]] = [[] for _ in models]
+    counts = [min(_TOKENS, (model.context_limit or _TOKENS + 1) - 1) for model in models]
+    for _ in range(_REPEATS):
+        for model, count, times in zip(models, counts, seconds, strict=True):
+            began = time.perf_counter()
+            model.generate(torch.tensor([[start]]), count, temperature=0)
+            times.append(time.perf_counter() - began)
+    return [count / min(times) for count, times in zip(counts, seconds, strict=True)]
+
+
+def _config_of(config: C, model: BaseLanguageModel, resized: bool) -> C:
+    """The configuration that builds `model`, which may have been `resized`."""
+    if not resized:
+        return config
+    settings: Any = getattr(config, "model", None)
+    if not isinstance(settings, DecoderConfig):
+        raise ConfigError(
+            "the project's configuration has no Decoder in `model`: it cannot build a smaller one",
+            "prune by magnitude, or quantise",
+        )
+    smaller = type(settings)(**settings.model_dump() | model.arguments)
+    return config.model_copy(update={"model": smaller})

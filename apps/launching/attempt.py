@@ -1,0 +1,193 @@
+"""One attempt at a trial: a process, the lock of the trial, and how it ended.
+
+The lock file is open in the process of the trial too, so the lock is held until that process has
+ended, even when the launcher is killed: nobody else begins the trial before.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from apps.launching.command import Command
+from apps.launching.sweep import Trial
+from common.errors import ResearchError
+from common.experiments import store
+from common.experiments.catalogue import Catalogue
+from common.experiments.locks import is_running
+from common.utils.file_locks import lockable
+from common.utils.files import named_in_errors
+from common.utils.manifest import now
+
+FINISHED, FAILED, DIED, INTERRUPTED = "finished", "failed", "died", "interrupted"
+_OWN_ERROR = 2  # the exit code of exit_on_error and of argparse
+
+
+class Outcome(NamedTuple):
+    """`finished`: stored. `failed`: by its own error, which would come again. `died`: killed or crashed.
+    `interrupted`: we asked it to stop."""
+
+    kind: str
+    reason: str = ""
+
+
+class Attempt:
+    """A running trial. Made by `start_attempt`."""
+
+    def __init__(
+        self, trial: Trial, process: subprocess.Popen[bytes], lock: int, log_start: int
+    ) -> None:
+        self.trial = trial
+        self.process = process
+        self._lock = lock
+        self._log_start = log_start  # in bytes, of what this attempt prints
+        self._stopping = False
+
+    def poll(self) -> Outcome | None:
+        """How it ended, told once, or None while it runs."""
+        exit_code = self.process.poll()
+        if exit_code is None:
+            return None
+        outcome = self._judge(exit_code)
+        if outcome.kind == FAILED:
+            self.trial.failed = outcome.reason
+            self.trial.save()
+        os.close(self._lock)
+        return outcome
+
+    def interrupt(self, signal_number: int) -> None:
+        """Let it save and end."""
+        self._stopping = True
+        self.process.send_signal(signal_number)  # a no-op when it has ended
+
+    def kill(self) -> None:
+        """With all that it started: the processes of torchrun have sessions of their own."""
+        with suppress(psutil.NoSuchProcess):
+            root = psutil.Process(self.process.pid)
+            for process in [*root.children(recursive=True), root]:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+    def wait_in_signal_handler(self) -> None:
+        """Until it has ended. `poll`, which may be what the signal came upon, still tells how."""
+        with suppress(ChildProcessError):  # it has ended, and poll knows
+            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+
+    def _judge(self, exit_code: int) -> Outcome:
+        if is_stored(self.trial.name):
+            return Outcome(FINISHED)
+        if self._stopping:
+            return Outcome(INTERRUPTED)
+        error, last = self._last_words()
+        if exit_code == 0:
+            return Outcome(FAILED, "it ended well, but stored no experiment")
+        # torchrun ends with 1 whatever its processes said.
+        if exit_code == _OWN_ERROR or (exit_code > 0 and error):
+            return Outcome(FAILED, error or last)
+        if exit_code < 0:
+            return Outcome(DIED, f"killed by {signal.Signals(-exit_code).name}")
+        return Outcome(DIED, f"exit code {exit_code}: {last}")
+
+    def _last_words(self) -> tuple[str, str]:
+        """(the last `error [code]: ...` of this attempt, the last line of all)"""
+        with self.trial.log_path.open("rb") as file:
+            file.seek(self._log_start)
+            text = file.read().decode(errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        errors = [
+            line[line.index("error [") :] for line in lines if "error [" in line and "]: " in line
+        ]
+        return errors[-1] if errors else "", lines[-1] if lines else "it printed nothing"
+
+
+def start_attempt(
+    trial: Trial,
+    command: Command,
+    environment: Mapping[str, str],
+    *,
+    directory: Path | None = None,
+    lock_timeout_seconds: float = 0.0,
+) -> Attempt | None:
+    """Begin `trial`, or go on with it where it was begun before; None while somebody else runs it and
+    when it is over. Raises ExperimentError when its name is that of another experiment."""
+    lock = hold_lock(trial.lock_path, lock_timeout_seconds)
+    if lock is None:
+        return None
+    try:
+        trial.reload()
+        if trial.failed or is_stored(trial.name) or is_running(trial.name):
+            os.close(lock)
+            return None
+        trial.check_name_is_ours()
+        trial.started = trial.started or now()
+        trial.save()
+        return _spawn(trial, command, environment, directory, lock)
+    except BaseException:
+        os.close(lock)
+        raise
+
+
+def _spawn(
+    trial: Trial,
+    command: Command,
+    environment: Mapping[str, str],
+    directory: Path | None,
+    lock: int,
+) -> Attempt:
+    options = ["--name", trial.name, "--tag", trial.sweep.tag]
+    options += ["--share-auto", str(trial.sweep.auto_path)]
+    if store.log_path(trial.name).exists():
+        options.append("--resume")
+    arguments = command.arguments(trial.values, *options)
+    with trial.log_path.open("a", encoding="utf-8") as log:
+        with named_in_errors(trial.log_path):
+            log.write(f"--- {now()} {' '.join(arguments)}\n")
+            log.flush()
+        log_start = log.tell()
+        process = subprocess.Popen(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=dict(environment),
+            cwd=directory,
+            pass_fds=[lock],
+            start_new_session=True,  # a Ctrl-C in the terminal reaches it through us, once
+        )
+    return Attempt(trial, process, lock, log_start)
+
+
+def is_stored(name: str) -> bool:
+    """Whether the experiment is finished. One that was killed while it finished is completed first."""
+    if store.log_path(name).exists():
+        Catalogue()
+    return store.is_finished(name)
+
+
+def hold_lock(path: Path, timeout_seconds: float = 0.0) -> int | None:
+    """The descriptor of the file `path`, locked until every process that has it open closes it; None
+    when somebody else holds it for longer than `timeout_seconds`."""
+    if sys.platform == "win32":
+        raise ResearchError("trials are launched on Linux and macOS only", "use WSL")
+    import fcntl
+
+    descriptor = os.open(lockable(path), os.O_RDWR | os.O_CREAT, 0o666)
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                os.close(descriptor)
+                return None
+            time.sleep(0.2)

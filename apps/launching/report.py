@@ -1,0 +1,86 @@
+"""What came of a sweep: the ranking of its trials, why some did not finish, where to look further."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from apps.launching.search import Goal, summaries_of
+from apps.launching.sweep import Sweep, Trial, short
+from common.errors import ExperimentError
+from common.experiments.catalogue import Catalogue
+from common.experiments.reports import Report
+from common.utils.files import read_json
+from common.utils.paths import display_path
+
+
+def ranking(trials: Sequence[Trial], goal: Goal) -> Report:
+    """The trials by their best value, as `query_experiments.py --best` counts it; those that diverged or
+    ended otherwise before the end, and those without a value, last."""
+    summaries = summaries_of(goal.metric, [trial.name for trial in trials])
+    statuses = {run.name: run.status for run in Catalogue().overview(archived=True)}
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.values))
+    sign = 1 if goal.direction == "min" else -1
+    lines: list[tuple[tuple[bool, bool, float], list[object]]] = []
+    for trial in trials:
+        summary = summaries.get(trial.name)
+        diverged = summary is not None and summary.diverged
+        value = summary.best(goal.direction) if summary else None
+        status = "failed" if trial.failed else statuses.get(trial.name, "not started")
+        status = "diverged" if diverged and status == "finished" else status
+        whole = status in ("finished", "running")
+        order = (value is None, not whole, 0.0 if value is None else sign * value)
+        row: list[object] = [trial.name, value]
+        row += [summary.best_step(goal.direction), summary.split] if summary else [None, None]
+        row += [status, *(short(trial.values.get(key, "")) for key in keys)]
+        lines.append((order, row))
+    lines.sort(key=lambda line: line[0])
+    rows: list[list[object]] = [[rank, *row] for rank, (_, row) in enumerate(lines, start=1)]
+    columns = ["rank", "name", goal.metric, "step", "split", "status", *keys]
+    return Report(columns, rows)
+
+
+def unfinished(trials: Sequence[Trial], given_up: Mapping[int, str]) -> dict[str, str]:
+    """{trial: why it is not finished, and its log}"""
+    reasons = {}
+    for trial in trials:
+        reason = trial.failed or given_up.get(trial.number)
+        if reason is not None:
+            reasons[trial.name] = f"{reason}  ({display_path(trial.log_path)})"
+    return reasons
+
+
+def look_further(sweep: Sweep, names: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """Commands that show more of the trials `names`, best first, and of what was swept."""
+    tool = "python tools/query_experiments.py"
+    values = "".join(f", config->>'$.{key}' AS {re.sub(r'[^A-Za-z0-9]', '_', key)}" for key in keys)
+    where = f"list_contains(tags, '{sweep.tag}')"
+    commands = [f'{tool} --sql "SELECT name, status{values} FROM runs WHERE {where} ORDER BY name"']
+    best = _best_of_groups(sweep, names)
+    if len(best) > 1:
+        grouped = " --group" if "seed" in keys else ""
+        commands.insert(0, f"{tool} --compare {best[0]} {best[1]}{grouped}")
+    return commands
+
+
+def _best_of_groups(sweep: Sweep, names: Sequence[str]) -> list[str]:
+    """The first of `names` with each configuration, whatever its seed: two seeds are no comparison."""
+    values = {trial.name: trial.values for trial in sweep.trials()}
+    first: dict[tuple[tuple[str, str], ...], str] = {}
+    for name in names:
+        others = tuple((key, value) for key, value in values[name].items() if key != "seed")
+        first.setdefault(others, name)
+    return list(first.values())
+
+
+def agreed_auto(sweep: Sweep) -> str:
+    """`precision bf32, compile false (measured on host)`: what was `auto`, in all trials alike; or nothing."""
+    if not sweep.auto_path.exists():
+        return ""
+    agreed = read_json(sweep.auto_path, ExperimentError)
+    parts = [
+        f"{key} {str(agreed[key]).lower()}" for key in ("precision", "compile") if key in agreed
+    ]
+    return (
+        f"{', '.join(parts)} in all trials (measured by the first, on {agreed['measured']['host']})"
+    )

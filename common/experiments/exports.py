@@ -1,0 +1,147 @@
+"""Experiments as one CSV, JSON or Parquet file for other programs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+
+from common.errors import ExperimentError
+from common.experiments.catalogue import Catalogue
+from common.experiments.comparison import flatten
+from common.experiments.log import read_log
+from common.experiments.packs import read_pack
+from common.experiments.parquet import (
+    Member,
+    align,
+    exact_writer,
+    read_parquet,
+    rows_to_tables,
+    schema_of,
+    table_to_rows,
+    with_name,
+)
+from common.experiments.store import RUN_COLUMNS, RUNS_ENDING, packs_dir
+from common.utils.files import atomic_path, write_text_atomic
+from common.utils.manifest import identity
+from common.utils.paths import get_experiments_dir
+from common.utils.tables import format_rows
+
+
+def export_experiments(path: Path, names: Sequence[str] = ()) -> int:
+    """Write the experiments `names` (all of them without any) to `path` and return their number.
+
+    .csv and .parquet have the columns of the view `experiments`, a row per logged step; an empty
+    cell was not logged. Beside a .csv, `<stem>.runs.csv` has a row per experiment: the columns of the
+    view `runs`, and one per key of the configurations. .json has a list of manifests, each with its
+    `rows`; NaN and infinities are the texts "NaN", "Infinity" and "-Infinity".
+    Raises ExperimentError for another ending, a file that exists, and an unknown name.
+    """
+    write = _WRITERS.get(path.suffix)
+    if write is None:
+        raise ExperimentError(f"cannot export to '{path.name}'", f"end it in {_ENDINGS}")
+    beside = path.with_suffix(RUNS_ENDING) if path.suffix == ".csv" else None
+    for file in filter(None, (path, beside)):
+        if file.exists():
+            raise ExperimentError(f"{file} exists", "choose another file")
+    catalogue = Catalogue()
+    chosen = list(dict.fromkeys(names)) or [run.name for run in catalogue.overview()]
+    metrics = {s.metric: None for name in chosen for s in catalogue.summaries(name=name)}
+    with atomic_path(path) as temporary:
+        write(temporary, read_members(chosen), schema_of(metrics))
+    if beside is not None:
+        rows = _table_of_runs([catalogue.manifest(name) for name in chosen])
+        write_text_atomic(beside, format_rows(*rows, "csv") + "\n")
+    return len(chosen)
+
+
+def _table_of_runs(manifests: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[object]]]:
+    """(columns, rows), each key of a configuration in a column of its own, empty where it is absent."""
+    facts = [column for column in RUN_COLUMNS if column != "config"]
+    configs = [flatten(manifest["config"]) for manifest in manifests]
+    keys = list(dict.fromkeys(key for config in configs for key in config))
+    rows = [
+        [_cell(manifest.get(fact)) for fact in facts] + [_cell(config.get(key)) for key in keys]
+        for manifest, config in zip(manifests, configs, strict=True)
+    ]
+    return [*facts, *(f"config.{key}" for key in keys)], rows
+
+
+def _cell(value: Any) -> Any:
+    """Lists and mappings as JSON, which is no other text: a tag may have a comma."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+
+
+def read_members(names: Sequence[str]) -> Iterator[Member]:
+    """(manifest, rows) of each as they were stored, file by file. Raises ExperimentError for an
+    unknown name."""
+    catalogue = Catalogue()
+    files: dict[str, dict[str, str]] = {}  # {file: {id: name}}
+    for place in map(catalogue.place, names):
+        files.setdefault(place.file, {})[place.id] = place.name
+    for file, wanted in files.items():
+        for member in read_file(get_experiments_dir() / file):
+            if name := wanted.get(identity(member[0])):
+                yield with_name(member, name)
+
+
+def read_file(path: Path) -> Iterator[Member]:
+    """The experiments of a log, a Parquet file or a pack of the store."""
+    if path.parent == packs_dir():
+        yield from read_pack(path)
+    elif path.suffix == ".parquet":
+        yield read_parquet(path)
+    else:
+        content = read_log(path)
+        tables = rows_to_tables(path.stem, content.iter_rows(), content.metrics)
+        empty = schema_of(content.metrics).empty_table()
+        yield content.manifest, pa.concat_tables([empty, *tables])
+
+
+def _write_csv(path: Path, members: Iterator[Member], schema: pa.Schema) -> None:
+    with pa_csv.CSVWriter(path, schema) as writer:
+        for _, table in members:
+            writer.write_table(align(table, schema))
+
+
+def _write_parquet(path: Path, members: Iterator[Member], schema: pa.Schema) -> None:
+    with exact_writer(path, schema) as writer:
+        for _, table in members:
+            writer.write_table(align(table, schema))
+
+
+def _write_json(path: Path, members: Iterator[Member], schema: pa.Schema) -> None:
+    catalogue = Catalogue()
+    with path.open("w", encoding="utf-8") as file:
+        before = "[\n"
+        for manifest, table in members:
+            # With the tags and the note that were given since.
+            annotation = catalogue.annotation(str(manifest["name"]))._asdict()
+            entry = _plain({**manifest, **annotation, "rows": table_to_rows(table)})
+            file.write(before + json.dumps(entry, ensure_ascii=False))
+            before = ",\n"
+        file.write("[]\n" if before == "[\n" else "\n]\n")
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinities."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+_WRITERS: dict[str, Callable[[Path, Iterator[Member], pa.Schema], None]] = {
+    ".csv": _write_csv,
+    ".json": _write_json,
+    ".parquet": _write_parquet,
+}
+_ENDINGS = ", ".join(_WRITERS)

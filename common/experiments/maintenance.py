@@ -1,0 +1,289 @@
+"""Deleting experiments for good, and checking that every file of the store is what was written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import Timeout
+
+from common.errors import ExperimentError, did_you_mean
+from common.experiments import store
+from common.experiments.annotations import forget_experiments
+from common.experiments.catalogue import Catalogue, Copy
+from common.experiments.catalogue_cache import discard_cache
+from common.experiments.checksums import Written, read_checksums
+from common.experiments.exports import read_file
+from common.experiments.locks import is_running, lock_of
+from common.experiments.log import damaged_lines
+from common.experiments.packs import packs_lock, read_pack
+from common.experiments.parquet import is_beginning, read_manifest, read_parquet
+from common.experiments.renaming import (
+    begun_renamings,
+    finish_renaming,
+    remove_file,
+)
+from common.experiments.run_folders import folder_id, run_folder
+from common.utils.files import sha256_of
+from common.utils.manifest import identity
+from common.utils.paths import get_experiments_dir, get_runs_dir
+
+_LEFT_BEHIND_SECONDS = 3600.0
+_LEFT = "left as it is: restore it, or delete it"
+
+
+def size_of(name: str) -> int:
+    """Bytes of the run's folder (checkpoints, samples) and of its files in the store, packs aside."""
+    folder, files, _ = _belongings(Catalogue(), name)
+    paths = [get_experiments_dir() / file for file in files if "/" not in file]
+    paths += [path for path in folder.rglob("*") if path.is_file()] if folder else []
+    return sum(path.stat().st_size for path in paths if path.exists())
+
+
+def _belongings(catalogue: Catalogue, name: str) -> tuple[Path | None, list[str], str | None]:
+    """(run folder, files of the store, id) of an experiment. What no list knows (a name that was claimed,
+    a damaged file, a folder alone) has no id."""
+    if places := catalogue.places("name = ?", name):
+        (place,) = places
+        copies = [
+            c.file for c in catalogue.copies() if (c.original, c.id) == (place.file, place.id)
+        ]
+        return run_folder(catalogue, place.stored, place.id), [place.file, *copies], place.id
+    folder = get_runs_dir() / name
+    return (folder if folder.is_dir() else None), [f"{name}.parquet", f"{name}.jsonl"], None
+
+
+def check_deletable(names: Sequence[str]) -> None:
+    """Raises ExperimentError when one of them does not exist or is running."""
+    catalogue = Catalogue()
+    for name in names:
+        unlisted = store.is_name(name) and (store.exists(name) or (get_runs_dir() / name).is_dir())
+        if name not in catalogue and not unlisted:
+            known = catalogue.names()
+            hint = did_you_mean(name, known) if known else "there are no experiments"
+            raise ExperimentError(f"there is no experiment '{name}'", hint)
+        if name in catalogue and catalogue.manifest(name)["status"] == "running":
+            raise ExperimentError(f"experiment '{name}' is running", "stop it first")
+
+
+def delete_experiments(names: Sequence[str]) -> None:
+    """Delete experiments and their run folders. Raises as `check_deletable`, before it deletes any."""
+    check_deletable(names)
+    with packs_lock():
+        for name in names:
+            folder, files, identifier = _belongings(Catalogue(), name)
+            try:
+                with (lock := lock_of(name.partition("@")[0])).acquire(blocking=False):
+                    if identifier is not None:
+                        forget_experiments({identifier: name})
+                    for file in files:
+                        remove_file(file, identifier or "")
+                    Path(lock.lock_file).unlink(missing_ok=True)
+            except Timeout:
+                raise ExperimentError(f"experiment '{name}' has just been started") from None
+            if folder is not None and folder.is_symlink():
+                folder.unlink()  # what it leads to lies on another disk, and may not be ours alone
+            elif folder is not None:
+                shutil.rmtree(folder)
+    Catalogue()
+
+
+class Finding(NamedTuple):
+    """Something that is not as it should be; `mended` says whether it now is."""
+
+    file: str
+    problem: str
+    action: str
+    mended: bool
+
+
+def check_store() -> list[Finding]:
+    """Read every file of the store and verify its checksums, remove what crashes have left behind,
+    and make the catalogue anew. Damaged files are named and left as they are, and so are experiments
+    that have one name."""
+    if not get_experiments_dir().exists():
+        return []
+    with packs_lock():
+        findings = [*_finish_renamings(), *_remove_leftovers(), *_damaged_files(), *_damaged_logs()]
+        discard_cache()
+        named = {finding.file for finding in findings}
+        catalogue = Catalogue()
+        for broken in catalogue.broken:
+            if broken.file not in named:
+                findings.append(Finding(broken.file, broken.error, _LEFT, False))
+        findings += _same_names(catalogue)
+    return sorted(findings)
+
+
+def _finish_renamings() -> Iterator[Finding]:
+    """What is left of renamings whose process was killed."""
+    catalogue = Catalogue()
+    halves = {copy.id for copy in catalogue.copies()}
+    done: set[str] = set()
+    for renaming in begun_renamings():
+        if renaming.id in done:
+            continue  # it has another name since
+        done.add(renaming.id)
+        folder = get_runs_dir() / renaming.old
+        moved = [place.stored == renaming.new for place in catalogue.places("id = ?", renaming.id)]
+        has_folder = moved == [True] and folder.is_dir() and folder_id(folder) == renaming.id
+        if renaming.id in halves or has_folder:
+            finish_renaming(renaming)
+            problem = f"it was being renamed from '{renaming.old}'"
+            yield Finding(f"{renaming.new}", problem, "renamed", True)
+
+
+def _same_names(catalogue: Catalogue) -> Iterator[Finding]:
+    for place in catalogue.places("name <> stored"):
+        (other,) = catalogue.places("name = ?", place.stored)
+        problem = f"another experiment, in {other.file}, is called '{place.stored}' as well"
+        action = f"both are kept; this one is listed as '{place.name}': --rename {place.name} NEW"
+        yield Finding(place.file, problem, action, False)
+
+
+def _remove_leftovers() -> Iterator[Finding]:
+    catalogue = Catalogue()
+    for pack in catalogue.replaced_packs():
+        if (path := store.packs_dir() / pack).exists():
+            yield _remove(path, "another pack has taken its place")
+    for file, original, identifier in _doubles(catalogue):
+        # Whoever finishes a run removes its log at this moment.
+        is_live = file.endswith(".jsonl") and is_running(Path(file).stem)
+        if not is_live and _is_held(file, original, identifier):
+            yield _remove(
+                get_experiments_dir() / file, f"every row of it stands in {original} as well"
+            )
+    for path in get_experiments_dir().glob("*.jsonl"):
+        is_unused = _is_old(path) or store.parquet_path(path.stem).exists()
+        is_claim = store.is_name(path.stem) and is_unused and not is_running(path.stem)
+        if is_claim and path.stat().st_size == 0:
+            yield _remove(path, "a name that was claimed and never used")
+    for path in get_experiments_dir().glob(".*.lock"):
+        name = path.name[1:-5]
+        unused = store.is_name(name) and not store.log_path(name).exists()
+        if unused and _is_old(path) and not is_running(name):
+            yield _remove(path, "the lock of a run that is over")
+    for directory in (get_experiments_dir(), store.packs_dir(), *_folders_of_runs()):
+        for path in directory.glob("*.tmp"):
+            yield from _half_written(path)
+
+
+def _doubles(catalogue: Catalogue) -> Iterator[Copy]:
+    """Files of one experiment each that may hold nothing but what another one holds."""
+    yield from (copy for copy in catalogue.copies() if "/" not in copy.file)
+    # A log that was copied from another machine while its run went on has fewer rows.
+    for log in catalogue.places("file LIKE '%.jsonl'"):
+        for other in catalogue.places("id = ? AND file LIKE '%.parquet'", log.id):
+            yield Copy(log.file, other.file, log.id)
+
+
+def _is_held(file: str, original: str, identifier: str) -> bool:
+    """Whether every row of the experiment in `file` stands in `original` as well."""
+    try:
+        (_, table), (_, other) = (
+            next(m for m in read_file(get_experiments_dir() / f) if identity(m[0]) == identifier)
+            for f in (file, original)
+        )
+    except (OSError, ValueError, StopIteration):
+        return False  # it is read, and named, below
+    return is_beginning(table, other)
+
+
+def _folders_of_runs() -> list[Path]:
+    return [path for path in get_runs_dir().glob("*") if path.is_dir()]
+
+
+def _half_written(path: Path) -> Iterator[Finding]:
+    """A temporary file: an old one is removed, a new one named unless its process is at work."""
+    if _is_old(path):
+        yield _remove(path, "half a file, from a process that was killed")
+    elif not _is_writing(path):
+        problem = "half a file, from a process that was killed or runs on another machine"
+        yield Finding(_shown(path), problem, "left for an hour, then --check removes it", False)
+
+
+def _is_writing(path: Path) -> bool:
+    """Whether the process whose number `atomic_path` put into the name is alive."""
+    number = path.name.split(".")[-2]
+    if not number.isdecimal() or not path.exists():
+        return not path.exists()  # it has just got its name
+    try:
+        os.kill(int(number), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # alive, and somebody else's
+    return True
+
+
+def _shown(path: Path) -> str:
+    """Relative to the store, or to the folder beside it that has the runs."""
+    for folder in (get_experiments_dir(), get_experiments_dir().parent):
+        if path.is_relative_to(folder):
+            return str(path.relative_to(folder))
+    return str(path)
+
+
+def _remove(path: Path, problem: str) -> Finding:
+    path.unlink(missing_ok=True)
+    return Finding(_shown(path), problem, "removed", True)
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > _LEFT_BEHIND_SECONDS
+    except (
+        FileNotFoundError
+    ):  # somebody else has just removed it, or it is a link that leads nowhere
+        return False
+
+
+def _damaged_files() -> Iterator[Finding]:
+    checksums = read_checksums()
+    for path in sorted(get_experiments_dir().glob("*.parquet")):
+        yield from _damage(path, checksums, lambda path: read_parquet(path))
+    for path in sorted(store.packs_dir().glob("*.parquet")):
+        yield from _damage(path, checksums, lambda path: deque(read_pack(path), maxlen=0))
+
+
+def _damage(
+    path: Path, checksums: Mapping[str, Written], read: Callable[[Path], object]
+) -> Iterator[Finding]:
+    file = str(path.relative_to(get_experiments_dir()))
+    try:
+        written = checksums.get(file)
+        if written and sha256_of(path) != written.sha256 and not _is_another(path, written):
+            yield Finding(file, "it is not as it was written: its checksum differs", _LEFT, False)
+            return
+        read(path)
+    except (OSError, ValueError, KeyError) as error:
+        yield Finding(file, str(error).splitlines()[0], _LEFT, False)
+
+
+def _is_another(path: Path, written: Written) -> bool:
+    """Whether the file holds another experiment than the one that was written here under its name, and
+    has moved on: a copy from another store."""
+    if path.parent == store.packs_dir():
+        return False
+    key = identity(read_manifest(path))
+    if written.id is not None:
+        return key != written.id
+    return bool(
+        Catalogue().places("stored = ? AND id <> ? AND file LIKE 'packs/%'", path.stem, key)
+    )
+
+
+def _damaged_logs() -> Iterator[Finding]:
+    for path in sorted(get_experiments_dir().glob("*.jsonl")):
+        try:
+            damaged = damaged_lines(path)
+        except OSError:
+            continue  # finished or deleted in this moment, or no file: the catalogue names what is none
+        if damaged:
+            problem = f"damaged: line {', '.join(map(str, damaged))}"
+            yield Finding(path.name, problem, "left out; every other record counts", False)

@@ -1,0 +1,216 @@
+"""Finished experiments in an object store, shared by several machines.
+
+`RESEARCH_EXPERIMENTS_URI=s3://bucket/folder` (or gs://, abfs://, file:///mnt/lab): an experiment is
+copied there when it is finished, and `sync_experiments` brings what is missing on either side. Every
+question is still answered from the local store, so nothing waits for the network.
+Credentials and endpoints are those of Arrow's file systems: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+`s3://bucket/folder?endpoint_override=localhost:9000&scheme=http`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from operator import itemgetter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from common.errors import ExperimentError
+from common.experiments import store
+from common.experiments.annotations import deleted_ids
+from common.experiments.catalogue import Catalogue, Place
+from common.experiments.checksums import record_checksum
+from common.experiments.log import append_records, read_records
+from common.experiments.packs import read_member
+from common.experiments.parquet import read_footer, read_parquet, write_table
+from common.experiments.store import FOOTER_KEY
+from common.utils.files import atomic_path
+from common.utils.logging import get_logger
+from common.utils.manifest import check_manifest, identity, unique_name
+from common.utils.paths import get_experiments_dir
+
+_VARIABLE = "RESEARCH_EXPERIMENTS_URI"
+
+
+class Synced(NamedTuple):
+    """The names of the experiments that were copied."""
+
+    uploaded: list[str]
+    downloaded: list[str]
+
+
+def remote_uri() -> str | None:
+    return os.environ.get(_VARIABLE) or None
+
+
+def upload_finished(name: str) -> None:
+    """Copy an experiment that was just finished. A network that fails is told, and harms nothing."""
+    try:
+        remote = _Remote()
+        _upload(remote, remote.files(), _finished("stored = ?", name))
+    except (OSError, ExperimentError) as error:
+        get_logger("experiments").warning(
+            f"{name} was not copied to {remote_uri()}: {error}; "
+            "later: tools/query_experiments.py --sync"
+        )
+
+
+def sync_experiments() -> Synced:
+    """Upload the finished experiments that the object store lacks, download those that are not here and
+    were not deleted here. Experiments are told apart by their ids: a name that another one has gets the
+    beginning of the id, there and here.
+
+    Raises ExperimentError when there is no usable URI, OSError when the object store cannot be
+    reached.
+    """
+    remote = _Remote()
+    there = remote.files()
+    uploaded = _upload(remote, there, _finished())
+    known = {place.id for place in Catalogue().places()}
+    deleted = deleted_ids() - known
+    wanted = {key: file for file, key in sorted(there.items(), reverse=True) if key not in known}
+    if left_out := sorted(Path(file).stem for key, file in wanted.items() if key in deleted):
+        names = ", ".join(left_out)
+        get_logger("experiments").warning(f"left out {names} of {remote.folder}: deleted here")
+    downloaded = [
+        name
+        for key, file in sorted(wanted.items(), key=itemgetter(1))
+        if key not in deleted and (name := _download(remote, file))
+    ]
+    if downloaded:
+        store.enter_into_catalogue()
+    return Synced(uploaded, downloaded)
+
+
+def _finished(where: str = "TRUE", *parameters: str) -> list[Place]:
+    return Catalogue().places(
+        f"file LIKE '%.parquet' AND status = 'finished' AND {where}", *parameters
+    )
+
+
+class _Remote:
+    def __init__(self) -> None:
+        uri = remote_uri()
+        if uri is None:
+            raise ExperimentError(f"{_VARIABLE} is not set", "for example s3://bucket/experiments")
+        try:
+            self.system, self.folder = fs.FileSystem.from_uri(uri)
+        except (pa.ArrowException, ValueError) as error:
+            raise ExperimentError(f"{_VARIABLE}={uri} cannot be used: {error}") from error
+
+    def files(self) -> dict[str, str]:
+        """{file: id of the experiment in it}. Files never change, so each is asked for its id once."""
+        selector = fs.FileSelector(self.folder, allow_not_found=True)
+        found = {Path(info.path).name: info for info in self.system.get_file_info(selector)}
+        known = self._read_ids()
+        ids = {}
+        for file, info in sorted(found.items()):
+            name, ending = Path(file).stem.partition("@")[0], Path(file).suffix
+            if ending != ".parquet" or not store.is_name(name):
+                continue
+            stamp = [info.size, info.mtime_ns]
+            if (key := known.get((file, *stamp))) is None:
+                try:
+                    key = self._read_id(file)
+                except ValueError as error:
+                    get_logger("experiments").warning(f"left out {file} of {self.folder}: {error}")
+                    continue
+                self._remember(file, stamp, key)
+            ids[file] = key
+        return ids
+
+    def _read_ids(self) -> dict[tuple[str, int, int], str]:
+        path = _ids_path()
+        records = [record for record, _ in read_records(path)] if path.exists() else []
+        own = [r for r in records if r is not None and r["folder"] == self.folder]
+        return {(r["file"], *r["stamp"]): r["id"] for r in own}
+
+    def _remember(self, file: str, stamp: list[int], key: str) -> None:
+        get_experiments_dir().mkdir(parents=True, exist_ok=True)
+        facts = {"folder": self.folder, "file": file, "stamp": stamp, "id": key}
+        append_records(_ids_path(), [{"kind": "remote", **facts}])
+
+    def _read_id(self, file: str) -> str:
+        """Raises ValueError when it is no experiment of a store."""
+        try:
+            with self.system.open_input_file(f"{self.folder}/{file}") as content:
+                manifest = read_footer(pq.ParquetFile(content), FOOTER_KEY)
+        except pa.ArrowException as error:
+            raise ValueError(str(error)) from error
+        name = check_manifest(manifest)["name"]
+        key = identity(manifest)
+        if Path(file).stem not in (name, unique_name(name, key)):
+            raise ValueError(f"it is a copy of '{name}'")
+        return key
+
+    def write(self, name: str, content: bytes) -> None:
+        """All at once, so that a cut connection leaves nothing under the name."""
+        target = f"{self.folder}/{name}.parquet"
+        if self.system.type_name != "local":
+            with self.system.open_output_stream(target) as stream:
+                stream.write(content)
+            return
+        with atomic_path(Path(target)) as temporary:
+            temporary.write_bytes(content)
+
+    def read(self, file: str) -> bytes:
+        with self.system.open_input_stream(f"{self.folder}/{file}") as stream:
+            content: bytes = stream.read()
+        return content
+
+
+def _ids_path() -> Path:
+    return get_experiments_dir() / store.REMOTE
+
+
+def _upload(remote: _Remote, there: dict[str, str], places: Iterable[Place]) -> list[str]:
+    """Upload those that are not `there` ({file: id}), which is extended. Nothing is ever replaced."""
+    uploaded = []
+    with TemporaryDirectory() as folder:
+        for place in places:
+            if place.id in there.values():
+                continue
+            path = get_experiments_dir() / place.file
+            if path.parent == store.packs_dir():
+                member = read_member(path, place.id)
+                path = write_table(*member, Path(folder) / "experiment.parquet")
+            names = (place.stored, unique_name(place.stored, place.id))
+            name = next(name for name in names if f"{name}.parquet" not in there)
+            if name != place.stored:
+                _say_taken(place.stored, f"in {remote.folder}", name)
+            remote.write(name, path.read_bytes())
+            there[f"{name}.parquet"] = place.id
+            uploaded.append(name)
+    return uploaded
+
+
+def _download(remote: _Remote, file: str) -> str | None:
+    """Store a copy; its name, None when it cannot be read."""
+    try:
+        with TemporaryDirectory(dir=get_experiments_dir(), prefix=".sync-") as folder:
+            copy = Path(folder) / "experiment.parquet"
+            copy.write_bytes(remote.read(file))
+            manifest, _ = read_parquet(copy)
+            name, key = manifest["name"], identity(manifest)
+            path = store.free_parquet_path(name, key)
+            if store.log_path(name).exists():  # a run that is not finished has the name
+                path = store.parquet_path(unique_name(name, key))
+            if path.stem != name:
+                _say_taken(name, "here", path.stem)
+            with atomic_path(path) as temporary:
+                copy.replace(temporary)
+                record_checksum(path, temporary, key)
+    except ValueError as error:
+        get_logger("experiments").warning(f"left out {file} of {remote.folder}: {error}")
+        return None
+    return path.stem
+
+
+def _say_taken(name: str, where: str, other: str) -> None:
+    message = f"another experiment '{name}' is {where} already: this one is stored as '{other}'"
+    get_logger("experiments").warning(message)

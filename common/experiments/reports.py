@@ -1,0 +1,237 @@
+"""The questions that people ask of a store, answered as tables: lists, rankings, comparisons.
+
+A notebook shows a Report as a table, `print` as text, `to_pandas` makes a DataFrame of it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from common.experiments.catalogue import Broken, Catalogue
+from common.experiments.metrics import MetricSummary, metric_direction
+from common.utils.tables import format_html, format_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Report:
+    """A table: the names of its columns, and rows of as many values. `broken` names the files of the
+    store that could not be read, so that nobody takes what is left for the whole. `notes` are sentences
+    about what the rows leave out or cannot say."""
+
+    def __init__(
+        self,
+        columns: list[str],
+        rows: list[list[object]],
+        title: str = "",
+        broken: Sequence[Broken] = (),
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.columns = columns
+        self.rows = rows
+        self.title = title
+        self.broken = broken
+        self.notes = notes
+
+    def __str__(self) -> str:
+        return format_rows(self.columns, self.rows, "table")
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        left_out = [f"left out {broken.file}: {broken.error}" for broken in self.broken]
+        return format_html(
+            self.columns, self.rows, "; ".join([self.title, *self.notes, *left_out]).strip("; ")
+        )
+
+    def to_pandas(self) -> pd.DataFrame:
+        import pandas as pd
+
+        return pd.DataFrame(self.rows, columns=self.columns)
+
+
+_LIST = ["name", "status", "project", "started", "duration", "parameters", "step", "best_loss"]
+_LIST += ["tags"]
+
+
+def list_experiments(*, archived: bool = False, for_people: bool = True) -> Report:
+    """Every experiment, oldest first, archived ones on request.
+
+    For people times are local and durations in words; otherwise ISO 8601 and seconds.
+    """
+    catalogue = Catalogue()
+    if for_people:
+        return Report(_LIST, catalogue.listing(archived), broken=catalogue.broken)
+    rows: list[list[object]] = [
+        [*run[: len(_LIST) - 1], ", ".join(run.tags)] for run in catalogue.overview(archived)
+    ]
+    return Report(_LIST, rows, broken=catalogue.broken)
+
+
+def list_text(*, archived: bool = False) -> tuple[str, Sequence[Broken]]:
+    """(`list_experiments` as a table in text, the files left out). Kept by the catalogue: writing ten
+    thousand lines takes longer than all the rest."""
+    catalogue = Catalogue()
+    zone = f"{time.tzname} {time.timezone} {os.environ.get('TZ')}"
+
+    def write() -> str:
+        return format_rows(_LIST, catalogue.listing(archived), "table")
+
+    return catalogue.kept_text(f"list {archived} {zone}", write), catalogue.broken
+
+
+def summarise_experiments() -> Report:
+    """One row per metric: how many runs have it, and which one is best where that is known."""
+    catalogue = Catalogue()
+    rows: list[list[object]] = []
+    for metric, split, experiments, values in catalogue.counts():
+        direction = metric_direction(metric)
+        best, name = None, None
+        if direction is not None:
+            ((_, summary),) = catalogue.best(metric, direction, split, top=1)
+            best, name = summary.best(direction), summary.name
+        rows.append([metric, split, experiments, values, best, name])
+    statuses = catalogue.statuses()
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
+    title = f"{sum(statuses.values())} experiments ({counts or 'none'})"
+    columns = ["metric", "split", "experiments", "values", "best", "best_experiment"]
+    return Report(columns, rows, title, catalogue.broken)
+
+
+def best_experiments(
+    metric: str, *, direction: str | None = None, split: str | None = None, top: int = 10
+) -> Report:
+    """The `top` runs by the best value of `metric`, diverged ones last. Raises as `Catalogue.best`."""
+    catalogue = Catalogue()
+    ranked = catalogue.best(metric, direction, split, top)
+    direction = direction or metric_direction(metric) or "min"
+    rows: list[list[object]] = []
+    for rank, (manifest, summary) in enumerate(ranked, start=1):
+        status = "diverged" if summary.diverged else manifest["status"]
+        value, step = summary.best(direction), summary.best_step(direction)
+        rows.append([rank, summary.name, value, step, summary.split, status, manifest["project"]])
+    columns = ["rank", "name", metric, "step", "split", "status", "project"]
+    return Report(columns, rows, broken=catalogue.broken)
+
+
+_ONE_RUN_EACH = (
+    "one run of each: seeds alone make such differences; --compare ... --group tests configurations"
+)
+
+
+def compare_experiments(names: Sequence[str]) -> Report:
+    """One row per metric and run: its best value and where, its last, and the difference of the best
+    (of the last, where it is not known which way is better) from the first run's: `lower`, `higher`,
+    `equal`. Which run is better one run of each cannot say.
+
+    Raises ExperimentError for an unknown name.
+    """
+    from common.experiments.conditions import changes_of, describe_differences
+
+    names = list(dict.fromkeys(names))
+    catalogue = Catalogue()
+    manifests = {name: catalogue.manifest(name) for name in names}
+    found: dict[tuple[str, str], dict[str, MetricSummary]] = {}
+    for name in names:
+        for summary in catalogue.summaries(name=name):
+            found.setdefault((summary.metric, summary.split), {})[name] = summary
+    rows: list[list[object]] = []
+    for (metric, split), summaries in sorted(found.items()):
+        direction = metric_direction(metric)
+        base = summaries.get(names[0])
+        for name in [name for name in names if name in summaries]:
+            summary = summaries[name]
+            best = step = None
+            if direction is not None:
+                best, step = summary.best(direction), summary.best_step(direction)
+            row: list[object] = [
+                metric,
+                split,
+                {"min": "lower", "max": "higher"}.get(direction or ""),
+            ]
+            row += [name, best, step, summary.last]
+            rows.append([*row, *_difference(base, summary, direction, manifests)])
+    columns = ["metric", "split", "better_is", "name", "best", "step", "last"]
+    notes = describe_differences(list(manifests.values()))
+    for name, manifest in manifests.items():
+        if changes := changes_of(manifest):
+            notes.append(f"a resume of {name} changed {'; '.join(changes)}")
+    notes += [_ONE_RUN_EACH] if len(names) > 1 else []
+    return Report([*columns, "difference", "verdict"], rows, "", catalogue.broken, notes)
+
+
+def _difference(
+    base: MetricSummary | None,
+    other: MetricSummary,
+    direction: str | None,
+    manifests: Mapping[str, Mapping[str, Any]],
+) -> tuple[float | None, str | None]:
+    """(difference of `other` from `base`, what it means)"""
+    from common.experiments.conditions import why_incomparable
+
+    if other.diverged and direction:
+        return None, "diverged"
+    if base is None or base is other:
+        return None, None
+    pair = manifests[base.name], manifests[other.name]
+    if reason := why_incomparable(base.metric, base.split, *pair):
+        return None, f"not compared: {reason}"
+    if direction is None:
+        values = base.last, other.last
+    else:
+        values = base.best(direction), other.best(direction)
+    if values[0] is None or values[1] is None:
+        return None, None
+    difference = values[1] - values[0]
+    return difference, "equal" if difference == 0 else "lower" if difference < 0 else "higher"
+
+
+_STUDENT = (
+    "intervals (95%) and tests are Student's t over the seeds, each line by itself: exact where seeds are "
+    "normally distributed; where they are strongly skewed, 3 to 10 of them give a mean whose interval "
+    "covers 82 to 84%"
+)
+
+
+def compare_seeds(names: Sequence[str]) -> Report:
+    """One row per metric and configuration, each by all its seeds; from the second on also the
+    difference from the first. Raises as `compare_groups`."""
+    from common.experiments.comparison import compare_groups
+
+    rows: list[list[object]] = []
+    catalogue = Catalogue()
+    compared = compare_groups(catalogue, list(dict.fromkeys(names)))
+    for result in compared.results:
+        mean, other = result.estimate, result.comparison
+        row: list[object] = [result.metric, result.split, result.group, mean.seeds]
+        row += [mean.mean, mean.half_width]
+        if other is None:
+            rows.append([*row, *[None] * 6, result.verdict])
+            continue
+        row += [other.difference, other.low, other.high, other.test, other.p_value]
+        rows.append([*row, other.more_seeds, result.verdict])
+    columns = ["metric", "split", "configuration", "seeds", "mean", "ci95"]
+    columns += ["difference", "low", "high", "test", "p", "more_seeds", "verdict"]
+    return Report(columns, rows, "", catalogue.broken, [*compared.notes, _STUDENT])
+
+
+def diff_experiments(names: Sequence[str]) -> Report:
+    """The configuration keys on which the runs differ, then what else is recorded and differs: precision,
+    threads, machine, tokens. Raises ExperimentError for an unknown name."""
+    from common.experiments.comparison import diff_configs
+    from common.experiments.conditions import changes_of, different_facts
+
+    names = list(dict.fromkeys(names))
+    catalogue = Catalogue()
+    manifests = [catalogue.manifest(name) for name in names]
+    different = diff_configs([manifest["config"] for manifest in manifests])
+    title = "" if different else "their configurations are the same"
+    facts = different_facts(manifests)
+    rows: list[list[object]] = [[key, *values] for key, values in {**different, **facts}.items()]
+    changes = ["; ".join(changes_of(manifest)) or None for manifest in manifests]
+    rows += [["changed by a resume", *changes]] if any(changes) else []
+    return Report(["key", *names], rows, title, catalogue.broken)

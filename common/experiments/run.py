@@ -1,0 +1,273 @@
+"""A run that logs while it trains: `with start_experiment("exp_001") as run: run.log(...)`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import BaseFileLock, Timeout
+
+from common.errors import ExperimentError
+from common.experiments import store
+from common.experiments.locks import lock_of
+from common.experiments.log import LogContent, LogWriter, damaged_lines, read_log
+from common.utils.files import write_json_atomic, write_text_atomic
+from common.utils.manifest import ID, check_manifest, create_manifest, now, plain_facts
+from common.utils.paths import get_runs_dir
+from common.utils.system_metrics import SystemMetrics
+
+
+def complete_finish(name: str) -> bool:
+    """Finish a run whose process was killed while it finished; False when somebody else does, or when
+    it cannot be done now (a full disk, a store that may only be read): its log says the same."""
+    lock = lock_of(name)
+    try:
+        with lock.acquire(blocking=False):
+            if store.log_path(name).exists() and not store.is_stored(name):
+                store.finish_log(name)
+            Path(lock.lock_file).unlink(missing_ok=True)
+    except (Timeout, OSError, ValueError):  # the last: the file of that name is damaged
+        return False
+    return True
+
+
+def start_experiment(
+    name: str | None = None,
+    *,
+    prefix: str = "",
+    project: str = "",
+    config: Mapping[str, Any] | None = None,
+    config_text: str | None = None,
+    seed: int | None = None,
+    tags: Sequence[str] = (),
+    resume: bool = False,
+    facts: Mapping[str, Any] | None = None,
+    system_metrics_seconds: float | None = 10.0,
+) -> Run:
+    """Claim `name` (or the next free `<prefix>_NNN`) and return the run to log to.
+
+    Every `system_metrics_seconds` (None: never) the row that is logged next also says what the
+    machine does, see `SystemMetrics`. With `resume`, an unfinished run of that name is continued: call `Run.resume_from` with the
+    number of rows that are still true. Raises ExperimentError when the name is taken, when there is
+    nothing to resume, when the run is finished, when another process is running it, or when `config`
+    or another fact is nothing that `to_plain` makes JSON of. `facts` are added to the manifest.
+    """
+    try:
+        manifest = create_manifest(
+            "", project=project, config=dict(config or {}), seed=seed, tags=list(tags)
+        )
+        manifest = check_manifest(plain_facts(manifest | dict(facts or {})))
+    except ValueError as error:
+        raise ExperimentError(f"an experiment cannot be started so: {error}") from error
+    if resume:
+        if name is None:
+            raise ExperimentError(
+                "--resume needs the name of the run to continue", "add --name NAME"
+            )
+        _check_resumable(name)
+    else:
+        name = _claim(name, prefix or project or "experiment")
+    lock = lock_of(name)
+    try:
+        lock.acquire(timeout=2)  # a reader that asks `is_running` holds it for a moment
+    except Timeout:
+        raise ExperimentError(f"experiment '{name}' is running in another process") from None
+    try:
+        if resume:
+            _check_resumable(name)  # again: who held it may have finished it meanwhile
+        run = Run(name, lock, system_metrics_seconds)
+    except BaseException:
+        lock.release()
+        raise
+    run.session = {key: manifest[key] for key in _SESSION}
+    if not run.manifest:  # new, or killed before its first record
+        run.start(manifest | {"name": name}, config_text)
+    return run
+
+
+_SESSION = ("started", "argv", "git_commit", "git_dirty", "host", "pid")
+
+
+def _claim(name: str | None, prefix: str) -> str:
+    while True:
+        candidate = name or store.next_name(f"{prefix}_000")
+        try:
+            store.claim_name(candidate)
+            return candidate
+        except ExperimentError:
+            if name is not None or not store.exists(candidate):
+                raise  # otherwise another process took this number first: try the next one
+
+
+def _check_resumable(name: str) -> None:
+    if store.is_finished(name):
+        hint = "start a new one with another --name"
+        if store.log_path(name).exists():
+            hint += "; an unfinished run has the name as well: give it another with --rename, see --check"
+        raise ExperimentError(f"experiment '{name}' is finished", hint)
+    if not store.log_path(name).exists():
+        raise ExperimentError(f"there is no experiment '{name}' to resume", "leave out --resume")
+
+
+class Run:
+    """One experiment while it is alive. Made by `start_experiment`; usable as a context manager:
+
+    the block's end finishes it, Ctrl-C marks it interrupted, any other exception failed.
+    """
+
+    def __init__(
+        self, name: str, lock: BaseFileLock, system_metrics_seconds: float | None = None
+    ) -> None:
+        self.name = name
+        self.directory: Path = get_runs_dir() / name
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = lock
+        self._ended = False
+        self.session: dict[str, Any] = {}  # facts of this process, for `record_start`
+        self._writer = LogWriter(store.log_path(name))
+        self._metric_names: dict[str, str] = {}
+        self._system = SystemMetrics(system_metrics_seconds) if system_metrics_seconds else None
+        self._take_up(read_log(store.log_path(name)))
+
+    def _take_up(self, content: LogContent) -> None:
+        self.manifest: dict[str, Any] = content.manifest
+        self.rows = content.next_row  # the number of the next one: a damaged line keeps its own
+        self._metric_names |= {name.lower(): name for name in content.metrics}
+        self._worked_before = content.seconds
+        self._started = time.monotonic()
+
+    def _worked(self) -> float:
+        """Seconds of work over all starts, which no clock that is set can change."""
+        return round(self._worked_before + time.monotonic() - self._started, 6)
+
+    def start(self, manifest: dict[str, Any], config_text: str | None) -> None:
+        self.manifest = manifest
+        self._writer.append({"kind": "start", "manifest": manifest})
+        self._writer.flush()
+        if config_text is not None:
+            self.write_config_file(config_text)
+        self._write_manifest_file()
+
+    def write_config_file(self, text: str) -> None:
+        """Keep `config.yaml` beside the log: a copy to read, which nothing is trained from."""
+        write_text_atomic(self.directory / "config.yaml", text)
+
+    def record_start(
+        self, step: int, changes: Mapping[str, Sequence[Any]] | None = None, **facts: Any
+    ) -> None:
+        """Add a start or a resume at `step` to `starts` of the manifest: who, where, with which code.
+
+        Args:
+            changes: {key: [before, now]} of what is no longer as it was; a run that has any is the
+                result of no single configuration, and counts in no group.
+            facts: how this process computes (precision, threads, device ...); the latest also stand
+                in the manifest by themselves.
+        """
+        start = {"step": step, **self.session, **facts, "changes": dict(changes or {})}
+        self.update(starts=[*self.manifest.get("starts", []), start], **facts)
+
+    def resume_from(self, rows: int) -> None:
+        """Continue after the first `rows` rows: later ones, logged by the lost process, are superseded."""
+        again = {"pid": os.getpid(), "resumed": now(), "duration": self._worked()}
+        self._writer.append({"kind": "resume", "rows": rows, **again})
+        path = store.log_path(self.name)
+        content = read_log(path)
+        self._take_up(content)
+        # A power loss takes what was never flushed; or a disk, or somebody, damaged the log.
+        if content.num_rows < rows:
+            from common.utils.logging import get_logger  # 15 ms that most runs can do without
+
+            lines = ", ".join(map(str, damaged_lines(path)))
+            damage = f"; damaged: line {lines} of {path}" if lines else ""
+            get_logger("experiments").warning(
+                f"the log of '{self.name}' has {content.num_rows} of the {rows} rows before this "
+                f"point{damage}"
+            )
+        self._write_manifest_file()
+
+    def log(
+        self,
+        metrics: Mapping[str, Any],
+        step: int,
+        split: str = "train",
+        epoch: float | None = None,
+    ) -> None:
+        """Append one row. `metrics` maps names to numbers; once this returns, a kill loses nothing."""
+        if self._system is not None and (measured := self._system.sample()):
+            metrics = measured | dict(metrics)  # what the caller says has precedence
+        row = store.make_row(step, split, epoch, self._worked(), metrics, self._metric_names)
+        self._writer.append({"kind": "row", "row": self.rows, **row})
+        self.rows += 1
+
+    def flush(self) -> None:
+        """Make every row logged so far survive a power loss, unless the disk is full."""
+        self._writer.flush_unless_full()
+
+    def update(self, **facts: Any) -> None:
+        """Record facts learnt on the way, such as `parameters` or `tokens`. Raises ExperimentError for
+        what the store could not show: such a run would be unreadable once it is finished."""
+        try:
+            facts = plain_facts(facts)
+            check_manifest(self.manifest | facts)
+        except ValueError as error:
+            raise ExperimentError(f"'{self.name}' cannot be updated so: {error}") from error
+        if any(facts.get(key, self.manifest[key]) != self.manifest[key] for key in ("name", ID)):
+            raise ExperimentError(
+                f"'{self.name}' cannot be given another name or id",
+                f"rename it once it has ended: tools/query_experiments.py --rename {self.name} NEW",
+            )
+        self.manifest |= facts
+        self._writer.append({"kind": "update", "manifest": facts})
+        self._write_manifest_file()
+
+    def finish(self, status: str = "finished") -> Path:
+        """End the run. `finished` turns the log into its Parquet file; with any other status
+        (`interrupted`, `failed`) the log stays, so that the run can be resumed."""
+        if self._ended:
+            raise ExperimentError(f"experiment '{self.name}' has ended already")
+        self.update(status=status, finished=now(), duration=self._worked())
+        self._ended = True
+        self._writer.close()
+        path = store.log_path(self.name)
+        if status == "finished":
+            path = store.finish_log(self.name)
+            store.publish(self.name)
+        self.manifest["file"] = str(path)
+        # Before the release, or the file may be that of whoever resumes the run at this moment.
+        Path(self._lock.lock_file).unlink(missing_ok=True)
+        self._lock.release()
+        return path
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the facts, and the last value of every metric."""
+        from common.experiments.catalogue import Catalogue
+        from common.utils.tables import format_html
+
+        facts = ", ".join(str(self.manifest[key]) for key in ("name", "status"))
+        summaries = Catalogue().summaries(name=self.name)
+        rows = [[s.metric, s.split, s.last_step, s.last, s.minimum, s.maximum] for s in summaries]
+        columns = ["metric", "split", "step", "last", "lowest", "highest"]
+        return format_html(columns, rows, f"{facts}, {self.rows} rows in {self.directory}")
+
+    def _write_manifest_file(self) -> None:
+        write_json_atomic(self.directory / "manifest.json", self.manifest)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._ended:
+            return
+        if kind is None:
+            self.finish()
+        else:
+            self.finish("interrupted" if issubclass(kind, KeyboardInterrupt) else "failed")

@@ -1,0 +1,163 @@
+"""The views `experiments` and `runs` in DuckDB.
+
+DuckDB gets an explicit list of whole files with an explicit schema, so that it opens those alone
+that a query needs; it may read nothing else. The files are named relative to the store, which is
+the current folder: of a whole path DuckDB would take `[`, `*`, `?` and `\\` for a pattern.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from itertools import chain
+from typing import Any
+
+import duckdb
+
+from common.experiments.catalogue import Catalogue
+from common.experiments.log import LogContent, read_log
+from common.experiments.store import FIXED_COLUMNS, RUN_COLUMNS
+from common.utils.paths import get_experiments_dir
+
+_KINDS = {"experiment_name": "VARCHAR", "step": "BIGINT", "split": "VARCHAR"}  # others: DOUBLE
+
+
+def connect(catalogue: Catalogue, sql: str, memory_bytes: int) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB with the two views; those that `sql` does not mention have no rows.
+
+    The current folder must be the store's.
+    """
+    files = catalogue.files()
+    parquet = [file for file in files if file.endswith(".parquet")]
+    live = catalogue.places("file LIKE '%.jsonl'") if _mentions(sql, "experiments") else []
+    connection = duckdb.connect(":memory:")
+    connection.execute("SET allowed_paths = ?", [parquet])
+    connection.execute("SET python_enable_replacements = false")
+    connection.execute("SET autoinstall_known_extensions = false")
+    connection.execute("SET autoload_known_extensions = false")
+    connection.execute("SET temp_directory = ''")  # or a large query would write where we stand
+    connection.execute("SET arrow_lossless_conversion = true")
+    connection.execute(f"SET memory_limit = '{memory_bytes}B'")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+    _create_runs(connection, catalogue.manifests if _mentions(sql, "runs") else [])
+    logs = {place.name: read_log(get_experiments_dir() / place.file) for place in live}
+    schema = {name: _KINDS.get(name, "DOUBLE") for name in FIXED_COLUMNS}
+    spelling: dict[bytes, str] = {}  # `Loss` and `loss` of two runs are one column
+    # A live run may have logged a new metric since the catalogue was made.
+    for metric in chain(catalogue.metrics(), *(log.metrics for log in logs.values())):
+        # Letters beyond ASCII are never one to DuckDB: `É` and `é` are two columns.
+        schema[spelling.setdefault(metric.encode().lower(), metric)] = "DOUBLE"
+    _create_live_rows(connection, schema, logs)
+    _create_experiments(
+        connection, schema, parquet, catalogue.hiding_nan(), catalogue.names_apart()
+    )
+    connection.execute("BEGIN TRANSACTION READ ONLY")  # a SELECT may hold a DELETE in its WITH
+    return connection
+
+
+def _mentions(sql: str, view: str) -> bool:
+    # query('...') and query_table('...') may put the name together.
+    return re.search(rf"\b({view}|query|query_table)\b", sql, re.IGNORECASE) is not None
+
+
+def _create_experiments(
+    connection: duckdb.DuckDBPyConnection,
+    schema: dict[str, str],
+    parquet: list[str],
+    hiding_nan: set[str],
+    names_apart: dict[str, dict[str, str]],
+) -> None:
+    fields = ", ".join(
+        f"{_text(name)}: {{name: {_text(name)}, type: '{kind}', default_value: NULL}}"
+        for name, kind in schema.items()
+    )
+    kinds: dict[tuple[bool, bool], list[str]] = {}
+    for file in (file for file in parquet if file not in names_apart):
+        kinds.setdefault(("/" in file, file in hiding_nan), []).append(_text(file))
+    file_name = _free_name(schema)
+    parts = ["SELECT * FROM live_rows"]
+    for (is_pack, hides_nan), files in kinds.items():
+        source = f"read_parquet([{', '.join(files)}], schema = MAP {{{fields}}}"
+        columns = _opaque_metrics(schema) if hides_nan else []
+        if is_pack:
+            parts.append(f"SELECT * {_replace(columns)} FROM {source})")
+        else:
+            # Named after its file, so that DuckDB opens only those files whose experiment is asked for.
+            columns.append(f"parse_filename({file_name}, true) AS experiment_name")
+            parts.append(
+                f"SELECT * EXCLUDE ({file_name}) {_replace(columns)} FROM {source}, filename = '{file_name}')"
+            )
+    for file, names in names_apart.items():  # {name in the file: name of the experiment}
+        source = f"read_parquet([{_text(file)}], schema = MAP {{{fields}}})"
+        cases = " ".join(f"WHEN {_text(old)} THEN {_text(new)}" for old, new in names.items())
+        columns = [f"CASE experiment_name {cases} END AS experiment_name"]
+        columns += _opaque_metrics(schema) if file in hiding_nan else []
+        inside = ", ".join(map(_text, names))
+        parts.append(
+            f"SELECT * {_replace(columns)} FROM {source} WHERE experiment_name IN ({inside})"
+        )
+    connection.execute(f"CREATE VIEW experiments AS {' UNION ALL BY NAME '.join(parts)}")
+
+
+def _free_name(schema: dict[str, str]) -> str:
+    """A column that no metric is named after: a metric may be named anything."""
+    taken = {name.lower() for name in schema}
+    name = "file"
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _opaque_metrics(schema: dict[str, str]) -> list[str]:
+    """Every metric, times one, such that DuckDB cannot know it: it prunes by the statistics of the
+    column, in several of its optimizers, but never by those of a volatile expression."""
+    metrics = [_name(name) for name in schema if name not in FIXED_COLUMNS]
+    return [f"{metric} * (random() < 2)::DOUBLE AS {metric}" for metric in metrics]
+
+
+def _replace(columns: list[str]) -> str:
+    return f"REPLACE ({', '.join(columns)})" if columns else ""
+
+
+def _name(column: str) -> str:
+    """The name of a column as SQL spells it."""
+    return '"' + column.replace('"', '""') + '"'
+
+
+def _text(value: str) -> str:
+    """A text as SQL spells it."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _create_live_rows(
+    connection: duckdb.DuckDBPyConnection, schema: dict[str, str], logs: dict[str, LogContent]
+) -> None:
+    columns = ", ".join(f"{_name(name)} {kind}" for name, kind in schema.items())
+    connection.execute(f"CREATE TABLE live_rows ({columns})")
+    for name, log in logs.items():
+        from common.experiments.parquet import rows_to_tables  # pyarrow, 0.3 s
+
+        for table in rows_to_tables(name, log.iter_rows(), log.metrics):
+            connection.register("rows_of_log", table)
+            connection.execute("INSERT INTO live_rows BY NAME SELECT * FROM rows_of_log")
+
+
+def _create_runs(connection: duckdb.DuckDBPyConnection, manifests: list[dict[str, Any]]) -> None:
+    rows = [{name: _cell(name, m.get(name)) for name in RUN_COLUMNS} for m in manifests]
+    connection.execute(
+        """CREATE TABLE run_rows AS
+        SELECT unnest(from_json(?::JSON, ?::JSON), recursive := true)""",
+        [json.dumps(rows), json.dumps([RUN_COLUMNS])],
+    )
+    connection.execute(
+        "CREATE VIEW runs AS SELECT * REPLACE (config::JSON AS config) FROM run_rows"
+    )
+
+
+def _cell(column: str, value: Any) -> Any:
+    if column == "config":
+        # Half a surrogate pair (of a path that is no UTF-8, say) is no JSON to DuckDB.
+        return json.dumps(value, ensure_ascii=False).encode(errors="replace").decode()
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,1 @@
+"""Sampling, decoding sessions and the fast CPU path, below the models."""
