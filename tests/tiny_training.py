@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from common.data.loader import Batch
+from common.data.batch import Batch
 from common.experiments.run import Run
 from common.models import Decoder
 from common.training import Callback, Trainer, TrainingConfig

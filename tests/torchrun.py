@@ -1,4 +1,4 @@
-"""Training by several processes, as a user starts it."""
+"""Training by several context, as a user starts it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
 def run_processes(
     count: int, script: Path, *arguments: object, timeout: float = 100
 ) -> tuple[int, str]:
-    """(exit code, everything printed) of a script in so many processes."""
+    """(exit code, everything printed) of a script in so many context."""
     with torchrun(count, script, *arguments) as process:
         output, _ = process.communicate(timeout=timeout)
     return process.returncode, output

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from common.data.batch import IGNORE_INDEX
 from common.data.loader import EvalWindows
 from common.data.prepare import Tokens
 from common.errors import ModelError
 from common.models.base import BaseLanguageModel
-from common.models.loss import IGNORE_INDEX
 from common.training.prediction_metrics import Counts, Floats, max_rows
 
 TOP_K = 5

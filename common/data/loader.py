@@ -1,36 +1,24 @@
 """Token files -> batches. A training batch is a pure function of (seed, index): nothing to save, nothing to skip.
 
-A batch is {"input_ids", "labels"}, both (batch, time) int64. As in Hugging Face models, the labels
-are the same tokens as the inputs (the model shifts them) and -100 marks what is not to be predicted.
+A batch is {"input_ids", "labels"}, both (batch, time) int64 (see data/batch.py).
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
+from common.data.batch import IGNORE_INDEX, Batch
 from common.data.prepare import Tokens
 from common.errors import DataError
-from common.models.loss import IGNORE_INDEX
 
-Batch = dict[str, torch.Tensor]
 Int64 = npt.NDArray[np.int64]
-
-
-class BatchSource(Protocol):
-    """What the Trainer draws from: `batch(i)` returns the same batch whenever it is asked.
-
-    Where it has epochs, `epochs(batches) -> float` says how many so many batches are. Where its order
-    can differ, `fingerprint` (JSON) says what a resume must find again.
-    """
-
-    def batch(self, index: int) -> Batch: ...
 
 
 class RandomWindows:

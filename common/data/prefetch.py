@@ -6,8 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from common.data.batches import to_batch
-from common.data.loader import Batch, BatchSource
+from common.data.batch import Batch, BatchSource, to_batch
 
 
 class Prefetcher:

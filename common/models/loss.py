@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-IGNORE_INDEX = -100  # the label that is not predicted, as in PyTorch and Hugging Face
+from common.data.batch import IGNORE_INDEX
 
 # Logits of up to so many bytes are made at once; above it they are made, used and dropped in chunks.
 _CHUNK_BYTES = 16 * 2**20
@@ -16,11 +16,6 @@ _CHUNK_BYTES = 16 * 2**20
 _SOFTMAX_ROWS = 32
 # Words whose gradient is computed together, to be added while it is in the cache.
 _VOCABULARY_SLICE = 8192
-
-
-def count_labels(labels: torch.Tensor) -> int:
-    """How many tokens of `labels` (batch, time) are predicted: all but -100 and each first one."""
-    return int((labels[:, 1:] != IGNORE_INDEX).sum())
 
 
 def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

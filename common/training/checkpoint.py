@@ -35,7 +35,7 @@ from safetensors.torch import load_model as load_weights
 from common.errors import CheckpointError, ResearchError, did_you_mean
 from common.models.base import BaseLanguageModel
 from common.training import sharded
-from common.training.distributed import Processes
+from common.training.distributed import DistributedContext
 from common.utils.files import fsync_dir, fsync_file, read_json, sha256_of, write_json_atomic
 from common.utils.logging import get_logger
 
@@ -129,45 +129,45 @@ def save_parts(
     weights: Mapping[str, torch.Tensor],
     state: Mapping[str, Any],
     tensors: Mapping[str, torch.Tensor],
-    processes: Processes,
+    context: DistributedContext,
 ) -> Path:
     """`save_checkpoint` of a sharded model, called by all processes at once: each writes its parts."""
-    building = processes.from_main(_building(path))
+    building = context.from_main(_building(path))
     lines: list[str] = []
     try:
-        with _all_or_none(path, processes):
-            if processes.is_main:
+        with _all_or_none(path, context):
+            if context.is_main:
                 _make_empty(building)
-        with _all_or_none(path, processes):
-            files = sharded.write_parts(building, weights, tensors, processes.rank)
-            if processes.is_main:
+        with _all_or_none(path, context):
+            files = sharded.write_parts(building, weights, tensors, context.rank)
+            if context.is_main:
                 files.append(_write_state(building, state))
             for file in files:
                 fsync_file(file)
             lines = [_checksum(file) for file in files]
-        lines = [line for own in processes.gather(lines) for line in own]
-        with _all_or_none(path, processes):
-            if processes.is_main:
+        lines = [line for own in context.gather(lines) for line in own]
+        with _all_or_none(path, context):
+            if context.is_main:
                 lines.sort(key=lambda line: line.split("  ")[1])
                 (building / "SHA256SUMS").write_text("".join(lines))
                 fsync_file(building / "SHA256SUMS")
                 fsync_dir(building)
                 _publish(building, path)
     finally:
-        if processes.is_main:
+        if context.is_main:
             shutil.rmtree(building, ignore_errors=True)
     return path
 
 
 @contextmanager
-def _all_or_none(path: Path, processes: Processes) -> Iterator[None]:
+def _all_or_none(path: Path, context: DistributedContext) -> Iterator[None]:
     """What fails in one process is a CheckpointError in all of them; none goes on alone."""
     problem = None
     try:
         yield
     except (OSError, SafetensorError) as error:
         problem = str(error)
-    problems = [found for found in processes.gather(problem) if found is not None]
+    problems = [found for found in context.gather(problem) if found is not None]
     if problems:
         raise _cannot_save(path, problems[0])
 
@@ -376,15 +376,15 @@ def steps_in(directory: Path) -> list[int]:
 def latest_checkpoint(
     directory: Path,
     device: str | torch.device = "cpu",
-    processes: Processes | None = None,
+    context: DistributedContext | None = None,
     parts: Mapping[str, torch.Tensor] | None = None,
 ) -> Checkpoint | None:
     """The newest whole checkpoint; damaged ones are passed over with a warning that names them.
 
     The main one of several processes looks for it, the others read the same. `parts`: see Checkpoint.
     """
-    processes = processes or Processes()
-    path = processes.from_main(_newest_whole(directory) if processes.is_main else None)
+    context = context or DistributedContext()
+    path = context.from_main(_newest_whole(directory) if context.is_main else None)
     if path is None:
         return None
     return Checkpoint(path, read_state(path), device, parts or {})

@@ -12,7 +12,7 @@ import torch
 
 from common.models.base import BaseLanguageModel
 from common.training import checkpoint, sharded
-from common.training.distributed import Processes
+from common.training.distributed import DistributedContext
 
 
 class CheckpointWriter:
@@ -24,8 +24,10 @@ class CheckpointWriter:
     Of several processes all call `write`; the main one writes, or all do where the model is sharded.
     """
 
-    def __init__(self, in_background: bool = False, processes: Processes | None = None) -> None:
-        self._processes = processes or Processes()
+    def __init__(
+        self, in_background: bool = False, context: DistributedContext | None = None
+    ) -> None:
+        self._context = context or DistributedContext()
         self._thread = ThreadPoolExecutor(1, "checkpoint") if in_background else None
         self._pending: Future[None] | None = None
 
@@ -41,11 +43,11 @@ class CheckpointWriter:
         """Save the checkpoint, then delete all but the latest `keep` and the best."""
         state = {"model": checkpoint.identity_of(model), **state}
         if any(map(sharded.is_part, weights.values())):
-            checkpoint.save_parts(path, weights, state, tensors, self._processes)
-            if self._processes.is_main:
+            checkpoint.save_parts(path, weights, state, tensors, self._context)
+            if self._context.is_main:
                 checkpoint.delete_old_checkpoints(path.parent, state["step"], keep)
             return
-        if not self._processes.is_main:
+        if not self._context.is_main:
             return
         if self._thread is None:
             _save_and_tidy(path, weights, state, tensors, keep)

@@ -23,10 +23,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from common.data.loader import Batch
+from common.data.batch import IGNORE_INDEX, Batch
 from common.errors import ConfigError, Interrupted, TrainingError
 from common.models.base import BaseLanguageModel
-from common.models.loss import IGNORE_INDEX
 from common.training import sharded
 from common.training.config import OptimizerConfig, TrainingConfig
 from common.training.precision import select_device
@@ -46,7 +45,7 @@ _LAST_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
-class Processes:
+class DistributedContext:
     """This process among those that train together; alone, every method does nothing."""
 
     rank: int = 0
@@ -119,10 +118,10 @@ class Processes:
 
 
 def check_distributed(
-    training: TrainingConfig, optimizer: OptimizerConfig, processes: Processes
+    training: TrainingConfig, optimizer: OptimizerConfig, context: DistributedContext
 ) -> None:
     """Raise ConfigError for what `training.distributed=fsdp` cannot do."""
-    if strategy_of(training, processes) != "fsdp":
+    if strategy_of(training, context) != "fsdp":
         return
     if optimizer.name == "muon":
         raise ConfigError(
@@ -137,13 +136,13 @@ def check_distributed(
         )
 
 
-def strategy_of(training: TrainingConfig, processes: Processes) -> str:
+def strategy_of(training: TrainingConfig, context: DistributedContext) -> str:
     """ "none" for a single process, else "ddp" or "fsdp"."""
-    return "none" if processes.world_size == 1 else training.distributed.replace("auto", "ddp")
+    return "none" if context.world_size == 1 else training.distributed.replace("auto", "ddp")
 
 
 @contextmanager
-def join_processes(device_name: str) -> Iterator[Processes]:
+def join_context(device_name: str) -> Iterator[DistributedContext]:
     """Join the processes that torchrun has started, or be the only one; `training.device` names the kind.
 
     What goes wrong in the block is told by one process: the first to meet it raises, the others
@@ -151,7 +150,7 @@ def join_processes(device_name: str) -> Iterator[Processes]:
     processes do not find one another.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
-        yield Processes(device=select_device(device_name))
+        yield DistributedContext(device=select_device(device_name))
         return
     store, rank, world_size = _meet()
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -162,7 +161,7 @@ def join_processes(device_name: str) -> Iterator[Processes]:
         dist.init_process_group(
             backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT
         )
-        yield Processes(rank, world_size, device)
+        yield DistributedContext(rank, world_size, device)
         # Not after an error: others may be waiting for this process, and so would it for them.
         dist.barrier()  # a process that is still talking must find the others
         dist.destroy_process_group()
@@ -279,7 +278,9 @@ class TrainingModule(nn.Module):
     of the weights, gradients and optimizer state in each (Zhao et al. 2023; `fully_shard`).
     """
 
-    def __init__(self, model: BaseLanguageModel, strategy: str, processes: Processes) -> None:
+    def __init__(
+        self, model: BaseLanguageModel, strategy: str, context: DistributedContext
+    ) -> None:
         super().__init__()
         self.model = model
         self.strategy = strategy
@@ -288,12 +289,12 @@ class TrainingModule(nn.Module):
             # After its first backward pass DDP groups the gradients anew, and so adds those of more
             # than two processes in another order: a resumed run would differ in the last bits. It
             # does not where it looks for unused parameters.
-            many = processes.world_size > 2
+            many = context.world_size > 2
             self._replicas = nn.parallel.DistributedDataParallel(
                 _Loss(model, many), gradient_as_bucket_view=True, find_unused_parameters=many
             )
         elif strategy == "fsdp":
-            _shard(model, processes)
+            _shard(model, context)
 
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         loss: torch.Tensor = (self._replicas or self.model.training_loss)(input_ids, labels)
@@ -319,12 +320,12 @@ class _Loss(nn.Module):
         return self.model.training_loss(input_ids, labels)
 
 
-def _shard(model: BaseLanguageModel, processes: Processes) -> None:
+def _shard(model: BaseLanguageModel, context: DistributedContext) -> None:
     """FSDP2: each block gathers its weights when it is its turn; the model the rest, embeddings mostly."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
-    mesh = init_device_mesh(processes.device.type, (processes.world_size,))
+    mesh = init_device_mesh(context.device.type, (context.world_size,))
     blocks = getattr(model, "blocks", None)
     for block in blocks if isinstance(blocks, nn.ModuleList) else []:
         if type(block).forward is not nn.Module.forward:  # it is called, not only a container

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.data.batches import to_batch
+from common.data.batch import IGNORE_INDEX, count_labels, to_batch
 from common.errors import DataError
 from common.models.base import BaseLanguageModel
-from common.models.loss import IGNORE_INDEX, count_labels, next_token_loss
-from common.training.distributed import Processes
+from common.models.loss import next_token_loss
+from common.training.distributed import DistributedContext
 from common.training.precision import autocast, matmul_precision
 from common.utils.progress import with_progress
 from common.utils.seeding import derive_seed
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Evaluator:
-    """Judges a model on batches {"input_ids", "labels"} of (batch, time) int64 (see data/batches.py).
+    """Judges a model on batches {"input_ids", "labels"} of (batch, time) int64 (see data/batch.py).
 
     Without labels they are the input ids; padding that an `attention_mask` names never counts.
 
@@ -33,7 +33,7 @@ class Evaluator:
         device: where to compute; None leaves the model where it is.
         token_bytes: (vocab_size,) bytes per token (`Tokenizer.token_bytes`), for bits per byte.
         precision: see training/precision.py.
-        processes: those that share the work; each computes some rows of every batch.
+        context: of the processes that share the work; each computes some rows of every batch.
     """
 
     def __init__(
@@ -43,13 +43,13 @@ class Evaluator:
         *,
         token_bytes: Any = None,
         precision: str = "fp32",
-        processes: Processes | None = None,
+        context: DistributedContext | None = None,
     ) -> None:
         self.model = model if device is None else model.to(device)
         self.device = next(model.parameters()).device
         self._token_bytes = None if token_bytes is None else torch.as_tensor(np.array(token_bytes))
         self.precision = precision
-        self._processes = processes or Processes(device=self.device)
+        self._context = context or DistributedContext(device=self.device)
 
     @torch.no_grad()
     def evaluate(self, dataloader: Iterable[Any], *, accuracy: bool = False) -> dict[str, float]:
@@ -68,10 +68,10 @@ class Evaluator:
         total_nats, num_tokens, num_correct, num_bytes = 0.0, 0, 0, 0
         try:
             for given in with_progress(dataloader, "evaluating"):
-                batch = self._processes.rows(to_batch(given, vocab_size))
+                batch = self._context.rows(to_batch(given, vocab_size))
                 labels = batch["labels"]
                 count = count_labels(labels)
-                if count == 0 and self._processes.world_size == 1:
+                if count == 0 and self._context.world_size == 1:
                     continue
                 if accuracy:
                     mean_loss, correct = self._loss_and_correct(batch["input_ids"], labels)
@@ -87,7 +87,7 @@ class Evaluator:
         finally:
             self.model.train(was_training)
         sums = torch.tensor([total_nats, num_tokens, num_correct, num_bytes], dtype=torch.float64)
-        total_nats, num_tokens, num_correct, num_bytes = self._processes.sum(sums).tolist()
+        total_nats, num_tokens, num_correct, num_bytes = self._context.sum(sums).tolist()
         if num_tokens == 0:
             raise DataError("there is nothing to evaluate: no batch has a label to predict")
         loss = total_nats / num_tokens

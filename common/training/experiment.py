@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import torch
 
 from common.config import dump_config, load_config
+from common.data.batch import BatchSource
 from common.data.loader import (
-    BatchSource,
     EvalWindows,
     MixedWindows,
     RandomWindows,
@@ -35,7 +35,7 @@ from common.training.callbacks.efficiency import Efficiency
 from common.training.callbacks.progress import ProgressBar
 from common.training.callbacks.samples import Samples
 from common.training.config import FREE_ON_RESUME, ExperimentConfig
-from common.training.distributed import Processes, check_distributed, join_processes
+from common.training.distributed import DistributedContext, check_distributed, join_context
 from common.training.evaluator import Evaluator
 from common.training.optimizers import check_optimizer
 from common.training.precision import check_precision, select_device
@@ -70,22 +70,22 @@ def train_experiment(
     `auto`. Raises ResearchErrors, and Interrupted after a signal.
     """
     changes: dict[str, list[Any]] = {}
-    with join_processes(config.training.device) as processes:
-        if resume and processes.is_main:
+    with join_context(config.training.device) as context:
+        if resume and context.is_main:
             name = name or _newest_resumable(config, project)
             changes = _changes_of_config(config, name, resume_anyway)
         if extend is not None:
             _check_extendable(config, extend)
-        check_precision(config.training.precision, processes.device)
-        check_distributed(config.training, config.optimizer, processes)
-        if processes.world_size == 1 and config.training.distributed != "auto":
+        check_precision(config.training.precision, context.device)
+        check_distributed(config.training, config.optimizer, context)
+        if context.world_size == 1 and config.training.distributed != "auto":
             log.warning(
                 f"training.distributed={config.training.distributed} does nothing in one process: "
                 "start several with torchrun --nproc-per-node N"
             )
         if config.training.num_threads is not None:
             torch.set_num_threads(config.training.num_threads)
-        with processes.main_first():
+        with context.main_first():
             data = prepare(config.data)
         data.tokenizer.encode_batch(config.samples.prompts)
         seed_everything(config.seed)
@@ -94,15 +94,15 @@ def train_experiment(
         others = _other_texts(config, data)
         check_optimizer(model, config.optimizer)
         check_activation_checkpointing(model, config.training)
-        with _start_run(config, processes, name, prefix, project, tags, resume, extend) as run:
+        with _start_run(config, context, name, prefix, project, tags, resume, extend) as run:
             trainer = _create_trainer(
-                config, model, train_data, data, others, run, processes, share_auto
+                config, model, train_data, data, others, run, context, share_auto
             )
             if resume:
                 trainer.resume(resume_anyway, changes)
                 if run is not None:
                     _record_config(config, run)
-            extends = processes.from_main(run.manifest.get("extends") if run else None)
+            extends = context.from_main(run.manifest.get("extends") if run else None)
             if extends is not None and trainer.step == 0:
                 _extend(trainer, config, extends)
             if run is not None:
@@ -145,7 +145,7 @@ def _build(config: C, build_model: BuildModel[C], data: TokenDataset) -> BaseLan
 @contextmanager
 def _start_run(
     config: ExperimentConfig,
-    processes: Processes,
+    context: DistributedContext,
     name: str | None,
     prefix: str,
     project: str,
@@ -154,7 +154,7 @@ def _start_run(
     extend: str | None,
 ) -> Iterator[Run | None]:
     """The experiment in the store; of several processes only the main one has it."""
-    if not processes.is_main:
+    if not context.is_main:
         yield None
         return
     with start_experiment(
@@ -178,7 +178,7 @@ def _create_trainer(
     data: TokenDataset,
     others: Mapping[str, Tokens],
     run: Run | None,
-    processes: Processes,
+    context: DistributedContext,
     share_auto: Path | None,
 ) -> Trainer:
     if run is not None:
@@ -203,7 +203,7 @@ def _create_trainer(
         token_bytes=data.tokenizer.token_bytes,
         tokens_per_epoch=data.meta["splits"]["train"]["tokens"],
         fingerprint=data.fingerprint | _fingerprint_of(others),
-        processes=processes,
+        context=context,
         share_auto=share_auto,
     )
 
@@ -347,7 +347,7 @@ def _announce(config: ExperimentConfig, data: TokenDataset, trainer: Trainer, ru
     log.info(
         f"{run.name}: {trainer.model.num_parameters():,} parameters on {trainer.device.type} "
         f"({trainer.precision}{', compiled' if trainer.compiled else ''}"
-        f"{f', {trainer.processes.world_size} processes' if trainer.processes.world_size > 1 else ''}); {data.meta['dataset']}: {sizes['train']} training and "
+        f"{f', {trainer.context.world_size} processes' if trainer.context.world_size > 1 else ''}); {data.meta['dataset']}: {sizes['train']} training and "
         f"{sizes['val']} validation tokens, vocabulary {data.tokenizer.vocab_size:,}"
     )
 

@@ -16,9 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from common.data.batches import to_batch
+from common.data.batch import IGNORE_INDEX, to_batch
 from common.errors import DataError, ModelError
-from common.models.loss import IGNORE_INDEX
 from common.training.precision import autocast
 from common.utils.progress import with_progress
 
@@ -194,7 +193,7 @@ def measure_predictions(
     num_bins: int = NUM_BINS,
     precision: str = "fp32",
 ) -> PredictionMetrics:
-    """Judge every predicted token of batches, which `to_batch` (data/batches.py) brings into shape.
+    """Judge every predicted token of batches, which `to_batch` (data/batch.py) brings into shape.
 
     The model stays where it is, computes without dropout and is left in the mode it was in. Memory
     is that of the logits of a few rows, whatever the size of a batch.

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from common.data.loader import Batch
+from common.data.batch import Batch
 from common.errors import TrainingError
 from common.models.base import BaseLanguageModel
 from common.training.precision import autocast, matmul_precision, supported_precisions

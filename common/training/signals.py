@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from common.errors import Interrupted
 
 if TYPE_CHECKING:  # it imports torch
-    from common.training.distributed import Processes
+    from common.training.distributed import DistributedContext
 
 
 @contextmanager
-def stop_on_signals(processes: Processes) -> Iterator[list[int]]:
+def stop_on_signals(context: DistributedContext) -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM, to be obeyed between two steps; a second one acts at once.
 
     Not so among several processes: on Ctrl-C they get one from the terminal and one from torchrun,
@@ -29,7 +29,7 @@ def stop_on_signals(processes: Processes) -> Iterator[list[int]]:
 
     def receive(number: int, frame: object) -> None:
         received.append(number)
-        if processes.world_size > 1:
+        if context.world_size > 1:
             return
         for each, handler in previous.items():
             signal.signal(each, handler)

@@ -18,19 +18,25 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from common.data.batches import batch_source, check_labels, check_validation, to_batch
-from common.data.loader import Batch, BatchSource
+from common.data.batch import (
+    Batch,
+    BatchSource,
+    batch_source,
+    check_labels,
+    check_validation,
+    count_labels,
+    to_batch,
+)
 from common.data.prefetch import Prefetcher
 from common.errors import CheckpointError, Interrupted, TrainingError
 from common.experiments.run import Run
 from common.models.base import BaseLanguageModel
-from common.models.loss import count_labels
 from common.training import checkpoint
 from common.training.callbacks.base import Callback
 from common.training.checkpoint_writer import CheckpointWriter
 from common.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
 from common.training.distributed import (
-    Processes,
+    DistributedContext,
     TrainingModule,
     check_distributed,
     strategy_of,
@@ -64,7 +70,7 @@ class Trainer:
         train_data: gives the batch of any index (see data/loader.py), the same in every process;
             or a DataLoader or a list of batches, which are gone through again and again.
         val_data: batches of one pass over the validation split; None: no evaluation. What a batch
-            may be says `to_batch` (data/batches.py).
+            may be says `to_batch` (data/batch.py).
         quick_val_data: a part of it for the evaluations on the way, and to find the best checkpoint;
             None: all of it.
         other_val_data: more validation sets by name; judged at the end, logged as splits.
@@ -74,7 +80,7 @@ class Trainer:
             `train_data` has no epochs of its own.
         fingerprint: identifies the data (JSON), besides what `train_data` says of itself; a resume
             on other data is refused.
-        processes: those that train together, from `join_processes`; None: this one alone.
+        context: of the processes that train together, from `join_context`; None: this process alone.
         share_auto: a file through which several runs agree on what is `auto`; see probe.choose.
     """
 
@@ -94,19 +100,19 @@ class Trainer:
         token_bytes: Any = None,
         tokens_per_epoch: int | None = None,
         fingerprint: Mapping[str, Any] | None = None,
-        processes: Processes | None = None,
+        context: DistributedContext | None = None,
         share_auto: Path | None = None,
     ) -> None:
         self.config = config or TrainingConfig()
-        self.processes = processes or Processes(device=select_device(self.config.device))
+        self.context = context or DistributedContext(device=select_device(self.config.device))
         self._share_auto = share_auto
-        self.device = self.processes.device
+        self.device = self.context.device
         check_precision(self.config.precision, self.device)
         self.model = model.to(self.device)
         check_activation_checkpointing(self.model, self.config)
         self.model.activation_checkpointing = self.config.activation_checkpointing
         self.optimizer_config = optimizer or OptimizerConfig()
-        check_distributed(self.config, self.optimizer_config, self.processes)
+        check_distributed(self.config, self.optimizer_config, self.context)
         self.schedule = schedule or ScheduleConfig()
         self.train_data, self.val_data = batch_source(train_data), val_data
         self.quick_val_data = quick_val_data if quick_val_data is not None else val_data
@@ -115,7 +121,7 @@ class Trainer:
         self.tokens_per_epoch = tokens_per_epoch
         order = getattr(self.train_data, "fingerprint", {})
         self.fingerprint = {**order, **(fingerprint or {})}
-        self.checkpoints = self.processes.from_main(run.directory / "checkpoints" if run else None)
+        self.checkpoints = self.context.from_main(run.directory / "checkpoints" if run else None)
 
         self.step = 0  # optimizer steps done
         self.tokens = 0  # input tokens seen
@@ -130,10 +136,10 @@ class Trainer:
 
         self._check_data()
         self.precision, self.compiled = self._settle_auto()
-        strategy = strategy_of(self.config, self.processes)
-        self._module = TrainingModule(self.model, strategy, self.processes)
+        strategy = strategy_of(self.config, self.context)
+        self._module = TrainingModule(self.model, strategy, self.context)
         self.model.set_compile(self.compiled)  # only now: sharding changes what is to be compiled
-        self.processes.seed_apart()
+        self.context.seed_apart()
         self.optimizer = self.create_optimizer()
         self.average = (
             WeightAverage(self.model, self.config.ema_decay) if self.config.ema_decay else None
@@ -143,9 +149,9 @@ class Trainer:
             self.model,
             token_bytes=token_bytes,
             precision=self.precision,
-            processes=self.processes,
+            context=self.context,
         )
-        self._writer = CheckpointWriter(self.config.save_in_background, self.processes)
+        self._writer = CheckpointWriter(self.config.save_in_background, self.context)
         # On the device, so that no step waits for it: the nats of the window, the last gradient
         # norm, and whether training has diverged (then no weight is changed any more).
         self.nats = torch.zeros((), device=self.device)
@@ -172,12 +178,12 @@ class Trainer:
         self.model.train()
         passes = self.config.max_steps * self.config.gradient_accumulation_steps
         choice = None
-        if self.processes.is_main:
-            batch = self.processes.rows(to_batch(self.train_data.batch(0), self.model.vocab_size))
+        if self.context.is_main:
+            batch = self.context.rows(to_batch(self.train_data.batch(0), self.model.vocab_size))
             batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
             asked = self.config.precision, self.config.compile
             choice = choose(self.model, batch, *asked, passes, self._share_auto)
-        choice = self.processes.from_main(choice)
+        choice = self.context.from_main(choice)
         assert choice is not None
         return choice.precision, choice.compile
 
@@ -195,7 +201,7 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_train_start(self)
             with (
-                stop_on_signals(self.processes) as received,
+                stop_on_signals(self.context) as received,
                 matmul_precision(self.precision),
                 freed_memory_kept(),
             ):
@@ -209,7 +215,7 @@ class Trainer:
                         callback.on_step(self)
                     if self.step % self.config.log_every_steps == 0:
                         self._log()
-                    interrupted, self.should_stop = self.processes.any(
+                    interrupted, self.should_stop = self.context.any(
                         bool(received), self.should_stop
                     )
                     if interrupted:
@@ -220,7 +226,7 @@ class Trainer:
                 metrics = self._evaluate(full=True)
                 self._evaluate_others()
                 self._writer.wait()
-                if self.processes.any(bool(received))[0]:
+                if self.context.any(bool(received))[0]:
                     self._interrupt(received)
             return metrics
         finally:
@@ -286,10 +292,10 @@ class Trainer:
 
     def _backward(self, batch: Batch, weight: float) -> torch.Tensor:
         """Add the gradient of `weight` x the mean loss of the batch; returns this process's part of it."""
-        mine = self.processes.rows(batch)
+        mine = self.context.rows(batch)
         # The mean over this process's labels, as a part of the mean over all.
         share = weight
-        if self.processes.world_size > 1:
+        if self.context.world_size > 1:
             share *= count_labels(mine["labels"]) / count_labels(batch["labels"])
         with autocast(self.precision, self.device):
             loss = self._module(
@@ -298,7 +304,7 @@ class Trainer:
             )
         part: torch.Tensor = loss * share if share != 1.0 else loss
         # Gradients are averaged over the processes, and each has but a part of the batch.
-        scaled = part * self.processes.world_size if self.processes.world_size > 1 else part
+        scaled = part * self.context.world_size if self.context.world_size > 1 else part
         (scaled * self.scaler.scale if self.scaler else scaled).backward()  # type: ignore[no-untyped-call]
         return part.detach()
 
@@ -335,7 +341,7 @@ class Trainer:
 
     def _check_finite(self, step: int) -> None:
         """Raise TrainingError when the loss of a step was not finite, or its gradient at any scale."""
-        nats = float(self.processes.sum(self.nats.clone()))
+        nats = float(self.context.sum(self.nats.clone()))
         if math.isfinite(nats) and not self._diverged:
             return
         what = f"the gradient norm is {float(self._gradient_norm)}"
@@ -353,7 +359,7 @@ class Trainer:
     def _log(self) -> None:
         waited = time.perf_counter()
         self._check_finite(self.step)
-        nats = float(self.processes.sum(self.nats))
+        nats = float(self.context.sum(self.nats))
         window, self.window = self.window, dict.fromkeys(self.window, 0)
         self.nats = torch.zeros_like(self.nats)
         if not window["labels"]:
@@ -407,7 +413,7 @@ class Trainer:
             with gathered(self.model):
                 for callback in self.callbacks:
                     callback.on_evaluate(self, metrics)
-            (self.should_stop,) = self.processes.any(self.should_stop)
+            (self.should_stop,) = self.context.any(self.should_stop)
             # When a callback stops training here, the full evaluation of this step is the one to keep.
             if full or not self.should_stop or data is self.val_data:
                 self._write_row(metrics, "val")
@@ -423,7 +429,7 @@ class Trainer:
         if not loss < self.best_loss:
             return
         self.best_loss = loss
-        if self.checkpoints and self.saved_step == self.step and self.processes.is_main:
+        if self.checkpoints and self.saved_step == self.step and self.context.is_main:
             self._writer.wait()
             self.best_step = self.step
             checkpoint.mark_best(self.checkpoints, self.step, self.best_loss)
@@ -454,7 +460,7 @@ class Trainer:
         if self.checkpoints is None:
             raise TrainingError("only a run with a folder can be resumed")
         known = sharded_parameters(self.model, self.optimizer)
-        saved = checkpoint.latest_checkpoint(self.checkpoints, self.device, self.processes, known)
+        saved = checkpoint.latest_checkpoint(self.checkpoints, self.device, self.context, known)
         if saved is None:
             log.info("no checkpoint was saved: starting from the beginning")
         else:
@@ -478,7 +484,7 @@ class Trainer:
         or it was trained on other data.
         """
         known = sharded_parameters(self.model, self.optimizer)
-        saved = checkpoint.latest_checkpoint(checkpoints, self.device, self.processes, known)
+        saved = checkpoint.latest_checkpoint(checkpoints, self.device, self.context, known)
         if saved is None:
             raise CheckpointError(f"there is no checkpoint in {checkpoints} to go on from")
         self.changes = dict(changes)

@@ -16,7 +16,7 @@ from common.experiments.comparison import diff_configs
 from common.training import checkpoint
 from common.training.callbacks.base import Callback
 from common.training.checkpoint import Checkpoint
-from common.training.distributed import Processes
+from common.training.distributed import DistributedContext
 from common.training.optimizer_state import pack_optimizer, unpack_optimizer, with_prefix
 from common.training.precision import supported_precisions
 from common.utils.logging import get_logger
@@ -32,7 +32,7 @@ Tensors = dict[str, torch.Tensor]
 
 def pack_state(trainer: Trainer) -> tuple[dict[str, Any], Tensors, Tensors]:
     """(values that JSON can hold, the weights to use, every other tensor)."""
-    processes = trainer.processes
+    context = trainer.context
     groups, tensors = pack_optimizer(trainer.optimizer)
     values, random_states = get_rng_state()
     state = {
@@ -40,16 +40,16 @@ def pack_state(trainer: Trainer) -> tuple[dict[str, Any], Tensors, Tensors]:
         "tokens": trainer.tokens,
         "best_loss": trainer.best_loss,
         "best_step": trainer.best_step,
-        "window": {**trainer.window, "nats": processes.gather(trainer.nats.item())},
+        "window": {**trainer.window, "nats": context.gather(trainer.nats.item())},
         "log_rows": trainer.run.rows if trainer.run else 0,
         "fingerprint": trainer.fingerprint,
         "training": numerics(trainer),
         "param_groups": groups,
-        "rng": processes.gather(values),
+        "rng": context.gather(values),
         "scaler": trainer.scaler.state() if trainer.scaler else None,
         "callbacks": {key: callback.state() for key, callback in _keyed(trainer.callbacks)},
     }
-    for rank, states in enumerate(processes.gather(random_states)):
+    for rank, states in enumerate(context.gather(random_states)):
         tensors |= {f"rng.{rank}.{name}": tensor for name, tensor in states.items()}
     for key, callback in _keyed(trainer.callbacks):
         tensors |= {f"callback.{key}.{name}": held for name, held in callback.tensors().items()}
@@ -84,24 +84,24 @@ def unpack_state(trainer: Trainer, saved: Checkpoint, anyway: bool) -> None:
     trainer.tokens = state["tokens"]
     trainer.best_loss, trainer.best_step = state["best_loss"], state["best_step"]
     trainer.window = state["window"]
-    trainer.nats.fill_(_own_nats(trainer.window.pop("nats"), trainer.processes))
+    trainer.nats.fill_(_own_nats(trainer.window.pop("nats"), trainer.context))
     for key, callback in _keyed(trainer.callbacks):
         if key in state["callbacks"]:
             callback.load_state(state["callbacks"][key])
             callback.load_tensors(with_prefix(tensors, f"callback.{key}."))
 
 
-def _own_nats(saved: list[float] | float, processes: Processes) -> float:
+def _own_nats(saved: list[float] | float, context: DistributedContext) -> float:
     """What this process has added up since the last log, or the main one what other processes had."""
     parts = saved if isinstance(saved, list) else [saved]  # earlier versions saved the sum
-    if len(parts) == processes.world_size:
-        return parts[processes.rank]
-    return sum(parts) if processes.is_main else 0.0
+    if len(parts) == context.world_size:
+        return parts[context.rank]
+    return sum(parts) if context.is_main else 0.0
 
 
 def _set_random_states(trainer: Trainer, state: Mapping[str, Any], tensors: Tensors) -> None:
-    rank = trainer.processes.rank
-    if len(state["rng"]) == trainer.processes.world_size:
+    rank = trainer.context.rank
+    if len(state["rng"]) == trainer.context.world_size:
         states = with_prefix(tensors, f"rng.{rank}.")
         set_rng_state(state["rng"][rank], {name: s.cpu() for name, s in states.items()})
     else:  # other processes have other rows: there is nothing to continue
@@ -130,7 +130,7 @@ def numerics(trainer: Trainer) -> dict[str, Any]:
     return {
         "precision": trainer.precision,
         "compiled": trainer.compiled,
-        "processes": trainer.processes.world_size,
+        "processes": trainer.context.world_size,
         "device": trainer.device.type,
         "cpu": cpu_name(),
         "threads": torch.get_num_threads() if trainer.device.type == "cpu" else None,

@@ -30,7 +30,7 @@ class GradientFilter(Callback):
         self.strength, self.weight_decay = strength, weight_decay
 
     def on_train_start(self, trainer: Trainer) -> None:
-        if trainer.scaler is not None or trainer.processes.world_size > 1:
+        if trainer.scaler is not None or trainer.context.world_size > 1:
             raise TrainingError(
                 "gradients are filtered as one process has them, without loss scaling",
                 "train in one process, in fp32 or bf16",

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common.data.batch import IGNORE_INDEX
 from common.models import Decoder
 from common.models.decoder import Block
-from common.models.loss import IGNORE_INDEX
 from common.models.mixers.attention import Attention
 from common.training import Callback, Trainer, TrainingConfig
 from common.training.config import OptimizerConfig, ScheduleConfig
@@ -24,7 +24,7 @@ from papers.grokking import GROKKED
 from papers.grokking.filters import EMAFilter, GradientFilter, MAFilter
 
 if TYPE_CHECKING:
-    from common.data.loader import Batch
+    from common.data.batch import Batch
     from common.experiments.run import Run
 
 CHECKPOINT_EVERY_STEPS = 1000

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from apps.reproduction.runs import PaperRun
+from common.data.batch import count_labels
 from common.errors import TrainingError
 from common.models import Decoder
-from common.models.loss import count_labels
 from common.training import Callback, Trainer
 from common.utils import query_experiments, start_experiment
 from papers.grokking import addition, multiplication

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from common.config import load_config
-from common.data.loader import Batch
+from common.data.batch import Batch
 from common.training import Trainer, TrainingConfig
 from common.training.config import OptimizerConfig, ScheduleConfig
 from common.utils.paths import REPOSITORY_ROOT

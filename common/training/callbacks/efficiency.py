@@ -35,7 +35,7 @@ class Efficiency(Callback):
     def on_train_start(self, trainer: Trainer) -> None:
         self._flops_per_token = model_flops_per_token(trainer.model, self.context_length)
         peak = peak_flops(trainer.device, trainer.precision)
-        self._peak_flops = peak and peak * trainer.processes.world_size
+        self._peak_flops = peak and peak * trainer.context.world_size
 
     def measure(self, trainer: Trainer, metrics: Mapping[str, float]) -> dict[str, float]:
         found: dict[str, float] = {}

@@ -12,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.data.loader import Batch, EvalWindows, RandomWindows, ShuffledWindows
+from common.data.batch import Batch
+from common.data.loader import EvalWindows, RandomWindows, ShuffledWindows
 from common.data.prefetch import Prefetcher
 from common.errors import DataError
-from common.training.distributed import Processes
+from common.training.distributed import DistributedContext
 
 IGNORED = -100
 
@@ -139,7 +140,7 @@ def predictions(source: ShuffledWindows, world_size: int, first: int = 0) -> Ite
     for index in itertools.count(first):
         batch = source.batch(index)
         for rank in range(world_size):
-            mine = Processes(rank, world_size).rows(batch)
+            mine = DistributedContext(rank, world_size).rows(batch)
             for ids, labels in zip(
                 mine["input_ids"].tolist(), mine["labels"].tolist(), strict=True
             ):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.data.loader import Batch
+from common.data.batch import Batch
 from common.errors import CheckpointError, ModelError
 from common.models import BaseLanguageModel, Decoder
 from common.training import Evaluator, Trainer, TrainingConfig

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from common.data.batch import count_labels
 from common.models import loss
-from common.models.loss import count_labels, next_token_loss
+from common.models.loss import next_token_loss
 
 
 def loss_by_hand(logits: np.ndarray, labels: np.ndarray) -> tuple[float, int]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from common.data.loader import Batch
+from common.data.batch import Batch
 from common.data.tokenizers import CharTokenizer
 from common.models import Decoder
 from common.training import Callback, Trainer, TrainingConfig

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.data.loader import Batch
+from common.data.batch import Batch
 from common.errors import CheckpointError
 from common.models import Decoder
 from common.training import Trainer, TrainingConfig, checkpoint

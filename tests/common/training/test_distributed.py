@@ -17,13 +17,12 @@ import pytest
 import torch
 
 from common.config import load_config
-from common.data.loader import Batch
+from common.data.batch import IGNORE_INDEX, Batch, count_labels
 from common.errors import CheckpointError, ConfigError, DataError, exit_on_error
 from common.models import BaseLanguageModel, Decoder
-from common.models.loss import IGNORE_INDEX, count_labels
 from common.training import Callback, Trainer, TrainingConfig, checkpoint
 from common.training.config import OptimizerConfig, ScheduleConfig
-from common.training.distributed import Processes, check_distributed, join_processes
+from common.training.distributed import DistributedContext, check_distributed, join_context
 from common.training.experiment import train_experiment
 from common.utils import query_experiments, start_experiment
 from common.utils.paths import REPOSITORY_ROOT, get_runs_dir
@@ -136,7 +135,7 @@ def create_model(case: Mapping[str, Any]) -> BaseLanguageModel:
 def create_trainer(
     case: Mapping[str, Any],
     strategy: str,
-    processes: Processes,
+    context: DistributedContext,
     callbacks: list[Callback],
     run: Any = None,
     steps: int = 12,
@@ -163,28 +162,32 @@ def create_trainer(
         val_data=[batches.batch(index) for index in (100, 101)],
         callbacks=callbacks,
         run=run,
-        processes=processes,
+        context=context,
     )
 
 
-def train(case: Mapping[str, Any], strategy: str, processes: Processes) -> Rows:
+def train(case: Mapping[str, Any], strategy: str, context: DistributedContext) -> Rows:
     record = Record()
-    drawing: list[Callback] = [Draw(record.rows)] if processes.is_main else []
-    create_trainer(case, strategy, processes, [record, *drawing]).fit()
+    drawing: list[Callback] = [Draw(record.rows)] if context.is_main else []
+    create_trainer(case, strategy, context, [record, *drawing]).fit()
     return record.rows
 
 
 def continue_run(
-    name: str, case: Mapping[str, Any], strategy: str, processes: Processes, stop_at: int | None
+    name: str,
+    case: Mapping[str, Any],
+    strategy: str,
+    context: DistributedContext,
+    stop_at: int | None,
 ) -> None:
     """Start or resume a run, and stop it after `stop_at` steps: only the main process wants to."""
     run = None
-    if processes.is_main:
+    if context.is_main:
         exists = (get_runs_dir() / name).exists()
         run = start_experiment(name, resume=exists, system_metrics_seconds=None)
-    resume = processes.from_main(run is not None and run.rows > 0)
-    callbacks: list[Callback] = [StopAt(stop_at)] if stop_at and processes.is_main else []
-    trainer = create_trainer(case, strategy, processes, callbacks, run, steps=16)
+    resume = context.from_main(run is not None and run.rows > 0)
+    callbacks: list[Callback] = [StopAt(stop_at)] if stop_at and context.is_main else []
+    trainer = create_trainer(case, strategy, context, callbacks, run, steps=16)
     if resume:
         torch.manual_seed(12345)  # whatever was drawn until now does not matter
         trainer.resume()
@@ -197,40 +200,40 @@ def continue_run(
 
 
 def main(what: str, folder: Path) -> None:
-    with exit_on_error(), join_processes("cpu") as processes:
+    with exit_on_error(), join_context("cpu") as context:
         if what == "losses":
             found = {
-                f"{name}, {strategy}": train(case, strategy, processes)
+                f"{name}, {strategy}": train(case, strategy, context)
                 for name, case in CASES.items()
                 for strategy in strategies(case)
             }
-            if processes.is_main:
+            if context.is_main:
                 (folder / "losses.json").write_text(json.dumps(found))
             for strategy in ("ddp", "fsdp"):
-                compare_exactly(strategy, processes)
+                compare_exactly(strategy, context)
         elif what == "exact":
             for strategy in ("ddp", "fsdp"):
-                compare_exactly(strategy, processes, model="custom")
+                compare_exactly(strategy, context, model="custom")
         elif what == "resume":
             for name, strategy, stop_at in json.loads((folder / "resume.json").read_text()):
-                continue_run(name, CASES["uneven"], strategy, processes, stop_at)
+                continue_run(name, CASES["uneven"], strategy, context, stop_at)
         elif what == "fail":
-            callbacks: list[Callback] = [] if processes.is_main else [FailAt()]
-            create_trainer(CASES["uneven"], "ddp", processes, callbacks).fit()
+            callbacks: list[Callback] = [] if context.is_main else [FailAt()]
+            create_trainer(CASES["uneven"], "ddp", context, callbacks).fit()
 
 
-def compare_exactly(strategy: str, processes: Processes, model: str = "decoder") -> None:
+def compare_exactly(strategy: str, context: DistributedContext, model: str = "decoder") -> None:
     """With dropout: resumed by as many processes, a run is the same to the last bit."""
     case = {"size": 4, "dropout": 0.3, "ema": 0.9, "model": model, "log_every_steps": 5}
-    trainer = create_trainer(case, strategy, processes, [])
-    drawn = processes.gather(torch.rand(3).tolist())
-    assert len({tuple(numbers) for numbers in drawn}) == processes.world_size
-    create_trainer(case, "ddp", Processes(), [])
+    trainer = create_trainer(case, strategy, context, [])
+    drawn = context.gather(torch.rand(3).tolist())
+    assert len({tuple(numbers) for numbers in drawn}) == context.world_size
+    create_trainer(case, "ddp", DistributedContext(), [])
     assert drawn[0] == torch.rand(3).tolist(), "the main process draws what a single one does"
     del trainer
-    continue_run(f"whole_{strategy}", case, strategy, processes, None)
-    continue_run(f"parts_{strategy}", case, strategy, processes, 7)
-    continue_run(f"parts_{strategy}", case, strategy, processes, None)
+    continue_run(f"whole_{strategy}", case, strategy, context, None)
+    continue_run(f"parts_{strategy}", case, strategy, context, 7)
+    continue_run(f"parts_{strategy}", case, strategy, context, None)
     weights = [
         checkpoint.weights_of(
             BaseLanguageModel.load_checkpoint(get_runs_dir() / name / "checkpoints/step_16")
@@ -238,7 +241,7 @@ def compare_exactly(strategy: str, processes: Processes, model: str = "decoder")
         for name in (f"whole_{strategy}", f"parts_{strategy}")
     ]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
-    if processes.is_main:
+    if context.is_main:
         rows = [
             query_experiments(
                 "SELECT step, loss, gradient_norm FROM experiments WHERE split = 'train' AND "
@@ -265,7 +268,7 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     assert code == 0, output
     found = json.loads((tmp_path / "losses.json").read_text())
     for name, case in CASES.items():
-        expected = train(case, "auto", Processes())
+        expected = train(case, "auto", DistributedContext())
         assert any(row.get("gradient_norm", 0) > 0.3 for row in expected), "nothing was clipped"
         for strategy in strategies(case):
             assert_close(found[f"{name}, {strategy}"], expected)
@@ -285,10 +288,10 @@ def test_three_processes_add_their_gradients_in_the_same_order_after_a_resume(
 def test_a_run_goes_on_with_any_number_of_processes(tmp_path: Path) -> None:
     """1 -> 2 -> 4 -> 1 process, changing how the model is held."""
     case = CASES["uneven"]
-    continue_run("whole", case, "auto", Processes(), None)
+    continue_run("whole", case, "auto", DistributedContext(), None)
     chains = {"one": ("ddp", "fsdp"), "two": ("fsdp", "ddp"), "three": ("fsdp", "fsdp")}
     for name in chains:
-        continue_run(name, case, "auto", Processes(), 4)
+        continue_run(name, case, "auto", DistributedContext(), 4)
     for count, place, stop_at in ((2, 0, 7), (4, 1, 11)):
         todo = [(name, chain[place], stop_at) for name, chain in chains.items()]
         (tmp_path / "resume.json").write_text(json.dumps(todo))
@@ -300,7 +303,7 @@ def test_a_run_goes_on_with_any_number_of_processes(tmp_path: Path) -> None:
         assert len(shards) == (4 if last == "fsdp" else 0)
         if shards:
             check_guarded(folder, shards[0])
-        continue_run(name, case, "auto", Processes(), None)
+        continue_run(name, case, "auto", DistributedContext(), None)
         assert_close(logged(name), logged("whole"))
 
 
@@ -422,7 +425,7 @@ def test_an_error_in_one_process_ends_all_and_is_told_once(tmp_path: Path) -> No
 @pytest.mark.parametrize("size", [1, 3, 4, 7])
 def test_the_rows_of_a_batch_are_shared_out(size: int, world_size: int) -> None:
     batch = Batches(size, holes=True).batch(0)
-    parts = [Processes(rank, world_size).rows(batch) for rank in range(world_size)]
+    parts = [DistributedContext(rank, world_size).rows(batch) for rank in range(world_size)]
     assert all(len(part["input_ids"]) >= 1 for part in parts)
     assert sum(count_labels(part["labels"]) for part in parts) == count_labels(batch["labels"])
     real = [part for part in parts if bool((part["labels"] != IGNORE_INDEX).any())]
@@ -443,8 +446,10 @@ def test_what_fsdp_cannot_do_is_a_config_error(
 ) -> None:
     config = TrainingConfig(distributed="fsdp", **training)
     with pytest.raises(ConfigError, match=message):
-        check_distributed(config, OptimizerConfig(**optimizer), Processes(0, 2))
-    check_distributed(config, OptimizerConfig(**optimizer), Processes())  # one process has it all
+        check_distributed(config, OptimizerConfig(**optimizer), DistributedContext(0, 2))
+    check_distributed(
+        config, OptimizerConfig(**optimizer), DistributedContext()
+    )  # one process has it all
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from common.errors import TrainingError, exit_on_error
 from common.models import BaseLanguageModel, Decoder
 from common.training import Callback, Trainer, checkpoint
-from common.training.distributed import Processes, join_processes
+from common.training.distributed import DistributedContext, join_context
 from common.training.optimizer_state import sharded_parameters
 from common.training.sharded import gathered, is_part
 from common.training.training_state import pack_state, unpack_state
@@ -74,13 +74,13 @@ class LastStep(Callback):
 
 
 def trainer_of(
-    name: str, way: str, processes: Processes, run: Any = None, stop_at: int = 12
+    name: str, way: str, context: DistributedContext, run: Any = None, stop_at: int = 12
 ) -> Trainer:
     case = CASES[name]
     callbacks: list[Callback] = [StopAt(stop_at)]
     if case.get("callbacks"):
-        callbacks += [*([LastStep()] if processes.is_main else []), MeanGradient()]
-    return create_trainer(case, way, processes, callbacks, run)
+        callbacks += [*([LastStep()] if context.is_main else []), MeanGradient()]
+    return create_trainer(case, way, context, callbacks, run)
 
 
 def everything(trainer: Trainer) -> Tensors:
@@ -93,11 +93,11 @@ def everything(trainer: Trainer) -> Tensors:
     }
 
 
-def write(name: str, way: str, processes: Processes, folder: Path) -> None:
+def write(name: str, way: str, context: DistributedContext, folder: Path) -> None:
     run_name, run = f"{name}_{way}", None
-    if processes.is_main:
+    if context.is_main:
         run = start_experiment(run_name, system_metrics_seconds=None)
-    trainer = trainer_of(name, way, processes, run, stop_at=3)
+    trainer = trainer_of(name, way, context, run, stop_at=3)
     trainer.fit()
     found = everything(trainer)
     if run is not None:
@@ -105,16 +105,16 @@ def write(name: str, way: str, processes: Processes, folder: Path) -> None:
         save_file(found, folder / f"{run_name}.safetensors")
 
 
-def read(name: str, written: str, way: str, processes: Processes, folder: Path) -> None:
+def read(name: str, written: str, way: str, context: DistributedContext, folder: Path) -> None:
     """All is there again, and training goes on from it."""
-    trainer = trainer_of(name, way, processes)
+    trainer = trainer_of(name, way, context)
     directory = get_runs_dir() / f"{name}_{written}" / "checkpoints"
     parts = sharded_parameters(trainer.model, trainer.optimizer)
-    saved = checkpoint.latest_checkpoint(directory, "cpu", processes, parts)
+    saved = checkpoint.latest_checkpoint(directory, "cpu", context, parts)
     assert saved is not None
     unpack_state(trainer, saved, anyway=False)
     found, expected = everything(trainer), load_file(folder / f"{name}_{written}.safetensors")
-    if not processes.is_main:
+    if not context.is_main:
         expected = {k: t for k, t in expected.items() if not k.startswith("callback.LastStep")}
     assert found.keys() == expected.keys(), (name, written, way)
     for key, tensor in found.items():
@@ -124,21 +124,21 @@ def read(name: str, written: str, way: str, processes: Processes, folder: Path) 
 
 
 def main(folder: Path) -> None:
-    with exit_on_error(), join_processes("cpu") as processes:
+    with exit_on_error(), join_context("cpu") as context:
         for name in CASES:
             for way in ("ddp", "fsdp"):
-                write(name, way, processes, folder)
-        processes.any(False)  # the main process has written its files
+                write(name, way, context, folder)
+        context.any(False)  # the main process has written its files
         for name in CASES:
             for written in WAYS:
                 for way in ("ddp", "fsdp"):
-                    read(name, written, way, processes, folder)
-        change_a_copy(processes)
+                    read(name, written, way, context, folder)
+        change_a_copy(context)
 
 
-def change_a_copy(processes: Processes) -> None:
+def change_a_copy(context: DistributedContext) -> None:
     """What would be lost is refused, and a gathered model is saved as the class that it was."""
-    model = trainer_of("plain", "fsdp", processes).model
+    model = trainer_of("plain", "fsdp", context).model
     assert any(map(is_part, model.parameters()))
     changed = pytest.raises(TrainingError, match="weights were changed")
     with changed, gathered(model), torch.no_grad():
@@ -153,20 +153,20 @@ def change_a_copy(processes: Processes) -> None:
 @pytest.mark.slow
 def test_every_way_of_running_reads_what_every_other_wrote(tmp_path: Path) -> None:
     for name in CASES:
-        write(name, "auto", Processes(), tmp_path)
+        write(name, "auto", DistributedContext(), tmp_path)
     code, output = run_processes(2, Path(__file__), tmp_path)
     assert code == 0, output
     for name in CASES:
         kind: type[BaseLanguageModel] = CustomTransformer if name == "custom" else Decoder
         for written in WAYS:
-            read(name, written, "auto", Processes(), tmp_path)
+            read(name, written, "auto", DistributedContext(), tmp_path)
             folder = get_runs_dir() / f"{name}_{written}" / "checkpoints" / "step_3"
             assert (folder / "model.safetensors").exists() == (written != "fsdp")
             weights = checkpoint.weights_of(kind.load_checkpoint(folder))
             expected = load_file(tmp_path / f"{name}_{written}.safetensors")
             assert all(torch.equal(tensor, expected[key]) for key, tensor in weights.items())
     name_as_before(get_runs_dir() / "custom_fsdp" / "checkpoints" / "step_3")
-    read("custom", "fsdp", "auto", Processes(), tmp_path)
+    read("custom", "fsdp", "auto", DistributedContext(), tmp_path)
 
 
 def name_as_before(folder: Path) -> None:

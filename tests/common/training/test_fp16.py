@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from common.data.loader import Batch
+from common.data.batch import Batch
 from common.errors import TrainingError
 from common.experiments.run import Run
 from common.models import Decoder

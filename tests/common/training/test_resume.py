@@ -156,7 +156,7 @@ class Lab:
         cwd: Path | None = None,
         signal_at: tuple[int, str, int] | None = None,
     ) -> Process:
-        log = self.folder / f"output_{len(self.processes)}.txt"
+        log = self.folder / f"output_{len(self.context)}.txt"
         job = {
             "script": str(REPOSITORY_ROOT / "projects" / "baseline" / script),
             "arguments": arguments,
@@ -165,8 +165,8 @@ class Lab:
             "log": str(log),
             "signal_at": signal_at,
         }
-        self.processes.append(Process(self, self.ask(job), log))
-        return self.processes[-1]
+        self.context.append(Process(self, self.ask(job), log))
+        return self.context[-1]
 
     def run(self, *arguments: str, **options: Any) -> Process:
         process = self.start(*arguments, **options)
@@ -222,7 +222,7 @@ def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     )
     lab = Lab(folder, server)
     yield lab
-    for process in lab.processes:
+    for process in lab.context:
         if process.code is None and process_lives(process.pid):
             process.signal(signal.SIGKILL)
     assert server.stdin is not None

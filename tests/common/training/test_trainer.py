@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from common.data.loader import Batch, ShuffledWindows
+from common.data.batch import Batch
+from common.data.loader import ShuffledWindows
 from common.errors import CheckpointError, ResearchError, TrainingError
 from common.experiments.run import Run
 from common.models import BaseLanguageModel, Decoder

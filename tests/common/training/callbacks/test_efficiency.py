@@ -12,7 +12,7 @@ import torch
 from common.training.callbacks.base import Callback
 from common.training.callbacks.efficiency import Efficiency
 from common.training.callbacks.progress import ProgressBar
-from common.training.distributed import Processes
+from common.training.distributed import DistributedContext
 from common.training.mfu import model_flops_per_token
 from tests.tiny_training import CONTEXT_LENGTH, tiny_model, train
 
@@ -26,7 +26,7 @@ def trainer(device: str = "cpu", precision: str = "fp32") -> Any:
         precision=precision,
         step=10,
         config=SimpleNamespace(max_steps=20),
-        processes=Processes(),
+        context=DistributedContext(),
     )
 
 

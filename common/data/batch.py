@@ -1,21 +1,63 @@
-"""Whatever a user hands in as data -> the batches that Trainer and Evaluator compute with."""
+"""Batches: what they are, where the Trainer draws them from, and what users may hand in instead.
+
+A batch is a dictionary of tensors whose first dimension is the same. Trainer, Evaluator and the
+distributed code never look into one; the objective does (training/objective.py). That of a text is
+{"input_ids", "labels"}, both (batch, time) int64: as in Hugging Face models, the labels are the input
+ids (the model shifts them) and -100 marks what is not to be predicted.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
-from common.data.loader import Batch, BatchSource
 from common.errors import DataError
-from common.models.loss import IGNORE_INDEX, count_labels
+
+_LOOK_AT = 100  # batches, where the first ones have no label
+
+Batch = dict[str, torch.Tensor]
+IGNORE_INDEX = -100  # the label that is not predicted, as in PyTorch and Hugging Face
 
 _EXPECTED = 'expected {"input_ids", "labels"} of (batch, time) int64, or the input_ids alone'
 _NO_LABELS = "labels are the input ids, the model shifts them; -100 marks what is not predicted"
-_LOOK_AT = 100  # batches, where the first ones have no label
+
+
+class BatchSource(Protocol):
+    """What the Trainer draws from: `batch(i)` returns the same batch whenever it is asked.
+
+    Where it has epochs, `epochs(batches) -> float` says how many so many batches are. Where its order
+    can differ, `fingerprint` (JSON) says what a resume must find again.
+    """
+
+    def batch(self, index: int) -> Any: ...
+
+
+def count_labels(labels: torch.Tensor) -> int:
+    """How many tokens of `labels` (batch, time) are predicted: all but -100 and each first one."""
+    return int((labels[:, 1:] != IGNORE_INDEX).sum())
+
+
+def num_rows(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
+
+
+def rows_of(batch: Batch, rank: int, world_size: int) -> Batch | None:
+    """The rows of `batch` that process `rank` of `world_size` computes; None where it has none."""
+    if world_size == 1:
+        return batch
+    size = num_rows(batch)
+    share = -(-size // world_size)
+    if rank * share >= size:
+        return None
+    return {name: tensor[rank * share : (rank + 1) * share] for name, tensor in batch.items()}
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 def to_batch(given: object, vocab_size: int | None = None) -> Batch:
@@ -100,7 +142,7 @@ class LoaderBatches:
                 "this DataLoader cannot give a batch by its index, which an exact resume needs "
                 "(an IterableDataset, or a sampler of its own)",
                 "pass a DataLoader(dataset, batch_size=..., shuffle=...), or an object with "
-                "batch(index) -> {'input_ids', 'labels'}",
+                "batch(index) -> a dictionary of tensors",
             )
         self._loader = loader
         self._shuffle = is_random
@@ -119,7 +161,7 @@ class LoaderBatches:
             "order": f"shuffled with seed {self._seed}" if self._shuffle else "as they are",
         }
 
-    def batch(self, index: int) -> Batch:
+    def batch(self, index: int) -> Any:
         epoch, place = divmod(index, len(self._loader))
         size = self._loader.batch_size
         assert size is not None  # of a BatchSampler
@@ -127,7 +169,7 @@ class LoaderBatches:
         dataset = cast(Any, self._loader.dataset)
         fetch = getattr(dataset, "__getitems__", None)  # of datasets that read rows together
         items = fetch(rows.tolist()) if fetch else [dataset[row] for row in rows.tolist()]
-        return to_batch(self._loader.collate_fn(items))
+        return self._loader.collate_fn(items)
 
     def epochs(self, batches: int) -> float:
         return batches / len(self._loader)
@@ -157,8 +199,8 @@ class ListedBatches:
     def epochs(self, batches: int) -> float:
         return batches / len(self._batches)
 
-    def batch(self, index: int) -> Batch:
-        return to_batch(self._batches[index % len(self._batches)])
+    def batch(self, index: int) -> Any:
+        return self._batches[index % len(self._batches)]
 
 
 def batch_source(given: object) -> BatchSource:

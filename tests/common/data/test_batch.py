@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
 
-from common.data.batches import (
+from common.data.batch import (
     LoaderBatches,
     batch_source,
     check_labels,
@@ -88,7 +88,7 @@ def rows(count: int) -> TensorDataset:
 
 
 def firsts(source: Any, batches: range) -> list[int]:
-    return [int(row[0]) for i in batches for row in source.batch(i)["input_ids"]]
+    return [int(row[0]) for i in batches for row in to_batch(source.batch(i))["input_ids"]]
 
 
 def test_a_loader_gives_what_pytorch_would_give_batch_by_batch() -> None:
@@ -96,7 +96,7 @@ def test_a_loader_gives_what_pytorch_would_give_batch_by_batch() -> None:
         loader = DataLoader(rows(10), batch_size=4, drop_last=drop_last)
         source = batch_source(loader)
         for index, (ids,) in enumerate([*loader, *loader]):
-            assert source.batch(index)["input_ids"].tolist() == ids.tolist()
+            assert to_batch(source.batch(index))["input_ids"].tolist() == ids.tolist()
 
 
 @pytest.mark.parametrize("seed", [None, 3])
@@ -122,8 +122,8 @@ def test_a_loader_collates_and_reads_items_as_its_owner_wants() -> None:
 
     texts: Any = [[1, 2], [3, 4, 5], [6, 7]]
     source = batch_source(DataLoader(texts, batch_size=2, collate_fn=pad))
-    assert source.batch(0)["labels"].tolist() == [[1, 2, -100], [3, 4, 5]]
-    assert source.batch(1)["labels"].tolist() == [[6, 7]]
+    assert to_batch(source.batch(0))["labels"].tolist() == [[1, 2, -100], [3, 4, 5]]
+    assert to_batch(source.batch(1))["labels"].tolist() == [[6, 7]]
 
 
 def test_a_list_is_gone_through_again_and_again() -> None:
