@@ -17,11 +17,11 @@ from common.data.prepare import TokenDataset
 from common.errors import ConfigError, ExperimentError, ModelError
 from common.experiments.run import start_experiment
 from common.models.base import BaseLanguageModel
+from common.models.checkpoint import load_checkpoint, weights_of
 from common.models.config import DecoderConfig
 from common.models.quantization import Quantization
 from common.models.quantize import quantize
 from common.models.readback import check_logits, probe
-from common.training.checkpoint import load_checkpoint, weights_of
 from common.training.config import ExperimentConfig
 from common.training.evaluator import Evaluator
 from common.training.experiment import eval_windows, load_run

@@ -10,9 +10,9 @@ from typing import TypeVar
 from apps.export.model_card import CardFacts, model_card
 from common.experiments.catalogue import Catalogue
 from common.models.base import BaseLanguageModel
+from common.models.checkpoint import load_checkpoint
 from common.models.hub_config import hub_config
 from common.models.hub_format import save_pretrained
-from common.training.checkpoint import load_checkpoint
 from common.training.config import ExperimentConfig
 from common.training.evaluator import Evaluator
 from common.training.experiment import eval_windows, load_run

@@ -234,14 +234,14 @@ def _fingerprint(name: str) -> dict[str, Any] | None:
     """What identifies the data of a run, from its newest checkpoint; None without any."""
     if (newest := max(_checkpoints(name), default=None)) is None:
         return None
-    from common.training.checkpoint import read_state
+    from common.models.checkpoint import read_state
 
     fingerprint: dict[str, Any] = read_state(_checkpoint(name, newest))["fingerprint"]
     return fingerprint
 
 
 def _checkpoints(name: str) -> list[int]:
-    from common.training.checkpoint import steps_in
+    from common.training.checkpoints import steps_in
 
     return steps_in(folder_of(name) / "checkpoints")
 
@@ -272,7 +272,7 @@ def _compare_checkpoints(
     then: str, now: str, limit: int | None
 ) -> tuple[WeightComparison | None, str]:
     """(the weights of the last step that has a checkpoint of both, what is wrong with the older one)"""
-    from common.training.checkpoint import verify
+    from common.models.checkpoint import verify
 
     common = {*_checkpoints(then)} & {*_checkpoints(now)}
     step = max((step for step in common if limit is None or step <= limit), default=None)

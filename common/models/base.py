@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from common.errors import ModelError
 from common.generation.fast_copy import make_twin
 from common.generation.sampling import sample_next
 from common.generation.session import GrowingText
+from common.models.checkpoint import load_model, save_model
 
 M = TypeVar("M", bound="BaseLanguageModel")
 Model = TypeVar("Model", bound="BaseLanguageModel", covariant=True)
@@ -32,8 +34,6 @@ class _ClassOrInstanceMethod:
     """
 
     def __get__(self, instance: M | None, owner: type[M]) -> _LoadCheckpoint[M]:
-        from common.training.checkpoint import load_model  # the only module that knows the layout
-
         return partial(load_model, instance if instance is not None else owner)
 
 
@@ -61,6 +61,7 @@ class BaseLanguageModel(nn.Module):
         self.vocab_size = vocab_size
         self.arguments = kwargs
 
+    @abstractmethod
     def forward(
         self, input_ids: torch.Tensor, labels: torch.Tensor | None = None, cache: Any = None
     ) -> dict[str, torch.Tensor]:
@@ -210,8 +211,6 @@ class BaseLanguageModel(nn.Module):
 
     def save_checkpoint(self, path: str | Path, **state: Any) -> Path:
         """Save weights and arguments to the folder `path`, with any JSON `state` beside them."""
-        from common.training.checkpoint import save_model
-
         return save_model(self, Path(path), state)
 
     load_checkpoint = _ClassOrInstanceMethod()

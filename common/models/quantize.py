@@ -25,19 +25,18 @@ from torch import nn
 
 from common.errors import ConfigError, ModelError
 from common.generation.fast_copy import MIN_PACKED_WEIGHTS
-from common.models.base import BaseLanguageModel
 from common.models.quantization import Quantization
 
 _FEW_ROWS = 4  # up to which the kernels take less time than dequantising for a dense product
 
 
-def quantize(model: BaseLanguageModel, how: Quantization) -> None:
+def quantize(model: nn.Module, how: Quantization) -> None:
     """Replace the large matrices of `model`, in place. It can be evaluated, sampled, saved and loaded,
     no longer trained.
 
     Raises ModelError when it is quantised already, or when a group does not fit its rows.
     """
-    if model.quantization is not None:
+    if getattr(model, "quantization", None) is not None:
         raise ModelError("the model is quantised already", "quantise the one that it came from")
     for name, module in list(model.named_modules()):
         if type(module) is nn.Linear:
@@ -48,12 +47,12 @@ def quantize(model: BaseLanguageModel, how: Quantization) -> None:
             continue
         parent, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(parent), attribute, replacement)
-    model.quantization = asdict(how)
+    model.quantization = asdict(how)  # type: ignore[assignment]  # no module, no tensor
 
 
-def quantize_as_saved(model: BaseLanguageModel, saved: Mapping[str, Any]) -> None:
+def quantize_as_saved(model: nn.Module, saved: Mapping[str, Any]) -> None:
     """Make `model` of the kind whose `quantization` a checkpoint holds, to be filled by it."""
-    if model.quantization == saved:
+    if getattr(model, "quantization", None) == saved:
         return
     try:
         how = Quantization(**saved)

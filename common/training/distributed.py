@@ -26,9 +26,10 @@ from torch import nn
 from common.data.batch import IGNORE_INDEX, Batch
 from common.errors import ConfigError, Interrupted, TrainingError
 from common.models.base import BaseLanguageModel
-from common.training import sharded
+from common.models.shards import is_sharded
 from common.training.config import OptimizerConfig, TrainingConfig
 from common.training.precision import select_device
+from common.training.sharded import gathered
 from common.utils.seeding import seed_everything
 
 T = TypeVar("T")
@@ -342,7 +343,7 @@ def _shard(model: BaseLanguageModel, context: DistributedContext) -> None:
     shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for shard, before in zip(shards, [shards[-1], *shards[:-1]], strict=True):
         shard.set_modules_to_backward_prefetch([before])
-    with sharded.gathered(model):  # makes room for whole weights before anyone is in inference mode
+    with gathered(model):  # makes room for whole weights before anyone is in inference mode
         pass
 
 
@@ -357,5 +358,5 @@ def _enter(
 
     Left to itself, FSDP2 drops them at the end of each entry, also of one that another one calls.
     """
-    here = not sharded.is_part(next(model.parameters()))
+    here = not is_sharded(next(model.parameters()))
     return (plain if here else gathering)(*arguments, **options)

@@ -27,13 +27,14 @@ from common.experiments.comparison import diff_configs
 from common.experiments.run import Run, start_experiment
 from common.experiments.run_folders import folder_of
 from common.models.base import BaseLanguageModel
+from common.models.checkpoint import load_checkpoint
 from common.projects import recorded_config
-from common.training import checkpoint
 from common.training.callbacks.base import Callback
 from common.training.callbacks.early_stopping import EarlyStopping
 from common.training.callbacks.efficiency import Efficiency
 from common.training.callbacks.progress import ProgressBar
 from common.training.callbacks.samples import Samples
+from common.training.checkpoints import best_checkpoint, steps_in
 from common.training.config import FREE_ON_RESUME, ExperimentConfig
 from common.training.distributed import DistributedContext, check_distributed, join_context
 from common.training.evaluator import Evaluator
@@ -116,7 +117,7 @@ def train_experiment(
 
 
 def _check_extendable(config: ExperimentConfig, name: str) -> None:
-    steps = checkpoint.steps_in(folder_of(name) / "checkpoints")
+    steps = steps_in(folder_of(name) / "checkpoints")
     if not steps:
         raise CheckpointError(f"'{name}' has no checkpoint to go on from", "train it first")
     if steps[-1] >= config.training.max_steps:
@@ -384,9 +385,9 @@ def load_run(
 ) -> tuple[BaseLanguageModel, TokenDataset, Path]:
     """The model of a run with the weights of checkpoint `which` (best, last or a step), and its data."""
     directory = folder_of(name) / "checkpoints"
-    steps = checkpoint.steps_in(directory)
+    steps = steps_in(directory)
     if which == "best":
-        path = checkpoint.best_checkpoint(directory)
+        path = best_checkpoint(directory)
     elif which == "last" and steps:
         path = directory / f"step_{steps[-1]}"
     elif which.isdecimal() and int(which) in steps:
@@ -396,17 +397,14 @@ def load_run(
         raise CheckpointError(f"no checkpoint '{which}'", did_you_mean(which, choices))
     data = prepare(config.data)
     # The order of the batches, which is part of it too, makes no difference from here on.
-    if (
-        not data.fingerprint.items()
-        <= checkpoint.load_checkpoint(path).state["fingerprint"].items()
-    ):
+    if not data.fingerprint.items() <= load_checkpoint(path).state["fingerprint"].items():
         raise CheckpointError(
             f"'{name}' was trained on other data than data.* gives now",
             "restore the text it was prepared from, or train a new experiment",
         )
     model = _build(config, build_model, data)
     model.to(select_device(config.training.device))
-    return checkpoint.load_model(model, path), data, path
+    return model.load_checkpoint(path), data, path
 
 
 def evaluate_run(

@@ -9,7 +9,7 @@ import torch
 
 from common.errors import CheckpointError
 from common.models.base import BaseLanguageModel
-from common.training import sharded
+from common.models.shards import is_sharded
 
 
 def pack_optimizer(
@@ -65,7 +65,7 @@ def sharded_parameters(
     parts: dict[str, torch.Tensor] = dict(model.named_parameters())
     for index, parameter in enumerate(_parameters(optimizer)):
         parts[f"optimizer.{index}"] = parameter
-    return {name: part for name, part in parts.items() if sharded.is_part(part)}
+    return {name: part for name, part in parts.items() if is_sharded(part)}
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:

@@ -31,9 +31,15 @@ from common.data.prefetch import Prefetcher
 from common.errors import CheckpointError, Interrupted, TrainingError
 from common.experiments.run import Run
 from common.models.base import BaseLanguageModel
-from common.training import checkpoint
+from common.models.checkpoint import state_errors
 from common.training.callbacks.base import Callback
-from common.training.checkpoint_writer import CheckpointWriter
+from common.training.checkpoints import (
+    CheckpointWriter,
+    delete_old_checkpoints,
+    latest_checkpoint,
+    mark_best,
+    steps_in,
+)
 from common.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
 from common.training.distributed import (
     DistributedContext,
@@ -349,7 +355,7 @@ class Trainer:
             what = f"the loss is {nats}"
         elif self.scaler:
             what += f" at every loss scale down to {self.scaler.min_scale:g}"
-        steps = checkpoint.steps_in(self.checkpoints) if self.checkpoints else []
+        steps = steps_in(self.checkpoints) if self.checkpoints else []
         last = f"{self.checkpoints}/step_{steps[-1]}" if steps else "none was saved yet"
         raise TrainingError(
             f"{what} at step {step} (learning rate {self._learning_rate:.2e}); it changed no weight",
@@ -432,7 +438,7 @@ class Trainer:
         if self.checkpoints and self.saved_step == self.step and self.context.is_main:
             self._writer.wait()
             self.best_step = self.step
-            checkpoint.mark_best(self.checkpoints, self.step, self.best_loss)
+            mark_best(self.checkpoints, self.step, self.best_loss)
 
     def save(self) -> None:
         """Write a training checkpoint; a failure (a full disk) leaves the earlier ones as they are."""
@@ -460,19 +466,19 @@ class Trainer:
         if self.checkpoints is None:
             raise TrainingError("only a run with a folder can be resumed")
         known = sharded_parameters(self.model, self.optimizer)
-        saved = checkpoint.latest_checkpoint(self.checkpoints, self.device, self.context, known)
+        saved = latest_checkpoint(self.checkpoints, self.device, self.context, known)
         if saved is None:
             log.info("no checkpoint was saved: starting from the beginning")
         else:
             self.changes = dict(changes or {})
-            with checkpoint.state_errors(saved.path):
+            with state_errors(saved.path):
                 unpack_state(self, saved, anyway)
         if self.run is not None:
             self.run.resume_from(saved.state["log_rows"] if saved else 0)
-            checkpoint.mark_best(self.checkpoints, self.best_step, self.best_loss)
+            mark_best(self.checkpoints, self.best_step, self.best_loss)
             if saved:  # a kill may have come between a save and this
                 keep = self.config.keep_checkpoints
-                checkpoint.delete_old_checkpoints(self.checkpoints, self.step, keep)
+                delete_old_checkpoints(self.checkpoints, self.step, keep)
             self._record_start()
         log.info("resumed", extra={"step": self.step})
 
@@ -484,7 +490,7 @@ class Trainer:
         or it was trained on other data.
         """
         known = sharded_parameters(self.model, self.optimizer)
-        saved = checkpoint.latest_checkpoint(checkpoints, self.device, self.context, known)
+        saved = latest_checkpoint(checkpoints, self.device, self.context, known)
         if saved is None:
             raise CheckpointError(f"there is no checkpoint in {checkpoints} to go on from")
         self.changes = dict(changes)

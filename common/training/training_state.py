@@ -13,9 +13,8 @@ import torch
 
 from common.errors import CheckpointError
 from common.experiments.comparison import diff_configs
-from common.training import checkpoint
+from common.models.checkpoint import Checkpoint, fill_model, weights_of
 from common.training.callbacks.base import Callback
-from common.training.checkpoint import Checkpoint
 from common.training.distributed import DistributedContext
 from common.training.optimizer_state import pack_optimizer, unpack_optimizer, with_prefix
 from common.training.precision import supported_precisions
@@ -53,7 +52,7 @@ def pack_state(trainer: Trainer) -> tuple[dict[str, Any], Tensors, Tensors]:
         tensors |= {f"rng.{rank}.{name}": tensor for name, tensor in states.items()}
     for key, callback in _keyed(trainer.callbacks):
         tensors |= {f"callback.{key}.{name}": held for name, held in callback.tensors().items()}
-    weights = checkpoint.weights_of(trainer.model)
+    weights = weights_of(trainer.model)
     if trainer.average is not None:
         # The weights that are judged are those that are kept; training goes on from the others.
         tensors |= {f"trained.{name}": weights[name] for name in trainer.average.weights}
@@ -70,7 +69,7 @@ def unpack_state(trainer: Trainer, saved: Checkpoint, anyway: bool) -> None:
     state, tensors = saved.state, saved.tensors
     _check_fingerprint(trainer, saved, anyway)
     _take_numerics(trainer, state["training"])
-    checkpoint.fill_model(trainer.model, saved)
+    fill_model(trainer.model, saved)
     trained = with_prefix(tensors, "trained.")
     if trainer.average is not None:
         trainer.average.load(trained)

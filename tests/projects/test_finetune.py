@@ -11,7 +11,7 @@ from common.config import load_config
 from common.data.tokenizers import BPETokenizer
 from common.errors import ModelError
 from common.models import Decoder, save_pretrained
-from common.training.checkpoint import best_checkpoint, load_model
+from common.training.checkpoints import best_checkpoint
 from projects.finetune.train import Config, build_model
 
 TEXT = "the cat sat on the mat; the dog did not. "
@@ -46,7 +46,7 @@ def test_a_run_begins_with_the_pretrained_weights(
     assert result.returncode == 0, result.stderr
     run = assets_dir / "outputs" / "runs" / "exp_001"
     trained = build_model(load_config(run / "config.yaml", Config), tiny.vocab_size)
-    trained = load_model(trained, best_checkpoint(run / "checkpoints"))
+    trained = trained.load_checkpoint(best_checkpoint(run / "checkpoints"))
     # Two steps of 1e-9 change nothing that could be seen; another beginning would.
     for name, parameter in tiny.named_parameters():
         theirs = trained.get_parameter(name)

@@ -21,7 +21,7 @@ import torch
 
 from common.errors import ExperimentError, exit_on_error
 from common.models.base import BaseLanguageModel
-from common.training.checkpoint import load_checkpoint
+from common.models.checkpoint import load_checkpoint
 from tools.benchmarks.nanogpt import import_nanogpt
 
 Logits = Callable[[torch.Tensor], torch.Tensor]  # (batch, time) -> (batch, time, vocab_size)

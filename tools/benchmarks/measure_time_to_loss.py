@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 from common.errors import ExperimentError
-from common.training.checkpoint import steps_in
+from common.training.checkpoints import steps_in
 from common.utils.paths import REPOSITORY_ROOT
 from tools.benchmarks.plan import Plan
 from tools.benchmarks.processes import run_process

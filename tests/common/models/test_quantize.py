@@ -211,7 +211,7 @@ def test_a_checkpoint_that_describes_no_quantisation_is_refused(
 
 
 def _identity(model: Decoder, quantization: dict[str, Any]) -> dict[str, Any]:
-    from common.training.checkpoint import identity_of
+    from common.models.checkpoint import identity_of
 
     return {**identity_of(model), "quantization": quantization}
 

@@ -19,7 +19,8 @@ from typing import Any
 
 import pandas as pd
 
-from common.training import checkpoint
+from common.models import checkpoint
+from common.training.checkpoints import steps_in
 from common.utils import query_experiments
 from common.utils.files import sha256_of
 from common.utils.paths import REPOSITORY_ROOT, get_runs_dir
@@ -102,9 +103,8 @@ class Attack(Lab):
 
 
 def call(target: str, count: int = 1, after: bool = False, number: int = signal.SIGKILL) -> Any:
-    """A strike at the `count`-th call of `common.training.<target>`."""
-    place = f"common.training.{target}"
-    return {"call": place, "count": count, "after": after, "signal": int(number)}
+    """A strike at the `count`-th call of `common.<target>`."""
+    return {"call": f"common.{target}", "count": count, "after": after, "signal": int(number)}
 
 
 def change(text: str, count: int, number: int = signal.SIGKILL) -> Any:
@@ -217,9 +217,9 @@ def resume(attack: Attack, name: str, *more: str, **options: Any) -> Process:
 
 def killed_with_two_checkpoints(attack: Attack, name: str, variant: str = "muon") -> list[Path]:
     """A run that was killed after some saves: its checkpoints, the newest last."""
-    strike = call("checkpoint:delete_old_checkpoints", 7, after=True)
+    strike = call("training.checkpoints:delete_old_checkpoints", 7, after=True)
     assert train(attack, name, variant, strikes=(strike,)).code == -signal.SIGKILL
-    paths = [checkpoints(name) / f"step_{step}" for step in checkpoint.steps_in(checkpoints(name))]
+    paths = [checkpoints(name) / f"step_{step}" for step in steps_in(checkpoints(name))]
     assert len(paths) >= 2
     return paths
 

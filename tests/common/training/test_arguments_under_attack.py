@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from common.experiments import store
-from common.training import checkpoint
+from common.models import checkpoint
 from common.training.optimizer_state import with_prefix
 from common.utils import query_experiments
 from common.utils.paths import get_runs_dir
@@ -81,7 +81,7 @@ def test_a_resume_after_an_override_keeps_to_it(attack: Attack) -> None:
     name = "overridden_twice"
     killed_with_two_checkpoints(attack, name)
     more = ("--name", name, "--resume-anyway", "optimizer.lr=0.05")
-    strike = call("trainer:Trainer._log", 3)
+    strike = call("training.trainer:Trainer._log", 3)
     assert attack.run(*more, strikes=(strike,)).code == -signal.SIGKILL
     process = attack.run("--name", name, "--resume")
     assert process.code == 0, process.output
@@ -111,7 +111,7 @@ def test_what_no_saved_state_fits_is_refused_even_then(attack: Attack, change: s
 def test_the_state_of_a_parameter_is_never_given_to_another(attack: Attack) -> None:
     """As many groups of as many parameters of the same shapes, but others."""
     name = "regrouped"
-    strike = call("trainer:Trainer._log", 7)
+    strike = call("training.trainer:Trainer._log", 7)
     factors = "optimizer.lr_factors={{'final_norm.{}': 2.0}}"
     process = train(attack, name, "muon", factors.format("weight"), strikes=(strike,))
     assert process.code == -signal.SIGKILL, process.output
@@ -121,7 +121,7 @@ def test_the_state_of_a_parameter_is_never_given_to_another(attack: Attack) -> N
 
 def test_an_average_can_be_given_up_and_begun_on_the_way(attack: Attack) -> None:
     """Given up, training goes on from the trained weights, not from their average."""
-    strike = call("checkpoint:delete_old_checkpoints", 7, after=True)
+    strike = call("training.checkpoints:delete_old_checkpoints", 7, after=True)
     trained: dict[str, dict[str, str]] = {}
     for name, first, then in (("ended", "0.9", "null"), ("begun", "null", "0.9")):
         process = train(attack, name, "muon", f"training.ema_decay={first}", strikes=(strike,))

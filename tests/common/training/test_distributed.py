@@ -19,8 +19,9 @@ import torch
 from common.config import load_config
 from common.data.batch import IGNORE_INDEX, Batch, count_labels
 from common.errors import CheckpointError, ConfigError, DataError, exit_on_error
-from common.models import BaseLanguageModel, Decoder
-from common.training import Callback, Trainer, TrainingConfig, checkpoint
+from common.models import BaseLanguageModel, Decoder, checkpoint
+from common.training import Callback, Trainer, TrainingConfig
+from common.training.checkpoints import steps_in
 from common.training.config import OptimizerConfig, ScheduleConfig
 from common.training.distributed import DistributedContext, check_distributed, join_context
 from common.training.experiment import train_experiment
@@ -363,7 +364,7 @@ def test_the_script_survives_signals_and_kills(tmp_path: Path) -> None:
     assert output.count("interrupted at step") == 1, output
     assert "everything is saved; continue with --name run --resume" in output
     assert status("run") == "interrupted"
-    saved = checkpoint.steps_in(get_runs_dir() / "run" / "checkpoints")[-1]
+    saved = steps_in(get_runs_dir() / "run" / "checkpoints")[-1]
 
     output = signal_one(2, signal.SIGKILL, script, "--name", "run", "--resume")
     assert f"resumed  step={saved}" in output
@@ -382,10 +383,10 @@ def test_the_script_survives_signals_and_kills(tmp_path: Path) -> None:
 def signal_one(count: int, number: int, *arguments: Any) -> str:
     """Train until a further checkpoint is there, send one process a signal; what was printed."""
     folder = get_runs_dir() / "run" / "checkpoints"
-    before = checkpoint.steps_in(folder)
+    before = steps_in(folder)
     with torchrun(count, *arguments) as process:
         deadline = time.monotonic() + 60
-        while checkpoint.steps_in(folder)[-1:] == before[-1:]:
+        while steps_in(folder)[-1:] == before[-1:]:
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline
             time.sleep(0.01)

@@ -14,11 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common.errors import TrainingError, exit_on_error
-from common.models import BaseLanguageModel, Decoder
-from common.training import Callback, Trainer, checkpoint
+from common.models import BaseLanguageModel, Decoder, checkpoint
+from common.models.shards import is_sharded
+from common.training import Callback, Trainer
+from common.training.checkpoints import latest_checkpoint
 from common.training.distributed import DistributedContext, join_context
 from common.training.optimizer_state import sharded_parameters
-from common.training.sharded import gathered, is_part
+from common.training.sharded import gathered
 from common.training.training_state import pack_state, unpack_state
 from common.utils import start_experiment
 from common.utils.paths import get_runs_dir
@@ -87,7 +89,7 @@ def everything(trainer: Trainer) -> Tensors:
     """Whatever a checkpoint has, whole, but for the random states; all processes call it."""
     _, weights, tensors = pack_state(trainer)
     return {
-        name: (tensor.full_tensor() if is_part(tensor) else tensor).clone()  # type: ignore[attr-defined]  # DTensor
+        name: (tensor.full_tensor() if is_sharded(tensor) else tensor).clone()  # type: ignore[attr-defined]  # DTensor
         for name, tensor in (weights | tensors).items()
         if not name.startswith("rng.")
     }
@@ -110,7 +112,7 @@ def read(name: str, written: str, way: str, context: DistributedContext, folder:
     trainer = trainer_of(name, way, context)
     directory = get_runs_dir() / f"{name}_{written}" / "checkpoints"
     parts = sharded_parameters(trainer.model, trainer.optimizer)
-    saved = checkpoint.latest_checkpoint(directory, "cpu", context, parts)
+    saved = latest_checkpoint(directory, "cpu", context, parts)
     assert saved is not None
     unpack_state(trainer, saved, anyway=False)
     found, expected = everything(trainer), load_file(folder / f"{name}_{written}.safetensors")
@@ -139,15 +141,15 @@ def main(folder: Path) -> None:
 def change_a_copy(context: DistributedContext) -> None:
     """What would be lost is refused, and a gathered model is saved as the class that it was."""
     model = trainer_of("plain", "fsdp", context).model
-    assert any(map(is_part, model.parameters()))
+    assert any(map(is_sharded, model.parameters()))
     changed = pytest.raises(TrainingError, match="weights were changed")
     with changed, gathered(model), torch.no_grad():
         next(model.parameters()).add_(1.0)
-    assert all(map(is_part, model.parameters()))
+    assert all(map(is_sharded, model.parameters()))
     with gathered(model), gathered(model):
         assert checkpoint.identity_of(model)["class"].endswith("decoder.Decoder")
-        assert not any(map(is_part, model.parameters()))
-    assert all(map(is_part, model.parameters()))
+        assert not any(map(is_sharded, model.parameters()))
+    assert all(map(is_sharded, model.parameters()))
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from common.training import checkpoint
+from common.training.checkpoints import steps_in
 from common.utils import query_experiments
 from common.utils.paths import REPOSITORY_ROOT, get_runs_dir
 from tests.conftest import RunTool
@@ -78,10 +78,10 @@ def config(tmp_path: Path) -> Path:
 def train_until_killed(how: str, *arguments: object) -> str:
     """What was printed; after it no process is left."""
     folder = get_runs_dir() / "killed" / "checkpoints"
-    before = checkpoint.steps_in(folder)[-1:]
+    before = steps_in(folder)[-1:]
     with torchrun(2, BASELINE / "train.py", *arguments) as process:
         deadline = time.monotonic() + 90
-        while checkpoint.steps_in(folder)[-1:] == before:
+        while steps_in(folder)[-1:] == before:
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline
             time.sleep(0.01)

@@ -13,7 +13,8 @@ from common.data.batch import Batch
 from common.errors import TrainingError
 from common.experiments.run import Run
 from common.models import Decoder
-from common.training import Callback, Trainer, TrainingConfig, checkpoint
+from common.training import Callback, Trainer, TrainingConfig
+from common.training.checkpoints import steps_in
 from common.training.config import OptimizerConfig, ScheduleConfig
 from common.training.precision import LossScaler
 from common.training.schedules import learning_rate_factor
@@ -205,4 +206,4 @@ def test_what_no_scale_helps_is_divergence(gradient_only: bool, reason: str) -> 
     run.finish("failed")
     for mine, its in zip(model.parameters(), before, strict=True):
         assert torch.equal(mine, its)
-    assert all(step < 6 for step in checkpoint.steps_in(run.directory / "checkpoints"))
+    assert all(step < 6 for step in steps_in(run.directory / "checkpoints"))

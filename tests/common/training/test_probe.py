@@ -135,7 +135,7 @@ def test_a_measured_precision_trains_as_the_same_one_by_name(attack: Attack) -> 
 
 def test_a_killed_run_keeps_the_precision_that_was_measured(attack: Attack) -> None:
     """Whatever a new measurement says: here the kept one is made to prefer another."""
-    strike = call("checkpoint:delete_old_checkpoints", 7, after=True)
+    strike = call("training.checkpoints:delete_old_checkpoints", 7, after=True)
     process = train(attack, "kept", "muon", *AUTO, strikes=(strike,))
     assert process.code == -signal.SIGKILL
     precision = json.loads((get_runs_dir() / "kept" / "manifest.json").read_text())["precision"]
@@ -222,7 +222,9 @@ def test_a_signal_while_measuring_leaves_a_run_that_can_be_resumed(
 ) -> None:
     (get_assets_dir() / "cache" / "probes.json").unlink(missing_ok=True)
     name = f"measuring_{number.name}"
-    process = train(attack, name, "muon", *AUTO, strikes=(call("probe:_pass", 2, number=number),))
+    process = train(
+        attack, name, "muon", *AUTO, strikes=(call("training.probe:_pass", 2, number=number),)
+    )
     assert process.code == (130 if number == signal.SIGINT else -number), process.output
     assert "Traceback" not in process.output
     assert status(name) == ("interrupted" if number == signal.SIGINT else "died")

@@ -26,7 +26,8 @@ from apps.reproduction.reproduce import changed_resumes
 from common.experiments import store
 from common.experiments.catalogue import Catalogue
 from common.experiments.log import read_log
-from common.training import checkpoint
+from common.models import checkpoint
+from common.training.checkpoints import steps_in
 from common.training.config import FREE_ON_RESUME
 from common.utils import query_experiments
 from common.utils.files import sha256_of
@@ -333,7 +334,7 @@ def test_a_run_killed_while_it_is_set_up_can_be_resumed_and_spoils_no_other(
 def test_a_run_killed_before_its_first_checkpoint_starts_again(lab: Lab, whole: str) -> None:
     process = lab.train("early", signal_at=(1, "step_20", signal.SIGKILL))
     assert process.code == -signal.SIGKILL
-    assert last_step("early") == 14 and checkpoint.steps_in(checkpoints("early")) == []
+    assert last_step("early") == 14 and steps_in(checkpoints("early")) == []
     process = lab.resume("early")
     assert process.code == 0 and "from the beginning" in process.output
     assert_same_run("early", whole)
@@ -352,7 +353,7 @@ def test_a_run_killed_after_its_last_step_is_finished_by_a_resume(lab: Lab, whol
     # The file of samples is opened for the last time after the last checkpoint.
     process = lab.train("last", signal_at=(4, "last/samples.jsonl", signal.SIGKILL))
     assert process.code == -signal.SIGKILL
-    assert checkpoint.steps_in(checkpoints("last"))[-1] == MAX_STEPS
+    assert steps_in(checkpoints("last"))[-1] == MAX_STEPS
     assert lab.resume("last").code == 0
     assert_same_run("last", whole)
 
@@ -373,7 +374,7 @@ def test_a_signal_saves_the_step_and_marks_the_run_interrupted(
     process = lab.stop_at(name, 56, number)
     assert process.code == 128 + number
     assert status(name) == "interrupted"
-    step = checkpoint.steps_in(checkpoints(name))[-1]
+    step = steps_in(checkpoints(name))[-1]
     assert step >= 56
     last_line = process.output.strip().splitlines()[-1]
     assert f"interrupted at step {step}" in last_line and f"--name {name} --resume" in last_line
@@ -385,7 +386,7 @@ def test_a_signal_saves_the_step_and_marks_the_run_interrupted(
 def test_a_signal_in_an_evaluation_is_obeyed_after_the_next_step(lab: Lab, whole: str) -> None:
     process = lab.train("judged", signal_at=(1, "judged/samples.jsonl", signal.SIGTERM))
     assert process.code == 143 and status("judged") == "interrupted"
-    assert checkpoint.steps_in(checkpoints("judged"))[-1] == 31
+    assert steps_in(checkpoints("judged"))[-1] == 31
     assert lab.resume("judged").code == 0
     assert_same_run("judged", whole)
 
@@ -404,7 +405,7 @@ def test_a_signal_in_the_last_evaluation_marks_the_run_interrupted(
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(lab: Lab, whole: str) -> None:
     lab.stop_at("damaged", 70, signal.SIGKILL)
-    *_, newest = checkpoint.steps_in(checkpoints("damaged"))
+    *_, newest = steps_in(checkpoints("damaged"))
     file = checkpoints("damaged") / f"step_{newest}" / "training.safetensors"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -654,7 +655,7 @@ def test_a_disk_that_runs_full_ends_in_one_line_and_the_run_resumes_on_a_larger_
     )
     assert_refused(process, "error [checkpoint]: cannot save", "space", "hint: ")
     assert status("full") == "failed"
-    steps = checkpoint.steps_in(disk / "checkpoints")
+    steps = steps_in(disk / "checkpoints")
     assert len(steps) >= 3
     for step in steps:
         checkpoint.verify(disk / "checkpoints" / f"step_{step}")

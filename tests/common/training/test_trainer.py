@@ -18,7 +18,8 @@ from common.data.loader import ShuffledWindows
 from common.errors import CheckpointError, ResearchError, TrainingError
 from common.experiments.run import Run
 from common.models import BaseLanguageModel, Decoder
-from common.training import Callback, Evaluator, Trainer, TrainingConfig, checkpoint
+from common.training import Callback, Evaluator, Trainer, TrainingConfig
+from common.training.checkpoints import best_checkpoint, latest_checkpoint, steps_in
 from common.training.config import OptimizerConfig, ScheduleConfig
 from common.utils import query_experiments, start_experiment
 
@@ -351,8 +352,8 @@ def test_early_stopping_ends_after_its_patience_and_keeps_the_best(
     trainer.fit()
     assert trainer.step == 20  # the best at 5, then three without gain
     directory = run.directory / "checkpoints"
-    assert checkpoint.best_checkpoint(directory).name == "step_5"
-    assert checkpoint.steps_in(directory) == [5, 15, 20]
+    assert best_checkpoint(directory).name == "step_5"
+    assert steps_in(directory) == [5, 15, 20]
     assert [r["step"] for r in rows_of(run) if r["split"] == "val"] == [5, 10, 15, 20]
 
 
@@ -393,7 +394,7 @@ def test_the_best_checkpoint_is_found_by_the_same_batches_at_every_step(
         Better(), Batches(), config(), val_data=[hard, easy], quick_val_data=[easy], run=run
     )
     assert trainer.fit()["loss"] > 3
-    assert checkpoint.best_checkpoint(run.directory / "checkpoints").name == "step_6"
+    assert best_checkpoint(run.directory / "checkpoints").name == "step_6"
     assert trainer.best_loss < 2
 
 
@@ -427,7 +428,7 @@ def test_a_callback_that_stops_training_leaves_a_checkpoint_of_the_final_weights
     trainer = Trainer(model, Batches(), config(), run=run, callbacks=[StopAtFour()])
     trainer.fit()
     assert trainer.step == 4
-    latest = checkpoint.latest_checkpoint(run.directory / "checkpoints")
+    latest = latest_checkpoint(run.directory / "checkpoints")
     assert latest is not None and latest.state["step"] == 4
     loaded = Decoder.load_checkpoint(latest.path)
     assert torch.equal(loaded.token_embedding.weight, model.token_embedding.weight)
@@ -693,7 +694,7 @@ def test_checkpoints_are_the_latest_few_and_the_one_with_the_lowest_validation_l
     directory = run.directory / "checkpoints"
     best = min(losses, key=lambda step: losses[step])
     assert 2 < best < 36
-    assert checkpoint.steps_in(directory) == [best, 36, 38, 40]
-    path = checkpoint.best_checkpoint(directory)
+    assert steps_in(directory) == [best, 36, 38, 40]
+    path = best_checkpoint(directory)
     assert path.name == f"step_{best}"
     assert Evaluator(Valley.load_checkpoint(path)).evaluate(val)["loss"] == losses[best]

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from common.experiments import store
-from common.training import checkpoint
+from common.models import checkpoint
+from common.training.checkpoints import latest_checkpoint, steps_in
 from common.utils.paths import get_runs_dir
 from tests.common.training.attack_lab import (
     MAX_STEPS,
@@ -59,24 +60,24 @@ def test_the_runs_that_are_attacked_have_something_to_lose(attack: Attack) -> No
 
 # (function, calls in a whole run): the places where a kill hurts most.
 MOMENTS = {
-    "trainer:Trainer._backward": 120,
-    "trainer:Trainer._update_weights": 40,
-    "ema:WeightAverage.update": 40,
-    "ema:WeightAverage._swap": 16,
-    "trainer:Trainer._log": 13,
-    "evaluator:Evaluator.evaluate": 8,
-    "evaluator:Evaluator.generate_samples": 8,
-    "callbacks.early_stopping:EarlyStopping.on_evaluate": 8,
-    "checkpoint_writer:CheckpointWriter.write": 16,
-    "checkpoint:_write_files": 16,
-    "checkpoint:fsync_file": 64,
-    "checkpoint:fsync_dir": 32,
-    "checkpoint:delete_old_checkpoints": 16,
-    "checkpoint:mark_best": 8,
-    "training_state:unpack_optimizer": 1,
-    "ema:WeightAverage.load": 1,
-    "callbacks.samples:Samples.on_train_start": 1,
-    "trainer:Trainer.resume": 1,
+    "training.trainer:Trainer._backward": 120,
+    "training.trainer:Trainer._update_weights": 40,
+    "training.ema:WeightAverage.update": 40,
+    "training.ema:WeightAverage._swap": 16,
+    "training.trainer:Trainer._log": 13,
+    "training.evaluator:Evaluator.evaluate": 8,
+    "training.evaluator:Evaluator.generate_samples": 8,
+    "training.callbacks.early_stopping:EarlyStopping.on_evaluate": 8,
+    "training.checkpoints:CheckpointWriter.write": 16,
+    "models.checkpoint:_write_tensors": 16,
+    "models.checkpoint:fsync_file": 64,
+    "models.checkpoint:fsync_dir": 32,
+    "training.checkpoints:delete_old_checkpoints": 16,
+    "training.checkpoints:mark_best": 8,
+    "training.training_state:unpack_optimizer": 1,
+    "training.ema:WeightAverage.load": 1,
+    "training.callbacks.samples:Samples.on_train_start": 1,
+    "training.trainer:Trainer.resume": 1,
 }
 # What comes only with a resume is struck more often than its share of the time.
 IN_A_RESUME = [moment for moment, calls in MOMENTS.items() if calls == 1]
@@ -153,7 +154,7 @@ def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_no_half_of_it(
     name = f"deleting_{count}"
     strike = {"call": "os:rmdir", "count": count, "after": False, "signal": int(signal.SIGKILL)}
     assert train(attack, name, "adamw", strikes=(strike,)).code == -signal.SIGKILL
-    for step in checkpoint.steps_in(checkpoints(name)):
+    for step in steps_in(checkpoints(name)):
         checkpoint.verify(checkpoints(name) / f"step_{step}")
     process = resume(attack, name)
     assert process.code == 0, process.output
@@ -174,7 +175,7 @@ def test_every_flipped_byte_and_every_cut_is_found(
     run = "flipped"
     if not checkpoints(run).exists():
         killed_with_two_checkpoints(attack, run)
-    *_, before, newest = checkpoint.steps_in(checkpoints(run))
+    *_, before, newest = steps_in(checkpoints(run))
     file = checkpoints(run) / f"step_{newest}" / name
     content = file.read_bytes()
     draw = random.Random(1)
@@ -190,7 +191,7 @@ def test_every_flipped_byte_and_every_cut_is_found(
                 with pytest.raises(checkpoint.CheckpointError, match=f"step_{newest} is damaged"):
                     checkpoint.verify(file.parent)
         capsys.readouterr()
-        found = checkpoint.latest_checkpoint(checkpoints(run))
+        found = latest_checkpoint(checkpoints(run))
         assert found is not None and found.state["step"] == before
         assert f"step_{newest} is damaged" in capsys.readouterr().err
     finally:
@@ -264,7 +265,7 @@ def test_training_starts_again_when_every_checkpoint_is_damaged(attack: Attack) 
 def test_the_mark_of_the_best_checkpoint_is_written_again(attack: Attack, content: str) -> None:
     """The run has its best behind it when it is killed, and comes to no better one."""
     name = f"marked_{len(content)}"
-    strike = call("trainer:Trainer._log", 7)  # at step 21
+    strike = call("training.trainer:Trainer._log", 7)  # at step 21
     assert train(attack, name, "adamw", strikes=(strike,)).code == -signal.SIGKILL
     (checkpoints(name) / "best.json").write_text(content)
     if content != '{"step": 16, "loss": 0.1}':
@@ -277,9 +278,9 @@ def test_the_mark_of_the_best_checkpoint_is_written_again(attack: Attack, conten
 
 def test_a_mark_is_forgotten_with_the_checkpoints_before_it(attack: Attack) -> None:
     name = "forgotten"
-    strike = call("checkpoint:delete_old_checkpoints", 7, after=True)
+    strike = call("training.checkpoints:delete_old_checkpoints", 7, after=True)
     assert train(attack, name, "muon", strikes=(strike,)).code == -signal.SIGKILL
-    for step in checkpoint.steps_in(checkpoints(name)):
+    for step in steps_in(checkpoints(name)):
         flip(checkpoints(name) / f"step_{step}" / "state.json")
     (checkpoints(name) / "best.json").write_text("?")
     process = resume(attack, name)
@@ -300,7 +301,7 @@ def test_a_disk_that_runs_full_ends_in_one_line_and_the_run_goes_on_with_more_sp
     (get_runs_dir() / name).symlink_to(disk)
     process = train(attack, name, variant, "training.keep_checkpoints=1000")
     assert "cannot save" in error_of(process) and "space" in process.output
-    steps = checkpoint.steps_in(disk / "checkpoints")
+    steps = steps_in(disk / "checkpoints")
     assert len(steps) >= 3 and steps[-1] < MAX_STEPS
     for step in steps:
         checkpoint.verify(disk / "checkpoints" / f"step_{step}")
@@ -329,15 +330,17 @@ def test_a_full_disk_that_holds_the_log_too(
 # --- signals ---------------------------------------------------------------------------------------
 
 PHASES = {
-    "a pass of an accumulation": call("trainer:Trainer._backward", 50, number=0),
-    "the update": call("trainer:Trainer._update_weights", 14, number=0),
-    "a save": call("checkpoint:_write_files", 6, number=0),
-    "the end of a save": call("checkpoint:delete_old_checkpoints", 6, number=0),
-    "an evaluation": call("evaluator:Evaluator.evaluate", 3, number=0),
-    "sampling": call("evaluator:Evaluator.generate_samples", 3, number=0),
-    "the evaluation that stops training": call("evaluator:Evaluator.evaluate", 5, number=0),
-    "the last evaluation": call("evaluator:Evaluator.evaluate", 6, number=0),
-    "the last save": call("checkpoint:_write_files", 10, number=0),
+    "a pass of an accumulation": call("training.trainer:Trainer._backward", 50, number=0),
+    "the update": call("training.trainer:Trainer._update_weights", 14, number=0),
+    "a save": call("models.checkpoint:_write_tensors", 6, number=0),
+    "the end of a save": call("training.checkpoints:delete_old_checkpoints", 6, number=0),
+    "an evaluation": call("training.evaluator:Evaluator.evaluate", 3, number=0),
+    "sampling": call("training.evaluator:Evaluator.generate_samples", 3, number=0),
+    "the evaluation that stops training": call(
+        "training.evaluator:Evaluator.evaluate", 5, number=0
+    ),
+    "the last evaluation": call("training.evaluator:Evaluator.evaluate", 6, number=0),
+    "the last save": call("models.checkpoint:_write_tensors", 10, number=0),
 }
 
 
@@ -355,7 +358,7 @@ def test_a_signal_in_any_phase_is_obeyed_and_the_run_goes_on_exactly(
         last_line = process.output.strip().splitlines()[-1]
         assert "interrupted at step" in last_line and f"--name {name} --resume" in last_line
         assert status(name) == "interrupted"
-        newest = checkpoint.steps_in(checkpoints(name))[-1]
+        newest = steps_in(checkpoints(name))[-1]
         assert f"interrupted at step {newest}," in last_line
         process = resume(attack, name)
         assert process.code == 0, process.output
@@ -368,9 +371,9 @@ def test_a_second_signal_ends_the_run_at_once(
     attack: Attack, variant: str, number: signal.Signals
 ) -> None:
     """In the same optimizer step, which is lost then, and in the save that the first one led to."""
-    for place in ("trainer:Trainer._backward", "checkpoint:fsync_file"):
-        name = f"second_{number.name}_{variant}_{place[:7]}"
-        first = call("trainer:Trainer._backward", 50, number=number)
+    for place in ("training.trainer:Trainer._backward", "models.checkpoint:fsync_file"):
+        name = f"second_{number.name}_{variant}_{place[:6]}"
+        first = call("training.trainer:Trainer._backward", 50, number=number)
         second = call(place, 51 if "trainer" in place else 31, number=number)
         process = train(attack, name, variant, strikes=(first, second))
         assert process.code == (130 if number == signal.SIGINT else -signal.SIGTERM)
@@ -385,9 +388,9 @@ def test_a_second_signal_ends_the_run_at_once(
 @pytest.mark.parametrize(
     "place",
     [
-        "trainer:Trainer.resume",
-        "training_state:unpack_optimizer",
-        "callbacks.samples:Samples.on_train_start",
+        "training.trainer:Trainer.resume",
+        "training.training_state:unpack_optimizer",
+        "training.callbacks.samples:Samples.on_train_start",
     ],
 )
 def test_a_signal_in_a_resume_changes_nothing(

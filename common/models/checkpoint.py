@@ -1,0 +1,333 @@
+"""The folder of a checkpoint: atomic, complete, exact. The only module that knows its layout.
+
+    step_200/
+        model.safetensors       weights
+        training.safetensors    optimizer moments and random states (training checkpoints only)
+        state.json              model class and arguments, step, everything that is not a tensor
+        SHA256SUMS              of the files above, as `sha256sum -c` reads it
+
+Of a sharded model, `shard-*.safetensors` take the place of the first two (see shards.py): each rank
+writes one, and any number of processes can read them.
+
+A folder is written under another name, fsynced and renamed, so `step_200` is always whole. Nothing
+is read with pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model as load_weights
+from torch import nn
+
+from common.errors import CheckpointError, ResearchError, did_you_mean
+from common.models import shards
+from common.models.quantize import quantize_as_saved
+from common.utils.files import fsync_dir, fsync_file, read_json, sha256_of
+
+M = TypeVar("M", bound=nn.Module)
+_TRAINING_KINDS = {
+    "step": int,
+    "tokens": int,
+    "log_rows": int,
+    "fingerprint": dict,
+    "training": dict,
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose checksums are right.
+
+    Args:
+        device: where its tensors are read to.
+        parts: which tensors to split, and how: what is called `optimizer.3.exp_avg` as `optimizer.3`,
+            `trained.head.weight` or `callback.Mine.0.mean.head.weight` as `head.weight`.
+    """
+
+    path: Path
+    state: dict[str, Any]
+    device: str | torch.device = "cpu"
+    parts: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything but the weights of the model."""
+        if _is_whole(self.path) and not self.parts:
+            file = self.path / "training.safetensors"
+            return load_file(file, device=str(self.device)) if file.exists() else {}
+        return shards.read_training(self.path, self._template, self.device)
+
+    def _template(self, name: str) -> torch.Tensor | None:
+        words = name.split(".")
+        keys = [".".join(words[:2]), *(".".join(words[start:]) for start in range(1, len(words)))]
+        return next((self.parts[key] for key in keys if key in self.parts), None)
+
+
+def save_model(model: nn.Module, path: Path, state: Mapping[str, Any]) -> Path:
+    """Write weights, arguments and `state` (JSON) to the folder `path`, replacing what is there."""
+    return save_checkpoint(path, weights_of(model), {"model": identity_of(model), **state}, {})
+
+
+def identity_of(model: nn.Module) -> dict[str, Any]:
+    """What `load_model` needs to build a BaseLanguageModel again."""
+    kind = shards.class_of(model)
+    identity = {
+        "class": f"{kind.__module__}.{kind.__qualname__}",
+        "vocab_size": model.vocab_size,
+        "arguments": model.arguments,
+    }
+    return identity | ({"quantization": model.quantization} if model.quantization else {})
+
+
+def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers by name; those that share memory (tied) once."""
+    kept = model.state_dict().keys()
+    found = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tensor.detach() for name, tensor in found if name in kept}
+
+
+def save_checkpoint(
+    path: Path,
+    weights: Mapping[str, torch.Tensor],
+    state: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+) -> Path:
+    """Write a checkpoint folder. On an error (a full disk, say) nothing of it remains.
+
+    `state["model"]` is what `identity_of` says; `tensors` is everything but the weights.
+    """
+    building = temporary_folder(path)
+    try:
+        make_empty(building)
+        files = [*_write_tensors(building, weights, tensors), write_state(building, state)]
+        publish(building, path, seal(files))
+    except (OSError, SafetensorError) as error:
+        raise save_error(path, str(error)) from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return path
+
+
+# The steps of a save, also for checkpoints that several processes write together.
+
+
+def temporary_folder(path: Path) -> Path:
+    """Where this process builds the checkpoint `path`."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def make_empty(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+
+
+def _write_tensors(
+    directory: Path, weights: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]
+) -> list[Path]:
+    files = []
+    for name, content in (("model", weights), ("training", tensors)):
+        if content:
+            files.append(directory / f"{name}.safetensors")
+            save_file({key: tensor.contiguous() for key, tensor in content.items()}, files[-1])
+    return files
+
+
+def write_state(directory: Path, state: Mapping[str, Any]) -> Path:
+    (directory / "state.json").write_text(json.dumps(state, indent=2))
+    return directory / "state.json"
+
+
+def seal(files: Iterable[Path]) -> list[str]:
+    """Flush `files` to the disk. Returns their lines of SHA256SUMS."""
+    lines = []
+    for file in files:
+        fsync_file(file)
+        lines.append(_checksum(file))
+    return lines
+
+
+def publish(building: Path, path: Path, lines: Iterable[str]) -> None:
+    """Add SHA256SUMS of these lines to a finished folder, and give it its name in place of what had it."""
+    sums = building / "SHA256SUMS"
+    sums.write_text("".join(sorted(lines, key=lambda line: line.split("  ")[1])))
+    fsync_file(sums)
+    fsync_dir(building)
+    delete(replaced(path))
+    if path.exists():
+        path.rename(replaced(path))
+    building.rename(path)
+    fsync_dir(path.parent)
+    delete(replaced(path))
+
+
+def save_error(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"cannot save {path}: {reason}", "free some disk space; earlier checkpoints are whole"
+    )
+
+
+def delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def replaced(path: Path) -> Path:
+    """Where a checkpoint is while a new one takes its place; a kill may leave only this one."""
+    return path.with_name(f".{path.name}.replaced")
+
+
+def verify(path: Path) -> None:
+    """Raise CheckpointError when the folder is missing, incomplete, or any byte of it has changed."""
+    sums = path / "SHA256SUMS"
+    if not sums.is_file():
+        near = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, near) if near else "check the path"
+        raise CheckpointError(f"{path} is not a checkpoint", hint)
+    try:
+        found = _checksums(path)
+    except OSError as error:  # it cannot be read, or is a folder
+        raise CheckpointError(
+            f"checkpoint {path} is damaged: {error}", "use an earlier one"
+        ) from error
+    if sums.read_bytes() != found.encode():
+        recorded = sums.read_text(errors="replace").splitlines()
+        wrong = [line.partition("  ")[2] for line in found.splitlines() if line not in recorded]
+        raise CheckpointError(
+            f"checkpoint {path} is damaged: {', '.join(wrong) or 'SHA256SUMS'}",
+            "use an earlier one",
+        )
+
+
+def _checksums(directory: Path) -> str:
+    """What SHA256SUMS has to say: a line for every other file, in the order of their names."""
+    files = sorted(file for file in directory.iterdir() if file.name != "SHA256SUMS")
+    return "".join(map(_checksum, files))
+
+
+def _checksum(file: Path) -> str:
+    return f"{sha256_of(file)}  {file.name}\n"
+
+
+def _is_whole(path: Path) -> bool:
+    return (path / "model.safetensors").exists()
+
+
+def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Checkpoint:
+    """Read a checkpoint without its weights. Raises CheckpointError when it is not whole."""
+    if not path.exists() and replaced(path).exists():
+        path = replaced(path)
+    verify(path)
+    return Checkpoint(path, read_state(path), device)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The state.json of the checkpoint `path`. Raises CheckpointError where it is none of a checkpoint."""
+    state = read_json(path / "state.json", CheckpointError)
+    with state_errors(path):
+        model = state["model"]
+        wrong = [
+            *_wrong_keys(model, {"class": str, "vocab_size": int, "arguments": dict}),
+            *_wrong_keys(
+                model, {"quantization": dict} if model.get("quantization") is not None else {}
+            ),
+            *_wrong_keys(state, _TRAINING_KINDS if "param_groups" in state else {}),
+        ]
+    if wrong:
+        raise _no_state(path, f"{wrong[0]} is missing, or of another kind or size")
+    return dict(state)
+
+
+def _wrong_keys(values: Mapping[str, Any], kinds: Mapping[str, type]) -> list[str]:
+    def fits(value: Any, kind: type) -> bool:
+        if isinstance(value, int):
+            return kind is int and 0 <= value < 2**63 and not isinstance(value, bool)
+        return isinstance(value, kind)
+
+    return [key for key, kind in kinds.items() if not fits(values.get(key), kind)]
+
+
+@contextmanager
+def state_errors(path: Path) -> Iterator[None]:
+    """Make what the values of a state.json that was edited cause in the block a CheckpointError."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise _no_state(path, f"{type(error).__name__}: {reason}") from error
+
+
+def _no_state(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path / 'state.json'} does not describe a checkpoint: {reason}", "use an earlier one"
+    )
+
+
+def load_model(target: M | type[M], path: str | Path, device: str | torch.device = "cpu") -> M:
+    """Fill `target` with the weights at `path`, or build it first when it is a class.
+
+    A class stands for its imported subclasses too: the one that was saved is built. A model that is
+    given stays on its device. Raises CheckpointError for a damaged checkpoint or other shapes.
+    """
+    saved = load_checkpoint(Path(path))
+    model = target if isinstance(target, nn.Module) else _build(target, saved).to(device)
+    fill_model(model, saved)
+    return model
+
+
+def _build(base: type[M], saved: Checkpoint) -> M:
+    identity = saved.state["model"]
+    kind = _saved_class(base, identity["class"])
+    try:
+        return kind(identity["vocab_size"], **identity["arguments"])
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, ResearchError) as error:
+        raise CheckpointError(
+            f"{saved.path} holds a {identity['class']}, which is no {kind.__name__}: {error}"
+        ) from error
+
+
+def _saved_class(base: type[M], name: str) -> type[M]:
+    # Found among the classes already imported: a file never decides what gets imported.
+    pending = [base]
+    while pending:
+        kind = pending.pop()
+        if f"{kind.__module__}.{kind.__qualname__}" == name:
+            return kind
+        pending.extend(kind.__subclasses__())
+    if getattr(base.forward, "__isabstractmethod__", False):
+        raise CheckpointError(f"the checkpoint holds a {name}", "import that class before loading")
+    return base  # which may have had another name
+
+
+def fill_model(model: nn.Module, saved: Checkpoint) -> None:
+    """Give `model`, or the shards of it that this process has, the weights of a checkpoint.
+
+    A model whose checkpoint is quantised becomes so.
+    """
+    if quantization := saved.state["model"].get("quantization"):
+        quantize_as_saved(model, quantization)
+    weights = weights_of(model)
+    if any(map(shards.is_sharded, weights.values())) or not _is_whole(saved.path):
+        shards.read_weights(saved.path, weights)
+        return
+    device = next(model.parameters()).device
+    try:
+        load_weights(model, saved.path / "model.safetensors", device=str(device))
+    except (RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"the weights at {saved.path} do not fit the model: {reason}"
+        ) from error
