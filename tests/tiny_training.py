@@ -33,14 +33,19 @@ def tiny_model() -> Decoder:
 
 
 def train(
-    *callbacks: Callback, run: Run | None = None, steps: int = 6, resume: bool = False
+    *callbacks: Callback,
+    run: Run | None = None,
+    steps: int = 6,
+    resume: bool = False,
+    quick: bool = False,
 ) -> Decoder:
-    """Logs every step, saves and evaluates every second one."""
+    """Logs every step, saves and evaluates every second one; `quick`: on other batches than at the end."""
     trainer = Trainer(
         tiny_model(),
         Batches(),
         TrainingConfig(max_steps=steps, eval_every_steps=2, log_every_steps=1, device="cpu"),
         val_data=[Batches().batch(100)],
+        quick_val_data=[Batches().batch(101)] if quick else None,
         callbacks=callbacks,
         run=run,
     )

@@ -17,6 +17,7 @@ COLUMNS = (
     "parameters",
     "step",
     "best_loss",
+    "split",
     "tags",
     "config_hash",
     "diverged",

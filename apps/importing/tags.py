@@ -2,7 +2,7 @@
 
 The rule: when the first or the last part of a tag between slashes is the name of a split
 (`train/loss`, `loss/train`), or the tag begins with one and `_` (`val_loss`), that is its split and
-the rest its metric. Other tags keep their name, on the split `train`. `training` counts as `train`;
+the rest its metric; `val_quick/loss` is on `val_quick`. Other tags keep their name, on the split `train`. `training` counts as `train`;
 `valid`, `validation`, `dev`, `eval` and `evaluation` as `val`; `testing` as `test`.
 A tag (or a rest) `epoch` fills the column `epoch` of all rows of its step.
 
@@ -19,10 +19,12 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from apps.importing.foreign import tidy_text
+from common.experiments.metrics import VAL_QUICK
 from common.experiments.store import RESERVED_NAMES, make_row
 
 _WORDS = {
     "train": ("train", "training"),
+    VAL_QUICK: (VAL_QUICK,),
     "val": ("val", "valid", "validation", "dev", "eval", "evaluation"),
     "test": ("test", "testing"),
 }

@@ -9,19 +9,22 @@ from apps.launching.search import Goal, summaries_of
 from apps.launching.sweep import Sweep, Trial, short
 from common.errors import ExperimentError
 from common.experiments.catalogue import Catalogue
+from common.experiments.metrics import preferred_split
 from common.experiments.reports import Report
 from common.utils.files import read_json
 from common.utils.paths import display_path
 
 
 def ranking(trials: Sequence[Trial], goal: Goal) -> Report:
-    """The trials by their best value, as `query_experiments.py --best` counts it; those that diverged or
-    ended otherwise before the end, and those without a value, last."""
-    summaries = summaries_of(goal.metric, [trial.name for trial in trials])
+    """The trials by their best value, as `query_experiments.py --best` counts it; after them those that
+    have a value on `val_quick` alone, then those that diverged or ended otherwise before the end, and
+    those without a value."""
+    summaries = summaries_of(goal.metric, [trial.name for trial in trials], quick_too=True)
+    judge = preferred_split(summary.split for summary in summaries.values()) if summaries else None
     statuses = {run.name: run.status for run in Catalogue().overview(archived=True)}
     keys = list(dict.fromkeys(key for trial in trials for key in trial.values))
     sign = 1 if goal.direction == "min" else -1
-    lines: list[tuple[tuple[bool, bool, float], list[object]]] = []
+    lines: list[tuple[tuple[bool, bool, bool, float], list[object]]] = []
     for trial in trials:
         summary = summaries.get(trial.name)
         diverged = summary is not None and summary.diverged
@@ -29,7 +32,8 @@ def ranking(trials: Sequence[Trial], goal: Goal) -> Report:
         status = "failed" if trial.failed else statuses.get(trial.name, "not started")
         status = "diverged" if diverged and status == "finished" else status
         whole = status in ("finished", "running")
-        order = (value is None, not whole, 0.0 if value is None else sign * value)
+        quick = summary is not None and summary.split != judge
+        order = (value is None, not whole, quick, 0.0 if value is None else sign * value)
         row: list[object] = [trial.name, value]
         row += [summary.best_step(goal.direction), summary.split] if summary else [None, None]
         row += [status, *(short(trial.values.get(key, "")) for key in keys)]

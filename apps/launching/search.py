@@ -11,7 +11,7 @@ from apps.launching.space import Parameter
 from apps.launching.sweep import Sweep, Trial
 from common.errors import ConfigError, MissingPackageError, did_you_mean
 from common.experiments.catalogue import Catalogue
-from common.experiments.metrics import MetricSummary, preferred_split
+from common.experiments.metrics import MetricSummary, judging_summaries
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -156,14 +156,13 @@ def import_optuna() -> Any:
     return optuna
 
 
-def summaries_of(metric: str, names: Sequence[str]) -> dict[str, MetricSummary]:
-    """{experiment: its summary of `metric`}, on the one split that judges all of them."""
+def summaries_of(
+    metric: str, names: Sequence[str], *, quick_too: bool = False
+) -> dict[str, MetricSummary]:
+    """{experiment: its summary of `metric`}, as `judging_summaries` chooses them."""
     wanted = set(names)
     found = [summary for summary in Catalogue().summaries(metric) if summary.name in wanted]
-    if not found:
-        return {}
-    split = preferred_split(summary.split for summary in found)
-    return {summary.name: summary for summary in found if summary.split == split}
+    return judging_summaries(found, quick_too=quick_too)
 
 
 def missing_metric(metric: str, name: str) -> ConfigError:

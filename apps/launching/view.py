@@ -80,8 +80,9 @@ class View:
         parts += [f"and {len(running) - 2} more"] if len(running) > 2 else []
         parts += [f"{elsewhere} elsewhere"] if elsewhere else []
         parts += [f"[red]{failed} failed[/red]"] if failed else []
-        name, value = ranking(self._sweep.trials(), self._goal).rows[0][1:3]
-        parts += [f"best {escape(str(name))} {value:.4g}"] if isinstance(value, float) else []
+        _, name, value, _, split, *_ = ranking(self._sweep.trials(), self._goal).rows[0]
+        if isinstance(value, float):
+            parts.append(escape(f"best {name} {value:.4g} ({split})"))
         text = "  ".join(part for part in parts if part)
         self._bar.update(self._task, completed=finished, text=text)
 
@@ -89,7 +90,7 @@ class View:
         run = overview.get(trial.name)
         if run is None or run.step is None:
             return f"{trial.name} begins"
-        loss = "" if run.best_loss is None else f" loss {run.best_loss:.4g}"
+        loss = "" if run.best_loss is None else f" {run.split} loss {run.best_loss:.4g}"
         return f"{trial.name} step {run.step}{loss}"
 
     def _result(self, trial: Trial) -> str:

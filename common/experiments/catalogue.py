@@ -19,6 +19,7 @@ from common.experiments.catalogue_cache import (
     update_cache,
 )
 from common.experiments.metrics import (
+    VAL_QUICK,
     MetricSummary,
     metric_direction,
     preferred_split,
@@ -35,6 +36,9 @@ _NOW = """(SELECT *, CASE state WHEN 'running' THEN
     ELSE duration END
     AS seconds FROM (SELECT *, CASE status WHEN 'running' THEN status_now(status, file)
     ELSE status END AS state FROM experiments WHERE archived <= ?))"""
+# Of the table `metrics`; the parameter is the metric again.
+_QUICK_ALONE = f"""split = '{VAL_QUICK}'
+    AND name NOT IN (SELECT name FROM metrics WHERE metric = ? AND split = 'val')"""
 _IN_USE = "name NOT IN (SELECT name FROM experiments WHERE archived)"
 
 
@@ -64,7 +68,8 @@ class Copy(NamedTuple):
 
 
 class Overview(NamedTuple):
-    """What a list shows of one run; `step` is the last one, `best_loss` of the split that judges it.
+    """What a list shows of one run; `step` is the last one, `best_loss` that of `split`, which judges it:
+    `val_quick` (see Trainer) until its whole validation split has been evaluated.
 
     Seeds of one configuration have the same `config_hash`.
     """
@@ -77,6 +82,7 @@ class Overview(NamedTuple):
     parameters: int | None
     step: int | None
     best_loss: float | None
+    split: str | None
     tags: list[str]
     note: str
     archived: bool
@@ -188,7 +194,7 @@ class Catalogue:
     def overview(self, archived: bool = False) -> list[Overview]:
         """Every run, oldest first, without reading its whole manifest."""
         rows = self._query(
-            f"""SELECT name, state, project, started, seconds, parameters, step, best_loss, tags, note,
+            f"""SELECT name, state, project, started, seconds, parameters, step, best_loss, split, tags, note,
             archived, config_hash FROM {_NOW} {_OLDEST_FIRST}""",
             (archived,),
         )
@@ -205,7 +211,7 @@ class Catalogue:
             CASE WHEN whole IS NULL THEN NULL WHEN whole < 60 THEN printf('%ds', whole)
                  WHEN whole < 3600 THEN printf('%dm%02ds', whole / 60, whole % 60)
                  ELSE printf('%dh%02dm', whole / 3600, whole / 60 % 60) END,
-            parameters, step, best_loss, tags
+            parameters, step, best_loss, split, tags
             FROM (SELECT *, CAST(round(seconds) AS INTEGER) AS whole FROM {_NOW}) {_OLDEST_FIRST}""",
             (archived,),
         )
@@ -287,8 +293,13 @@ class Catalogue:
     ) -> list[tuple[dict[str, Any], MetricSummary]]:
         """[(manifest, summary of the metric)] of the `top` runs (-1: all), diverged runs last.
 
-        Ranks by the best finite value on `split` (see `preferred_split`). Raises ExperimentError for
-        a metric or split nobody logged, and when it is not known whether more is better.
+        Ranks by the best finite value on `split` (None: see `preferred_split`). Where that is `val`
+        because nothing else was asked for, runs that have a value on `val_quick` alone, as unfinished
+        ones do, follow those with a value on `val`: a loss of few batches can be far below that of the
+        whole split, so it never ranks before one. `split="val_quick"` ranks all of them by few batches.
+
+        Raises ExperimentError for a metric or split nobody logged, and when it is not known whether
+        more is better.
         """
         splits = self.splits(metric)
         if not splits:
@@ -300,18 +311,28 @@ class Catalogue:
             raise ExperimentError(
                 f"is a higher or a lower '{metric}' better?", "add --max or --min"
             )
+        quick_too = split is None
         split = split or preferred_split(splits)
         if split not in splits:
             raise ExperimentError(f"no '{metric}' on split '{split}'", did_you_mean(split, splits))
         value, order = ("minimum", "ASC") if direction == "min" else ("maximum", "DESC")
         rows = self._query(
-            f"""SELECT * FROM metrics WHERE metric = ? AND split = ? AND {_IN_USE}
-            ORDER BY {value} IS NULL, last IS NULL OR abs(last) = 9e999, {value} {order}, name
+            f"""SELECT * FROM metrics WHERE metric = ? AND {_IN_USE}
+            AND (split = ? OR ? AND {_QUICK_ALONE})
+            ORDER BY {value} IS NULL, last IS NULL OR abs(last) = 9e999, split <> ?, {value} {order}, name
             LIMIT ?""",
-            (metric, split, top),
+            (metric, split, quick_too and split == "val", metric, split, top),
         )
         ranked = [MetricSummary(*row) for row in rows]
         return [(self.manifest(summary.name), summary) for summary in ranked]
+
+    def quick_alone(self, metric: str) -> list[str]:
+        """The runs that have `metric` on `val_quick`, but not on `val`."""
+        rows = self._query(
+            f"SELECT name FROM metrics WHERE metric = ? AND {_QUICK_ALONE} AND {_IN_USE} ORDER BY name",
+            (metric, metric),
+        )
+        return [name for (name,) in rows]
 
 
 def _manifest(

@@ -36,7 +36,7 @@ from common.utils.paths import get_experiments_dir
 
 _NAME = ".catalogue.sqlite"
 _LONGEST_WAIT_SECONDS = 2.0
-_SCHEMA_VERSION = 7
+_SCHEMA_VERSION = 8
 _SCHEMA = f"""
 DROP TABLE IF EXISTS files;
 DROP TABLE IF EXISTS experiments;
@@ -49,7 +49,7 @@ CREATE TABLE files (file TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, error
     replaces TEXT, head BLOB, consumed INTEGER, hides_nan INTEGER);
 CREATE TABLE experiments (name TEXT PRIMARY KEY, file TEXT, status TEXT, project TEXT, started TEXT,
     started_us INTEGER, since_us INTEGER, duration REAL, parameters INTEGER, step INTEGER,
-    best_loss REAL, tags TEXT, note TEXT, archived INTEGER, config_hash TEXT,
+    best_loss REAL, split TEXT, tags TEXT, note TEXT, archived INTEGER, config_hash TEXT,
     id TEXT, stored TEXT);  -- `stored`: its name in the file
 CREATE TABLE copies (file TEXT, id TEXT, original TEXT);
 CREATE INDEX experiments_by_id ON experiments (id);
@@ -434,6 +434,7 @@ def _facts(
     from common.experiments.comparison import config_hash
 
     losses = {s.split: s.minimum for s in summaries if s.metric == "loss"}
+    split = preferred_split(losses) if losses else None
     return (
         file,
         *(manifest[key] for key in ("status", "project", "started")),
@@ -442,7 +443,8 @@ def _facts(
         manifest["duration"],
         manifest["parameters"],
         max((summary.last_step for summary in summaries), default=None),
-        losses[preferred_split(losses)] if losses else None,
+        losses[split] if split is not None else None,
+        split,
         json.dumps(manifest["tags"]),
         _note(manifest.get("note")),
         False,

@@ -14,6 +14,7 @@ from common.experiments.catalogue import Catalogue
 from common.experiments.conditions import (
     changes_of,
     describe_differences,
+    holds_quick,
     other_tokens,
     seed_of,
     some_of,
@@ -228,7 +229,10 @@ def _groups(catalogue: Catalogue, names: Sequence[str]) -> tuple[dict[str, Group
 def _why_left_out(run: Mapping[str, Any], group: Group) -> str | None:
     if run["status"] != "finished":
         return f"it is {run['status']}"
-    reason = other_tokens(group.manifests[group.name], run)
+    named = group.manifests[group.name]
+    if holds_quick(named) != holds_quick(run):
+        return f"val holds losses of few batches in only one of it and {group.name}"
+    reason = other_tokens(named, run)
     return f"{reason} than {group.name}" if reason else None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from common.experiments.metrics import is_per_token
+from common.experiments.metrics import VAL_QUICK, is_per_token
 
 Manifest = Mapping[str, Any]
 CONDITIONS = ("precision", "compiled", "threads", "device", "cpu")
@@ -70,8 +70,23 @@ def _shown(key: str, value: Any) -> str:
 
 
 def why_incomparable(metric: str, split: str, base: Manifest, other: Manifest) -> str | None:
-    """Why two runs cannot be compared by `metric`: a loss per token is about the tokens, too."""
+    """Why two runs cannot be compared by `metric` on `split`: a loss per token is about the tokens, too,
+    and one of few batches about these."""
+    batches = _data(base).get(VAL_QUICK), _data(other).get(VAL_QUICK)
+    if split == VAL_QUICK and None not in batches and batches[0] != batches[1]:
+        return "other batches"
+    if split == "val" and holds_quick(base) != holds_quick(other):
+        return "an earlier version logged losses of few batches as val"
     return other_tokens(base, other, split) if is_per_token(metric) else None
+
+
+def holds_quick(manifest: Manifest) -> bool:
+    """Whether the run logged its evaluations of few batches as `val`, as earlier versions did; since
+    then they are logged as `val_quick`, of which a fingerprint is recorded."""
+    config = manifest.get("config")
+    training = config.get("training") if isinstance(config, Mapping) else None
+    few = training.get("eval_batches") if isinstance(training, Mapping) else None
+    return few is not None and bool(_data(manifest)) and VAL_QUICK not in _data(manifest)
 
 
 def other_tokens(base: Manifest, other: Manifest, split: str | None = None) -> str | None:

@@ -45,6 +45,9 @@ _PHRASES = (
     (r"\btrue (positive|negative)s?", "tpr"),
     (r"\b(train|training|test|val|valid|eval|dev)(?=(loss|error|acc|accuracy)\b)", r"\1 "),
 )
+# The split of evaluations on a part of the validation split, `val` (see Trainer): a curve to follow, but
+# no loss to compare with those of the whole split.
+VAL_QUICK = "val_quick"
 _TEST = _set("test testing")
 _TRAIN = _set("train training")
 _VALIDATION = _set("val valid validation eval evaluation dev development holdout heldout")
@@ -135,16 +138,31 @@ def _is_known(word: str) -> bool:
 
 
 def preferred_split(splits: Iterable[str]) -> str:
-    """The split that judges a run: test before validation (val, valid, eval, dev ...) before train
-    before any other."""
+    """The split that judges a run: test before validation (val, valid, eval, dev ...) before `val_quick`
+    before train before any other."""
     return min(splits, key=lambda split: (*_split_rank(split), split))
+
+
+def judging_summaries(
+    summaries: Iterable[MetricSummary], *, quick_too: bool = False
+) -> dict[str, MetricSummary]:
+    """{run: its summary} of one metric, on the split that judges all the runs. `quick_too`: where that
+    is `val`, a run that has no value there yet is in with the one on `val_quick`."""
+    found = list(summaries)
+    if not found:
+        return {}
+    split = preferred_split(summary.split for summary in found)
+    splits = [VAL_QUICK, split] if quick_too and split == "val" else [split]
+    return {s.name: s for split in splits for s in found if s.split == split}
 
 
 @lru_cache(maxsize=4096)
 def _split_rank(split: str) -> tuple[int, int]:
+    if split == VAL_QUICK:
+        return 2, 0
     words = _words(split)
-    kinds = enumerate((_TEST, _VALIDATION, _TRAIN))
-    rank = next((rank for rank, kind in kinds if not kind.isdisjoint(words)), 3)
+    kinds = ((0, _TEST), (1, _VALIDATION), (3, _TRAIN))
+    rank = next((rank for rank, kind in kinds if not kind.isdisjoint(words)), 4)
     return rank, len(words)  # `val` before `val_wiki`
 
 

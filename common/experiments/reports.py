@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from common.experiments.catalogue import Broken, Catalogue
-from common.experiments.metrics import MetricSummary, metric_direction
+from common.experiments.metrics import VAL_QUICK, MetricSummary, metric_direction
 from common.utils.tables import format_html, format_rows
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Report:
 
 
 _LIST = ["name", "status", "project", "started", "duration", "parameters", "step", "best_loss"]
-_LIST += ["tags"]
+_LIST += ["split", "tags"]
 
 
 def list_experiments(*, archived: bool = False, for_people: bool = True) -> Report:
@@ -105,7 +105,8 @@ def summarise_experiments() -> Report:
 def best_experiments(
     metric: str, *, direction: str | None = None, split: str | None = None, top: int = 10
 ) -> Report:
-    """The `top` runs by the best value of `metric`, diverged ones last. Raises as `Catalogue.best`."""
+    """The `top` runs by the best value of `metric`, diverged ones last; as `Catalogue.best`, which says
+    where runs stand that have been evaluated on few batches alone, and what it raises."""
     catalogue = Catalogue()
     ranked = catalogue.best(metric, direction, split, top)
     direction = direction or metric_direction(metric) or "min"
@@ -115,7 +116,29 @@ def best_experiments(
         value, step = summary.best(direction), summary.best_step(direction)
         rows.append([rank, summary.name, value, step, summary.split, status, manifest["project"]])
     columns = ["rank", "name", metric, "step", "split", "status", "project"]
-    return Report(columns, rows, broken=catalogue.broken)
+    notes = _about_few_batches(catalogue, metric, ranked) if split is None else []
+    return Report(columns, rows, broken=catalogue.broken, notes=notes)
+
+
+def _about_few_batches(
+    catalogue: Catalogue, metric: str, ranked: Sequence[tuple[Mapping[str, Any], MetricSummary]]
+) -> list[str]:
+    """What a ranking by `val` has of runs whose values there, or all of whose, are of few batches."""
+    from common.experiments.conditions import holds_quick, some_of
+
+    if not ranked or ranked[0][1].split != "val":
+        return []
+    notes = []
+    if names := catalogue.quick_alone(metric):
+        notes.append(
+            f"not yet evaluated on the whole of val: {some_of(names)}; ranked after the others by "
+            f"{VAL_QUICK}, which is of few batches (--split {VAL_QUICK} ranks all runs by it)"
+        )
+    if names := [manifest["name"] for manifest, _ in ranked if holds_quick(manifest)]:
+        notes.append(
+            f"val also holds values of few batches, of an earlier version: {some_of(names)}"
+        )
+    return notes
 
 
 _ONE_RUN_EACH = (

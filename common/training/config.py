@@ -65,7 +65,7 @@ class TrainingConfig(Config):
     ema_decay: float | None = Field(None, gt=0, lt=1)  # judge, sample and keep averaged weights
     log_every_steps: int = Field(10, gt=0)
     eval_every_steps: int = Field(250, gt=0)
-    eval_batches: int | None = Field(None, gt=0)  # of evaluations on the way, which find the best
+    eval_batches: int | None = Field(None, gt=0)  # of the evaluations on the way: split val_quick
     checkpoint_every_steps: int | None = Field(None, gt=0)  # besides one at each evaluation
     keep_checkpoints: int = Field(2, gt=0)  # the latest so many, and the best
     save_in_background: bool = False  # writes while training goes on; one at a time, kept in memory

@@ -24,6 +24,8 @@ from common.data.texts import read_texts
 from common.errors import CheckpointError, ConfigError, ExperimentError, did_you_mean
 from common.experiments.catalogue import Catalogue
 from common.experiments.comparison import diff_configs
+from common.experiments.conditions import holds_quick
+from common.experiments.metrics import VAL_QUICK
 from common.experiments.run import Run, start_experiment
 from common.experiments.run_folders import folder_of
 from common.models.base import BaseLanguageModel
@@ -182,14 +184,17 @@ def _create_trainer(
     context: DistributedContext,
     share_auto: Path | None,
 ) -> Trainer:
+    few = config.training.eval_batches
     if run is not None:
+        # One that an earlier version began has losses of few batches in `val`, and remains without.
+        names_few = few and not holds_quick(run.manifest)
+        batches = _fingerprint_of_few(config, data) if names_few else {}
         run.update(
             parameters=model.num_parameters(),
             floor_bits_per_byte=data.floor_bits_per_byte,
-            data_fingerprint=data.fingerprint,
+            data_fingerprint=data.fingerprint | batches,
             tokenizer=data.meta["tokenizer_sha256"],
         )
-    few = config.training.eval_batches
     return Trainer(
         model,
         train_data,
@@ -229,10 +234,19 @@ def _train_windows(config: ExperimentConfig, data: TokenDataset) -> BatchSource:
 
 def _other_texts(config: ExperimentConfig, data: TokenDataset) -> dict[str, Tokens]:
     """Tokens of every text of `data.more_validation` by the name of its file, and of each source."""
-    texts = read_texts(config.data.more_validation, data.tokenizer, taken=["train", "val"])
+    texts = read_texts(
+        config.data.more_validation, data.tokenizer, taken=["train", "val", VAL_QUICK]
+    )
     if isinstance(data, TokenMixture):
         texts |= {f"val {name}": source.tokens("val") for name, source in data.sources.items()}
     return texts
+
+
+def _fingerprint_of_few(config: ExperimentConfig, data: TokenDataset) -> dict[str, str]:
+    """Equal for runs whose evaluations on the way take the same windows of the same tokens."""
+    tokens = [value for key, value in data.fingerprint.items() if key.endswith("val")]
+    windows = config.training.eval_batches, config.data.eval_batch_size, config.context_length
+    return {VAL_QUICK: sha256(repr((tokens, windows)).encode()).hexdigest()}
 
 
 def _fingerprint_of(texts: Mapping[str, Tokens]) -> dict[str, str]:

@@ -29,6 +29,7 @@ from common.data.batch import (
 )
 from common.data.prefetch import Prefetcher
 from common.errors import CheckpointError, Interrupted, TrainingError
+from common.experiments.metrics import VAL_QUICK
 from common.experiments.run import Run
 from common.models.base import BaseLanguageModel
 from common.models.checkpoint import state_errors
@@ -77,8 +78,10 @@ class Trainer:
             or a DataLoader or a list of batches, which are gone through again and again.
         val_data: batches of one pass over the validation split; None: no evaluation. What a batch
             may be says `to_batch` (data/batch.py).
-        quick_val_data: a part of it for the evaluations on the way, and to find the best checkpoint;
-            None: all of it.
+        quick_val_data: a part of it, evaluated on the way and at the end, which finds the best
+            checkpoint and stops early. Logged as the split `val_quick`, so that no loss of few batches
+            passes for one of the whole split; `val` is then logged once, at the end. None: all of
+            `val_data`, logged as `val` each time.
         other_val_data: more validation sets by name; judged at the end, logged as splits.
         run: where rows, checkpoints and samples go; None: nothing is written.
         token_bytes: as Evaluator takes it.
@@ -122,6 +125,7 @@ class Trainer:
         self.schedule = schedule or ScheduleConfig()
         self.train_data, self.val_data = batch_source(train_data), val_data
         self.quick_val_data = quick_val_data if quick_val_data is not None else val_data
+        self.quick_split = "val" if quick_val_data is None else VAL_QUICK
         self.other_val_data = dict(other_val_data or {})
         self.run, self.callbacks = run, list(callbacks)
         self.tokens_per_epoch = tokens_per_epoch
@@ -138,7 +142,7 @@ class Trainer:
         self.changes: dict[str, list[Any]] = {}  # since the run was started, see Run.record_start
         self._is_recorded = False
         self.window = {"labels": 0, "tokens": 0, "seconds": 0.0}  # since the last log
-        self._full_evaluation: tuple[int, dict[str, float]] | None = None
+        self._evaluated: dict[tuple[int, str], dict[str, float]] = {}  # metrics by step and split
 
         self._check_data()
         self.precision, self.compiled = self._settle_auto()
@@ -253,9 +257,10 @@ class Trainer:
     @property
     def evaluates_now(self) -> bool:
         """Whether an evaluation follows this step."""
-        if self._is_due(self.config.eval_every_steps):
-            return self.quick_val_data is not None
-        return self.val_data is not None and self.step >= self.config.max_steps
+        is_last = self.step >= self.config.max_steps
+        return self.quick_val_data is not None and (
+            is_last or self._is_due(self.config.eval_every_steps)
+        )
 
     def _record_start(self) -> None:
         """Once: when training is resumed, or else when it begins."""
@@ -401,28 +406,26 @@ class Trainer:
         return self.tokens / self.tokens_per_epoch if self.tokens_per_epoch else None
 
     def _evaluate(self, full: bool) -> dict[str, float]:
-        """Judge the model; `full`: on the whole validation split, once per step."""
-        data = self.val_data if full else self.quick_val_data
-        if data is None:
-            return {}
-        if self._full_evaluation and self._full_evaluation[0] == self.step:
-            return self._full_evaluation[1]
+        """Evaluate `quick_val_data`, then with `full` `val_data`, each split once per step.
+
+        Returns the metrics of `val`, empty where it was not evaluated at this step.
+        """
+        sets = {self.quick_split: self.quick_val_data} | ({"val": self.val_data} if full else {})
         with self.average.applied() if self.average else nullcontext():
-            metrics = self.evaluator.evaluate(data)
-            if data is self.val_data:
-                self._full_evaluation = (self.step, metrics)
-            if data is not self.quick_val_data and self.quick_val_data is not None:
-                # The best one is found by the same batches at every step.
-                self._mark_if_best(self.evaluator.evaluate(self.quick_val_data)["loss"])
-            else:
-                self._mark_if_best(metrics["loss"])
-            with gathered(self.model):
-                for callback in self.callbacks:
-                    callback.on_evaluate(self, metrics)
-            (self.should_stop,) = self.context.any(self.should_stop)
-            # When a callback stops training here, the full evaluation of this step is the one to keep.
-            if full or not self.should_stop or data is self.val_data:
-                self._write_row(metrics, "val")
+            for split, data in sets.items():
+                if data is not None and (self.step, split) not in self._evaluated:
+                    self._evaluated[self.step, split] = self._evaluate_split(split, data)
+        return self._evaluated.get((self.step, "val"), {})
+
+    def _evaluate_split(self, split: str, data: Iterable[Any]) -> dict[str, float]:
+        metrics = self.evaluator.evaluate(data)
+        if split == self.quick_split:  # the same batches at every step
+            self._mark_if_best(metrics["loss"])
+        with gathered(self.model):
+            for callback in self.callbacks:
+                callback.on_evaluate(self, metrics, split)
+        (self.should_stop,) = self.context.any(self.should_stop)
+        self._write_row(metrics, split)
         return metrics
 
     def _evaluate_others(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import plotext
 
-from common.experiments.metrics import preferred_split
+from common.experiments.metrics import VAL_QUICK, preferred_split
 from common.visualization.labels import drawable, printable
 from common.visualization.training_curves import check_splits, read_curves
 
@@ -25,14 +25,17 @@ def draw_in_terminal(
     colours: bool = True,
 ) -> str:
     """`metric` over the steps as lines of text, a curve per experiment and split; without `splits`
-    that which judges (see `preferred_split`), or of a single experiment all of them.
+    that which judges (see `preferred_split`) and, where it is `val`, `val_quick`, or of a single
+    experiment all of them.
 
     NaN and infinities are gaps. Without colours the curves are told apart by letters. Raises
     ExperimentError for an experiment or metric that is not there.
     """
     rows = read_curves(experiments, metric)
     if splits is None and len(experiments) > 1:
-        splits = [preferred_split(rows["split"])]
+        judge = preferred_split(rows["split"])
+        quick = judge == "val" and (rows["split"] == VAL_QUICK).any()
+        splits = [VAL_QUICK, judge] if quick else [judge]
     if splits is not None:
         rows = rows[rows["split"].isin(check_splits(splits, rows, metric))]
     plotext.clear_figure()

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from common.errors import ExperimentError, did_you_mean
 from common.experiments.catalogue import Catalogue
+from common.experiments.metrics import VAL_QUICK
 from common.experiments.sql import query_experiments
 from common.visualization.labels import drawable, plain, wrapped
 
@@ -40,7 +41,7 @@ def plot_training_curves(
         experiments: a name or several.
         x: step, epoch or time (seconds).
         splits: such as ("train", "val"); None draws all. A colour is an experiment, the first split
-            is thin, the others have markers.
+            is thin, the others have markers, hollow ones where they are of few batches (`val_quick`).
         log_x, log_y: logarithmic axes.
         output: also saved here (PNG, SVG or PDF by its ending).
     Returns: a matplotlib Figure (shown by itself in a notebook).
@@ -71,6 +72,7 @@ def plot_training_curves(
                 linewidth=1.0 if dense else 1.8,
                 marker="" if dense else "o",
                 markersize=4,
+                markerfacecolor="white" if split == VAL_QUICK else None,
                 label=f"{plain(name)} ({plain(split)}{note})",
             )
     axes.set_xlabel(_X_LABELS[x])

@@ -335,6 +335,22 @@ def test_a_live_run_grows_without_a_reload(page: Page) -> None:
     page.wait_for("#counts", "3 runs")
 
 
+def test_a_loss_of_few_batches_is_marked_and_sorted_after_whole_ones(page: Page) -> None:
+    for name, splits in (("whole", ["val_quick", "val"]), ("going", ["val_quick"])):
+        frame = pd.DataFrame({"split": splits, "loss": [1.3085, 1.3561][: len(splits)]})
+        save_experiment(name, frame)
+    page.open("#sort=best_loss")
+    page.wait_for("#counts", "2 runs")
+    assert page.rows() == ["whole", "going"]
+    cells = page.js(
+        """return [...document.querySelectorAll(".row:not([hidden]) .cell.of-best_loss")]
+               .map((cell) => [cell.textContent, cell.title])"""
+    )
+    texts = sorted(text for text, _ in cells)
+    assert texts[0].startswith("1.356") and texts[1].startswith("quick 1.308")
+    assert any("of few batches" in title for _, title in cells)
+
+
 def test_nan_is_a_gap_with_a_notice(page: Page) -> None:
     save("bad", [4.0, 3.0, math.nan, math.inf])
     save("gap", [4.0, math.nan, 3.0, 2.0])

@@ -104,6 +104,56 @@ def test_the_best_are_ranked_with_the_diverged_last(query, store) -> None:
     assert worst_first[0]["loss"] == 3.0
 
 
+def save_quick(name: str, losses: list[float], full: float | None = None) -> None:
+    splits = ["val_quick"] * len(losses) + ["val"] * (full is not None)
+    values = losses + ([] if full is None else [full])
+    save_experiment(name, pd.DataFrame({"split": splits, "loss": values}))
+
+
+def test_a_run_evaluated_on_few_batches_alone_is_shown_as_such(query, store) -> None:
+    save_quick("whole", [1.3085], full=1.3561)
+    save_quick("going", [1.1])
+    result = query("--best", "loss", "--format", "json")
+    ranked = [(row["name"], row["loss"], row["split"]) for row in rows(result)]
+    assert ranked[:3] == [
+        ("exp_003", 1.25, "val"),
+        ("whole", 1.3561, "val"),
+        ("exp_001", 2.0, "val"),
+    ]
+    assert ranked[3] == ("going", 1.1, "val_quick")
+    assert "not yet evaluated on the whole of val: going;" in result.stderr
+    # Also where it is beyond the rows that are shown.
+    assert "going;" in query("--best", "loss", "--top", "1").stderr
+    assert "going" not in query("--best", "loss", "--split", "val").stderr
+    listed = {row["name"]: row for row in rows(query("--list", "--format", "json"))}
+    assert (listed["going"]["best_loss"], listed["going"]["split"]) == (1.1, "val_quick")
+    assert (listed["whole"]["best_loss"], listed["whole"]["split"]) == (1.3561, "val")
+    lines = query("--list").stdout.splitlines()
+    assert lines[0].split()[-3:] == ["best_loss", "split", "tags"] and "val_quick" in lines[-1]
+    compared = rows(query("--compare", "whole", "going", "--format", "json"))
+    found = [(row["split"], row["name"], row["difference"]) for row in compared]
+    assert found[0] == ("val", "whole", None) and found[1] == ("val_quick", "whole", None)
+    assert found[2] == ("val_quick", "going", pytest.approx(1.1 - 1.3085))
+
+
+def test_val_with_few_batches_of_an_earlier_version_is_ranked_with_a_note(query, store) -> None:
+    frame = pd.DataFrame({"split": "val", "loss": [1.2, 1.4]})
+    facts = {"config": {"training": {"eval_batches": 2}}, "data_fingerprint": {"val": "x"}}
+    save_experiment("earlier", frame, metadata=facts)
+    result = query("--best", "loss", "--format", "json")
+    assert (rows(result)[0]["name"], rows(result)[0]["loss"]) == ("earlier", 1.2)
+    assert "val also holds values of few batches, of an earlier version: earlier" in result.stderr
+
+
+def test_several_runs_are_drawn_on_the_way_and_at_the_end(query, store) -> None:
+    save_quick("a", [3.0, 2.0], full=1.5)
+    save_quick("b", [3.0, 2.5])
+    drawn = query("--plot", "loss", "a", "b").stdout
+    for label in ("a (val_quick)", "a (val)", "b (val_quick)"):
+        assert label in drawn
+    assert "val_quick" not in query("--plot", "loss", "exp_001", "exp_003").stdout
+
+
 @pytest.mark.parametrize("top", ["0", "-1", "x", "1.5"])
 def test_a_top_that_is_no_positive_number_is_refused(query, store, top: str) -> None:
     assert "--top" in query("--best", "loss", "--top", top, code=2).stderr

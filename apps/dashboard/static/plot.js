@@ -92,7 +92,7 @@ function tracesOf(line, seconds, view, span) {
     mode: few ? "lines+markers" : "lines",
     line: { color: line.colour, width: style.width, dash: style.dash },
     opacity: line.smooth ? 1 : (style.opacity ?? 1),
-    marker: { color: line.colour, size: 5 },
+    marker: { color: line.colour, size: main.length > 1 ? 5 : 8 }, // alone: the last evaluation, of all batches
     customdata: line.n?.map((n, index) => intervalText(n, line.high[index] - main[index])),
     hovertemplate: line.n ? "%{y:.5g}%{customdata}" : "%{y:.5g}",
   });

@@ -68,6 +68,8 @@ export function matcher(filter) {
   return (row) => tests.every((test) => test(row));
 }
 
+/** The split of evaluations on a part of the validation split, of a run that had no whole one yet. */
+export const VAL_QUICK = "val_quick";
 const SORT_VALUES = { duration: seconds, tags: (row) => row.tags.join(" ").toLowerCase() || null };
 const collator = new Intl.Collator("en", { numeric: true });
 
@@ -79,7 +81,9 @@ export function filtered() {
   const read = SORT_VALUES[key] || ((row) => row[key]);
   const sign = down ? -1 : 1;
   const keyed = rows.map((row) => [read(row), row]);
+  const quick = (row) => Number(key === "best_loss" && row.split === VAL_QUICK); // after whole evaluations
   keyed.sort(([a, first], [b, second]) => {
+    if (a !== null && b !== null && quick(first) !== quick(second)) return quick(first) - quick(second);
     if (a === null || b === null || a === undefined || b === undefined || a === "" || b === "") {
       const empty = (value) => Number(value === null || value === undefined || value === "");
       if (empty(a) !== empty(b)) return empty(a) - empty(b);

@@ -2,7 +2,7 @@
 
 import { byId, el, renew, swatch } from "./dom.js";
 import * as format from "./format.js";
-import { colour, filtered, seconds, selected } from "./runs.js";
+import { VAL_QUICK, colour, filtered, seconds, selected } from "./runs.js";
 import { change, state } from "./state.js";
 
 const ROW_HEIGHT = 30;
@@ -155,7 +155,11 @@ function statusCell(cell, row) {
 function lossCell(cell, row) {
   const value = el("span", {}, format.number(row.best_loss));
   const mark = el("span", { class: "bad", title: "The last loss is NaN or infinite" }, "⚠ ");
-  cell.replaceChildren(...(row.diverged ? [mark, value] : [value]));
+  const isQuick = row.split === VAL_QUICK;
+  const quick = el("span", { class: "muted" }, "quick ");
+  cell.replaceChildren(...(row.diverged ? [mark] : []), ...(isQuick ? [quick] : []), value);
+  const meaning = isQuick ? ": of few batches; the whole validation split has not been evaluated yet" : "";
+  cell.title = row.split ? `The lowest on ${row.split}${meaning}` : "";
 }
 
 function tagsCell(cell, row) {

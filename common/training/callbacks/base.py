@@ -34,8 +34,11 @@ class Callback:
 
     def on_log(self, trainer: Trainer, metrics: Mapping[str, float]) -> None: ...
 
-    def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
-        """The weights may be read, also by one process alone: with FSDP each has a copy of them all.
+    def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float], split: str) -> None:
+        """After each evaluation of `trainer.quick_split`, which is `val_quick` or `val`; at the last step
+        also of `val`, where that is another.
+
+        The weights may be read, also by one process alone: with FSDP each has a copy of them all.
 
         In the other hooks of FSDP processes have parts, and compute with the model together.
         """

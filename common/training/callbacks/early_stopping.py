@@ -14,14 +14,19 @@ if TYPE_CHECKING:
 
 
 class EarlyStopping(Callback):
-    """Ends training after `patience` evaluations in a row without a new lowest loss."""
+    """Ends training after `patience` evaluations in a row without a new lowest loss.
+
+    Compares losses of `trainer.quick_split` alone: those of few batches with no full one.
+    """
 
     def __init__(self, patience: int) -> None:
         self.patience = patience
         self.best = math.inf
         self.evaluations_without_gain = 0
 
-    def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+    def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float], split: str) -> None:
+        if split != trainer.quick_split:
+            return
         if metrics["loss"] < self.best:
             self.best, self.evaluations_without_gain = metrics["loss"], 0
             return
@@ -29,7 +34,7 @@ class EarlyStopping(Callback):
         if self.evaluations_without_gain >= self.patience and not trainer.should_stop:
             trainer.should_stop = True
             get_logger("training").info(
-                f"stopping early: no lower validation loss in {self.patience} evaluations",
+                f"stopping early: no lower {split} loss in {self.patience} evaluations",
                 extra={"step": trainer.step, "best": round(self.best, 4)},
             )
 

@@ -66,8 +66,8 @@ class ProgressBar(Callback):
         if time.monotonic() - self._last_line > EVERY_SECONDS and not trainer.evaluates_now:
             self._print_line(trainer)
 
-    def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
-        self._losses["val loss"] = metrics["loss"]
+    def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float], split: str) -> None:
+        self._losses[f"{split} loss"] = metrics["loss"]
         self._bar.update(self._task, text=self._text(_IN_BAR))
         self._print_line(trainer)
 

@@ -50,11 +50,11 @@ class Samples(Callback):
                 with atomic_path(self.path) as temporary:
                     temporary.write_bytes(wanted)
 
-    def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+    def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float], split: str) -> None:
         if self.path is None:
             return
         if trainer.step == self._drawn_at:
-            return  # training was stopped by the evaluation before this one: the same weights
+            return  # the full evaluation follows that of few batches: the same weights
         self._drawn_at = trainer.step
         self.latest = trainer.evaluator.generate_samples(
             self.config.prompts,

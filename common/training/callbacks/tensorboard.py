@@ -37,8 +37,8 @@ class TensorBoard(Callback):
     def on_log(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         self._write("train", trainer.step, metrics)
 
-    def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
-        self._write("val", trainer.step, metrics)
+    def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float], split: str) -> None:
+        self._write(split, trainer.step, metrics)
 
     def on_train_end(self, trainer: Trainer) -> None:
         self._writer.close()

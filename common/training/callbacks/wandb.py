@@ -22,7 +22,7 @@ _INTERRUPTED = 255  # what W&B calls a run that ended on Ctrl-C
 
 
 class WandB(Callback):
-    """Logs `train/loss`, `val/loss` ... as the run `run.name`; seeds of one configuration are a group.
+    """Logs `train/loss`, `val/loss`, `val_quick/loss` ... as the run `run.name`; seeds of one configuration are a group.
 
     `mode` is online or offline: then everything is in `<run folder>/wandb`, until `wandb sync` uploads
     it. WANDB_MODE has precedence, and may be disabled as well. A resumed training continues the run: it is known by an id that
@@ -77,8 +77,8 @@ class WandB(Callback):
     def on_log(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         self._write("train", trainer.step, metrics)
 
-    def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
-        self._write("val", trainer.step, metrics)
+    def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float], split: str) -> None:
+        self._write(split, trainer.step, metrics)
 
     def on_train_end(self, trainer: Trainer) -> None:
         if self._session is None:

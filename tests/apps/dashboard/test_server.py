@@ -209,6 +209,25 @@ def test_an_empty_store_has_an_answer(client: TestClient) -> None:
     }
 
 
+def test_a_loss_of_few_batches_is_told_from_one_of_the_whole_split(client: TestClient) -> None:
+    for name, splits in (("whole", ["val_quick", "val"]), ("going", ["val_quick"])):
+        frame = pd.DataFrame({"split": splits, "loss": [1.3085, 1.3561][: len(splits)]})
+        save_experiment(name, frame)
+    columns = get(client, "runs")["columns"]
+    found = dict(
+        zip(columns["name"], zip(columns["best_loss"], columns["split"], strict=True), strict=True)
+    )
+    assert found == {"whole": (1.3561, "val"), "going": (1.3085, "val_quick")}
+    rows = post(client, "compare", runs=["whole", "going"])["metrics"]
+    cells = {row["split"]: [cell and cell["best"] for cell in row["cells"]] for row in rows}
+    assert cells == {"val": [1.3561, None], "val_quick": [1.3085, 1.3085]}
+    assert [row["split"] for row in rows if row["judges"]] == ["val"]
+    answer = post(client, "curves", runs=["whole", "going"])
+    assert answer["metrics"]["loss"] == ["val", "val_quick"]
+    drawn = {(c["label"], s["split"]): s["y"] for c in answer["curves"] for s in c["series"]}
+    assert drawn["whole", "val"] == [1.3561] and drawn["going", "val_quick"] == [1.3085]
+
+
 # Curves -------------------------------------------------------------------------------------------
 
 

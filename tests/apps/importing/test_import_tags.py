@@ -32,6 +32,8 @@ AWKWARD += ["X", "x", "train/x", "logged_time", "val/time", "TIME", "\ud800", "a
         ("loss/train", "train", "loss"),
         ("acc/top1/test", "test", "acc/top1"),
         ("val_loss", "val", "loss"),
+        ("val_quick/loss", "val_quick", "loss"),
+        ("loss/val_quick", "val_quick", "loss"),
         ("loss", "train", "loss"),
         ("grad/norm", "train", "grad/norm"),
         ("trainable", "train", "trainable"),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from apps.launching.attempt import is_stored
+from apps.launching.report import ranking
 from apps.launching.search import Goal, GridSearch, OptunaSearch, summaries_of
 from apps.launching.space import grid, parse_space
 from apps.launching.sweep import Definition, Sweep, Trial, open_sweep
@@ -205,3 +206,22 @@ def test_trials_are_judged_on_one_split_whatever_others_log() -> None:
     summaries = summaries_of("loss", ["s_000", "s_001", "s_002"])
     assert {name: s.minimum for name, s in summaries.items()} == {"s_000": 1.0, "s_001": 3.0}
     assert summaries_of("nothing", ["s_000"]) == {}
+
+
+def test_a_trial_without_a_full_evaluation_ranks_last_and_is_no_result() -> None:
+    sweep = new_sweep()
+    for number, losses in enumerate([{"val_quick": 1.0, "val": 3.0}, {"val_quick": 0.5}, {}]):
+        trial = sweep.plan_trial(number, {"lr": str(number)})
+        with start_experiment(trial.name, system_metrics_seconds=None) as run:
+            for split, loss in losses.items():
+                run.log({"loss": loss}, step=1, split=split)
+    trials = sweep.trials()
+    rows = ranking(trials, Goal()).rows
+    assert [row[1:5] for row in rows] == [
+        ["s_000", 3.0, 1, "val"],
+        ["s_001", 0.5, 1, "val_quick"],
+        ["s_002", None, None, None],
+    ]
+    assert list(summaries_of("loss", [trial.name for trial in trials])) == ["s_000"]
+    rows = ranking(trials[1:], Goal()).rows
+    assert rows[0][1:5] == ["s_001", 0.5, 1, "val_quick"]

@@ -349,6 +349,51 @@ def test_the_split_that_judges_is_test_then_val_then_train_then_any() -> None:
     assert "'val'" in caught.value.hint
 
 
+def save_both(name: str, quick: list[float], full: list[float]) -> None:
+    """As a Trainer with training.eval_batches logs them."""
+    steps = [*range(len(quick)), *range(len(quick) - len(full), len(quick))]
+    splits = ["val_quick"] * len(quick) + ["val"] * len(full)
+    save_experiment(name, pd.DataFrame({"step": steps, "split": splits, "loss": quick + full}))
+
+
+def test_a_loss_of_few_batches_ranks_after_every_loss_of_the_whole_split() -> None:
+    save_both("whole", quick=[2.0, 1.3085], full=[1.3561])
+    save_both("worse", quick=[2.0, 1.2], full=[1.9])
+    save_both("unfinished", quick=[2.0, 1.31], full=[])
+    save_both("begun", quick=[2.0], full=[])
+    save_both("diverged", quick=[2.0, 1.0], full=[1.0, math.nan])
+    save("other", split="train", loss=[0.1])
+    found = [(s.name, s.split, s.minimum) for _, s in Catalogue().best("loss")]
+    assert found == [
+        ("whole", "val", 1.3561),
+        ("worse", "val", 1.9),
+        ("unfinished", "val_quick", 1.31),
+        ("begun", "val_quick", 2.0),
+        ("diverged", "val", 1.0),
+    ]
+    assert ranked("loss", top=1) == ["whole"]
+    assert ranked("loss", split="val") == ["whole", "worse", "diverged"]
+    quick = ["diverged", "worse", "whole", "unfinished", "begun"]
+    assert ranked("loss", split="val_quick") == quick
+    assert Catalogue().quick_alone("loss") == ["begun", "unfinished"]
+    listed = {run.name: (run.best_loss, run.split) for run in Catalogue().overview()}
+    assert listed["whole"] == (1.3561, "val") and listed["begun"] == (2.0, "val_quick")
+    assert listed["other"] == (0.1, "train")
+
+
+def test_few_batches_stand_in_for_no_other_split_than_val() -> None:
+    save_both("unfinished", quick=[1.0], full=[])
+    save("tested", split="test", loss=[2.0])
+    assert ranked("loss") == ["tested"]
+
+
+def test_where_nobody_has_evaluated_the_whole_split_few_batches_judge() -> None:
+    save_both("a", quick=[2.0, 1.0], full=[])
+    save_both("b", quick=[1.5], full=[])
+    save("trained", split="train", loss=[0.1])
+    assert ranked("loss") == ["a", "b"]
+
+
 def test_an_unknown_metric_is_told_with_the_nearest_one() -> None:
     with pytest.raises(ExperimentError) as caught:
         ranked("loss")
@@ -405,7 +450,7 @@ def test_durations_are_rounded_before_they_are_split(
 ) -> None:
     save_experiment("a", pd.DataFrame({"loss": [1.0]}), {"duration": seconds, "tags": ["x", "y"]})
     (row,) = Catalogue().listing()
-    assert row[:3] == ["a", "finished", ""] and row[4:] == [text, None, 0, 1.0, "x, y"]
+    assert row[:3] == ["a", "finished", ""] and row[4:] == [text, None, 0, 1.0, "train", "x, y"]
 
 
 def both_ways() -> None:

@@ -215,6 +215,47 @@ def test_losses_of_other_tokens_are_not_compared(facts: dict[str, Any], reason: 
     assert mixed.results[0].estimate.seeds == (4 if same else 3)
 
 
+def store_both(name: str, lr: float, seed: int, quick: float, full: float, batches: str) -> None:
+    """As a Trainer with training.eval_batches logs them; `batches` is the fingerprint of the few."""
+    frame = pd.DataFrame({"split": ["val_quick", "val"], "loss": [quick, full]})
+    config = {"optimizer": {"lr": lr}, "training": {"eval_batches": 2}, "seed": seed}
+    prints = {"val": "1"} | ({"val_quick": batches} if batches else {})
+    facts = {"config": config, "seed": seed, "project": "p", "data_fingerprint": prints}
+    save_experiment(name, frame, metadata=facts)
+
+
+@pytest.mark.parametrize("batches", ["same", "other"])
+def test_groups_compare_few_batches_with_the_same_few_and_whole_splits_apart(batches: str) -> None:
+    for seed in range(3):
+        store_both(
+            f"a{seed}", 0.1, seed, quick=1.0 + 0.01 * seed, full=3.0 + 0.01 * seed, batches="same"
+        )
+        store_both(
+            f"b{seed}", 0.2, seed, quick=2.0 + 0.03 * seed, full=2.0 + 0.03 * seed, batches=batches
+        )
+    found = {(r.split, r.group): r for r in compared("a0", "b0").results}
+    assert found["val", "a0"].estimate.mean == pytest.approx(3.01)
+    assert found["val_quick", "a0"].estimate.mean == pytest.approx(1.01)
+    assert found["val", "b0"].verdict == "better"
+    expected = "worse" if batches == "same" else "not compared: other batches"
+    assert found["val_quick", "b0"].verdict == expected
+
+
+def test_val_of_an_earlier_version_with_few_batches_in_it_is_compared_with_its_like() -> None:
+    for seed in range(3):
+        store_both(f"old{seed}", 0.1, seed, quick=1.0 + seed, full=1.0 + 0.1 * seed, batches="")
+        store_both(f"new{seed}", 0.2, seed, quick=1.0 + seed, full=2.0 + 0.1 * seed, batches="x")
+        store_both(f"like{seed}", 0.3, seed, quick=1.0 + seed, full=1.0 + 0.3 * seed, batches="")
+    store_both("new9", 0.1, 9, quick=1.0, full=9.0, batches="x")
+    compared_with_old = compared("old0", "new0", "like0")
+    found = {(r.split, r.group): r.verdict for r in compared_with_old.results}
+    reason = "an earlier version logged losses of few batches as val"
+    assert found["val", "new0"] == f"not compared: {reason}"
+    assert found["val", "like0"] == "not told apart"
+    left_out = "left out new9: val holds losses of few batches in only one of it and old0"
+    assert left_out in compared_with_old.notes
+
+
 def test_bits_per_byte_are_compared_whatever_the_tokenizer() -> None:
     for name, tokenizer in (("a", "x"), ("b", "y")):
         for seed in range(3):

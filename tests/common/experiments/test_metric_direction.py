@@ -75,6 +75,10 @@ def test_the_direction_of_names_that_people_log() -> None:
         (["train", "ood"], "train"),
         (["ood", "val"], "val"),
         (["train"], "train"),
+        (["val_quick", "val"], "val"),
+        (["val_quick", "val_wiki"], "val_wiki"),
+        (["val_quick", "held_out", "train"], "held_out"),
+        (["train", "val_quick"], "val_quick"),
     ],
 )
 def test_the_split_that_judges_is_the_one_that_was_not_trained_on(

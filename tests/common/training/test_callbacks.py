@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,7 +40,9 @@ class Batches:
         return {"input_ids": ids, "labels": ids}
 
 
-def train(*callbacks: Callback, steps: int = 6, resume_at: int = 0) -> Decoder:
+def train(
+    *callbacks: Callback, steps: int = 6, resume_at: int = 0, quick: Sequence[Batch] | None = None
+) -> Decoder:
     torch.manual_seed(0)
     model = Decoder(
         TOKENIZER.vocab_size,
@@ -55,6 +57,7 @@ def train(*callbacks: Callback, steps: int = 6, resume_at: int = 0) -> Decoder:
         Batches(),
         TrainingConfig(max_steps=steps, eval_every_steps=2, log_every_steps=1, device="cpu"),
         val_data=[Batches().batch(100)],
+        quick_val_data=quick,
         callbacks=callbacks,
     )
     trainer.step = resume_at
@@ -140,18 +143,19 @@ def test_tensorboard_files_can_be_read_and_hold_every_number(tmp_path: Path) -> 
             for name, value in metrics.items():
                 rows.setdefault(f"{name}/train", []).append((trainer.step, value))
 
-        def on_evaluate(self, trainer: Trainer, metrics: Any) -> None:
+        def on_evaluate(self, trainer: Trainer, metrics: Any, split: str) -> None:
             for name, value in metrics.items():
-                rows.setdefault(f"{name}/val", []).append((trainer.step, value))
+                rows.setdefault(f"{name}/{split}", []).append((trainer.step, value))
 
-    train(Watch(), TensorBoard(tmp_path / "events"))
+    train(Watch(), TensorBoard(tmp_path / "events"), quick=[Batches().batch(101)])
     events = EventAccumulator(str(tmp_path / "events")).Reload()
     assert set(events.Tags()["scalars"]) == set(rows)
     for tag, expected in rows.items():
         found = [(event.step, event.value) for event in events.Scalars(tag)]
         assert [step for step, _ in found] == [step for step, _ in expected]
         assert [v for _, v in found] == pytest.approx([v for _, v in expected], rel=1e-6)
-    assert [step for step, _ in rows["loss/val"]] == [2, 4, 6]
+    assert [step for step, _ in rows["loss/val_quick"]] == [2, 4, 6]
+    assert [step for step, _ in rows["loss/val"]] == [6]
 
 
 @pytest.mark.slow
@@ -174,10 +178,10 @@ def test_tensorboard_shows_no_step_twice_after_a_resume(tmp_path: Path, resume_a
 
 def judged(callback: EarlyStopping, losses: list[float]) -> list[bool]:
     """Whether training was to stop after each evaluation."""
-    trainer: Any = SimpleNamespace(should_stop=False, step=0)
+    trainer: Any = SimpleNamespace(should_stop=False, step=0, quick_split="val")
     stops = []
     for loss in losses:
-        callback.on_evaluate(trainer, {"loss": loss})
+        callback.on_evaluate(trainer, {"loss": loss}, "val")
         stops.append(trainer.should_stop)
     return stops
 
@@ -205,6 +209,32 @@ def test_progress_is_a_line_per_evaluation_where_there_is_no_terminal(
     assert [line.split()[1] for line in lines] == ["2/6", "4/6", "6/6"]
     assert all("val loss" in line and "tokens/s" in line for line in lines)
     assert all(line.endswith(" left") for line in lines[:2]) and "left" not in lines[2]
+
+
+@pytest.mark.slow
+def test_progress_names_the_split_of_few_batches(capsys: pytest.CaptureFixture[str]) -> None:
+    train(ProgressBar(), quick=[Batches().batch(101)])
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert [line.split()[1] for line in lines] == ["2/6", "4/6", "6/6", "6/6"]
+    assert all("val_quick loss" in line for line in lines)
+    assert [" val loss" in line for line in lines] == [False, False, False, True]
+
+
+@pytest.mark.slow
+def test_samples_are_drawn_once_where_two_evaluations_share_a_step(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    train(samples(path, prompts=("a",)), quick=[Batches().batch(101)])
+    assert [entry["step"] for entry in entries(path)] == [2, 4, 6]
+
+
+def test_early_stopping_counts_the_evaluations_of_few_batches_alone() -> None:
+    stopping = EarlyStopping(1)
+    trainer: Any = SimpleNamespace(should_stop=False, step=0, quick_split="val_quick")
+    stopping.on_evaluate(trainer, {"loss": 1.0}, "val_quick")
+    stopping.on_evaluate(trainer, {"loss": 2.0}, "val")
+    assert not trainer.should_stop and stopping.best == 1.0
+    stopping.on_evaluate(trainer, {"loss": 1.5}, "val_quick")
+    assert trainer.should_stop
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ class Record(Callback):
     def on_log(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         self.rows.append({key: metrics[key] for key in ("loss", "gradient_norm")})
 
-    def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+    def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float], split: str) -> None:
         self.rows.append({key: metrics[key] for key in ("loss", "num_tokens")})
 
 
@@ -74,7 +74,7 @@ class Draw(Callback):
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
 
-    def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+    def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float], split: str) -> None:
         drawn = trainer.model.generate(torch.tensor([[1, 2]]), 40, seed=trainer.step)[0]
         self.rows.append({f"token {place}": token for place, token in enumerate(drawn.tolist())})
 

@@ -273,7 +273,8 @@ def assert_same_run(name: str, reference: str) -> None:
     pd.testing.assert_frame_equal(found, expected, check_exact=True)
     assert not found.duplicated(["step", "split"]).any()
     assert found[found.split == "train"].step.tolist() == list(range(7, MAX_STEPS + 1, 7))
-    assert found[found.split == "val"].step.tolist() == list(range(30, MAX_STEPS + 1, 30))
+    assert found[found.split == "val_quick"].step.tolist() == list(range(30, MAX_STEPS + 1, 30))
+    assert found[found.split == "val"].step.tolist() == [MAX_STEPS]
     samples = [(get_runs_dir() / run / "samples.jsonl").read_bytes() for run in (name, reference)]
     assert samples[0] == samples[1] and samples[0].count(b"\n") == 8
     assert status(name) == "finished"
@@ -478,7 +479,8 @@ def test_every_start_is_recorded_and_what_it_changed(lab: Lab) -> None:
         assert start["git_commit"] == manifest["git_commit"] and start["device"] == "cpu"
     assert manifest["threads"] == 1 and manifest["compiled"] is False and manifest["cpu"]
     assert manifest["config"]["optimizer"]["lr"] == 0.01
-    assert set(manifest["data_fingerprint"]) == {"train", "val"} and manifest["tokenizer"]
+    assert set(manifest["data_fingerprint"]) == {"train", "val", "val_quick"}
+    assert manifest["tokenizer"]
     assert changed_resumes(manifest) == ["resumed at step 60 with optimizer.lr: 0.001 -> 0.01"]
 
 
@@ -500,7 +502,9 @@ def test_an_extended_run_is_an_experiment_of_its_own_that_goes_on(lab: Lab, whol
         final = f"step_{MAX_STEPS}/{file}"
         assert sha256_of(checkpoints("extended") / final) == sha256_of(checkpoints("long") / final)
     expected = rows("long")
-    begun = (expected.step == 60) & (expected.split == "val")  # what it begins with is evaluated
+    begun = (expected.step == 60) & (
+        expected.split == "val_quick"
+    )  # what it begins with is evaluated
     expected = expected[(expected.step > 60) | begun].reset_index(drop=True)
     pd.testing.assert_frame_equal(rows("extended"), expected, check_exact=True)
     manifest = Catalogue().manifest("extended")

@@ -301,7 +301,9 @@ def test_the_logged_learning_rate_is_that_of_the_optimizer_whatever_a_parameter_
     assert [row["learning_rate"] for row in rows_of(run)] == [1e-3 * 0.1]
 
 
-def test_the_last_evaluation_is_full_and_of_the_final_weights(start: Callable[..., Run]) -> None:
+def test_few_batches_have_a_split_of_their_own_and_val_is_of_all_and_the_final_weights(
+    start: Callable[..., Run],
+) -> None:
     run = start()
     quick, full = [Batches().batch(50)], [Batches().batch(i) for i in range(50, 54)]
     model = decoder()
@@ -309,9 +311,23 @@ def test_the_last_evaluation_is_full_and_of_the_final_weights(start: Callable[..
         model, Batches(), config(), val_data=full, quick_val_data=quick, run=run
     ).fit()
     assert metrics == Evaluator(model).evaluate(full)
-    rows = [row for row in rows_of(run) if row["split"] == "val"]
-    assert [(row["step"], row["num_tokens"]) for row in rows] == [(3, 14), (6, 56)]
+    rows = [row for row in rows_of(run) if row["split"] != "train"]
+    assert [(row["split"], row["step"], row["num_tokens"]) for row in rows] == [
+        ("val_quick", 3, 14),
+        ("val_quick", 6, 14),
+        ("val", 6, 56),
+    ]
     assert rows[-1]["loss"] == metrics["loss"]
+    assert rows[-2]["loss"] == Evaluator(model).evaluate(quick)["loss"]
+
+
+def test_without_quick_data_every_evaluation_is_of_val(start: Callable[..., Run]) -> None:
+    run = start()
+    Trainer(decoder(), Batches(), config(), val_data=VAL, run=run).fit()
+    assert {(r["step"], r["split"]) for r in rows_of(run) if r["split"] != "train"} == {
+        (3, "val"),
+        (6, "val"),
+    }
 
 
 def test_without_validation_data_nothing_is_evaluated() -> None:
@@ -371,8 +387,28 @@ def test_stopping_early_logs_its_step_once(start: Callable[..., Run]) -> None:
         run=run,
         callbacks=[EarlyStopping(patience=1)],
     ).fit()
-    steps = [r["step"] for r in rows_of(run) if r["split"] == "val"]
-    assert steps == sorted(set(steps))
+    steps = [(r["split"], r["step"]) for r in rows_of(run) if r["split"] != "train"]
+    assert steps == [("val_quick", 5), ("val_quick", 10), ("val", 10)]
+
+
+def test_early_stopping_takes_no_full_loss_for_one_of_few_batches(
+    start: Callable[..., Run],
+) -> None:
+    """The full loss is higher here than any of few batches, which fall at every step."""
+    from common.training.callbacks.early_stopping import EarlyStopping
+
+    hard, easy = torch.full((2, LENGTH), 5), torch.full((2, LENGTH), 1)
+    stopping = EarlyStopping(patience=1)
+    trainer = Trainer(
+        Better(),
+        Batches(),
+        config(),
+        val_data=[hard, easy],
+        quick_val_data=[easy],
+        callbacks=[stopping],
+    )
+    assert trainer.fit()["loss"] > stopping.best == trainer.best_loss
+    assert stopping.evaluations_without_gain == 0 and not trainer.should_stop
 
 
 class Better(Worse):
@@ -676,7 +712,7 @@ def test_checkpoints_are_the_latest_few_and_the_one_with_the_lowest_validation_l
     losses: dict[int, float] = {}
 
     class Watch(Callback):
-        def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float], split: str) -> None:
             losses[trainer.step] = metrics["loss"]
 
     run = start()

@@ -184,3 +184,13 @@ def test_the_eleventh_run_does_not_look_like_the_first() -> None:
         save_values(name, [3.0, 2.0])
     (axes,) = plot_training_curves(names).axes
     assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 11
+
+
+def test_few_batches_have_hollow_markers_and_the_whole_split_full_ones() -> None:
+    frame = pd.DataFrame({"split": ["val_quick"] * 2 + ["val"], "loss": [3.0, 2.0, 2.5]})
+    save_experiment("run", frame)
+    faces = {
+        str(line.get_label()): line.get_markerfacecolor()
+        for line in plot_training_curves("run").axes[0].lines
+    }
+    assert faces == {"run (val)": "C0", "run (val_quick)": "white"}

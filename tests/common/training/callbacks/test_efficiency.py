@@ -70,7 +70,7 @@ def test_progress_shows_what_is_logged(capsys: pytest.CaptureFixture[str]) -> No
     fake, bar = trainer(), ProgressBar()
     bar.on_train_start(fake)
     bar.on_log(fake, METRICS | {"mfu": 0.412, "memory_gib": 1.25})
-    bar.on_evaluate(fake, {"loss": 2.5})
+    bar.on_evaluate(fake, {"loss": 2.5}, "val")
     line = capsys.readouterr().err.strip()
     assert line == (
         "step 10/20  loss 2.000  val loss 2.500  lr 1.0e-03  norm 0.50  1,000,000 tokens/s  "

@@ -38,7 +38,7 @@ def read(path: Path) -> list[tuple[int, str]]:
 def test_a_resume_keeps_every_text_before_its_step_whatever_is_in_it(tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl"
     for step in (10, 20, 30):
-        samples(path).on_evaluate(trainer(step), {})
+        samples(path).on_evaluate(trainer(step), {}, "val")
     samples(path).on_train_start(trainer(25))
     assert read(path) == [(step, text) for step in (10, 20) for text in TEXTS]
 
@@ -46,7 +46,7 @@ def test_a_resume_keeps_every_text_before_its_step_whatever_is_in_it(tmp_path: P
 @pytest.mark.parametrize("end", [b'{"step": 20, "text": "\xc3', b"\xff\n", b"[]\n", b"null", b"{}"])
 def test_what_is_no_whole_sample_is_forgotten(tmp_path: Path, end: bytes) -> None:
     path = tmp_path / "samples.jsonl"
-    samples(path).on_evaluate(trainer(10), {})
+    samples(path).on_evaluate(trainer(10), {}, "val")
     path.write_bytes(path.read_bytes() + end)
     samples(path).on_train_start(trainer(15))
     assert read(path) == [(10, text) for text in TEXTS]
@@ -55,11 +55,11 @@ def test_what_is_no_whole_sample_is_forgotten(tmp_path: Path, end: bytes) -> Non
 def test_half_a_line_is_closed_off_before_the_next(tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl"
     path.write_bytes(b'{"step": 10, "te')
-    samples(path).on_evaluate(trainer(20), {})
+    samples(path).on_evaluate(trainer(20), {}, "val")
     first, *rest = path.read_bytes().split(b"\n")
     assert first == b'{"step": 10, "te' and len(rest) == 3
 
 
 def test_a_full_disk_ends_no_training(caplog: pytest.LogCaptureFixture) -> None:
-    samples(Path("/dev/full")).on_evaluate(trainer(10), {})
+    samples(Path("/dev/full")).on_evaluate(trainer(10), {}, "val")
     assert "No space left on device; the samples of this step are not kept" in caplog.text

@@ -64,8 +64,8 @@ class Watch(Callback):
     def on_log(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         self.rows[trainer.step, "train"] = dict(metrics)
 
-    def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
-        self.rows[trainer.step, "val"] = dict(metrics)
+    def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float], split: str) -> None:
+        self.rows[trainer.step, split] = dict(metrics)
 
 
 class Fail(Callback):
@@ -80,8 +80,9 @@ class Fail(Callback):
 def test_an_offline_run_holds_every_number_and_fact(capsys: pytest.CaptureFixture[str]) -> None:
     watch = Watch()
     with experiment() as run:
-        train(watch, WandB(run, "offline"), run=run)
+        train(watch, WandB(run, "offline"), run=run, quick=True)
     content = read(run)
+    assert {(6, "val_quick"), (6, "val")} < watch.rows.keys() and (4, "val") not in watch.rows
     assert {(r["step"], r["split"]): r["metrics"] for r in content.rows} == watch.rows
     facts = content.facts
     assert facts["name"] == "exp" and facts["project"] == "tiny" and facts["status"] == "finished"
