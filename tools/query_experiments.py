@@ -34,7 +34,8 @@ EXAMPLES = """examples:
       WHERE TRY_CAST(config->>'$.optimizer.lr' AS DOUBLE) > 1e-3 AND list_contains(tags, 'paper')"
 
 `experiments` has a row per logged step: experiment_name, step, epoch, split, time (seconds since the
-start), then a column per metric. `runs` has a row per experiment: name, status, project, started,
+start), then a column per metric. Split val is the whole validation split, val_quick a few batches of it
+(training.eval_batches): --best ranks runs that have no val yet after all others. `runs` has a row per experiment: name, status, project, started,
 finished, duration (seconds), config, git_commit, seed, host, parameters, tokens, tags, note, archived,
 precision, compiled, threads, device, cpu (NULL where an earlier version did not record them).
 The same in a browser: python tools/dashboard.py"""
@@ -108,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     add = options.add_argument
     add("--format", choices=FORMATS, default="table", help="of what is printed (default table)")
     add("--top", type=int, metavar="N", help="of --best (default 10)")
-    add("--split", help="of --best, --plot (default: test, else val or eval, else train)")
+    add("--split", help="of --best, --plot (default: test, val or eval, val_quick, train)")
     direction = options.add_mutually_exclusive_group()
     direction.add_argument("--max", action="store_true", help="of --best: higher is better")
     direction.add_argument("--min", action="store_true", help="of --best: lower is better")

@@ -8,7 +8,7 @@ import { change, state } from "./state.js";
 
 const EXAMPLES = [
   ["Best validation loss", "SELECT experiment_name, MIN(loss) AS best, MAX(step) AS steps\nFROM experiments\nWHERE split = 'val' AND isfinite(loss)\nGROUP BY experiment_name\nORDER BY best"],
-  ["Learning rate", "SELECT name, config->>'$.optimizer.lr' AS lr, MIN(loss) AS best\nFROM runs JOIN experiments ON name = experiment_name\nWHERE isfinite(loss)\nGROUP BY ALL\nORDER BY best"],
+  ["Learning rate", "SELECT name, config->>'$.optimizer.lr' AS lr, MIN(loss) AS best\nFROM runs JOIN experiments ON name = experiment_name\nWHERE split = 'val' AND isfinite(loss)\nGROUP BY ALL\nORDER BY best"],
   ["Hours per project", "SELECT project, COUNT(*) AS runs, ROUND(SUM(duration) / 3600, 2) AS hours\nFROM runs\nGROUP BY project\nORDER BY hours DESC"],
   ["Columns", "DESCRIBE experiments"],
 ];
