@@ -34,8 +34,8 @@ test: $(READY)  ## the whole test suite (23 minutes on two threads of one core)
 test-fast: $(READY)  ## the tests that take no training
 	@$(PYTHON) -m pytest -m "not slow"
 
-attack: $(READY)  ## what draws random inputs, with its full budget (minutes each)
-	@$(PYTHON) -m pytest -m attack
+attack: $(READY)  ## what kills, crowds and draws at random, with its full budget (an hour)
+	@FULL_BUDGET=1 $(PYTHON) -m pytest -m attack
 
 check: $(READY)  ## black, ruff, mypy --strict and the one-way import contract
 	@$(VENV)/bin/black --check --quiet . || { $(VENV)/bin/black --check .; exit 1; }

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from common.utils.paths import REPOSITORY_ROOT
+from tests.fork_server import ForkServer
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the core to others
+# A process that a shell starts in the background ignores SIGINT, and so would all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SmallDisk = Callable[[str], Path]
 RunTool = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -25,9 +31,15 @@ def assets_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    with ForkServer() as server:
+        yield server
+
+
 @pytest.fixture
-def run_tool() -> RunTool:
-    """`run_tool("tools/query_experiments.py", "--list", cwd=..., env={...})`: a process of its own.
+def run_tool(fork_server: ForkServer) -> RunTool:
+    """`run_tool("tools/query_experiments.py", "--list", cwd=..., env={...})`: a command line, see fork_server.py.
 
     The script is named from the repository root. Returns `.stdout`, `.stderr`, `.returncode`.
     """
@@ -37,14 +49,13 @@ def run_tool() -> RunTool:
         *arguments: object,
         cwd: Path | None = None,
         env: dict[str, str] | None = None,
-        timeout: float = 120,
+        timeout: float = 300,
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(REPOSITORY_ROOT / script), *map(str, arguments)],
+        return fork_server.run(
+            REPOSITORY_ROOT / script,
+            *arguments,
             cwd=cwd or REPOSITORY_ROOT,
             env=os.environ | (env or {}),
-            capture_output=True,
-            text=True,
             timeout=timeout,
         )
 

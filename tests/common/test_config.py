@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError, model_validator
 
 from common.config import Config, dump_config, load_config
 from common.errors import ConfigError
 from common.training.config import ExperimentConfig
+from tests.budget import examples
 
 
 class Optimizer(Config):
@@ -314,7 +315,7 @@ texts = texts.filter(lambda text: "${" not in text and text != "???")
     steps=st.integers(),
     lr=st.floats(min_value=0, exclude_min=True, allow_infinity=False),
 )
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_a_dumped_configuration_is_read_back_equal(
     tmp_path_factory: pytest.TempPathFactory,
     name: str,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -21,6 +21,7 @@ from projects.custom_transformer import layers
 from projects.custom_transformer.model import CustomTransformer
 from projects.custom_transformer.reference import AutogradTransformer
 from projects.custom_transformer.train import Config
+from tests.budget import examples
 
 F64 = torch.float64
 
@@ -94,7 +95,7 @@ def both(output: dict[str, torch.Tensor], weight: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 @given(drawn=shapes, ignored=st.sampled_from([0.0, 0.5, 1.0]))
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_gradients_of_every_parameter_equal_those_of_autograd(
     name: str, drawn: dict[str, int], ignored: float
 ) -> None:
@@ -112,7 +113,7 @@ def test_gradients_of_every_parameter_equal_those_of_autograd(
 
 
 @given(drawn=shapes, chunk=st.integers(1, 40))
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_chunks_of_the_cross_entropy_change_nothing(drawn: dict[str, int], chunk: int) -> None:
     ours, theirs, ids, generator = build(drawn)
     labels = ids.clone()
@@ -306,7 +307,7 @@ def test_cross_entropy_gradients_agree_with_finite_differences(
 
 
 @given(rows=st.integers(0, 50), words=st.integers(1, 60), chunk=st.integers(1, 500))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_chunks_cover_every_row_once_and_hold_no_more_logits_than_allowed(
     rows: int, words: int, chunk: int
 ) -> None:
@@ -322,7 +323,7 @@ def test_chunks_cover_every_row_once_and_hold_no_more_logits_than_allowed(
 @given(
     batch=st.integers(1, 3), time=st.integers(1, 4), heads=st.integers(1, 3), size=st.integers(1, 3)
 )
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_join_heads_is_the_inverse_of_split_heads(
     batch: int, time: int, heads: int, size: int
 ) -> None:

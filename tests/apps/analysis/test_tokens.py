@@ -6,16 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from apps.analysis.tokens import label, shown, token_texts, vocabulary_texts
 from common.data.tokenizers import BPETokenizer, CharTokenizer
+from tests.budget import examples
 
 BPE = BPETokenizer.train(["the cat sat on the mat. the dog saw it. " * 20], 300)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
 def test_the_texts_of_tokens_joined_are_the_text(text: str) -> None:
     ids = BPE.encode(text).tolist()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from common.data import encoding
@@ -24,6 +24,7 @@ from common.data.encoding import Totals, encode_documents
 from common.data.prepare import open_tokens, prepare
 from common.data.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
 from common.errors import DataError
+from tests.budget import examples
 
 WORDS = [
     "the",
@@ -84,7 +85,7 @@ TOKENIZERS = {"bpe": BPE, "char": CharTokenizer(LETTERS), "uncut": Borderless(LE
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @given(parts=documents, size=st.integers(1, 60), threads=st.integers(1, 3))
-@settings(max_examples=80, deadline=None)
+@examples(80)
 def test_the_files_are_those_of_whole_documents(
     name: str,
     parts: list[list[str]],
@@ -105,7 +106,7 @@ def test_the_files_are_those_of_whole_documents(
 
 
 @given(parts=documents, cut=st.integers(0, 400), size=st.integers(1, 60))
-@settings(max_examples=80, deadline=None)
+@examples(80)
 def test_a_cut_by_fraction_is_at_its_character(
     parts: list[list[str]], cut: int, size: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

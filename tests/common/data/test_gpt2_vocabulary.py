@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiktoken
 import tokenizers as hf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from apps.export.gguf_vocabulary import merges_of_ranks, vocabulary_of
@@ -23,6 +23,7 @@ from common.data.tokenizers import TiktokenTokenizer, Tokenizer, load_tokenizer
 from common.data.tokenizers.byte_level import to_letters
 from common.training.config import DataConfig
 from common.utils.paths import get_datasets_dir
+from tests.budget import examples
 
 FILES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"  # where tiktoken looks
 END_OF_TEXT_ID = 50_256
@@ -102,7 +103,7 @@ def test_every_way_to_the_vocabulary_gives_the_same_ids(
     }
 
     @given(st.text() | st.text(st.sampled_from("aeht n'\n\tdls.12é🙂")))
-    @settings(max_examples=200, deadline=None)
+    @examples(200)
     def check(text: str) -> None:
         expected = theirs.encode_ordinary(text)
         for name, tokenizer in tokenizers.items():

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from common.data.batch import Batch
@@ -17,6 +17,7 @@ from common.data.loader import EvalWindows, RandomWindows, ShuffledWindows
 from common.data.prefetch import Prefetcher
 from common.errors import DataError
 from common.training.distributed import DistributedContext
+from tests.budget import examples
 
 IGNORED = -100
 
@@ -45,7 +46,7 @@ def test_a_batch_is_a_function_of_seed_and_index_alone() -> None:
     index=st.integers(0, 10**9),
     seed=st.integers(0, 2**63),
 )
-@settings(max_examples=80, deadline=None)
+@examples(80)
 def test_every_window_is_contiguous_text(
     length: int, context: int, batch_size: int, index: int, seed: int
 ) -> None:
@@ -79,7 +80,7 @@ def test_tokens_above_65535_are_kept() -> None:
 
 
 @given(length=st.integers(2, 200), context=st.integers(2, 30), batch_size=st.integers(1, 7))
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_one_pass_predicts_every_token_but_the_first_exactly_once(
     length: int, context: int, batch_size: int
 ) -> None:
@@ -104,7 +105,7 @@ def test_one_pass_predicts_every_token_but_the_first_exactly_once(
     batch_size=st.integers(1, 5),
     max_batches=st.integers(1, 12),
 )
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_a_shortened_pass_has_so_many_batches_of_distinct_windows_spread_over_the_text(
     length: int, context: int, batch_size: int, max_batches: int
 ) -> None:
@@ -156,7 +157,7 @@ def predictions(source: ShuffledWindows, world_size: int, first: int = 0) -> Ite
     world_size=st.integers(1, 2),
     seed=st.integers(0, 2**63),
 )
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_every_epoch_predicts_every_token_but_the_first_exactly_once(
     length: int, context: int, batch_size: int, world_size: int, seed: int
 ) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import tokenizers as hf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from common.data.hub_tokenizer import save_hub_tokenizer
@@ -32,6 +32,7 @@ from common.data.tokenizers.fast_bpe import FastBPE
 from common.data.tokenizers.patterns import CL100K, GPT2, KNOWN, O200K
 from common.errors import DataError
 from common.utils.paths import REPOSITORY_ROOT, get_tokenizers_dir
+from tests.budget import examples
 
 WORDS = "the quick brown fox's jumped over 1234 lazy dogs, naïve café; don't! x=y+1\n\tdef f(x):\n"
 TEXTS = [(WORDS * 3)[i : i + 90] for i in range(0, 180, 7)] * 4
@@ -67,7 +68,7 @@ any_text = st.lists(
 
 @pytest.mark.parametrize("name", LOSSLESS)
 @given(text=any_text)
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_any_text_comes_back(name: str, text: str) -> None:
     tokenizer = LOSSLESS[name]
     ids = tokenizer.encode(text)
@@ -78,7 +79,7 @@ def test_any_text_comes_back(name: str, text: str) -> None:
 
 @pytest.mark.parametrize("name", PIECES)
 @given(text=any_text)
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_what_sentencepiece_loses_is_what_it_says(name: str, text: str) -> None:
     tokenizer = PIECES[name]
     ids = tokenizer.encode(text)
@@ -91,7 +92,7 @@ def test_what_sentencepiece_loses_is_what_it_says(name: str, text: str) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 @given(text=any_text, rest=any_text)
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_the_ids_of_both_sides_of_a_border_are_those_of_the_whole(
     name: str, text: str, rest: str
 ) -> None:
@@ -112,7 +113,7 @@ def test_the_last_border_is_found_far_from_the_end() -> None:
 
 
 @given(texts=st.lists(any_text | st.text(st.characters(max_codepoint=0x2FFF)), max_size=20))
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_tiktokens_engine_gives_the_ids_of_tokenizers(texts: list[str]) -> None:
     expected = BPE.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     assert BPE._fast is not None
@@ -233,7 +234,7 @@ def test_a_long_text_is_encoded_as_its_beginning() -> None:
     text=st.text(st.sampled_from("aA1234 \n\r\t'sLl!/-é\u0301ǅⅫ\u2028\xa0\u017f日"), max_size=24)
     | any_text
 )
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_an_encoding_is_written_for_transformers_with_the_same_ids(pattern: str, text: str) -> None:
     tokenizer = WRITTEN[pattern]
     assert tokenizer._other_engine.encode(text).ids == tokenizer.encode(text).tolist()

@@ -13,6 +13,7 @@ import tokenizers as hf
 
 from common.data.hub_tokenizer import save_hub_tokenizer
 from common.data.tokenizers import PretrainedTokenizer, load_tokenizer
+from tests.budget import budget
 from tests.common.data.random_pipelines import random_pipeline, random_text
 
 
@@ -73,16 +74,11 @@ def attack(seed: int, pipelines: int, texts: int, folder: Path) -> Counter[str]:
     return paths
 
 
+@pytest.mark.attack
 def test_ids_bytes_and_borders_of_random_pipelines(tmp_path: Path) -> None:
-    paths = attack(1, 80, 12, tmp_path)
+    paths = attack(1, budget(80, 500), budget(12, 200), tmp_path)
     assert {
         "pretrained, fast, lossless",
         "pretrained, slow, lossless",
         "pretrained, slow, lossy",
     } <= {*paths}
-
-
-@pytest.mark.slow
-@pytest.mark.attack
-def test_ids_bytes_and_borders_of_500_random_pipelines_and_200_texts(tmp_path: Path) -> None:
-    print(attack(2, 500, 200, tmp_path))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from common.data.tokenizers import (
@@ -18,6 +18,7 @@ from common.data.tokenizers import (
     load_tokenizer,
 )
 from common.errors import DataError
+from tests.budget import examples
 
 CORPUS = [
     "the cat sat on the mat.\n" * 20,
@@ -49,7 +50,7 @@ texts = st.lists(pieces | st.text(max_size=10), max_size=8).map("".join)
 
 
 @given(texts)
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_bpe_gives_back_any_text_and_counts_its_bytes(text: str) -> None:
     ids = BPE.encode(text)
     assert ids.dtype == np.int64 and ids.ndim == 1
@@ -59,7 +60,7 @@ def test_bpe_gives_back_any_text_and_counts_its_bytes(text: str) -> None:
 
 
 @given(st.text(alphabet="".join(CHAR.characters), max_size=30))
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_char_gives_back_any_text_it_knows_one_token_per_character(text: str) -> None:
     ids = CHAR.encode(text)
     assert len(ids) == len(text) and ids.dtype == np.int64
@@ -69,7 +70,7 @@ def test_char_gives_back_any_text_it_knows_one_token_per_character(text: str) ->
 
 
 @given(st.lists(texts, max_size=5))
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_a_batch_is_its_texts_one_by_one(batch: list[str]) -> None:
     for text, ids in zip(batch, BPE.encode_batch(batch), strict=True):
         assert ids.tolist() == BPE.encode(text).tolist()

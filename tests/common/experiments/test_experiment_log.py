@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from common.experiments.catalogue import Catalogue
@@ -19,6 +19,7 @@ from common.experiments.sql import query_rows
 from common.utils import start_experiment
 from common.utils.manifest import create_manifest
 from common.utils.paths import get_experiments_dir
+from tests.budget import examples
 
 
 def row(step: int, **metrics: float) -> dict[str, Any]:
@@ -177,7 +178,7 @@ def test_a_resume_record_drops_the_rows_after_it_and_only_those(tmp_path: Path) 
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_any_bytes_at_all_are_read_without_an_error(
     tmp_path_factory: pytest.TempPathFactory, garbage: bytes
 ) -> None:
@@ -194,7 +195,7 @@ def test_any_bytes_at_all_are_read_without_an_error(
     st.dictionaries(st.text(min_size=1, max_size=10), st.floats(allow_nan=False), max_size=4),
     st.integers(-(2**63), 2**63 - 1),
 )
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_names_and_numbers_come_back_exactly(
     tmp_path_factory: pytest.TempPathFactory, metrics: dict[str, float], step: int
 ) -> None:
@@ -299,7 +300,7 @@ def test_rows_after_a_resume_whose_record_is_damaged_supersede_the_old_ones() ->
 
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=5), st.sets(st.integers(0, 60)))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_after_any_resumes_and_damages_each_row_counts_once_or_is_damaged(
     tmp_path_factory: pytest.TempPathFactory, resumes: list[int], damaged: set[int]
 ) -> None:

@@ -27,12 +27,14 @@ from common.experiments.catalogue import Catalogue
 from common.experiments.sql import query_rows
 from common.utils import manifest, save_experiment, start_experiment
 from common.utils.paths import get_experiments_dir
+from tests.budget import budget
 from tests.conftest import SmallDisk
 
 pytestmark = pytest.mark.slow
 ATTACKERS = Path(__file__).with_name("store_attackers.py")
-KILLS = int(os.environ.get("STORE_ATTACK_KILLS", "200"))
-CROWD_SECONDS = float(os.environ.get("STORE_ATTACK_SECONDS", "20"))
+KILLS = budget(40, 200)
+WRITERS = budget(24, 64)
+CROWD_SECONDS = budget(4.0, 20.0)
 
 
 @contextmanager
@@ -118,6 +120,7 @@ class Truth:
         return allowed
 
 
+@pytest.mark.attack
 def test_kills_at_random_moments_lose_double_and_damage_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -214,17 +217,18 @@ def read_until_told(connection: Any) -> None:
         connection.send((reader.asked, "".join(traceback.format_exception(error))))
 
 
-def test_64_writers_4_readers_and_a_finisher_agree_at_every_moment(
+@pytest.mark.attack
+def test_many_writers_4_readers_and_a_finisher_agree_at_every_moment(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     save_experiment("first", pd.DataFrame({"loss": [0.0]}), {"seed": 0})  # a column to ask for
     context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe() for _ in range(4)]
     readers = [context.Process(target=read_until_told, args=(theirs,)) for _, theirs in pipes]
-    with attackers("crowd", "64", str(CROWD_SECONDS)) as parent:
+    with attackers("crowd", str(WRITERS), str(CROWD_SECONDS)) as parent:
         for reader in readers:
             reader.start()
-        output, errors = parent.communicate(timeout=CROWD_SECONDS + 120)
+        output, errors = parent.communicate(timeout=CROWD_SECONDS + 300)
     answers = []
     for reader, (ours, _) in zip(readers, pipes, strict=True):
         ours.send("stop")
@@ -236,7 +240,7 @@ def test_64_writers_4_readers_and_a_finisher_agree_at_every_moment(
     for name, status, rows, seed in map(json.loads, output.splitlines()):
         assert name not in stored
         stored[name] = (status, rows, seed)
-    assert len(stored) > 64
+    assert len(stored) > WRITERS
     statuses = {run.name: run.status for run in Catalogue().overview()}
     counts = query_rows(
         "SELECT experiment_name, count(*), count(DISTINCT step), any_value(seed), sum(loss) "
@@ -248,7 +252,7 @@ def test_64_writers_4_readers_and_a_finisher_agree_at_every_moment(
         assert losses == seed * 1e6 * rows + rows * (rows - 1) / 2
     with capsys.disabled():
         print(
-            f"\n64 writers, 4 readers and a finisher for {CROWD_SECONDS:.0f} s: {len(stored)} runs, "
+            f"\n{WRITERS} writers, 4 readers and a finisher for {CROWD_SECONDS:.0f} s: {len(stored)} runs, "
             f"{sum(rows for _, rows, _ in stored.values()):,} rows, {len(Catalogue().packed())} packed, "
             f"{sum(asked for asked, _ in answers)} times asked"
         )
@@ -257,6 +261,7 @@ def test_64_writers_4_readers_and_a_finisher_agree_at_every_moment(
 # --- cut files -------------------------------------------------------------------------------------
 
 
+@pytest.mark.attack
 @pytest.mark.parametrize("kind", ["log", "file", "pack"])
 def test_a_file_cut_at_any_byte_is_named_and_hides_nothing_else(
     kind: str, small_disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
@@ -281,7 +286,8 @@ def test_a_file_cut_at_any_byte_is_named_and_hides_nothing_else(
     whole = path.read_bytes()
     file = str(path.relative_to(get_experiments_dir()))
     ends = [i for i, byte in enumerate(whole) if byte == ord("\n")] if kind == "log" else []
-    for size in range(len(whole) + 1):
+    sizes = {*range(0, len(whole), budget(8, 1)), *ends, *(end - 1 for end in ends), len(whole)}
+    for size in sorted(sizes):
         path.write_bytes(whole[:size])
         rows = 6 * (size == len(whole))
         if kind == "log":  # the start, six rows, the status; the line end itself may be missing

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from common.errors import ModelError
 from common.generation.sampling import argmax, sample_next
+from tests.budget import examples
 
 DRAWS = 40_000
 LOGITS = [1.2, -0.3, 0.4, 2.0, -1.5, 0.9]
@@ -85,7 +86,7 @@ def test_rows_are_drawn_independently_of_each_other() -> None:
     top_k=st.one_of(st.none(), st.integers(1, 25)),
     top_p=st.one_of(st.none(), st.floats(0.001, 1.0)),
 )
-@settings(max_examples=80, deadline=None)
+@examples(80)
 def test_a_token_always_comes_out_and_greedy_takes_the_largest(
     seed: int, vocab: int, temperature: float, top_k: int | None, top_p: float | None
 ) -> None:

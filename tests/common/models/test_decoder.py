@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from common.errors import ModelError
 from common.models import BaseLanguageModel, Decoder
 from projects.custom_transformer.model import CustomTransformer
+from tests.budget import examples
 
 VOCAB, CONTEXT = 29, 24
 
@@ -118,7 +119,7 @@ def test_rows_of_a_batch_do_not_see_each_other(
     batch=st.integers(1, 3),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_cached_logits_equal_teacher_forced_ones_over_any_chunks(
     name: str, chunks: list[int], batch: int, seed: int
 ) -> None:

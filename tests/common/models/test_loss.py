@@ -8,13 +8,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.data.batch import count_labels
 from common.models import loss
 from common.models.loss import next_token_loss
+from tests.budget import examples
 
 
 def loss_by_hand(logits: np.ndarray, labels: np.ndarray) -> tuple[float, int]:
@@ -39,7 +40,7 @@ def loss_by_hand(logits: np.ndarray, labels: np.ndarray) -> tuple[float, int]:
     ignored=st.floats(0, 1),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_loss_is_the_shifted_mean_over_labels_that_count(
     batch: int, time: int, vocab: int, ignored: float, seed: int
 ) -> None:

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from common.models.config import DecoderConfig
 from common.models.mixers.attention import Attention, explicit_attention
 from common.models.mixers.lstm import LSTM
+from tests.budget import examples
 
 
 def array(tensor: torch.Tensor) -> np.ndarray:
@@ -116,7 +117,7 @@ def test_attention_equals_a_plain_loop_in_float64(options: dict[str, Any]) -> No
     spare=st.integers(0, 3),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_attention_in_chunks_equals_attention_at_once(
     name: str, chunks: list[int], spare: int, seed: int
 ) -> None:
@@ -188,7 +189,7 @@ def test_lstm_equals_a_plain_loop_in_float64() -> None:
 
 
 @given(chunks=st.lists(st.integers(1, 5), min_size=1, max_size=5))
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_lstm_in_chunks_equals_lstm_at_once(chunks: list[int]) -> None:
     module = lstm()
     x = torch.randn(2, sum(chunks), 6, dtype=torch.float64)

@@ -1,18 +1,12 @@
 """The laboratory of the tests that attack training: a small configuration that uses everything, real
-processes that are struck at a moment (see training_attackers.py), and what a finished run leaves.
+processes that are struck at a moment (see fork_server.py), and what a finished run leaves.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +17,10 @@ from common.models import checkpoint
 from common.training.checkpoints import steps_in
 from common.utils import query_experiments
 from common.utils.files import sha256_of
-from common.utils.paths import REPOSITORY_ROOT, get_runs_dir
+from common.utils.paths import get_runs_dir
 from common.utils.system_metrics import SYSTEM_METRICS
-from tests.common.training.test_resume import Lab, Process, process_lives
+from tests.common.training.test_resume import Lab, Process
 
-ATTACKERS = Path(__file__).with_name("training_attackers.py")
 MAX_STEPS = 40
 
 # Everything at once: whatever the engine carries from step to step is carried here.
@@ -75,31 +68,9 @@ VARIANTS = {
 
 @dataclass
 class Attack(Lab):
-    """A laboratory whose processes can be struck at a moment, see training_attackers.py."""
+    """A laboratory whose processes are struck at a moment, see fork_server.py."""
 
     wholes: dict[str, tuple[Remains, float]] = field(default_factory=dict)
-
-    def start(
-        self,
-        *arguments: str,
-        script: str = "train.py",
-        cwd: Path | None = None,
-        strikes: tuple[dict[str, Any], ...] = (),
-        threads: int | None = None,
-        **_: Any,
-    ) -> Process:
-        log = self.folder / f"output_{len(self.processes)}.txt"
-        order = {
-            "script": str(REPOSITORY_ROOT / "projects" / "baseline" / script),
-            "arguments": arguments,
-            "cwd": str(cwd or self.folder),
-            "environment": {"RESEARCH_ASSETS_DIR": os.environ["RESEARCH_ASSETS_DIR"]},
-            "log": str(log),
-            "strikes": strikes,
-            "threads": threads,
-        }
-        self.processes.append(Process(self, self.ask(order), log))
-        return self.processes[-1]
 
 
 def call(target: str, count: int = 1, after: bool = False, number: int = signal.SIGKILL) -> Any:
@@ -110,32 +81,6 @@ def call(target: str, count: int = 1, after: bool = False, number: int = signal.
 def change(text: str, count: int, number: int = signal.SIGKILL) -> Any:
     """A strike before the `count`-th time that a file whose path contains `text` is opened or changed."""
     return {"change": text, "count": count, "signal": int(number)}
-
-
-@contextmanager
-def open_attack(folder: Path) -> Iterator[Attack]:
-    """The laboratory in `folder`; every process is gone when it is left."""
-    words = ["the", "cat", "sat", "on", "a", "mat", "and", "ran", "dog", "sun"]
-    draw = random.Random(0)
-    (folder / "text.txt").write_text(" ".join(draw.choice(words) for _ in range(1500)))
-    (folder / "config.yaml").write_text(CONFIG.replace("TEXT", str(folder / "text.txt")))
-    server = subprocess.Popen(
-        [sys.executable, str(ATTACKERS)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=REPOSITORY_ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY_ROOT)},
-    )
-    attack = Attack(folder, server)
-    try:
-        yield attack
-    finally:
-        for process in attack.processes:
-            if process.code is None and process_lives(process.pid):
-                process.signal(signal.SIGKILL)
-        server.kill()
-        server.wait()
 
 
 # --- what a run has left ---------------------------------------------------------------------------

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.fork_server import ForkServer
 
 if TYPE_CHECKING:
     from tests.common.training.attack_lab import Attack
 
 
 @pytest.fixture(scope="session")
-def shared_attack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attack]:
-    from tests.common.training.attack_lab import open_attack  # pandas, which few tests here need
+def shared_attack(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Attack:
+    from tests.common.training import attack_lab, test_resume  # pandas, which few tests here need
 
-    with open_attack(tmp_path_factory.mktemp("attack")) as attack:
-        yield attack
+    folder = tmp_path_factory.mktemp("attack")
+    return test_resume.open_lab(
+        attack_lab.Attack, folder, fork_server, attack_lab.CONFIG, num_words=1500
+    )
 
 
 @pytest.fixture

@@ -158,7 +158,7 @@ def test_other_data_is_refused_and_can_be_taken_anyway(attack: Attack) -> None:
 def test_another_number_of_threads_is_told(attack: Attack) -> None:
     name = "threads"
     killed_with_two_checkpoints(attack, name)
-    process = attack.run("--name", name, "--resume", threads=2)
+    process = attack.run("--name", name, "--resume", "training.num_threads=2")
     assert process.code == 0 and "threads was 1 and is 2" in process.output
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from common.data.loader import EvalWindows
@@ -20,6 +20,7 @@ from common.training import Evaluator, compute_perplexity
 from common.training.prediction_metrics import measure_predictions
 from common.utils import query_experiments, save_experiment
 from projects.custom_transformer.model import CustomTransformer
+from tests.budget import examples
 
 VOCAB = 13
 Batches = list[dict[str, torch.Tensor]]
@@ -71,7 +72,7 @@ def brute_force(model: torch.nn.Module, batches: Batches) -> list[tuple[float, i
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=15, deadline=None)
+@examples(15)
 def test_metrics_are_means_over_tokens_whatever_batch_they_came_in(seed: int) -> None:
     token_bytes = np.random.default_rng(seed).integers(0, 5, VOCAB)
     batches = uneven_batches(seed)
@@ -91,7 +92,7 @@ def test_metrics_are_means_over_tokens_whatever_batch_they_came_in(seed: int) ->
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=10, deadline=None)
+@examples(10)
 def test_accuracy_is_the_share_of_most_likely_tokens_and_changes_nothing_else(seed: int) -> None:
     batches = uneven_batches(seed)
     for model in (gpt2(), custom()):

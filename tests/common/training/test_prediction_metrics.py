@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import DataError, ModelError
@@ -17,6 +17,7 @@ from common.models import BaseLanguageModel, Decoder
 from common.training import Evaluator, prediction_metrics
 from common.training.prediction_metrics import PredictionMeter, measure_predictions
 from projects.custom_transformer.model import CustomTransformer
+from tests.budget import examples
 
 VOCAB = 13
 Batches = list[dict[str, torch.Tensor]]
@@ -74,7 +75,7 @@ def expected_calibration_error(found: list[tuple[int, int, np.ndarray]], bins: i
 
 
 @given(seed=st.integers(0, 10_000), bins=st.sampled_from([1, 4, 15]))
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_every_metric_equals_an_independent_count_in_float64(seed: int, bins: int) -> None:
     token_bytes = np.random.default_rng(seed).integers(1, 5, VOCAB)
     batches = uneven_batches(seed)

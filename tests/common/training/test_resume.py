@@ -1,7 +1,7 @@
 """Exact resume, proven by killing real processes of projects/baseline/train.py.
 
-A warm server that has imported PyTorch forks one process per command line, so that a start costs
-little; each of them runs the script as `python projects/baseline/train.py` does, and can be killed.
+The fork server makes a start cheap; each process runs the script as `python projects/baseline/train.py`
+does, and can be killed.
 """
 
 from __future__ import annotations
@@ -10,14 +10,11 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
-import textwrap
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import pytest
@@ -33,59 +30,11 @@ from common.utils import query_experiments
 from common.utils.files import sha256_of
 from common.utils.paths import REPOSITORY_ROOT, get_experiments_dir, get_runs_dir
 from common.utils.system_metrics import SYSTEM_METRICS
+from tests import fork_server
+from tests.fork_server import ForkServer
 
 pytestmark = pytest.mark.slow
 MAX_STEPS = 120
-
-SERVER = textwrap.dedent("""
-    import json, os, runpy, signal, sys, traceback
-
-    import yaml, pandas, pyarrow.parquet, torch, torch._dynamo
-    import common.training.experiment, common.models.decoder
-
-    def signal_at(moment, text, number):
-        # Counts changes to files whose path contains `text`, and sends itself a signal at one.
-        seen = 0
-        def hook(event, arguments):
-            nonlocal seen
-            writes = event == "open" and isinstance(arguments[1], str) and arguments[1][:1] in "wa"
-            changes = event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir")
-            if (writes or changes) and any(text in str(a) for a in arguments[:2]):
-                seen += 1
-                if seen == moment:
-                    os.kill(os.getpid(), number)
-        sys.addaudithook(hook)
-
-    def become(job):
-        os.chdir(job["cwd"])
-        os.environ["RESEARCH_ASSETS_DIR"] = job["assets"]
-        log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1), os.dup2(log, 2)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        sys.argv = [job["script"], *job["arguments"]]
-        if job["signal_at"]:
-            signal_at(*job["signal_at"])
-        code = 1
-        try:
-            runpy.run_path(job["script"], run_name="__main__")
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        except BaseException:
-            traceback.print_exc()
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(code)
-
-    for line in sys.stdin:
-        job = json.loads(line)
-        if "wait" in job:
-            answer = os.waitstatus_to_exitcode(os.waitpid(job["wait"], 0)[1])
-        else:
-            answer = os.fork()
-            if answer == 0:
-                become(job)
-        print(answer, flush=True)
-    """)
 
 CONFIG = f"""
 seed: 3
@@ -118,18 +67,22 @@ samples:
 class Process:
     """One run of a script."""
 
-    lab: Lab
-    pid: int
+    process: fork_server.Process
     log: Path
-    code: int | None = None
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def code(self) -> int | None:
+        return self.process.poll()
 
     def wait(self) -> int:
-        if self.code is None:
-            self.code = self.lab.ask({"wait": self.pid})
-        return self.code
+        return self.process.wait()
 
     def signal(self, number: int) -> None:
-        os.kill(self.pid, number)
+        self.process.send_signal(number)
 
     @property
     def output(self) -> str:
@@ -141,14 +94,8 @@ class Lab:
     """A text, a configuration, an assets folder, and the server that starts scripts."""
 
     folder: Path
-    server: subprocess.Popen[str]
-    processes: list[Process] = field(default_factory=list)
-
-    def ask(self, job: dict[str, Any]) -> int:
-        assert self.server.stdin is not None and self.server.stdout is not None
-        self.server.stdin.write(json.dumps(job) + "\n")
-        self.server.stdin.flush()
-        return int(self.server.stdout.readline())
+    server: ForkServer
+    started: int = 0
 
     def start(
         self,
@@ -156,18 +103,26 @@ class Lab:
         script: str = "train.py",
         cwd: Path | None = None,
         signal_at: tuple[int, str, int] | None = None,
+        strikes: tuple[dict[str, Any], ...] = (),
     ) -> Process:
-        log = self.folder / f"output_{len(self.context)}.txt"
-        job = {
-            "script": str(REPOSITORY_ROOT / "projects" / "baseline" / script),
-            "arguments": arguments,
-            "cwd": str(cwd or self.folder),
-            "assets": os.environ["RESEARCH_ASSETS_DIR"],
-            "log": str(log),
-            "signal_at": signal_at,
-        }
-        self.context.append(Process(self, self.ask(job), log))
-        return self.context[-1]
+        """`signal_at`: (moment, text in the path, signal), of the changes that write, see fork_server.py."""
+        if signal_at:
+            count, text, number = signal_at
+            strikes += ({"count": count, "signal": number, "change": text, "reads": False},)
+        path = self.folder / f"output_{self.started}.txt"
+        self.started += 1
+        script = f"{REPOSITORY_ROOT}/projects/baseline/{script}"
+        with path.open("w") as log, Path(os.devnull).open() as stdin:
+            process = self.server.start(
+                script,
+                *arguments,
+                cwd=cwd or self.folder,
+                strikes=strikes,
+                stdin=stdin,
+                stdout=log,
+                stderr=log,
+            )
+        return Process(process, path)
 
     def run(self, *arguments: str, **options: Any) -> Process:
         process = self.start(*arguments, **options)
@@ -185,19 +140,14 @@ class Lab:
         arguments = arguments or ("--config", "config.yaml", "--name", name)
         process = self.start(*arguments)
         while last_step(name) < step:
-            assert process_lives(process.pid), process.output
-            time.sleep(0.001)
+            assert process.code is None, process.output
+            time.sleep(0.002)
         process.signal(number)
         process.wait()
         return process
 
 
-def process_lives(pid: int) -> bool:
-    # A finished child is a zombie until the server waits for it.
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+AnyLab = TypeVar("AnyLab", bound=Lab)
 
 
 def last_step(name: str) -> int:
@@ -207,28 +157,18 @@ def last_step(name: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    folder = tmp_path_factory.mktemp("lab")
+def shared_lab(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Lab:
+    return open_lab(Lab, tmp_path_factory.mktemp("lab"), fork_server, CONFIG, num_words=3000)
+
+
+def open_lab(
+    kind: type[AnyLab], folder: Path, server: ForkServer, config: str, num_words: int
+) -> AnyLab:
     words = ["the", "cat", "sat", "on", "a", "mat", "and", "ran", "dog", "sun"]
     draw = random.Random(0)
-    (folder / "text.txt").write_text(" ".join(draw.choice(words) for _ in range(3000)))
-    (folder / "config.yaml").write_text(CONFIG.replace("TEXT", str(folder / "text.txt")))
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=REPOSITORY_ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    lab = Lab(folder, server)
-    yield lab
-    for process in lab.context:
-        if process.code is None and process_lives(process.pid):
-            process.signal(signal.SIGKILL)
-    assert server.stdin is not None
-    server.stdin.close()
-    server.wait()
+    (folder / "text.txt").write_text(" ".join(draw.choice(words) for _ in range(num_words)))
+    (folder / "config.yaml").write_text(config.replace("TEXT", str(folder / "text.txt")))
+    return kind(folder, server)
 
 
 @pytest.fixture
@@ -492,8 +432,8 @@ def test_an_extended_run_is_an_experiment_of_its_own_that_goes_on(lab: Lab, whol
     more = ("--name", "extended", "--extend", "short", f"training.max_steps={MAX_STEPS}")
     process = lab.start(*more)
     while last_step("extended") < 84:
-        assert process_lives(process.pid), process.output
-        time.sleep(0.001)
+        assert process.code is None, process.output
+        time.sleep(0.002)
     process.signal(signal.SIGKILL)
     process.wait()
     process = lab.resume("extended")

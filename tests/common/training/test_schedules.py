@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from common.training.config import ScheduleConfig
 from common.training.schedules import learning_rate_factor
+from tests.budget import examples
 
 
 def rates(max_steps: int, peak: float = 2.0, **options: object) -> list[float]:
@@ -77,7 +78,7 @@ def test_a_single_step_has_a_rate() -> None:
     ratio=st.floats(0, 1),
     name=st.sampled_from(["cosine", "linear", "constant", "wsd"]),
 )
-@settings(max_examples=100, deadline=None)
+@examples(100)
 def test_rates_rise_then_fall_between_minimum_and_peak(
     max_steps: int, warmup: int, ratio: float, name: str
 ) -> None:

@@ -1,6 +1,6 @@
 """Training under attack: real processes killed at random and at chosen moments, damaged checkpoints,
 full disks, signals in every phase. Whatever happens, a resume ends bit for bit as the run that nobody
-disturbed. Minutes, so all are slow. `TRAINING_ATTACK_KILLS` is the number of random kills.
+disturbed. Minutes, so all are slow.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from common.experiments import store
 from common.models import checkpoint
 from common.training.checkpoints import latest_checkpoint, steps_in
 from common.utils.paths import get_runs_dir
+from tests.budget import budget
 from tests.common.training.attack_lab import (
     MAX_STEPS,
     VARIANTS,
@@ -40,7 +41,7 @@ from tests.common.training.attack_lab import (
 from tests.conftest import SmallDisk
 
 pytestmark = pytest.mark.slow
-KILLS = int(os.environ.get("TRAINING_ATTACK_KILLS", "30"))
+KILLS = budget(8, 30)
 
 
 def test_the_runs_that_are_attacked_have_something_to_lose(attack: Attack) -> None:
@@ -110,8 +111,9 @@ def run_until_killed(
     return place, process
 
 
+@pytest.mark.attack
 def test_runs_killed_at_any_moment_end_as_if_nothing_had_happened(attack: Attack) -> None:
-    """`TRAINING_ATTACK_KILLS` real kills, up to four in a row of one run, then the run is finished."""
+    """`KILLS` real kills, up to four in a row of one run, then the run is finished."""
     seed = int(os.environ.get("TRAINING_ATTACK_SEED", "0"))
     draw = random.Random(seed)
     killed: Counter[str] = Counter()
@@ -167,6 +169,7 @@ def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_no_half_of_it(
 FILES = ["model.safetensors", "training.safetensors", "state.json", "SHA256SUMS"]
 
 
+@pytest.mark.attack
 @pytest.mark.parametrize("name", FILES)
 def test_every_flipped_byte_and_every_cut_is_found(
     attack: Attack, name: str, capsys: pytest.CaptureFixture[str]
@@ -179,9 +182,9 @@ def test_every_flipped_byte_and_every_cut_is_found(
     file = checkpoints(run) / f"step_{newest}" / name
     content = file.read_bytes()
     draw = random.Random(1)
-    positions = set(range(min(len(content), 2500))) | set(
-        draw.sample(range(len(content)), 300 if len(content) > 300 else len(content))
-    )
+    positions = {*range(0, min(len(content), 2500), budget(10, 1))} | {
+        *draw.sample(range(len(content)), min(len(content), budget(30, 300)))
+    }
     try:
         for position in sorted(positions):
             damaged = bytearray(content)
@@ -344,13 +347,15 @@ PHASES = {
 }
 
 
+@pytest.mark.attack
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_signal_in_any_phase_is_obeyed_and_the_run_goes_on_exactly(
     attack: Attack, phase: str, number: signal.Signals
 ) -> None:
     """One optimizer stops early, so that six evaluations and ten saves are all."""
-    for variant in ("adamw", "adamw_background"):
+    turn = (list(PHASES).index(phase) + (number == signal.SIGINT)) % 2
+    for variant in budget(("adamw", "adamw_background")[turn:][:1], ("adamw", "adamw_background")):
         name = f"signal_{list(PHASES).index(phase)}_{number.name}_{variant}"
         process = train(attack, name, variant, strikes=(PHASES[phase] | {"signal": number},))
         assert process.code == 128 + number, (process.code, process.output)
