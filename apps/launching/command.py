@@ -81,9 +81,9 @@ def _complaint(script: str, result: subprocess.CompletedProcess[str]) -> ConfigE
 def trial_environment(parallel: int, nproc: int | None) -> dict[str, str]:
     """Our own, with the cores divided among `parallel` trials of `nproc` processes each.
 
-    Trainings that together have more threads than cores are 10 to 30 times slower, so a larger
-    OMP_NUM_THREADS than the share is lowered, a smaller one kept. One process alone is left to
-    PyTorch, which counts physical cores.
+    More threads than cores gain nothing (with a runtime other than libgomp they cost, see
+    common/__init__.py), so a larger OMP_NUM_THREADS than the share is lowered, a smaller one kept.
+    One process alone is left to PyTorch, which counts physical cores.
     """
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}  # the log is there to be watched
     processes = parallel * (nproc or 1)

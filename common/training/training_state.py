@@ -6,6 +6,7 @@ cut off inside of its accumulation begins again with its first batch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +146,7 @@ def _take_numerics(trainer: Trainer, saved: Mapping[str, Any]) -> None:
     if trainer.config.compile == "auto":
         trainer.compiled = saved["compiled"]
         trainer.model.set_compile(trainer.compiled)
+    _take_threads(trainer, saved)
     # Whose precision follows.
     trainer.optimizer, trainer.scaler = trainer.create_optimizer(), trainer.create_scaler()
     for name, now in numerics(trainer).items():
@@ -153,6 +155,16 @@ def _take_numerics(trainer: Trainer, saved: Mapping[str, Any]) -> None:
                 f"{name} was {saved[name]} and is {now}: "
                 "the results will be close, but not the same bits"
             )
+
+
+def _take_threads(trainer: Trainer, saved: Mapping[str, Any]) -> None:
+    """Set the saved number of CPU threads, unless the user gives one or the CPU is another one."""
+    if trainer.config.num_threads is not None or "OMP_NUM_THREADS" in os.environ:
+        return
+    now, threads = numerics(trainer), saved.get("threads")
+    if threads and now["threads"] not in (None, threads) and now["cpu"] == saved.get("cpu"):
+        torch.set_num_threads(threads)
+        log.info(f"using {threads} CPU threads as before; change it with training.num_threads")
 
 
 def _keyed(callbacks: list[Callback]) -> list[tuple[str, Callback]]:

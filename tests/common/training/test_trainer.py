@@ -18,7 +18,7 @@ from common.data.loader import ShuffledWindows
 from common.errors import CheckpointError, ResearchError, TrainingError
 from common.experiments.run import Run
 from common.models import BaseLanguageModel, Decoder
-from common.training import Callback, Evaluator, Trainer, TrainingConfig
+from common.training import Callback, Evaluator, Trainer, TrainingConfig, training_state
 from common.training.checkpoints import best_checkpoint, latest_checkpoint, steps_in
 from common.training.config import OptimizerConfig, ScheduleConfig
 from common.utils import query_experiments, start_experiment
@@ -623,6 +623,39 @@ def test_a_resume_on_other_data_is_refused(start: Callable[..., Run]) -> None:
     Trainer(decoder(), Batches(), config(), run=run, fingerprint={"text": "a"}).fit()
     with pytest.raises(CheckpointError, match="other data"):
         Trainer(decoder(), Batches(), config(), run=run, fingerprint={"text": "b"}).resume()
+
+
+@pytest.mark.parametrize(
+    ("options", "variable", "cpu", "threads"),
+    [
+        ({}, None, None, 2),
+        ({"num_threads": 1}, None, None, 1),
+        ({}, "1", None, 1),
+        ({}, None, "another CPU", 1),  # whose sums differ anyway
+    ],
+)
+def test_a_resume_computes_with_the_recorded_number_of_threads_unless_one_is_given(
+    start: Callable[..., Run],
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, int],
+    variable: str | None,
+    cpu: str | None,
+    threads: int,
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    run = start()
+    torch.set_num_threads(2)
+    try:
+        Trainer(decoder(), Batches(), config(), run=run).fit()
+        torch.set_num_threads(1)
+        if cpu is not None:
+            monkeypatch.setattr(training_state, "cpu_name", lambda: cpu)
+        Trainer(decoder(), Batches(), config(**options), run=run).resume()
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_a_run_with_the_windows_of_an_earlier_version_is_refused(start: Callable[..., Run]) -> None:
