@@ -1,7 +1,7 @@
-"""A twin of a model that generates faster: the same parameters, the same results up to rounding.
+"""A copy of a model that generates faster: the same parameters, the same results up to rounding.
 
 One token at a time, a small model spends half of its time between its layers, and a large one waits
-for its weights. So the modules of the twin are called without what `nn.Module` does around
+for its weights. So the modules of the copy are called without what `nn.Module` does around
 `forward`, and large matrices are copied into the layout that a CPU reads at the speed of memory.
 """
 
@@ -21,10 +21,10 @@ MIN_PACKED_WEIGHTS = 2**18
 
 
 @runtime_checkable
-class HasTwin(Protocol):
-    """A module that is to be replaced in a twin, by another that computes the same, or by itself."""
+class HasFastVersion(Protocol):
+    """A module that is replaced in a fast copy, by another that computes the same, or by itself."""
 
-    def make_twin(self) -> nn.Module: ...
+    def fast_version(self) -> nn.Module: ...
 
 
 class PackedLinear(nn.Linear):
@@ -73,44 +73,44 @@ def _is_plain(weight: torch.Tensor) -> bool:
     return ordinary and weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
-def make_twin(model: M) -> M:
-    """The twin of `model`, which is not changed; call it in evaluation mode.
+def make_fast_copy(model: M) -> M:
+    """The fast copy of `model`, which is not changed; call it in evaluation mode.
 
-    Modules with hooks and those that are compiled or scripted are in the twin as they are.
+    Modules with hooks and those that are compiled or scripted are in the copy as they are.
     """
-    return cast(M, _twin_of(model, {}))
+    return cast(M, _copy_of(model, {}))
 
 
-def _twin_of(module: nn.Module, twins: dict[nn.Module, nn.Module]) -> nn.Module:
-    if module not in twins:
+def _copy_of(module: nn.Module, copies: dict[nn.Module, nn.Module]) -> nn.Module:
+    if module not in copies:
         if _is_special(module):
-            twins[module] = module
-        elif isinstance(module, HasTwin) and (own := module.make_twin()) is not module:
-            twins[module] = _twin_of(own, twins)
+            copies[module] = module
+        elif isinstance(module, HasFastVersion) and (own := module.fast_version()) is not module:
+            copies[module] = _copy_of(own, copies)
         elif type(module) is nn.Dropout:
-            twins[module] = _bare(nn.Identity())
+            copies[module] = _bare(nn.Identity())
         elif type(module) is nn.Linear and _is_plain(module.weight):
-            twins[module] = _linear_twin(module)
+            copies[module] = _fast_linear(module)
         else:
             kind = DirectLayerNorm if type(module) is nn.LayerNorm else type(module)
-            twins[module] = twin = _bare(module, kind)
-            twin._modules = {
-                name: None if child is None else _twin_of(child, twins)
+            copies[module] = copy = _bare(module, kind)
+            copy._modules = {
+                name: None if child is None else _copy_of(child, copies)
                 for name, child in module._modules.items()
             }
             # nn.Module looks in three dictionaries for what is not here.
-            twin.__dict__ |= twin._parameters | twin._buffers | twin._modules
-    return twins[module]
+            copy.__dict__ |= copy._parameters | copy._buffers | copy._modules
+    return copies[module]
 
 
-def _linear_twin(linear: nn.Linear) -> nn.Module:
+def _fast_linear(linear: nn.Linear) -> nn.Module:
     if is_worth_packing(linear.weight):
         return _bare(PackedLinear(linear.weight, linear.bias))
-    twin = _bare(linear)
+    copy = _bare(linear)
     # The same matrix, its columns next to each other: what MKL reads faster for few rows.
     weight = linear.weight.detach().t().contiguous().t()
-    twin.__dict__ |= {"weight": weight, "bias": linear.bias}
-    return twin
+    copy.__dict__ |= {"weight": weight, "bias": linear.bias}
+    return copy
 
 
 def _is_special(module: nn.Module) -> bool:
@@ -131,9 +131,9 @@ def _bare(module: nn.Module, kind: type[nn.Module] | None = None) -> nn.Module:
     kind = kind or type(module)
     if kind not in _bare_classes:
         _bare_classes[kind] = type(kind.__name__, (kind,), {"__call__": kind.forward})
-    copy = _bare_classes[kind].__new__(_bare_classes[kind])
-    copy.__dict__ = module.__dict__.copy()
-    return copy
+    bare = _bare_classes[kind].__new__(_bare_classes[kind])
+    bare.__dict__ = module.__dict__.copy()
+    return bare
 
 
 _bare_classes: dict[type[nn.Module], type[nn.Module]] = {}

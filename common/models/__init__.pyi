@@ -1,4 +1,5 @@
 from .base import BaseLanguageModel as BaseLanguageModel
+from .base import BaseModel as BaseModel
 from .config import DecoderConfig as DecoderConfig
 from .decoder import Decoder as Decoder
 from .hub_format import load_pretrained as load_pretrained

@@ -1,25 +1,45 @@
-"""The contract of every language model here: forward, generate, save and load."""
+"""The contracts of the models here: BaseModel (saving, loading, compilation) and BaseLanguageModel."""
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 from common.errors import ModelError
-from common.generation.fast_copy import make_twin
-from common.generation.sampling import sample_next
-from common.generation.session import GrowingText
-from common.models.checkpoint import load_model, save_model
+from common.generation import decoding
+from common.generation.fast_copy import make_fast_copy
+from common.models.checkpoint import identity_of, load_model, save_checkpoint, weights_of
 
-M = TypeVar("M", bound="BaseLanguageModel")
-Model = TypeVar("Model", bound="BaseLanguageModel", covariant=True)
+M = TypeVar("M", bound="BaseModel")
+LM = TypeVar("LM", bound="BaseLanguageModel")
+Model = TypeVar("Model", bound="BaseModel", covariant=True)
+
+# What an optimizer may treat in its own way: "matrix" is a weight between hidden layers, "vector" a
+# bias or the gain of a norm.
+ParameterRole = Literal["matrix", "embedding", "head", "vector"]
+
+
+def default_parameter_roles(model: nn.Module) -> dict[str, ParameterRole]:
+    """The role of each parameter by name: by its dimensions, and the module that holds it.
+
+    Weights of `nn.Embedding` are embeddings, those of the submodule `head` are the head.
+    """
+    embeddings = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
+
+    def role(name: str, parameter: nn.Parameter) -> ParameterRole:
+        if parameter.ndim < 2:
+            return "vector"
+        if id(parameter) in embeddings:
+            return "embedding"
+        return "head" if name.startswith("head.") else "matrix"
+
+    return {name: role(name, parameter) for name, parameter in model.named_parameters()}
 
 
 class _LoadCheckpoint(Protocol[Model]):
@@ -37,11 +57,10 @@ class _ClassOrInstanceMethod:
         return partial(load_model, instance if instance is not None else owner)
 
 
-class BaseLanguageModel(nn.Module):
+class BaseModel(nn.Module):
     """Subclass this, keep the keyword arguments JSON-like, and write `forward`.
 
     Args:
-        vocab_size: number of tokens.
         **kwargs: whatever the subclass needs to be built again; saved with every checkpoint.
     """
 
@@ -51,15 +70,67 @@ class BaseLanguageModel(nn.Module):
     supports_activation_checkpointing = False
     # The methods besides `forward` that compute with the weights and are called from outside. Where
     # each process has a part of the weights (FSDP), only these and `forward` gather them.
-    entry_points: tuple[str, ...] = ("compute_loss", "next_logits")
+    entry_points: tuple[str, ...] = ()
     # How its matrices are quantised (common/models/quantize.py); saved with every checkpoint.
     quantization: dict[str, Any] | None = None
 
-    def __init__(self, vocab_size: int, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__()
+        self.arguments = kwargs
+
+    @abstractmethod
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        """Compute the outputs: {"logits": ..., and whatever else}."""
+        raise ModelError(f"{type(self).__name__} defines no forward")
+
+    def constructor_arguments(self) -> dict[str, Any]:
+        """What `load_checkpoint` needs to build the model again, as state.json holds it."""
+        return {"arguments": self.arguments}
+
+    def set_compile(self, on: bool) -> None:
+        """Run calls of the model through torch.compile; override to compile only what repeats."""
+        if on:
+            self.compile(dynamic=False)
+        else:
+            self._compiled_call_impl = None
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        """The role of each parameter by name; the optimizer is chosen by it (Muon for matrices).
+
+        Override for parameters whose role the default cannot see:
+        `super().parameter_roles() | {"tokens": "embedding"}`.
+        """
+        return default_parameter_roles(self)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def save_checkpoint(self, path: str | Path, **state: Any) -> Path:
+        """Save weights and arguments to the folder `path`, with any JSON `state` beside them."""
+        state = {"model": identity_of(self), **state}
+        return save_checkpoint(Path(path), weights_of(self), state, {})
+
+    load_checkpoint = _ClassOrInstanceMethod()
+
+
+class BaseLanguageModel(BaseModel):
+    """A model that predicts the next token.
+
+    Args:
+        vocab_size: number of tokens.
+        **kwargs: whatever the subclass needs to be built again; saved with every checkpoint.
+    """
+
+    entry_points = ("compute_loss", "next_logits")
+
+    def __init__(self, vocab_size: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self._compiled_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
         self.vocab_size = vocab_size
-        self.arguments = kwargs
 
     @abstractmethod
     def forward(
@@ -76,6 +147,10 @@ class BaseLanguageModel(nn.Module):
         Returns: {"logits": (batch, time, vocab_size), and with labels "loss": mean nats per token}.
         """
         raise ModelError(f"{type(self).__name__} defines no forward")
+
+    def constructor_arguments(self) -> dict[str, Any]:
+        """See BaseModel.constructor_arguments."""
+        return {"vocab_size": self.vocab_size, **super().constructor_arguments()}
 
     def compute_loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The loss alone, as training needs it; override where logits need not be kept for it."""
@@ -115,124 +190,12 @@ class BaseLanguageModel(nn.Module):
         output = self(input_ids) if cache is None else self(input_ids, cache=cache)
         return output["logits"][:, -1]  # type: ignore[no-any-return]  # nn.Module
 
-    def twin(self: M) -> M:
+    def fast_copy(self: LM) -> LM:
         """A copy for generation that shares all parameters; its large matrices are those of now.
 
-        Override where large matrices are multiplied that are no `nn.Linear` (see twin.py).
+        Override where large matrices are multiplied that are no `nn.Linear` (see fast_copy.py).
         """
-        return make_twin(self)
+        return make_fast_copy(self)
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    def num_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.parameters())
-
-    @torch.no_grad()
-    def generate(
-        self,
-        input_ids: torch.Tensor,
-        max_new_tokens: int = 100,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        stop_tokens: Sequence[int] = (),
-        seed: int | None = None,
-        num_sequences: int = 1,
-    ) -> torch.Tensor:
-        """Continue each row of `input_ids` (batch, time) int64.
-
-        Args:
-            temperature: 0 is greedy; `top_k` and `top_p` as in `sample_next`.
-            stop_tokens: a row ends with the first of these; it is filled up with that token.
-            seed: of the draws; None draws from the global generator.
-            num_sequences: continuations per row, next to each other in the result.
-        Returns: (batch * num_sequences, time + new tokens) int64, inputs included.
-        """
-        if num_sequences < 1:
-            raise ModelError(f"num_sequences must be at least 1, got {num_sequences}")
-        rows = input_ids.to(self.device).repeat_interleave(num_sequences, dim=0)
-        stops = torch.tensor(list(stop_tokens), dtype=torch.int64, device=rows.device)
-        finished = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-        columns = [rows]
-        for token in self.stream(
-            rows, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
-        ):
-            if len(stops):
-                token = torch.where(finished, columns[-1][:, -1], token)
-                finished |= (token[:, None] == stops).any(dim=1)
-            columns.append(token[:, None])
-            if len(stops) and bool(finished.all()):
-                break
-        return torch.cat(columns, dim=1)
-
-    @torch.no_grad()
-    def stream(
-        self,
-        input_ids: torch.Tensor,
-        max_new_tokens: int,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-    ) -> Iterator[torch.Tensor]:
-        """Yield one (batch,) int64 tensor per new token, as soon as it is drawn.
-
-        The weights are those of the beginning: train no model while a stream of it goes on.
-        """
-        _check_sampling(input_ids, self.vocab_size, temperature, top_k, top_p)
-        if max_new_tokens < 0:
-            raise ModelError(f"max_new_tokens must not be negative, got {max_new_tokens}")
-        if max_new_tokens == 0:
-            return
-        generator = None
-        if seed is not None:
-            generator = torch.Generator(device=self.device).manual_seed(seed)
-        was_training = self.training
-        self.eval()
-        try:
-            text = GrowingText(self, input_ids.to(self.device), max_new_tokens)
-            for _ in range(max_new_tokens):
-                with torch.inference_mode():  # of 124M a tenth less time than with no_grad alone
-                    token = sample_next(
-                        text.next_logits(),
-                        temperature=temperature,
-                        top_k=top_k,
-                        top_p=top_p,
-                        generator=generator,
-                    )
-                    text.append(token)
-                yield token.clone()  # of the kind that may be trained on
-        finally:
-            self.train(was_training)
-
-    def save_checkpoint(self, path: str | Path, **state: Any) -> Path:
-        """Save weights and arguments to the folder `path`, with any JSON `state` beside them."""
-        return save_model(self, Path(path), state)
-
-    load_checkpoint = _ClassOrInstanceMethod()
-
-
-def _check_sampling(
-    input_ids: torch.Tensor,
-    vocab_size: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-) -> None:
-    if input_ids.ndim != 2 or input_ids.numel() == 0:
-        raise ModelError(
-            f"a prompt must have the shape (batch, time) and a token, got {tuple(input_ids.shape)}",
-            "begin with the tokenizer's end_of_text where there is no prompt",
-        )
-    if not 0 <= int(input_ids.min()) <= int(input_ids.max()) < vocab_size:
-        raise ModelError(f"token ids must be from 0 to {vocab_size - 1}")
-    if not 0 <= temperature < math.inf:
-        raise ModelError(f"temperature must be a number from 0 up, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ModelError(f"top_k must be at least 1, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ModelError(f"top_p must be above 0 and at most 1, got {top_p}")
+    generate = decoding.generate
+    stream = decoding.stream

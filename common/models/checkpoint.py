@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -44,6 +44,7 @@ _TRAINING_KINDS = {
     "fingerprint": dict,
     "training": dict,
 }
+_OPTIONAL_KINDS = {"vocab_size": int, "quantization": dict}  # of the model
 
 
 @dataclass(frozen=True)
@@ -75,19 +76,18 @@ class Checkpoint:
         return next((self.parts[key] for key in keys if key in self.parts), None)
 
 
-def save_model(model: nn.Module, path: Path, state: Mapping[str, Any]) -> Path:
-    """Write weights, arguments and `state` (JSON) to the folder `path`, replacing what is there."""
-    return save_checkpoint(path, weights_of(model), {"model": identity_of(model), **state}, {})
+class SavedModel(Protocol):
+    """What a checkpoint holds of a model besides its weights."""
+
+    quantization: dict[str, Any] | None
+
+    def constructor_arguments(self) -> dict[str, Any]: ...
 
 
-def identity_of(model: nn.Module) -> dict[str, Any]:
-    """What `load_model` needs to build a BaseLanguageModel again."""
+def identity_of(model: SavedModel) -> dict[str, Any]:
+    """What `load_model` needs to build the model again."""
     kind = shards.class_of(model)
-    identity = {
-        "class": f"{kind.__module__}.{kind.__qualname__}",
-        "vocab_size": model.vocab_size,
-        "arguments": model.arguments,
-    }
+    identity = {"class": f"{kind.__module__}.{kind.__qualname__}", **model.constructor_arguments()}
     return identity | ({"quantization": model.quantization} if model.quantization else {})
 
 
@@ -240,10 +240,8 @@ def read_state(path: Path) -> dict[str, Any]:
     with state_errors(path):
         model = state["model"]
         wrong = [
-            *_wrong_keys(model, {"class": str, "vocab_size": int, "arguments": dict}),
-            *_wrong_keys(
-                model, {"quantization": dict} if model.get("quantization") is not None else {}
-            ),
+            *_wrong_keys(model, {"class": str, "arguments": dict}),
+            *_wrong_keys(model, {k: v for k, v in _OPTIONAL_KINDS.items() if k in model}),
             *_wrong_keys(state, _TRAINING_KINDS if "param_groups" in state else {}),
         ]
     if wrong:
@@ -291,8 +289,9 @@ def load_model(target: M | type[M], path: str | Path, device: str | torch.device
 def _build(base: type[M], saved: Checkpoint) -> M:
     identity = saved.state["model"]
     kind = _saved_class(base, identity["class"])
+    sizes = [identity["vocab_size"]] if "vocab_size" in identity else []
     try:
-        return kind(identity["vocab_size"], **identity["arguments"])
+        return kind(*sizes, **identity["arguments"])
     except (TypeError, ValueError, ArithmeticError, RuntimeError, ResearchError) as error:
         raise CheckpointError(
             f"{saved.path} holds a {identity['class']}, which is no {kind.__name__}: {error}"

@@ -160,13 +160,13 @@ class Decoder(BaseLanguageModel):
         """See BaseLanguageModel.next_logits."""
         return self._logits(self._hidden(input_ids, cache)[:, -1])
 
-    def twin(self) -> Decoder:
-        """See BaseLanguageModel.twin; a tied output projection is no module of its own."""
-        twin = super().twin()
+    def fast_copy(self) -> Decoder:
+        """See BaseLanguageModel.fast_copy; a tied output projection is no module of its own."""
+        copy = super().fast_copy()
         weight = self.token_embedding.weight
-        if twin is not self and self.head is None and is_worth_packing(weight):
-            twin.head = PackedLinear(weight)
-        return twin
+        if copy is not self and self.head is None and is_worth_packing(weight):
+            copy.head = PackedLinear(weight)
+        return copy
 
     def mask_documents(self, end_of_text: int) -> None:
         """See BaseLanguageModel.mask_documents."""

@@ -126,7 +126,7 @@ class QuantizedLinear(nn.Module):
         """(..., in_features) -> (..., out_features)"""
         return F.linear(input, self.weight, self.bias)
 
-    def make_twin(self) -> nn.Module:
+    def fast_version(self) -> nn.Module:
         """What generates in its place: the kernel on large matrices, else a dense copy."""
         if not self._kernels and self._kernel_fits():
             self._kernels.append(KernelLinear(self))
@@ -212,7 +212,7 @@ class QuantizedEmbedding(nn.Module):
         """(...) int64 -> (..., embedding_dim)"""
         return self.quantized[input].to(self.scales.dtype) * self.scales[input]
 
-    def make_twin(self) -> nn.Module:
+    def fast_version(self) -> nn.Module:
         """What generates in its place: of a small table, which may be the output too, a dense copy."""
         if self.quantized.numel() >= MIN_PACKED_WEIGHTS:
             return self

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from common.errors import CheckpointError
 
@@ -30,7 +29,7 @@ def is_sharded(tensor: torch.Tensor) -> bool:
     return hasattr(tensor, "placements")
 
 
-def class_of(model: nn.Module) -> type:
+def class_of(model: object) -> type:
     """The class that a model was built from; FSDP2 puts its own before it."""
     if not hasattr(model, "unshard"):
         return type(model)

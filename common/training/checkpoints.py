@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 
 from common.errors import CheckpointError
 from common.models import checkpoint
+from common.models.base import BaseModel
 from common.models.checkpoint import Checkpoint
 from common.models.shards import is_sharded, write_shards
 from common.training.distributed import DistributedContext
@@ -44,7 +44,7 @@ class CheckpointWriter:
 
     def write(
         self,
-        model: nn.Module,
+        model: BaseModel,
         path: Path,
         weights: Mapping[str, torch.Tensor],
         state: Mapping[str, Any],

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from common.errors import CheckpointError
-from common.models.base import BaseLanguageModel
 from common.models.shards import is_sharded
 
 
@@ -59,7 +58,7 @@ def unpack_optimizer(
 
 
 def sharded_parameters(
-    model: BaseLanguageModel, optimizer: torch.optim.Optimizer
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, torch.Tensor]:
     """What `latest_checkpoint` takes as `parts`: how the tensors of training are split."""
     parts: dict[str, torch.Tensor] = dict(model.named_parameters())

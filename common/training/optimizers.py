@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim.adamw import adamw
 
 from common.errors import ConfigError, TrainingError, did_you_mean
+from common.models.base import BaseModel, default_parameter_roles
 from common.training.config import OptimizerConfig
 from common.training.sharded import local
 
@@ -71,12 +72,14 @@ def create_optimizer(
 
     Biases and the gains of norms have one dimension; decaying them pulls the network towards zero
     output without limiting its capacity. Muon takes the matrices that are neither an embedding nor
-    the output projection, `muon_dtype` is what its iterations are computed in.
+    the output projection, as `BaseModel.parameter_roles` says; `muon_dtype` is what its iterations
+    are computed in.
     """
     check_optimizer(model, config)
-    embeddings = {
-        id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
-    }
+    if isinstance(model, BaseModel):
+        roles = model.parameter_roles()
+    else:
+        roles = default_parameter_roles(model)
     settings = _adamw_settings(config)
     muon: dict[str, Any] = {
         "algorithm": "muon",
@@ -88,13 +91,10 @@ def create_optimizer(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        is_matrix = parameter.ndim >= 2
-        hidden = parameter.ndim == 2 and id(parameter) not in embeddings
-        hidden = hidden and not name.startswith(("head.", "token_embedding", "position_embedding"))
-        if config.name == "muon" and hidden:
+        if config.name == "muon" and roles[name] == "matrix" and parameter.ndim == 2:
             group = {**muon, "lr": config.muon_lr}
         else:
-            decay = config.weight_decay if is_matrix else 0.0
+            decay = 0.0 if roles[name] == "vector" else config.weight_decay
             group = {**settings, "weight_decay": decay, "lr": config.lr}
         group["lr"] *= _factor(name, config.lr_factors)
         key = (group["algorithm"], group["weight_decay"], group["lr"])

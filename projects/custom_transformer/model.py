@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from common.errors import ModelError
-from common.models.base import BaseLanguageModel
+from common.models.base import BaseLanguageModel, ParameterRole
 from projects.custom_transformer import layers
 from projects.custom_transformer.layers import Tensor
 from projects.custom_transformer.network import BLOCK_PARAMETERS, Network, split_blocks
@@ -75,6 +75,14 @@ class CustomTransformer(BaseLanguageModel):
         """In the order that `Network` takes them."""
         in_blocks = [block[name] for block in self.blocks for name in BLOCK_PARAMETERS]
         return (self.token_embedding, self.position_embedding, *in_blocks, self.last_norm)
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        """See BaseModel.parameter_roles; its embeddings are no modules."""
+        embeddings: dict[str, ParameterRole] = {
+            "token_embedding": "embedding",
+            "position_embedding": "embedding",
+        }
+        return super().parameter_roles() | embeddings
 
     @property
     def context_limit(self) -> int:

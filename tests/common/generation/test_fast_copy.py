@@ -1,4 +1,4 @@
-"""The twin that generates: equal to its model, never in its way, and what it leaves as it is."""
+"""The fast copy that generates: equal to its model, never in its way, and what it leaves as it is."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.generation import session
+from common.generation import decoding
 from common.generation.fast_copy import (
     MIN_PACKED_WEIGHTS,
     PackedLinear,
     is_worth_packing,
-    make_twin,
+    make_fast_copy,
 )
 from common.models import BaseLanguageModel, Decoder
 from projects.custom_transformer.model import CustomTransformer
@@ -71,42 +71,42 @@ def prompts(rows: int, length: int) -> torch.Tensor:
 
 @every_model
 @torch.no_grad()
-def test_a_twin_computes_what_its_model_computes(name: str) -> None:
+def test_a_fast_copy_computes_what_its_model_computes(name: str) -> None:
     model = make(name)
-    twin, ids = model.twin(), prompts(3, 9)
+    copy, ids = model.fast_copy(), prompts(3, 9)
     expected = model(ids)["logits"]
-    torch.testing.assert_close(twin(ids)["logits"], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(copy(ids)["logits"], expected, atol=1e-5, rtol=1e-5)
     cache = model.new_cache(3, 9)
     if cache is not None:  # token after token, as generation reads
-        found = [twin.next_logits(ids[:, i : i + 1], cache) for i in range(9)]
+        found = [copy.next_logits(ids[:, i : i + 1], cache) for i in range(9)]
         torch.testing.assert_close(torch.stack(found, dim=1), expected, atol=1e-5, rtol=1e-5)
 
 
 @every_model
-def test_greedy_text_is_the_same_with_and_without_a_twin(
+def test_greedy_text_is_the_same_with_and_without_a_fast_copy(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, new = make(name), session.TWIN_FROM_TOKENS + CONTEXT
+    model, new = make(name), decoding.FAST_COPY_FROM_TOKENS + CONTEXT
     found = model.generate(prompts(2, 5), new, temperature=0)
-    monkeypatch.setattr(session, "TWIN_FROM_TOKENS", 10**6)
+    monkeypatch.setattr(decoding, "FAST_COPY_FROM_TOKENS", 10**6)
     assert torch.equal(model.generate(prompts(2, 5), new, temperature=0), found)
 
 
 @every_model
-def test_a_twin_shares_all_parameters_and_changes_nothing_in_its_model(name: str) -> None:
+def test_a_fast_copy_shares_all_parameters_and_changes_nothing_in_its_model(name: str) -> None:
     model = make(name)
     before = {name: (type(module), id(module)) for name, module in model.named_modules()}
     attributes = {name: set(module.__dict__) for name, module in model.named_modules()}
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    twin = model.twin()
+    copy = model.fast_copy()
     with torch.no_grad():
-        twin(prompts(1, 4))
+        copy(prompts(1, 4))
     assert {name: (type(m), id(m)) for name, m in model.named_modules()} == before
     assert {name: set(module.__dict__) for name, module in model.named_modules()} == attributes
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in state.items())
     own = {parameter.data_ptr() for parameter in model.parameters()}
-    assert {parameter.data_ptr() for parameter in twin.parameters()} <= own
-    assert isinstance(twin, type(model))
+    assert {parameter.data_ptr() for parameter in copy.parameters()} <= own
+    assert isinstance(copy, type(model))
 
 
 def test_weights_that_changed_are_seen_by_the_next_generation() -> None:
@@ -137,18 +137,18 @@ def test_training_goes_on_after_a_generation_as_without_one() -> None:
 
 
 def test_large_matrices_are_packed_and_small_ones_are_not() -> None:
-    twin = make("gpt2").twin()
-    block = twin.blocks[0]
+    copy = make("gpt2").fast_copy()
+    block = copy.blocks[0]
     packed = {name for name, m in block.named_modules() if isinstance(m, PackedLinear)}
     assert packed == {"feedforward.input", "feedforward.output"}  # of 4 * 256 * 256 weights
-    assert isinstance(twin.head, PackedLinear)  # tied to the embedding
-    assert twin.head.weight is twin.token_embedding.weight
-    assert twin.blocks[0].mixer is not twin.blocks[1].mixer
+    assert isinstance(copy.head, PackedLinear)  # tied to the embedding
+    assert copy.head.weight is copy.token_embedding.weight
+    assert copy.blocks[0].mixer is not copy.blocks[1].mixer
 
 
 def test_a_layer_that_is_used_twice_is_packed_once() -> None:
-    twin = make("a user's").twin()
-    assert twin.layers[0] is twin.layers[1][2]
+    copy = make("a user's").fast_copy()
+    assert copy.layers[0] is copy.layers[1][2]
 
 
 @pytest.mark.parametrize("rows", [1, 3, 16, 100])
@@ -194,10 +194,10 @@ def test_hooks_are_called_in_generation() -> None:
     assert len(calls) == 80
 
 
-def test_a_model_with_a_hook_of_its_own_is_its_own_twin() -> None:
+def test_a_model_with_a_hook_of_its_own_is_its_own_fast_copy() -> None:
     model = make("gpt2")
     model.register_forward_hook(lambda module, inputs, output: None)
-    assert model.twin() is model and model.head is None
+    assert model.fast_copy() is model and model.head is None
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
@@ -220,5 +220,5 @@ def test_modules_with_a_call_or_forward_of_their_own_keep_it() -> None:
     model[1].forward = lambda x: x + 1  # type: ignore[method-assign]
     x = torch.randn(3, 8)
     with torch.no_grad():
-        assert torch.equal(make_twin(model)(x), model(x))
+        assert torch.equal(make_fast_copy(model)(x), model(x))
     assert Registered.names == ["known"]

@@ -15,7 +15,7 @@ from torch import nn
 
 from common.data.batch import Batch
 from common.errors import CheckpointError, ModelError
-from common.models import BaseLanguageModel, Decoder
+from common.models import BaseLanguageModel, BaseModel, Decoder
 from common.training import Evaluator, Trainer, TrainingConfig
 from common.training.config import OptimizerConfig
 from projects.custom_transformer.model import CustomTransformer
@@ -370,6 +370,63 @@ def test_a_missing_folder_is_a_checkpoint_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         Decoder.load_checkpoint(tmp_path / "step_10")
     assert "step_100" in caught.value.hint
+
+
+def test_a_class_builds_the_subclass_that_was_saved(tmp_path: Path) -> None:
+    path = make("a user's, tied").save_checkpoint(tmp_path / "saved")
+    assert type(Bigram.load_checkpoint(path)) is Tied
+    assert type(BaseLanguageModel.load_checkpoint(path)) is Tied
+
+
+# A model of something else than text
+
+
+class Classifier(BaseModel):
+    """Digits: (batch, size) float -> {"logits": (batch, classes)}."""
+
+    def __init__(self, size: int = 6, classes: int = 3) -> None:
+        super().__init__(size=size, classes=classes)
+        self.body = nn.Linear(size, 8)
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": self.head(self.body(images).relu())}
+
+
+@pytest.mark.parametrize("base", [BaseModel, Classifier])
+def test_a_classifier_is_saved_and_loaded(base: type[BaseModel], tmp_path: Path) -> None:
+    model = Classifier(size=5)
+    loaded = base.load_checkpoint(model.save_checkpoint(tmp_path / "saved", step=3))
+    assert isinstance(loaded, Classifier) and loaded.arguments == {"size": 5, "classes": 3}
+    images = torch.randn(4, 5)
+    assert torch.equal(loaded(images)["logits"], model(images)["logits"])
+    again = Classifier(size=5).load_checkpoint(tmp_path / "saved")
+    assert torch.equal(again(images)["logits"], model(images)["logits"])
+    with pytest.raises(CheckpointError, match="which is no Decoder"):
+        Decoder.load_checkpoint(tmp_path / "saved")
+    with pytest.raises(CheckpointError, match="do not fit"):
+        Classifier(size=4).load_checkpoint(tmp_path / "saved")
+
+
+def test_a_classifier_says_the_roles_of_its_parameters() -> None:
+    roles = Classifier().parameter_roles()
+    weights = {"body.weight": "matrix", "head.weight": "head"}
+    assert roles == weights | {"body.bias": "vector", "head.bias": "vector"}
+
+
+def test_compiling_replaces_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def compile(call: Callable[..., Any], dynamic: bool | None = None) -> Callable[..., Any]:
+        return lambda *inputs: calls.append(1) or call(*inputs)  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(torch, "compile", compile)
+    model, images = Classifier(), torch.randn(2, 6)
+    expected = model(images)["logits"]
+    model.set_compile(True)
+    assert torch.equal(model(images)["logits"], expected) and len(calls) == 1
+    model.set_compile(False)
+    assert torch.equal(model(images)["logits"], expected) and len(calls) == 1
 
 
 # A user's subclass in the rest of the library

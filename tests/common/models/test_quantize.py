@@ -93,12 +93,12 @@ def test_products_are_those_of_the_rounded_weights(
     weight, bias = quantized.weight.double(), layer.bias.detach().double()
     expected = inputs.double() @ weight.t() + bias
     size = inputs.double().abs() @ weight.abs().t() + bias.abs()
-    twin = quantized.make_twin()
-    is_kernel = isinstance(twin, KernelLinear)
+    copy = quantized.fast_version()
+    is_kernel = isinstance(copy, KernelLinear)
     assert not is_kernel or shape[0] == 1024
     with torch.no_grad():
         assert ((quantized(inputs[None])[0].double() - expected).abs() <= size * 1e-6).all()
-        found = twin(inputs[None])[0].double()
+        found = copy(inputs[None])[0].double()
     # The kernel rounds inputs, scales and products to 8 bits of mantissa.
     tolerance = 2.0**-7 if is_kernel and rows <= 4 else 1e-6
     assert ((found - expected).abs() <= size * tolerance).all()
@@ -110,22 +110,24 @@ def test_the_kernel_is_used_for_large_matrices_where_the_cpu_has_it(
 ) -> None:
     for has_it in (True, False):
         monkeypatch.setattr(module, "_multiplies_bfloat16", lambda has_it=has_it: has_it)
-        large = QuantizedLinear(nn.Linear(512, 512), how).make_twin()
+        large = QuantizedLinear(nn.Linear(512, 512), how).fast_version()
         assert isinstance(large, KernelLinear) == has_it
         for outputs, inputs in ((64, 64), (513, 512), (512, 528)):
             if inputs % 32 and how.bits == 4:
                 continue
-            assert type(QuantizedLinear(nn.Linear(inputs, outputs), how).make_twin()) is nn.Linear
+            assert (
+                type(QuantizedLinear(nn.Linear(inputs, outputs), how).fast_version()) is nn.Linear
+            )
 
 
 def test_generating_with_the_kernel_goes_on_as_the_rounded_model_would(tmp_path: Path) -> None:
     model = random_model(preset="llama", hidden_size=512, num_layers=1)
     quantize(model, Quantization("int8"))
     ids = torch.randint(0, 50, (1, 6))
-    twin = model.twin()
+    copy = model.fast_copy()
     with torch.no_grad():
         expected = model(ids[:, :1])["logits"][:, -1]
-        found = twin.next_logits(ids[:, :1])
+        found = copy.next_logits(ids[:, :1])
     assert 0 < float((found - expected).abs().max()) < 0.02 * float(expected.abs().max()) or (
         not module._multiplies_bfloat16()
     )

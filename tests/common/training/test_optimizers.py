@@ -9,23 +9,29 @@ import torch
 from torch import nn
 
 from common.models import Decoder
+from common.models.base import BaseModel, ParameterRole
 from common.training.config import OptimizerConfig
 from common.training.optimizers import create_optimizer, orthogonalize
 from projects.custom_transformer.model import CustomTransformer
+from projects.speedrun.model import NeuralNGram
 
 pytestmark = pytest.mark.slow  # the first optimizer of a process imports much of PyTorch
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        Decoder(11, num_layers=1, hidden_size=8, num_heads=2),
-        Decoder(11, preset="llama", num_layers=1, hidden_size=8, num_heads=2, qk_norm=True),
-        Decoder(11, preset="char_lstm", num_layers=1, hidden_size=8),
-        CustomTransformer(11, num_layers=1, num_heads=2, hidden_size=8, context_length=6),
-    ],
-    ids=["gpt2", "llama", "char_lstm", "custom_transformer"],
-)
+MODELS: dict[str, nn.Module] = {
+    "gpt2": Decoder(11, num_layers=1, hidden_size=8, num_heads=2),
+    "llama": Decoder(11, preset="llama", num_layers=1, hidden_size=8, num_heads=2, qk_norm=True),
+    "char_lstm": Decoder(11, preset="char_lstm", num_layers=1, hidden_size=8),
+    "custom_transformer": CustomTransformer(
+        11, num_layers=1, num_heads=2, hidden_size=8, context_length=6
+    ),
+    "speedrun": NeuralNGram(11, hidden_size=8, intermediate_size=8),
+    "a module": nn.Sequential(nn.Embedding(5, 4), nn.Conv1d(4, 4, 2), nn.Linear(4, 3)),
+}
+every_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+
+
+@every_model
 def test_only_matrices_decay_and_every_parameter_is_in_one_group(model: nn.Module) -> None:
     optimizer = create_optimizer(model, OptimizerConfig(weight_decay=0.3))
     decay = {
@@ -36,6 +42,39 @@ def test_only_matrices_decay_and_every_parameter_is_in_one_group(model: nn.Modul
     for name, parameter in model.named_parameters():
         is_matrix = parameter.ndim >= 2
         assert decay[id(parameter)] == (0.3 if is_matrix else 0.0), name
+
+
+@every_model
+def test_muon_takes_the_hidden_matrices(model: nn.Module) -> None:
+    """By the names that these models have; their `parameter_roles` know no name but `head`."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    others = ("head.", "token_embedding", "position_embedding")
+    expected = {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 2 and id(parameter) not in embeddings and not name.startswith(others)
+    }
+    optimizer = create_optimizer(model, OptimizerConfig(name="muon"))
+    groups = [g for g in optimizer.param_groups if g["algorithm"] == "muon"]
+    assert {name for group in groups for name in group["param_names"]} == expected != set()
+
+
+class Tables(BaseModel):
+    """An embedding that is no module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.mix = nn.Parameter(torch.ones(5, 4)), nn.Parameter(torch.ones(4, 4))
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        table: dict[str, ParameterRole] = {"table": "embedding"}
+        return super().parameter_roles() | table
+
+
+def test_a_model_says_what_its_parameters_are() -> None:
+    optimizer = create_optimizer(Tables(), OptimizerConfig(name="muon"))
+    named = {g["algorithm"]: g["param_names"] for g in optimizer.param_groups}
+    assert named == {"adamw": ["table"], "muon": ["mix"]}
 
 
 def test_frozen_parameters_are_left_out() -> None:
