@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from common.config import dump_config, load_config
-from common.data.prepare import TokenDataset, prepare
+from common.data.prepare import prepare
+from common.data.token_files import TokenDataset
 from common.experiments.run import start_experiment
 from common.models import BaseLanguageModel
 from common.utils.paths import get_runs_dir

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from apps.analysis.page import Page
-    from common.data.prepare import Tokens
+    from common.data.token_files import Tokens
     from common.training.prediction_metrics import Counts
 
 EXAMPLES = """examples:

@@ -197,7 +197,7 @@ def learn_vocabulary(
     values |= {"path": path} if path is not None else {"dataset": dataset}
     config = make_config(DataConfig, values)
     check_source(config, "train-tokenizer", lambda _: "put UTF-8 text there")
-    from common.data.train_tokenizer import train_tokenizer
+    from apps.train_tokenizer import train_tokenizer
 
     folder, report = train_tokenizer(config, name, holdout=holdout)
     for key, value in asdict(report).items():

@@ -13,7 +13,7 @@ from common.projects import project_of_run, recorded_config
 from common.training.config import ExperimentConfig
 
 if TYPE_CHECKING:
-    from common.data.prepare import TokenDataset
+    from common.data.token_files import TokenDataset
     from common.models.base import BaseLanguageModel
 
 

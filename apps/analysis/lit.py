@@ -20,7 +20,7 @@ import numpy as np
 from apps.analysis.embeddings import embedding_table
 from apps.analysis.surprisal import Surprisal, measure_surprisal
 from apps.analysis.tokens import label, shown, vocabulary_texts
-from common.data.prepare import Tokens
+from common.data.token_files import Tokens
 from common.data.tokenizers import Tokenizer
 from common.errors import ConfigError, DataError, ModelError
 from common.models.base import BaseLanguageModel

@@ -17,7 +17,7 @@ import torch
 
 from common.data.batch import IGNORE_INDEX
 from common.data.loader import EvalWindows
-from common.data.prepare import Tokens
+from common.data.token_files import Tokens
 from common.errors import ModelError
 from common.models.base import BaseLanguageModel
 from common.training.prediction_metrics import Counts, Floats, max_rows

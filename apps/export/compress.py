@@ -13,7 +13,7 @@ import torch
 from apps.export.config import Pruning
 from apps.export.prune import prune
 from common.config import dump_config
-from common.data.prepare import TokenDataset
+from common.data.token_files import TokenDataset
 from common.errors import ConfigError, ExperimentError, ModelError
 from common.experiments.run import start_experiment
 from common.models.base import BaseLanguageModel

@@ -9,7 +9,7 @@ from typing import TypeVar, cast
 from apps.export.config import Format, GGUFDtype, check_dtype
 from apps.export.gguf import export_gguf
 from apps.export.onnx import export_onnx
-from common.data.prepare import TokenDataset
+from common.data.token_files import TokenDataset
 from common.errors import ModelError
 from common.models.base import BaseLanguageModel
 from common.models.hub_format import save_pretrained

@@ -7,8 +7,8 @@ from .hf_utils import get_models_dir as get_models_dir
 from .hf_utils import link_dataset as link_dataset
 from .loader import EvalWindows as EvalWindows
 from .loader import RandomWindows as RandomWindows
-from .prepare import TokenDataset as TokenDataset
 from .prepare import prepare as prepare
+from .token_files import TokenDataset as TokenDataset
 from .tokenizers import BPETokenizer as BPETokenizer
 from .tokenizers import CharTokenizer as CharTokenizer
 from .tokenizers import Tokenizer as Tokenizer

@@ -1,33 +1,36 @@
-"""Named sources of text. Three need no network: the interpreter's own library, made-up stories and speeches.
+"""The sources of text: files, datasets of the hub, and three that every machine has.
 
-A corpus is a re-iterable stream of documents. Each document has a key that never changes, so that
-the split into train and val depends on the document alone, not on the order or the number of them.
+Those are the interpreter's own library, made-up stories and made-up speeches.
 """
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from common.data.config import DataConfig
 from common.data.documents import Corpus, Document
 from common.data.nanogpt import is_nanogpt, nanogpt_documents
-from common.data.sources import GENERATED
-from common.data.text_files import TextFiles, check_text, digest_of_stamps
+from common.data.sources import dataset_names
+from common.data.text_files import TextFiles, check_column, check_text, digest_of_stamps, value_of
 from common.errors import DataError, did_you_mean
 from common.utils.paths import folder_of, get_datasets_dir
 
-_HUB_SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": None}
+_HUB_SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val"}
 
 
 def open_corpus(config: DataConfig) -> Corpus:
-    """The corpus that `config` names. Raises DataError with the way to get it when it is not there."""
+    """Return the corpus that `config` names; download it if `config.hub` says from where.
+
+    Raises:
+        DataError: it is not there, or has no text.
+        DownloadError: the hub does not have it, or is out of reach.
+    """
     if config.streaming:
-        return _streamed(config)
+        assert config.hub is not None
+        return _streamed(config.hub, config.text_column)
     if config.path is not None:
         return _open_path(config.path, config.text_column)
     if config.dataset == "python_stdlib":
@@ -44,28 +47,13 @@ def open_corpus(config: DataConfig) -> Corpus:
             download_dataset(config.hub, output_dir=directory)
     if not directory.is_dir():
         raise DataError(
-            f"there is no dataset '{config.dataset}' in {get_datasets_dir()}", _hint(config.dataset)
+            f"there is no dataset '{config.dataset}' in {get_datasets_dir()}",
+            f"{did_you_mean(config.dataset, dataset_names())} Or download one with: "
+            "python tools/download_hf_dataset.py --name OWNER/NAME",
         )
-    if _is_saved_dataset(directory):
+    if any((directory / name).exists() for name in ("dataset_dict.json", "dataset_info.json")):
         return _saved_dataset(directory, config.text_column)
     return _open_path(directory, config.text_column)
-
-
-def _hint(name: str) -> str:
-    directory = get_datasets_dir()
-    found = directory.iterdir() if directory.is_dir() else ()
-    folders = [p.name for p in found if p.is_dir() and not p.name.startswith(".")]
-    hint = did_you_mean(name, [*GENERATED, *sorted(folders)])
-    download = "download one with: python tools/download_hf_dataset.py --name OWNER/NAME"
-    return f"{hint} Or {download}"
-
-
-def choose_split(document: Document, val_fraction: float, seed: int) -> str:
-    """`train` or `val`, from the document's key and the seed alone."""
-    if document.split is not None:
-        return document.split
-    digest = hashlib.sha256(f"{seed}:{document.key}".encode()).digest()
-    return "val" if int.from_bytes(digest[:8], "big") < val_fraction * 2**64 else "train"
 
 
 def _python_stdlib() -> Corpus:
@@ -110,37 +98,25 @@ def _open_path(path: Path, text_column: str) -> Corpus:
     return Corpus(name or "root", files.fingerprint(), files.documents, files.num_bytes)
 
 
-def _is_saved_dataset(directory: Path) -> bool:
-    return any((directory / name).exists() for name in ("dataset_dict.json", "dataset_info.json"))
-
-
 def _saved_dataset(directory: Path, text_column: str) -> Corpus:
     """A dataset written by `save_to_disk`; its own splits are kept where it has them."""
-    from datasets import Dataset, DatasetDict, load_from_disk
+    from datasets import DatasetDict, load_from_disk
 
     loaded = load_from_disk(directory)
-    splits = loaded if isinstance(loaded, DatasetDict) else {None: loaded}
-    has_validation = any(_HUB_SPLITS.get(str(name)) == "val" for name in splits)
-    used: list[tuple[str | None, Dataset]] = []
-    for name, rows in splits.items():
-        if text_column not in rows.column_names:
-            raise DataError(
-                f"{directory.name} has no column '{text_column}'",
-                f"set data.text_column; {did_you_mean(text_column, rows.column_names)}",
-            )
-        split = _HUB_SPLITS.get(str(name)) if name is not None else None
-        if name is None or split is not None:
-            used.append((split if has_validation else None, rows))
-    if not used:
-        names = ", ".join(str(name) for name in splits)
-        raise DataError(f"{directory.name} has no split 'train' (it has: {names})")
+    tables = loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
+    tables = {name: rows for name, rows in tables.items() if name in _HUB_SPLITS}
+    if not tables:
+        raise DataError(f"{directory.name} has no split 'train' (it has: {', '.join(loaded)})")
+    has_validation = any(_HUB_SPLITS[name] == "val" for name in tables)
+    used = [(_HUB_SPLITS[n] if has_validation else None, rows) for n, rows in tables.items()]
+    for _, rows in used:
+        check_column(text_column, rows.column_names, directory.name)
 
     def documents() -> Iterator[Document]:
         for number, (split, rows) in enumerate(used):
-            for index, value in enumerate(_values(rows, text_column)):
-                where = f"{directory.name}, row {index}"
-                if (text := check_text(value, text_column, where)) is not None:
-                    yield Document(f"{number}:{index}", text, split)
+            columns = rows.select_columns([text_column])
+            table = (row for batch in columns.iter(batch_size=1000) for row in batch[text_column])
+            yield from _documents(table, text_column, directory.name, str(number), split)
 
     files = [Path(file["filename"]) for _, rows in used for file in rows.cache_files]
     fingerprint = {
@@ -152,35 +128,29 @@ def _saved_dataset(directory: Path, text_column: str) -> Corpus:
     return Corpus(directory.name, fingerprint, documents)
 
 
-def _streamed(config: DataConfig) -> Corpus:
+def _streamed(hub: str, text_column: str) -> Corpus:
     """Rows as the hub sends them, of one commit: nothing of the dataset is kept but its tokens."""
     from common.data.hub_stream import stream_dataset
 
-    assert config.hub is not None
-    name, commit, splits = stream_dataset(config.hub)
-    has_validation = any(_HUB_SPLITS.get(split) == "val" for split in splits)
+    name, commit, tables = stream_dataset(hub)
+    has_validation = any(_HUB_SPLITS.get(split) == "val" for split in tables)
 
     def documents() -> Iterator[Document]:
-        for split, rows in splits.items():
-            if (place := _HUB_SPLITS.get(split, "")) is None:
+        for key, rows in tables.items():
+            if key == "test":
                 continue
-            for index, row in enumerate(rows):
-                if config.text_column not in row:
-                    raise DataError(
-                        f"{config.hub} has no '{config.text_column}'",
-                        f"set data.text_column; {did_you_mean(config.text_column, list(row))}",
-                    )
-                value, where = row[config.text_column], f"{config.hub}, row {index}"
-                if (text := check_text(value, config.text_column, where)) is not None:
-                    yield Document(
-                        f"{split}:{index}", text, (place or None) if has_validation else None
-                    )
+            split = _HUB_SPLITS.get(key) if has_validation else None
+            values = (value_of(row, text_column, hub) for row in rows)
+            yield from _documents(values, text_column, hub, key, split)
 
-    return Corpus(
-        name, {"hub": config.hub, "commit": commit, "column": config.text_column}, documents
-    )
+    return Corpus(name, {"hub": hub, "commit": commit, "column": text_column}, documents)
 
 
-def _values(rows: Any, column: str) -> Iterator[object]:
-    for batch in rows.select_columns([column]).iter(batch_size=1000):
-        yield from batch[column]
+def _documents(
+    values: Iterable[object], text_column: str, dataset: str, key: str, split: str | None
+) -> Iterator[Document]:
+    """The rows of one split that have text."""
+    for index, value in enumerate(values):
+        text = check_text(value, text_column, f"{dataset}, row {index}")
+        if text is not None:
+            yield Document(f"{key}:{index}", text, split)

@@ -1,34 +1,87 @@
-"""What every source of text gives: documents, the large ones in parts."""
+"""Documents, which every source of text yields, and the progress of reading them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+from common.utils.progress import with_progress
 
 
 @dataclass(frozen=True)
 class Document:
-    """A document, or a part of one: with `ends=False` the next has the same key and goes on.
+    """A document, or a part of one: with `ends=False` the next `Document` continues it.
 
-    The key never changes, so that the split into train and val depends on the document alone, not on
-    the order or the number of them.
+    Args:
+        key: identifies the document for ever, so that its split depends on nothing else.
+        split: `train` or `val` where the source has splits, else None.
+        surprisal: nats, where the source knows its own distribution.
     """
 
     key: str
     text: str
-    split: str | None = None  # given by the source, or None: decided by the key
-    surprisal: float | None = None  # nats, where the source knows its own distribution
+    split: str | None = None
+    surprisal: float | None = None
     ends: bool = True
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """`documents()` starts a new pass; `fingerprint` changes when the content does (any JSON)."""
+    """A named source of text that can be read again and again.
+
+    Args:
+        fingerprint: JSON that changes when the content does.
+        documents: starts a new pass.
+        num_bytes: counts roughly what a pass reads, where that is known.
+    """
 
     name: str
     fingerprint: dict[str, Any]
     documents: Callable[[], Iterator[Document]]
-    num_bytes: Callable[[], int] | None = (
-        None  # about how much there is to read, where that is known
+    num_bytes: Callable[[], int] | None = None
+
+
+@contextmanager
+def reading_progress(
+    title: str, total_bytes: int | None = None
+) -> Iterator[Callable[[Iterator[Document]], Iterator[Document]]]:
+    """Yield `watch(documents)`, which passes documents on and reports how many MB were read.
+
+    It draws a bar on a terminal, and logs a line now and then elsewhere.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
     )
+
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
+        task = bar.add_task(title, total=total_bytes)
+
+        def watch(documents: Iterator[Document]) -> Iterator[Document]:
+            if not console.is_terminal:
+                total = total_bytes and total_bytes / 1e6
+                documents = with_progress(
+                    documents, title, amount=lambda d: len(d.text) / 1e6, total=total, unit="MB"
+                )
+            for document in documents:
+                yield document
+                bar.advance(task, len(document.text))
+
+        yield watch

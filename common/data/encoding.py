@@ -1,10 +1,10 @@
 """Documents -> token files: streamed, on all cores, and resumable.
 
-    documents --cut--> pieces of about a megabyte --tokenizer, in threads--> ids --in order--> train.bin, val.bin
+    documents --cut--> pieces --batches of a megabyte--> tokenizer, in threads --in order--> train.bin, val.bin
 
 Pieces are cut where the tokenizer's ids do not depend on the other side, and written in the order of
 the documents, so the files are the same however many threads there are and wherever it was killed.
-What is in memory at a time is bounded by a few pieces per thread.
+Memory holds a few batches per thread.
 """
 
 from __future__ import annotations
@@ -13,87 +13,86 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from common.data.documents import Document
+from common.data.splits import SPLITS
 from common.data.tokenizers import Tokenizer
 from common.errors import DataError
 from common.utils.files import named_in_errors, read_json, write_json_atomic
 
-SPLITS = ("train", "val")
-_PIECE_CHARACTERS = 1_000_000
-_MOST_TEXTS = 20_000  # in a batch, however short they are
+_BATCH_CHARACTERS = 1_000_000
+_BATCH_PIECES = 20_000  # however short they are
 _LONGEST_UNCUT = 64_000_000  # characters without a place to cut at
 _SAVE_EVERY_SECONDS = 10.0
-SplitOf = Callable[[Document, int], tuple[str, int]]
 
 
-@dataclass
-class Position:
+class Position(NamedTuple):
     """A place in the stream of documents: everything before it is in the token files."""
 
-    documents: int = 0  # of the source, or parts of them, that were read
-    characters: int = 0  # in them
-    carry: str = ""  # the end of the last one: where to cut it is known with the next part
-    inside: bool = False  # of a document
-    started: list[str] = field(default_factory=list)  # the splits that have a document
+    num_documents: int = 0  # that were read, or parts of them
+    carry: str = ""  # the end of the last part: the next one shows where to cut it
+    inside: bool = False  # a document whose beginning is written
 
 
 @dataclass
 class Totals:
-    """Of one token file."""
+    """Sums over one token file."""
 
-    tokens: int = 0
-    bytes: int = 0  # of UTF-8 text
-    documents: int = 0
-    surprisal: float = 0.0
+    num_tokens: int = 0
+    num_bytes: int = 0  # of UTF-8 text
+    num_documents: int = 0
+    surprisal: float = 0.0  # nats; nan where it is not known
 
 
-@dataclass(frozen=True)
-class _Piece:
+class _Piece(NamedTuple):
+    """A text that is encoded at once: a document, or a part of one."""
+
     split: str
     text: str
-    starts: bool  # a document, so that it counts
-    separated: bool  # from the one before it in its split
-    surprisal: float | None
+    begins: bool  # a document
+    surprisal: float
 
 
-@dataclass(frozen=True)
-class _Batch:
-    pieces: list[_Piece]
-    end: Position
+_Encoded = dict[str, tuple[npt.NDArray[Any], Totals]]  # by split: tokens, and what they add
 
 
 def encode_documents(
-    documents: Iterator[Document],
-    split_of: SplitOf,
-    tokenizer: Tokenizer,
-    directory: Path,
-    threads: int,
+    documents: Iterator[Document], tokenizer: Tokenizer, directory: Path, num_threads: int
 ) -> dict[str, Totals]:
-    """Write `<split>.bin` of every split, and go on where an earlier call was killed.
+    """Write `<split>.bin` for each split: the tokens of its documents, joined by the end of text.
 
-    `split_of(document, n)`, n being the characters before it: its split, and how many characters of
-    it belong there. Raises DataError for a document that cannot be encoded in pieces.
+    A call with the same documents resumes what a killed one left in `directory`.
+
+    Args:
+        documents: each with its split.
+
+    Returns:
+        The sums of each split.
+
+    Raises:
+        DataError: a document cannot be encoded, or has no place to cut it at.
     """
     writer = _Writer(directory, dtype_of(tokenizer))
-    pending: deque[tuple[_Batch, Future[dict[str, tuple[bytes, Totals]]]]] = deque()
+    pending: deque[tuple[Future[_Encoded], Position]] = deque()
     try:
-        with ThreadPoolExecutor(threads, "tokenizer") as pool:
+        with ThreadPoolExecutor(num_threads, "tokenizer") as pool:
             try:
-                for batch in _batches(documents, split_of, tokenizer, writer.position):
-                    pending.append((batch, pool.submit(_encode, tokenizer, batch, writer.dtype)))
-                    if len(pending) > 2 * threads:
-                        done, future = pending.popleft()
-                        writer.write(future.result(), done.end)
-                for done, future in pending:
-                    writer.write(future.result(), done.end)
+                for pieces, end in _batches(documents, tokenizer, writer.position):
+                    pending.append((pool.submit(_encode, tokenizer, pieces, writer.dtype), end))
+                    if len(pending) > 2 * num_threads:
+                        encoded, position = pending.popleft()
+                        writer.write(encoded.result(), position)
+                for encoded, position in pending:
+                    writer.write(encoded.result(), position)
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
@@ -103,97 +102,83 @@ def encode_documents(
 
 
 def dtype_of(tokenizer: Tokenizer) -> str:
+    """The NumPy dtype of token files: `<u2` where all ids fit, else `<u4`."""
     return "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
 
 
 def _batches(
-    documents: Iterator[Document], split_of: SplitOf, tokenizer: Tokenizer, start: Position
-) -> Iterator[_Batch]:
-    """Pieces of about a megabyte together, from `start` on."""
-    position = Position(**asdict(start))
-    pieces: list[_Piece] = []
-    size = 0
-    for _ in range(start.documents):
-        next(documents)
-    for document in documents:
-        for piece in _pieces(document, split_of, tokenizer, position):
-            pieces.append(piece)
-            size += len(piece.text)
-        position.documents += 1
-        if size >= _PIECE_CHARACTERS or len(pieces) >= _MOST_TEXTS:
-            yield _Batch(pieces, Position(**asdict(position)))
-            pieces, size = [], 0
-    if pieces:
-        yield _Batch(pieces, position)
+    documents: Iterator[Document], tokenizer: Tokenizer, start: Position
+) -> Iterator[tuple[list[_Piece], Position]]:
+    """Yield pieces of about a megabyte together, and the position after them."""
+    batch: list[_Piece] = []
+    num_characters, position = 0, start
+    for pieces, position in _pieces(documents, tokenizer, start):
+        batch += pieces
+        num_characters += sum(len(piece.text) for piece in pieces)
+        if num_characters >= _BATCH_CHARACTERS or len(batch) >= _BATCH_PIECES:
+            yield batch, position
+            batch, num_characters = [], 0
+    if batch:
+        yield batch, position
 
 
 def _pieces(
-    document: Document, split_of: SplitOf, tokenizer: Tokenizer, position: Position
-) -> Iterator[_Piece]:
-    """The pieces that are complete with this document, or with this part of one."""
-    rest = document.text
-    while True:
-        split, length = split_of(document, position.characters)
-        part, rest = rest[:length], rest[length:]
-        position.characters += len(part)
-        complete = document.ends or bool(rest)  # or else the next part says where to cut
-        text = position.carry + part
-        border = len(text) if complete else tokenizer.last_border(text)
-        if len(text) - border > _LONGEST_UNCUT:
+    documents: Iterator[Document], tokenizer: Tokenizer, start: Position
+) -> Iterator[tuple[list[_Piece], Position]]:
+    """Yield, for each document or part of one, the pieces that end in it, and the position after it."""
+    done, carry, inside = start
+    for document in islice(documents, done, None):
+        done += 1
+        text = carry + document.text
+        border = len(text) if document.ends else tokenizer.last_border(text)
+        carry = text[border:]
+        if len(carry) > _LONGEST_UNCUT:
             raise DataError(
-                f"{document.key} has {len(text) - border:,} characters without a place to cut it at",
+                f"{document.key} has {len(carry):,} characters without a place to cut it at",
                 "split it into documents, or take another tokenizer: data.tokenizer=bpe",
             )
-        position.carry = text[border:]
-        for cut in _cut(text[:border], tokenizer) if border or complete else ():
-            first, known = not position.inside, split in position.started
-            whole = document.ends and len(part) == len(document.text)
-            surprisal = document.surprisal if whole else None  # of the whole, told once
-            if surprisal is not None and not first:
-                surprisal = 0.0
-            yield _Piece(split, cut, first or not known, first and known, surprisal)
-            position.inside = True
-            position.started = position.started if known else [*position.started, split]
-        if not rest:
-            break
-    position.inside = position.inside and not document.ends
+        assert document.split is not None
+        surprisal = math.nan if document.surprisal is None else document.surprisal
+        pieces = []
+        if border or document.ends:
+            for cut in _cut(text[:border], tokenizer):
+                pieces.append(_Piece(document.split, cut, not inside, surprisal))
+                inside, surprisal = True, surprisal * 0  # counted once; nan stays nan
+        inside = inside and not document.ends
+        yield pieces, Position(done, carry, inside)
 
 
 def _cut(text: str, tokenizer: Tokenizer) -> Iterator[str]:
-    """`text` in pieces of up to `_PIECE_CHARACTERS`, where it can be cut."""
-    start, size = 0, _PIECE_CHARACTERS
+    """Cut `text` into pieces of at most a megabyte, or longer ones where there is no border."""
+    start, size = 0, _BATCH_CHARACTERS
     while len(text) - start > size:
         border = tokenizer.last_border(text[start : start + size])
         if border == 0:
             size *= 2
             continue
         yield text[start : start + border]
-        start, size = start + border, _PIECE_CHARACTERS
+        start, size = start + border, _BATCH_CHARACTERS
     yield text[start:]
 
 
-def _encode(tokenizer: Tokenizer, batch: _Batch, dtype: str) -> dict[str, tuple[bytes, Totals]]:
-    """{split: (token file content, what it adds)}; called in a thread."""
-    encoded = tokenizer.encode_batch([piece.text for piece in batch.pieces])
+def _encode(tokenizer: Tokenizer, pieces: Sequence[_Piece], dtype: str) -> _Encoded:
+    """Encode `pieces`, each document behind an end of text; called in a thread."""
     ids: dict[str, list[Any]] = {}
     totals: dict[str, Totals] = {}
-    for piece, found in zip(batch.pieces, encoded, strict=True):
+    encoded = tokenizer.encode_batch([piece.text for piece in pieces])
+    for piece, tokens in zip(pieces, encoded, strict=True):
         parts, total = ids.setdefault(piece.split, []), totals.setdefault(piece.split, Totals())
-        if piece.separated:
-            parts.append([tokenizer.end_of_text])
-        parts.append(found)
-        total.tokens += len(found) + piece.separated
-        total.bytes += len(piece.text.encode("utf-8", "surrogatepass"))
-        total.documents += piece.starts
-        total.surprisal += math.nan if piece.surprisal is None else piece.surprisal
+        parts += [[tokenizer.end_of_text], tokens] if piece.begins else [tokens]
+        total.num_bytes += len(piece.text.encode("utf-8", "surrogatepass"))
+        total.num_documents += piece.begins
+        total.surprisal += piece.surprisal
     return {
-        split: (np.concatenate(parts).astype(dtype).tobytes(), totals[split])
-        for split, parts in ids.items()
+        split: (np.concatenate(parts).astype(dtype), totals[split]) for split, parts in ids.items()
     }
 
 
 class _Writer:
-    """The token files being written, and every few seconds how far they are, for a resume."""
+    """The token files being written, and every few seconds their progress, to resume from."""
 
     def __init__(self, directory: Path, dtype: str) -> None:
         self.dtype = dtype
@@ -205,28 +190,32 @@ class _Writer:
             self.position = Position(**saved["position"])
             self.totals = {split: Totals(**saved["totals"][split]) for split in SPLITS}
         self._files: dict[str, BinaryIO] = {}
-        item = np.dtype(dtype).itemsize
-        for split in SPLITS:
+        for split, total in self.totals.items():
             file = (directory / f"{split}.bin").open("ab")
-            file.truncate(self.totals[split].tokens * item)  # what came after was not counted
+            file.truncate(total.num_tokens * np.dtype(dtype).itemsize)  # the rest was not counted
             self._files[split] = file
         self._saved = time.monotonic()
 
-    def write(self, content: dict[str, tuple[bytes, Totals]], end: Position) -> None:
-        for split, (data, added) in content.items():
-            with named_in_errors(self._files[split].name):
-                self._files[split].write(data)
+    def write(self, encoded: _Encoded, position: Position) -> None:
+        """Append the tokens that end at `position`."""
+        for split, (tokens, added) in encoded.items():
             total = self.totals[split]
-            for name, value in asdict(added).items():
-                setattr(total, name, getattr(total, name) + value)
-        self.position = end
+            if total.num_documents == 0:
+                tokens = tokens[1:]  # no end of text before the first document
+            with named_in_errors(self._files[split].name):
+                self._files[split].write(tokens.data)
+            total.num_tokens += len(tokens)
+            total.num_bytes += added.num_bytes
+            total.num_documents += added.num_documents
+            total.surprisal += added.surprisal
+        self.position = position
         if time.monotonic() - self._saved > _SAVE_EVERY_SECONDS:
             self._save()
 
     def _save(self) -> None:
         self._sync()
         totals = {split: asdict(total) for split, total in self.totals.items()}
-        write_json_atomic(self._journal, {"position": asdict(self.position), "totals": totals})
+        write_json_atomic(self._journal, {"position": self.position._asdict(), "totals": totals})
         self._saved = time.monotonic()
 
     def _sync(self) -> None:
@@ -236,6 +225,7 @@ class _Writer:
                 os.fsync(file.fileno())
 
     def close(self) -> None:
+        """Make what was written durable; a second call does nothing."""
         if self._files:
             self._sync()
             for file in self._files.values():

@@ -15,7 +15,7 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
 from common.data.batch import IGNORE_INDEX, Batch
-from common.data.prepare import Tokens
+from common.data.token_files import Tokens
 from common.errors import DataError
 
 Int64 = npt.NDArray[np.int64]

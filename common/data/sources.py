@@ -1,4 +1,4 @@
-"""Whether the text that a configuration asks for is on this machine, told before anything heavy is loaded."""
+"""Check that the text of a configuration is on this machine, before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ GENERATED = ("python_stdlib", "stories", "speeches")  # on every machine, withou
 
 
 def check_source(config: DataConfig, needed_by: str, way: Callable[[str], str]) -> None:
-    """Raises DataError where the text of `config` is not on this machine.
-
-    It neither reads files nor asks the network.
+    """Raise DataError if the text of `config` is not on this machine. Reads no file, asks no network.
 
     Args:
         needed_by: who asks, as `projects/baseline`.
-        way: says how to get the dataset of that name.
+        way: returns how to get the dataset of a name.
     """
     if config.mixture:
         for name in config.mixture:
@@ -39,18 +37,19 @@ def check_source(config: DataConfig, needed_by: str, way: Callable[[str], str]) 
         state = "is empty" if directory.exists() else "is not there"
         raise DataError(
             f"{needed_by} needs the dataset '{config.dataset}', and {display_path(directory)} {state}",
-            f"{way(config.dataset)}; or another data.dataset: {did_you_mean(config.dataset, _others(config.dataset))}",
+            f"{way(config.dataset)}; or another data.dataset: {did_you_mean(config.dataset, dataset_names())}",
         )
 
 
+def dataset_names() -> list[str]:
+    """The values of `data.dataset` that are on this machine."""
+    directory = get_datasets_dir()
+    folders = sorted(directory.iterdir()) if directory.is_dir() else []
+    return [*GENERATED, *(p.name for p in folders if p.name[0] != "." and _has_content(p))]
+
+
 def _has_content(directory: Path) -> bool:
-    """Whether it holds anything besides token files and hidden files."""
+    """Whether `directory` holds anything besides token files and hidden files."""
     return directory.is_dir() and any(
         path.name != "tokens" and not path.name.startswith(".") for path in directory.iterdir()
     )
-
-
-def _others(dataset: str) -> list[str]:
-    directory = get_datasets_dir()
-    folders = sorted(directory.iterdir()) if directory.is_dir() else []
-    return [*GENERATED, *(p.name for p in folders if p.name != dataset and _has_content(p))]

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,12 +142,8 @@ class TextFiles:
             raise DataError(
                 f"{file}, line {number}: no JSON object", f'{{"{self.text_column}": ...}}'
             )
-        if self.text_column not in row:
-            raise DataError(
-                f"{file}, line {number}: no '{self.text_column}'",
-                f"set data.text_column; {did_you_mean(self.text_column, list(row))}",
-            )
-        return check_text(row[self.text_column], self.text_column, f"{file}, line {number}")
+        where = f"{file}, line {number}"
+        return check_text(value_of(row, self.text_column, where), self.text_column, where)
 
     def _parquet(self, file: Path) -> Iterator[Document]:
         import pyarrow
@@ -156,12 +152,12 @@ class TextFiles:
         try:
             with pyarrow.parquet.ParquetFile(file) as parquet:
                 schema = parquet.schema_arrow
+                check_column(self.text_column, schema.names, str(file))
                 places = schema.get_all_field_indices(self.text_column)
-                if len(places) != 1:
-                    found = f"{len(places)} columns" if places else "no column"
+                if len(places) > 1:
                     raise DataError(
-                        f"{file} has {found} '{self.text_column}'",
-                        f"set data.text_column; {did_you_mean(self.text_column, schema.names)}",
+                        f"{file} has {len(places)} columns '{self.text_column}'",
+                        "set data.text_column to another one",
                     )
                 kind = schema.field(places[0]).type
                 if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
@@ -177,6 +173,21 @@ class TextFiles:
                             yield Document(f"{self.key(file)}:{number}", text)
         except (OSError, pyarrow.ArrowException) as error:
             raise DataError(f"{file} cannot be read as Parquet: {str(error)[:200]}") from error
+
+
+def check_column(column: str, columns: Iterable[str], where: str) -> None:
+    """Raise DataError if `columns` has no `column`."""
+    if column not in columns:
+        raise DataError(
+            f"{where} has no column '{column}'",
+            f"set data.text_column; {did_you_mean(column, list(columns))}",
+        )
+
+
+def value_of(row: Mapping[str, object], column: str, where: str) -> object:
+    """The value of a row in `column`. Raises DataError if it has none."""
+    check_column(column, row, where)
+    return row[column]
 
 
 def check_text(value: object, column: str, where: str) -> str | None:

@@ -10,7 +10,7 @@ import numpy as np
 from common.data.config import DataConfig
 from common.data.corpora import open_corpus
 from common.data.documents import Corpus
-from common.data.prepare import Tokens
+from common.data.token_files import Tokens
 from common.data.tokenizers import Tokenizer
 from common.errors import ConfigError, DataError
 

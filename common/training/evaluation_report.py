@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from common.data.loader import EvalWindows
-from common.data.prepare import Tokens
 from common.data.texts import read_texts
+from common.data.token_files import Tokens
 from common.experiments.run_folders import folder_of
 from common.models.base import BaseLanguageModel
 from common.training.config import SampleConfig

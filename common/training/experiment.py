@@ -18,9 +18,9 @@ from common.data.loader import (
     RandomWindows,
     ShuffledWindows,
 )
-from common.data.mixture import TokenMixture
-from common.data.prepare import TokenDataset, Tokens, prepare
+from common.data.prepare import prepare
 from common.data.texts import read_texts
+from common.data.token_files import TokenDataset, TokenMixture, Tokens
 from common.errors import CheckpointError, ConfigError, ExperimentError, did_you_mean
 from common.experiments.catalogue import Catalogue
 from common.experiments.comparison import diff_configs

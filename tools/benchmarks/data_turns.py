@@ -48,12 +48,12 @@ def _texts(path: str) -> Iterator[str]:
 def learn(folder: Path, text: str, tokenizer: str, vocab_size: str) -> Answer:
     from common.data.config import DataConfig
     from common.data.corpora import open_corpus
-    from common.data.prepare import texts_of
     from common.data.tokenizers import BPETokenizer
+    from common.data.vocabulary import training_texts
 
     started = time.perf_counter()
     corpus = open_corpus(DataConfig(path=Path(text)))
-    trained = BPETokenizer.train(texts_of(corpus.documents(), float("inf")), int(vocab_size))
+    trained = BPETokenizer.train(training_texts(corpus.documents()), int(vocab_size))
     seconds = time.perf_counter() - started
     trained.save(Path(tokenizer))
     return {"seconds": seconds}

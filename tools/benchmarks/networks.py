@@ -10,7 +10,7 @@ import numpy as np
 
 if TYPE_CHECKING:  # they load torch, which the command that only starts others can do without
     from common.data.loader import RandomWindows
-    from common.data.prepare import Tokens
+    from common.data.token_files import Tokens
 
 # AdamW with weight decay on matrices only, as in config/train_shakespeare_char.py of nanoGPT; the
 # learning rate is constant, because two schedules that differ in a detail would hide other differences.

@@ -6,12 +6,9 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from common.data.config import DataConfig
-from common.data.corpora import choose_split, open_corpus
-from common.data.documents import Document
+from common.data.corpora import open_corpus
 from common.errors import DataError
 from common.utils.paths import get_datasets_dir
 
@@ -20,24 +17,6 @@ def refusal(config: DataConfig) -> DataError:
     with pytest.raises(DataError) as caught:
         list(open_corpus(config).documents())
     return caught.value
-
-
-@given(key=st.text(max_size=20), seed=st.integers(0, 1000), fraction=st.floats(0.01, 0.99))
-def test_the_split_depends_on_the_key_and_the_seed_not_on_the_text(
-    key: str, seed: int, fraction: float
-) -> None:
-    split = choose_split(Document(key, "one text"), fraction, seed)
-    assert split == choose_split(Document(key, "another", surprisal=1.0), fraction, seed)
-    assert choose_split(Document(key, "", split="val"), fraction, seed) == "val"
-    if split == "val":  # a larger share only adds documents to it
-        assert choose_split(Document(key, ""), min(fraction * 1.5, 0.99), seed) == "val"
-
-
-def test_about_the_fraction_asked_for_is_held_back_and_the_seed_chooses_which() -> None:
-    documents = [Document(f"file_{i}.py", "") for i in range(4000)]
-    held_back = {d.key for d in documents if choose_split(d, 0.1, 0) == "val"}
-    assert abs(len(held_back) - 400) < 4 * (4000 * 0.1 * 0.9) ** 0.5
-    assert held_back != {d.key for d in documents if choose_split(d, 0.1, 1) == "val"}
 
 
 def test_python_stdlib_is_the_same_every_time_and_holds_no_installed_package() -> None:
@@ -134,6 +113,7 @@ def test_a_folder_without_text_and_a_path_that_is_not_there_are_told(tmp_path: P
 
 def test_a_missing_dataset_is_told_with_the_nearest_one_and_how_to_get_it() -> None:
     (get_datasets_dir() / "wikitext").mkdir(parents=True)
+    (get_datasets_dir() / "wikitext" / "image.png").touch()
     error = refusal(DataConfig(dataset="wikitex"))
     assert "'wikitex'" in error.message
     assert "'wikitext'" in error.hint and "download_hf_dataset.py" in error.hint

@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 
 from common.data import encoding
 from common.data.config import DataConfig
-from common.data.documents import Document
+from common.data.documents import Corpus, Document
 from common.data.encoding import Totals, encode_documents
-from common.data.prepare import open_tokens, prepare
+from common.data.prepare import prepare
+from common.data.splits import split_documents
+from common.data.token_files import open_tokens
 from common.data.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
 from common.errors import DataError
 from tests.budget import examples
@@ -51,11 +53,11 @@ documents = st.lists(st.lists(words, min_size=1, max_size=4), min_size=1, max_si
 def stream(parts: list[list[str]]) -> Iterator[Document]:
     for number, texts in enumerate(parts):
         for place, text in enumerate(texts):
-            yield Document(str(number), text, ends=place == len(texts) - 1)
+            yield Document(str(number), text, split_of(number), ends=place == len(texts) - 1)
 
 
-def by_number(document: Document, before: int) -> tuple[str, int]:
-    return "val" if int(document.key) % 3 == 2 else "train", len(document.text)
+def split_of(number: int) -> str:
+    return "val" if number % 3 == 2 else "train"
 
 
 def expected(parts: list[list[str]], tokenizer: Tokenizer) -> dict[str, list[int]]:
@@ -63,7 +65,7 @@ def expected(parts: list[list[str]], tokenizer: Tokenizer) -> dict[str, list[int
     found: dict[str, list[int]] = {"train": [], "val": []}
     seen: set[str] = set()
     for number, texts in enumerate(parts):
-        split = "val" if number % 3 == 2 else "train"
+        split = split_of(number)
         found[split] += [tokenizer.end_of_text] if split in seen else []
         found[split] += tokenizer.encode("".join(texts)).tolist()
         seen.add(split)
@@ -95,32 +97,37 @@ def test_the_files_are_those_of_whole_documents(
 ) -> None:
     folder = tmp_path_factory.mktemp("tokens")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoding, "_PIECE_CHARACTERS", size)
-        totals = encode_documents(stream(parts), by_number, TOKENIZERS[name], folder, threads)
+        patch.setattr(encoding, "_BATCH_CHARACTERS", size)
+        totals = encode_documents(stream(parts), TOKENIZERS[name], folder, threads)
     assert written(folder) == expected(parts, TOKENIZERS[name])
-    assert sum(total.documents for total in totals.values()) == len(parts)
-    assert sum(total.bytes for total in totals.values()) == len("".join(chain(*parts)).encode())
-    assert {s: t.tokens for s, t in totals.items()} == {
+    assert sum(total.num_documents for total in totals.values()) == len(parts)
+    assert sum(total.num_bytes for total in totals.values()) == len("".join(chain(*parts)).encode())
+    assert {s: t.num_tokens for s, t in totals.items()} == {
         s: len(i) for s, i in written(folder).items()
     }
 
 
-@given(parts=documents, cut=st.integers(0, 400), size=st.integers(1, 60))
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(parts=documents, val_fraction=st.floats(0.01, 0.99), size=st.integers(1, 60))
 @examples(80)
-def test_a_cut_by_fraction_is_at_its_character(
-    parts: list[list[str]], cut: int, size: int, tmp_path_factory: pytest.TempPathFactory
+def test_a_split_by_fraction_is_at_its_character(
+    name: str,
+    parts: list[list[str]],
+    val_fraction: float,
+    size: int,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    folder = tmp_path_factory.mktemp("tokens")
-
-    def split_of(document: Document, before: int) -> tuple[str, int]:
-        return ("train", cut - before) if before < cut else ("val", len(document.text))
-
+    folder, tokenizer = tmp_path_factory.mktemp("tokens"), TOKENIZERS[name]
+    corpus = Corpus("parts", {}, lambda: stream(parts))
+    split = split_documents(
+        corpus, stream(parts), split_by="fraction", val_fraction=val_fraction, seed=0
+    )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoding, "_PIECE_CHARACTERS", size)
-        encode_documents(stream(parts), split_of, TOKENIZERS["char"], folder, 2)
-    decode = TOKENIZERS["char"].decode
+        patch.setattr(encoding, "_BATCH_CHARACTERS", size)
+        encode_documents(split, tokenizer, folder, 2)
     text = "".join(chain(*parts))
-    assert [decode(ids) for ids in written(folder).values()] == [text[:cut], text[cut:]]
+    cut = int(len(text) * (1 - val_fraction))
+    assert [tokenizer.decode(ids) for ids in written(folder).values()] == [text[:cut], text[cut:]]
 
 
 def test_a_text_that_cannot_be_cut_is_refused(
@@ -129,17 +136,17 @@ def test_a_text_that_cannot_be_cut_is_refused(
     monkeypatch.setattr(encoding, "_LONGEST_UNCUT", 50)
     parts = [["a" * 40, "a" * 40, "a" * 40]]
     with pytest.raises(DataError, match="0 has 80 characters without a place to cut it"):
-        encode_documents(stream(parts), by_number, BPE, tmp_path, 1)
+        encode_documents(stream(parts), BPE, tmp_path, 1)
 
 
 def test_an_error_while_encoding_ends_it(tmp_path: Path) -> None:
     parts = [["ok"], ["not known: Ж"], ["ok"]] * 50
     with pytest.raises(DataError, match="'Ж'"):
-        encode_documents(stream(parts), by_number, CharTokenizer("ok not knw:"), tmp_path, 2)
+        encode_documents(stream(parts), CharTokenizer("ok not knw:"), tmp_path, 2)
 
 
 def test_nothing_gives_empty_files(tmp_path: Path) -> None:
-    assert encode_documents(iter([]), by_number, BPE, tmp_path, 2)["train"] == Totals()
+    assert encode_documents(iter([]), BPE, tmp_path, 2)["train"] == Totals()
     assert written(tmp_path) == {"train": [], "val": []}
 
 
@@ -149,7 +156,7 @@ from common.data import encoding, text_files
 from common.data.config import DataConfig
 from common.data.prepare import prepare
 encoding._SAVE_EVERY_SECONDS = 0.02
-encoding._PIECE_CHARACTERS = 20_000
+encoding._BATCH_CHARACTERS = 20_000
 text_files._BLOCK_BYTES = 200_000
 write = encoding._Writer.write
 encoding._Writer.write = lambda *arguments: (time.sleep(0.05), write(*arguments))  # seconds in all

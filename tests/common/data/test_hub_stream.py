@@ -48,5 +48,5 @@ def test_a_streamed_dataset_is_that_of_its_commit(hub: HubDouble, assets_dir: Pa
 def test_what_is_not_there_is_told(hub: HubDouble) -> None:
     with pytest.raises(DownloadError, match="no dataset 'me/none'"):
         prepare(DataConfig(hub="me/none", streaming=True, tokenizer="char"))
-    with pytest.raises(DataError, match="no 'body'"):
+    with pytest.raises(DataError, match="no column 'body'"):
         prepare(DataConfig(hub="me/rows", streaming=True, tokenizer="char", text_column="body"))

@@ -10,8 +10,8 @@ import pytest
 from common.config import load_config
 from common.data.config import DataConfig
 from common.data.loader import MixedWindows
-from common.data.mixture import TokenMixture
 from common.data.prepare import prepare
+from common.data.token_files import TokenMixture
 from common.errors import ConfigError
 
 

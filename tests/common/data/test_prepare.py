@@ -18,10 +18,11 @@ from filelock import FileLock
 
 from common.config import make_config
 from common.data.config import DataConfig
-from common.data.corpora import choose_split
 from common.data.documents import Document
 from common.data.loader import RandomWindows
-from common.data.prepare import TokenDataset, open_tokens, prepare
+from common.data.prepare import prepare
+from common.data.splits import choose_split
+from common.data.token_files import TokenDataset, open_tokens
 from common.errors import DataError
 from common.utils.paths import get_datasets_dir
 

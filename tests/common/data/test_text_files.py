@@ -93,7 +93,7 @@ BAD = {
     "number.jsonl": (b'{"text": 5}\n', "line 1: 'text' is no text but int"),
     "lists.jsonl": (b'{"text": "a"}\n{"text": ["a"]}\n', "line 2: 'text' is no text but list"),
     "half.jsonl": (b'{"text": "a\\ud83d"}\n', "line 1: 'text' is not text: half of a surrogate"),
-    "other.jsonl": (json_lines(ROWS, "txet"), "line 1: no 'text'"),
+    "other.jsonl": (json_lines(ROWS, "txet"), "line 1 has no column 'text'"),
     "utf16.txt": ("text".encode("utf-16"), "not UTF-8 text \\(byte 0\\)"),
     "deep.jsonl": (b'{"text": ' + b"[" * 100_000 + b"\n", "line 1: not JSON"),
     "no.parquet": (b"PAR1 this is none", "cannot be read as Parquet"),

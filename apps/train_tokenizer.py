@@ -1,0 +1,165 @@
+"""Train a tokenizer on a corpus, and measure it on text that it has not seen."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.data.config import DataConfig
+from common.data.corpora import open_corpus
+from common.data.documents import Corpus, Document, reading_progress
+from common.data.splits import split_documents
+from common.data.tokenizers import TRAINABLE, CharTokenizer, Tokenizer
+from common.data.vocabulary import training_texts
+from common.errors import DataError, did_you_mean
+from common.utils.files import sha256_of, write_json_atomic
+from common.utils.manifest import now
+from common.utils.paths import display_path, folder_of, get_tokenizers_dir
+
+_REPORT_CHARACTERS = 10_000_000  # of held-out text
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class TokenizerReport:
+    """Measured on held-out text.
+
+    Args:
+        coverage: the fraction of characters that the vocabulary has tokens for.
+        unknown_rate: the fraction of tokens that stand for text it has none for (bytes, `<unk>`).
+        vocab_used: the fraction of the vocabulary that occurs.
+        round_trip: whether every document decoded to itself.
+    """
+
+    num_documents: int
+    num_characters: int
+    num_tokens: int
+    coverage: float
+    unknown_rate: float
+    tokens_per_word: float
+    tokens_per_byte: float
+    bytes_per_token: float
+    vocab_used: float
+    round_trip: bool
+    mb_per_second: float
+
+
+def train_tokenizer(
+    config: DataConfig, name: str, *, holdout: float = 0.05
+) -> tuple[Path, TokenizerReport]:
+    """Train `config.tokenizer` with `config.vocab_size` on the source of `config`.
+
+    It is saved as assets/tokenizers/<name>: tokenizer.json and manifest.json. The report is of a
+    fraction `holdout` of the documents, which `config.seed` chooses; of a single document its end.
+
+    Raises:
+        DataError: the kind is not trained, the source has no text, or there is a tokenizer `name`.
+    """
+    if config.tokenizer not in TRAINABLE:
+        raise DataError(
+            f"a {config.tokenizer} tokenizer is not trained", did_you_mean("", [*TRAINABLE])
+        )
+    folder = folder_of(get_tokenizers_dir(), name)
+    if folder.exists():
+        raise _taken(folder)
+    corpus = open_corpus(config)
+    started = time.monotonic()
+    with reading_progress(f"{name}: learning the vocabulary") as watch:
+        documents = _part(corpus, watch(corpus.documents()), "train", holdout, config.seed)
+        tokenizer = TRAINABLE[config.tokenizer].train(training_texts(documents), config.vocab_size)
+    seconds = time.monotonic() - started
+    if tokenizer.vocab_size < 2:
+        raise DataError(f"{corpus.name} has no text", "choose another data.path or dataset")
+    held_out = _part(corpus, corpus.documents(), "val", holdout, config.seed)
+    report = evaluate_tokenizer(tokenizer, training_texts(held_out, _REPORT_CHARACTERS))
+    building = folder.with_name(f".{name}.{os.getpid()}.tmp")
+    tokenizer.save(building / "tokenizer.json")
+    manifest = {
+        "name": name,
+        "kind": config.tokenizer,
+        "vocab_size": tokenizer.vocab_size,
+        "loses": tokenizer.loses,
+        "source": {"name": corpus.name, **corpus.fingerprint},
+        "holdout": holdout,
+        "seed": config.seed,
+        "report": asdict(report),
+        "seconds": round(seconds, 2),
+        "sha256": sha256_of(building / "tokenizer.json"),
+        "created": now(),
+    }
+    write_json_atomic(building / "manifest.json", manifest)
+    try:
+        building.rename(folder)
+    except OSError as error:  # another process was first
+        shutil.rmtree(building)
+        raise _taken(folder) from error
+    return folder, report
+
+
+def _taken(folder: Path) -> DataError:
+    return DataError(
+        f"there is a tokenizer '{folder.name}' already, and others may read it",
+        f"choose another name, or delete {display_path(folder)}",
+    )
+
+
+def _part(
+    corpus: Corpus, documents: Iterator[Document], part: str, holdout: float, seed: int
+) -> Iterator[Document]:
+    """The documents to learn from (`train`) or to measure with (`val`), whatever their own split."""
+    unsplit = (Document(d.key, d.text, ends=d.ends) for d in documents)
+    split = split_documents(corpus, unsplit, split_by="document", val_fraction=holdout, seed=seed)
+    return (document for document in split if document.split == part)
+
+
+def evaluate_tokenizer(tokenizer: Tokenizer, texts: Iterable[str]) -> TokenizerReport:
+    """Measure `tokenizer` on `texts`. Raises DataError when there is none."""
+    num_documents = num_characters = num_bytes = num_words = 0
+    num_tokens = num_unknown = num_covered = 0
+    used = np.zeros(tokenizer.vocab_size, dtype=np.bool_)
+    round_trip, seconds = True, 0.0
+    for text in texts:
+        known = _known(tokenizer, text)
+        started = time.perf_counter()
+        ids = tokenizer.encode(known)
+        seconds += time.perf_counter() - started
+        unknown = tokenizer.is_unknown(ids)
+        num_documents += 1
+        num_characters += len(text)
+        num_bytes += len(text.encode("utf-8", "surrogatepass"))
+        num_words += sum(1 for _ in _WORD.finditer(text))
+        num_tokens += len(ids)
+        num_unknown += int(unknown.sum()) + len(text) - len(known)
+        num_covered += len(known) - int(tokenizer.token_bytes[ids[unknown]].sum())
+        used[ids] = True
+        round_trip = round_trip and tokenizer.decode(ids.tolist()) == text
+    if not num_characters:
+        raise DataError("no text was held out to measure the tokenizer with", "give more text")
+    return TokenizerReport(
+        num_documents,
+        num_characters,
+        num_tokens,
+        coverage=max(0.0, num_covered / num_characters),
+        unknown_rate=num_unknown / max(1, num_tokens),
+        tokens_per_word=num_tokens / max(1, num_words),
+        tokens_per_byte=num_tokens / num_bytes,
+        bytes_per_token=num_bytes / max(1, num_tokens),
+        vocab_used=float(used.mean()),
+        round_trip=round_trip,
+        mb_per_second=num_bytes / 1e6 / max(seconds, 1e-9),
+    )
+
+
+def _known(tokenizer: Tokenizer, text: str) -> str:
+    """`text` without the characters that a char tokenizer refuses: they count as unknown."""
+    if not isinstance(tokenizer, CharTokenizer):
+        return text
+    known = {*tokenizer.characters}
+    return text if known >= {*text} else "".join([c for c in text if c in known])
