@@ -112,6 +112,8 @@ def become(client: socket.socket, streams: list[int]) -> None:
         os.chdir(order["cwd"])
         os.environ.clear()
         os.environ.update(order["env"])
+        if tree := order["env"].get("PYTHONPATH"):
+            import_from(tree.split(os.pathsep))
         for strike in order["strikes"]:
             strike_at(**strike)
         run_as_python(*order["arguments"])
@@ -125,6 +127,14 @@ def become(client: socket.socket, streams: list[int]) -> None:
         interrupted = isinstance(error, KeyboardInterrupt)
         code = -signal.SIGINT if interrupted else 1
     leave(code)
+
+
+def import_from(folders: list[str]) -> None:
+    """As PYTHONPATH does; another copy of this repository there is imported in the place of this one."""
+    sys.path[1:1] = folders
+    ours = {"common", "apps", "projects", "papers", "tools"}
+    for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
+        del sys.modules[name]
 
 
 def run_as_python(first: str, *arguments: str) -> None:
@@ -350,7 +360,8 @@ class ForkServer:
 
 
 def read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
-    return {key: environment[key] for key in environment if key.startswith(READ_AT_IMPORT)}
+    names = {key for key in environment if key.startswith(READ_AT_IMPORT)} - {"PYTHONPATH"}
+    return {name: environment[name] for name in names}
 
 
 if __name__ == "__main__":

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.budget import budget
+from tests.fork_server import ForkServer
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # This test is part of the first; the second serves until it is stopped, and has a test of its own.
@@ -38,14 +41,27 @@ def commands() -> list[str]:
     return found
 
 
+@pytest.mark.attack
 @pytest.mark.slow
-def test_every_command_and_snippet_of_the_readme_works(tmp_path: Path) -> None:
+def test_every_command_and_snippet_of_the_readme_works(
+    fork_server: ForkServer, tmp_path: Path
+) -> None:
+    """In `make attack` each is typed into a shell."""
     in_project_venv = Path(sys.prefix) == ROOT / ".venv"
     environment = os.environ | {
         "RESEARCH_ASSETS_DIR": str(tmp_path / "assets"),
         "OVERRIDES": "training.max_steps=50",  # the one thing that is shorter than a user's quickstart
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
+
+    def run(command: str) -> subprocess.CompletedProcess[str]:
+        first, *words = shlex.split(command)
+        starts: dict[str, list[str]] = {"python": [], "cli": ["-m", "tools.cli"]}
+        if first in starts and "$" not in command and not budget(False, True):
+            return fork_server.run(*starts[first], *words, cwd=ROOT, env=environment)
+        options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
+        return subprocess.run(command, shell=True, **options)
+
     quickstart = [
         "python projects/custom_transformer/train.py --config configs/quickstart.yaml $OVERRIDES",
         "python tools/query_experiments.py --best perplexity",
@@ -58,19 +74,11 @@ def test_every_command_and_snippet_of_the_readme_works(tmp_path: Path) -> None:
         # In another environment than .venv, make would build one: run what it runs.
         steps = [command] if in_project_venv or command != "make quickstart" else quickstart
         for step in steps:
-            result = subprocess.run(
-                step, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True
-            )
+            result = run(step)
             assert result.returncode == 0, f"{step}\n{result.stdout}\n{result.stderr}"
     for snippet in blocks("python"):
         snippet = snippet.replace("assets/outputs", str(tmp_path))
-        result = subprocess.run(
-            [sys.executable, "-c", snippet],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
+        result = fork_server.run("-c", snippet, cwd=ROOT, env=environment)
         assert result.returncode == 0, f"{snippet}\n{result.stderr}"
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from projects.custom_transformer.model import CustomTransformer
 from projects.custom_transformer.reference import AutogradTransformer
 from projects.custom_transformer.train import Config
 from tests.budget import examples
+from tests.fork_server import ForkServer
 
 F64 = torch.float64
 
@@ -433,19 +435,10 @@ def test_train_evaluate_and_sample_run_from_any_folder(tmp_path: Path, run_tool:
 
 
 @pytest.mark.slow
-def test_train_runs_as_a_module_and_says_what_is_wrong_in_one_line() -> None:
-    import os
-    import subprocess
-    import sys
-
+def test_train_runs_as_a_module_and_says_what_is_wrong_in_one_line(fork_server: ForkServer) -> None:
     def module(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "projects.custom_transformer.train", *arguments],
-            cwd=REPOSITORY_ROOT,
-            env=os.environ,
-            capture_output=True,
-            text=True,
-        )
+        command = ("-m", "projects.custom_transformer.train", *arguments)
+        return fork_server.run(*command, cwd=REPOSITORY_ROOT)
 
     printed = module("--config", "configs/quickstart.yaml", "--print-config", "optimizer.lr=0.25")
     assert printed.returncode == 0 and "lr: 0.25" in printed.stdout

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from common.models.loss import next_token_loss
 from common.utils import query_experiments
 from common.utils.paths import REPOSITORY_ROOT
 from projects.speedrun.model import NeuralNGram
+from tests.fork_server import ForkServer
 
 VOCAB = 7
 
@@ -60,11 +59,12 @@ def test_its_loss_is_that_of_its_logits_and_generation_with_the_cache_is_that_wi
 
 
 @pytest.mark.slow
-def test_the_configuration_of_the_record_trains(assets_dir: Path, tmp_path: Path) -> None:
+def test_the_configuration_of_the_record_trains(fork_server: ForkServer, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("to be or not to be, that is the question. " * 400)
     script = REPOSITORY_ROOT / "projects/speedrun/train.py"
-    command = [sys.executable, script, "--config", "configs/char_cpu.yaml", f"data.path={text}"]
-    subprocess.run([*command, "training.max_steps=60"], check=True, timeout=120)
+    arguments = ("--config", "configs/char_cpu.yaml", f"data.path={text}", "training.max_steps=60")
+    result = fork_server.run(script, *arguments)
+    assert result.returncode == 0, result.stderr
     found = query_experiments("SELECT loss FROM experiments WHERE split = 'val'")["loss"]
     assert found.iloc[-1] < 0.5

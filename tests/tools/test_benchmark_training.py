@@ -19,6 +19,7 @@ from common.data.tokenizers import CharTokenizer
 from common.errors import ExperimentError
 from common.models import Decoder
 from common.training import Evaluator
+from tests.budget import budget
 from tools.benchmarks import judge_checkpoint, measure_memory, networks
 from tools.benchmarks.agreement import measure_agreement
 from tools.benchmarks.measure_cuda import peak_flops
@@ -37,6 +38,13 @@ TRAIN = (
     "model.num_layers=1 model.hidden_size=16 model.num_heads=2 model.context_length=16 "
     "training.max_steps=3 training.eval_every_steps=3 training.device=cpu"
 )
+
+
+@pytest.fixture(autouse=True)
+def compile_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each contestant compiles for itself, which takes a minute: in `make attack` alone."""
+    if not budget(False, True):
+        monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
 
 
 @pytest.fixture
@@ -112,6 +120,7 @@ def test_peers_read_the_windows_that_our_trainer_reads(tmp_path: Path) -> None:
         )  # the target after the last input
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 def test_ours_alone_is_measured(run_tool, tmp_path: Path) -> None:
     file = tmp_path / "measured.json"
@@ -127,11 +136,13 @@ def test_ours_alone_is_measured(run_tool, tmp_path: Path) -> None:
     assert content["manifest"]["packages"]["torch"] and not content["failures"]
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 def test_nanogpt_takes_turns_with_us_and_trains_the_same_network(plan: Plan) -> None:
     _check_with_nanogpt(plan)
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 def test_the_real_nanogpt_trains_the_same_network(plan: Plan, tmp_path: Path) -> None:
     folder = os.environ.get("NANOGPT_DIR")
@@ -176,6 +187,7 @@ def test_a_peer_that_does_not_run_is_left_out_but_we_are_not() -> None:
     assert not children()
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 def test_memory_of_every_setting_is_measured(tmp_path: Path) -> None:
     plan = Plan(tmp_path, networks=("tiny",), memory_steps=1)
@@ -194,6 +206,7 @@ def test_memory_of_every_setting_is_measured(tmp_path: Path) -> None:
     assert "tiny: peak memory, compilers counted, both at their leanest (ours)" in rows
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 def test_the_overhead_is_measured_in_pairs(run_tool, tmp_path: Path) -> None:
     file = tmp_path / "measured.json"
@@ -220,6 +233,7 @@ def test_the_time_to_a_loss_counts_only_where_every_repetition_keeps_the_loss(pl
     assert reached(good | {"seconds": 90.0}, good | {"seconds": 90.0}) == [False, True, True]
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 def test_a_training_is_timed_and_its_checkpoint_judged(run_tool, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tomllib
@@ -13,6 +12,7 @@ import pytest
 from common.projects import find_projects, read_header
 from common.utils import start_experiment
 from common.utils.paths import REPOSITORY_ROOT, get_datasets_dir
+from tests.fork_server import ForkServer
 from tests.untrained_run import make_run
 from tools import cli
 
@@ -256,7 +256,7 @@ def test_a_run_is_written_for_other_programs(run_cli, tmp_path: Path, to: str) -
 
 
 @pytest.mark.slow
-def test_the_whole_way_from_a_toml_file(tmp_path: Path) -> None:
+def test_the_whole_way_from_a_toml_file(fork_server: ForkServer, tmp_path: Path) -> None:
     """Train, evaluate, sample, as `python -m tools.cli` from another folder."""
     (tmp_path / "text.txt").write_text("the cat sat on the mat.\n" * 60)
     (tmp_path / "tiny.toml").write_text(f"""
@@ -279,13 +279,7 @@ device = "cpu"
 """)
 
     def run(*arguments: str) -> str:
-        result = subprocess.run(
-            [sys.executable, "-m", "tools.cli", *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            env=os.environ | {"PYTHONPATH": str(REPOSITORY_ROOT)},
-        )
+        result = fork_server.run("-m", "tools.cli", *arguments, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         return result.stdout
 

@@ -30,6 +30,7 @@ from common.utils import save_experiment, start_experiment
 from common.utils.files import write_json_atomic
 from common.utils.manifest import ID
 from common.utils.paths import REPOSITORY_ROOT, get_runs_dir
+from tests.fork_server import ForkServer
 
 slow = pytest.mark.slow
 MAX_STEPS = 60
@@ -54,6 +55,7 @@ class Lab:
     """A repository, a text, an assets folder, a folder for temporary files."""
 
     folder: Path
+    server: ForkServer
 
     @property
     def repository(self) -> Path:
@@ -70,17 +72,8 @@ class Lab:
             "OMP_NUM_THREADS": "1",
         }
 
-    def command(self, script: str, *arguments: str) -> list[str]:
-        return [sys.executable, str(self.repository / script), *arguments]
-
     def run(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(script, *arguments),
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        return self.server.run(self.repository / script, *arguments, env=self.environment)
 
     def reproduce(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         result = self.run("tools/reproduce.py", *arguments)
@@ -111,9 +104,9 @@ class Lab:
 
 
 @pytest.fixture(scope="module")
-def shared_lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+def shared_lab(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer) -> Lab:
     """With the experiment `dirty`, trained by code of which a part was never committed."""
-    lab = Lab(tmp_path_factory.mktemp("lab"))
+    lab = Lab(tmp_path_factory.mktemp("lab"), fork_server)
     unwanted = shutil.ignore_patterns("__pycache__")
     for part in ("common", "tools", "projects/baseline"):
         copy = lab.repository / part
@@ -231,7 +224,8 @@ def test_data_that_have_changed_are_named(lab: Lab) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_no_process_and_no_folder(lab: Lab, number: signal.Signals) -> None:
     name = f"stopped_{number.name}"
-    command = lab.command("tools/reproduce.py", "dirty", "--name", name)
+    tool = str(lab.repository / "tools/reproduce.py")
+    command = [sys.executable, tool, "dirty", "--name", name]
     with subprocess.Popen(
         command, env=lab.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -253,7 +247,7 @@ def test_an_interrupt_leaves_no_process_and_no_folder(lab: Lab, number: signal.S
 
 @slow
 def test_a_commit_that_is_not_in_this_clone_is_an_error(lab: Lab, tmp_path: Path) -> None:
-    other = Lab(tmp_path)
+    other = Lab(tmp_path, lab.server)
     shutil.copytree(lab.repository, other.repository, ignore=shutil.ignore_patterns(".git"))
     (tmp_path / "assets").symlink_to(lab.folder / "assets")
     result = other.run("tools/reproduce.py", "dirty")
