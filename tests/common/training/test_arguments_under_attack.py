@@ -26,6 +26,7 @@ from tests.common.training.attack_lab import (
     killed_with_two_checkpoints,
     remains,
     resume,
+    status,
     train,
     whole,
 )
@@ -140,15 +141,23 @@ def test_an_average_can_be_given_up_and_begun_on_the_way(attack: Attack) -> None
         assert trained["ended"][key] == trained["begun"][key] == digest
 
 
-def test_other_data_is_refused_and_can_be_taken_anyway(attack: Attack) -> None:
+def test_other_data_is_refused_but_a_touched_file_is_not_and_it_can_be_taken_anyway(
+    attack: Attack,
+) -> None:
     name = "other_data"
     killed_with_two_checkpoints(attack, name)
     text = attack.folder / "text.txt"
     content = text.read_text()
-    text.write_text(content.replace("cat", "tac"))
+    other = content.replace("cat", "tac")
     try:
+        text.write_text(other)
         error = error_of(resume(attack, name))
         assert "other data" in error and "->" in error
+        assert status(name) in ("died", "failed")
+        text.write_text(content)
+        process = attack.run("--name", name, "--resume", strikes=(call("trainer:Trainer._log", 2),))
+        assert process.code == -signal.SIGKILL, process.output
+        text.write_text(other)
         process = attack.run("--name", name, "--resume-anyway")
         assert process.code == 0 and "resuming on other data" in process.output
     finally:

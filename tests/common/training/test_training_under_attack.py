@@ -304,6 +304,7 @@ def test_a_disk_that_runs_full_ends_in_one_line_and_the_run_goes_on_with_more_sp
     (get_runs_dir() / name).symlink_to(disk)
     process = train(attack, name, variant, "training.keep_checkpoints=1000")
     assert "cannot save" in error_of(process) and "space" in process.output
+    assert "hint: " in process.output and status(name) == "failed"
     steps = steps_in(disk / "checkpoints")
     assert len(steps) >= 3 and steps[-1] < MAX_STEPS
     for step in steps:
