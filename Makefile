@@ -2,12 +2,13 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
+PYTEST := pytest -n logical --maxprocesses 8 --dist worksteal
 
 # uv honours a wheel folder that pip was set up with.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-fast attack check format constraints clean
+.PHONY: help setup quickstart test test-fast attack coverage check format constraints clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,14 +29,19 @@ quickstart: $(READY)  ## train, evaluate, sample and rank a small transformer on
 	@$(PYTHON) projects/custom_transformer/train.py --config configs/quickstart.yaml $(OVERRIDES)
 	@$(PYTHON) tools/query_experiments.py --best perplexity
 
-test: $(READY)  ## the whole test suite (23 minutes on two threads of one core)
-	@$(PYTHON) -m pytest
+test: $(READY)  ## the whole test suite, a process per core
+	@$(PYTHON) -m $(PYTEST)
 
-test-fast: $(READY)  ## the tests that take no training
-	@$(PYTHON) -m pytest -m "not slow"
+test-fast: $(READY)  ## the tests that take less than a few seconds each
+	@$(PYTHON) -m $(PYTEST) -m "not slow"
 
-attack: $(READY)  ## what kills, crowds and draws at random, with its full budget (an hour)
-	@FULL_BUDGET=1 $(PYTHON) -m pytest -m attack
+attack: $(READY)  ## the tests that kill, crowd and draw at random, with their full budgets (an hour)
+	@FULL_BUDGET=1 $(PYTHON) -m $(PYTEST) -m attack
+
+coverage: $(READY)  ## which lines and branches of common/ the tests run, with the commands they start
+	@$(VENV)/bin/coverage erase
+	@$(VENV)/bin/coverage run -m $(PYTEST); status=$$?; $(VENV)/bin/coverage combine --quiet; \
+	  $(VENV)/bin/coverage report --skip-covered --sort=cover; exit $$status
 
 check: $(READY)  ## black, ruff, mypy --strict and the one-way import contract
 	@$(VENV)/bin/black --check --quiet . || { $(VENV)/bin/black --check .; exit 1; }
@@ -52,5 +58,5 @@ constraints: $(READY)  ## pin the newest versions that fit pyproject.toml
 	  --no-header --no-annotate --upgrade --python-version 3.11 --extra dev pyproject.toml -o constraints.txt
 
 clean:  ## remove the environment and the caches (assets/ stays)
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
