@@ -17,7 +17,8 @@ from common.generation.fast_copy import PackedLinear, is_worth_packing
 from common.models.base import BaseLanguageModel
 from common.models.config import DecoderConfig
 from common.models.feedforward import MLP, SwiGLU
-from common.models.loss import TiedGradient, linear_next_token_loss, next_token_loss
+from common.models.linear_loss import TiedGradient, linear_next_token_loss
+from common.models.loss import next_token_loss
 from common.models.mixers.attention import Attention
 from common.models.mixers.lstm import LSTM
 
@@ -53,10 +54,10 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: torch.Tensor, cache: Any = None, visible: torch.Tensor | None = None
+        self, x: torch.Tensor, cache: Any = None, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """x: (batch, time, hidden_size); visible: which keys attention sees, where not all before it."""
-        arguments = (cache,) if visible is None else (cache, visible)
+        """x: (batch, time, hidden_size); attention_mask: as in `eager_attention`."""
+        arguments = (cache,) if attention_mask is None else (cache, attention_mask)
         x = x + self.dropout(self.mixer(self.mixer_norm(x), *arguments))
         if self.feedforward is not None:
             x = x + self.dropout(self.feedforward(self.feedforward_norm(x)))
@@ -116,12 +117,12 @@ class Decoder(BaseLanguageModel):
         self._compiled_blocks = compiled
 
     def _train_block(
-        self, index: int, x: torch.Tensor, visible: torch.Tensor | None
+        self, index: int, x: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
         run = self._compiled_blocks[index] if self._compiled_blocks else self.blocks[index]
         if self.activation_checkpointing:
-            return checkpoint(run, x, None, visible, use_reentrant=False)  # type: ignore[no-any-return]  # untyped
-        return run(x, None, visible)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+            return checkpoint(run, x, None, attention_mask, use_reentrant=False)  # type: ignore[no-any-return]  # untyped
+        return run(x, None, attention_mask)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     @property
     def context_limit(self) -> int | None:
@@ -177,7 +178,7 @@ class Decoder(BaseLanguageModel):
             )
         self.end_of_text = end_of_text
 
-    def _visible(self, input_ids: torch.Tensor) -> torch.Tensor | None:
+    def _attention_mask(self, input_ids: torch.Tensor) -> torch.Tensor | None:
         """(batch, 1, time, time) bool: the keys of its own document, up to itself.
 
         A document begins with the end of the one before: from it, its first token is predicted.
@@ -215,12 +216,12 @@ class Decoder(BaseLanguageModel):
         if self.position_embedding is not None:
             x = x + self.position_embedding(torch.arange(start, end, device=input_ids.device))
         x = self.dropout(x)
-        visible = self._visible(input_ids) if cache is None else None
+        attention_mask = self._attention_mask(input_ids) if cache is None else None
         for index, block in enumerate(self.blocks):
             if self.training and cache is None:
-                x = self._train_block(index, x, visible)
+                x = self._train_block(index, x, attention_mask)
             else:
-                x = block(x, cache.layers[index] if cache else None, visible)
+                x = block(x, cache.layers[index] if cache else None, attention_mask)
         if cache is not None:
             cache.length = end
         hidden: torch.Tensor = self.final_norm(x)

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 
 from common.data.batch import IGNORE_INDEX
-
-# Logits of up to so many bytes are made at once; above it they are made, used and dropped in chunks.
-_CHUNK_BYTES = 16 * 2**20
-# Rows whose fp32 softmax is computed together: few enough to stay in the cache of a CPU.
-_SOFTMAX_ROWS = 32
-# Words whose gradient is computed together, to be added while it is in the cache.
-_VOCABULARY_SLICE = 8192
 
 
 def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -26,72 +16,7 @@ def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         labels: (batch, time) int64, the input ids; -100 is not predicted.
     Returns: a scalar; 0 where nothing is to be predicted.
     """
-    return _cross_entropy(logits.flatten(0, 1), shifted_targets(labels))
-
-
-def linear_next_token_loss(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    labels: torch.Tensor,
-    tied: TiedGradient | None = None,
-) -> torch.Tensor:
-    """`next_token_loss(F.linear(hidden, weight), labels)` without all logits in memory at once.
-
-    With large vocabularies the logits are by far the largest tensor of training. Here a chunk of
-    rows is projected, its loss and its gradient are computed, and it is dropped; so the backward
-    pass has nothing left to do but to scale (as Liger Kernel does; Hsu et al. 2024, section 3.2).
-    `F.linear_cross_entropy` with chunks does the same; on CPUs in bf16 it took 2.4 times as long.
-
-    Args:
-        hidden: (batch, time, hidden_size); weight: (vocab_size, hidden_size); labels as above.
-        tied: what `TiedGradient.embed` embedded the same tokens with, where `weight` is also that.
-    """
-    targets = shifted_targets(labels)
-    rows = hidden.flatten(0, 1)
-    dtype = _compute_dtype(hidden)
-    if len(rows) * len(weight) * dtype.itemsize <= _CHUNK_BYTES:
-        return _cross_entropy(F.linear(rows, weight), targets)
-    chunks = math.ceil(len(rows) * len(weight) * dtype.itemsize / _CHUNK_BYTES)
-    chunk = max(_SOFTMAX_ROWS, math.ceil(len(rows) / chunks))
-    with torch.autocast(rows.device.type, enabled=False):
-        loss: torch.Tensor = _LinearCrossEntropy.apply(rows, weight, targets, dtype, chunk, tied)  # type: ignore[no-untyped-call]  # PyTorch's apply
-    return loss
-
-
-class TiedGradient:
-    """The gradient of a weight that is both embedding and output projection, in one buffer.
-
-    Left to autograd there are three of its size at once, one of them nearly all zeros: that of the
-    projection, that of the embedding, and their sum. Here the projection, whose backward pass comes
-    first, hands its gradient over, and the embedding adds its few rows to it.
-    """
-
-    def __init__(self) -> None:
-        self.of_projection: torch.Tensor | None = None
-
-    def embed(self, input_ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """F.embedding(input_ids, weight)"""
-        embedded: torch.Tensor = _TiedEmbedding.apply(input_ids, weight, self)  # type: ignore[no-untyped-call]  # PyTorch's apply
-        return embedded
-
-
-class _TiedEmbedding(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, input_ids: torch.Tensor, weight: torch.Tensor, tied: TiedGradient
-    ) -> torch.Tensor:
-        ctx.save_for_backward(input_ids)
-        ctx.shape, ctx.dtype, ctx.tied = weight.shape, weight.dtype, tied
-        return F.embedding(input_ids, weight)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (input_ids,) = ctx.saved_tensors
-        total, ctx.tied.of_projection = ctx.tied.of_projection, None
-        if total is None:
-            total = torch.zeros(ctx.shape, dtype=ctx.dtype, device=upstream.device)
-        total.index_add_(0, input_ids.flatten(), upstream.flatten(0, 1).to(total.dtype))
-        return None, total, None
+    return mean_cross_entropy(logits.flatten(0, 1), shifted_targets(labels))
 
 
 def shifted_targets(labels: torch.Tensor) -> torch.Tensor:
@@ -99,90 +24,9 @@ def shifted_targets(labels: torch.Tensor) -> torch.Tensor:
     return F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).flatten()
 
 
-def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def mean_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """logits: (n, vocab_size); targets: (n,) int64, -100 counts nothing. In nats, in fp32 or better."""
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     total = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
     return total / (targets != IGNORE_INDEX).sum().clamp(min=1)
-
-
-def _compute_dtype(hidden: torch.Tensor) -> torch.dtype:
-    kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-
-
-class _LinearCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of rows @ weight.T, its gradients computed on the way forward."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        rows: torch.Tensor,
-        weight: torch.Tensor,
-        targets: torch.Tensor,
-        dtype: torch.dtype,
-        chunk: int,
-        tied: TiedGradient | None,
-    ) -> torch.Tensor:
-        grad_rows = torch.empty_like(rows) if any(ctx.needs_input_grad[:2]) else None
-        grad_weight = torch.empty_like(weight) if grad_rows is not None else None
-        predicted = (targets != IGNORE_INDEX)[:, None]
-        # Scaling the small factors of a product, and not the product, scales it for nothing.
-        factor = predicted / predicted.sum().clamp(min=1).to(rows.dtype)
-        projection = weight.to(dtype)
-        nats = torch.zeros((), device=rows.device, dtype=torch.promote_types(dtype, torch.float32))
-        for first in range(0, len(rows), chunk):
-            part = slice(first, first + chunk)
-            logits = rows[part].to(dtype) @ projection.t()
-            losses = _softmax_minus_target_(logits, targets[part])
-            nats += (losses * factor[part, 0]).sum()
-            if grad_rows is not None and grad_weight is not None:
-                grad_rows[part] = (logits @ projection) * factor[part]
-                inputs = (rows[part] * factor[part]).to(dtype)
-                for begin in range(0, len(weight), _VOCABULARY_SLICE):
-                    columns = slice(begin, begin + _VOCABULARY_SLICE)
-                    product = logits[:, columns].t() @ inputs
-                    if first == 0:
-                        grad_weight[columns] = product
-                    else:
-                        grad_weight[columns] += product
-        ctx.gradients, ctx.tied = (grad_rows, grad_weight), tied
-        return nats
-
-    @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        if ctx.gradients is None:
-            raise RuntimeError("the gradients of this loss were already used")
-        (grad_rows, grad_weight), ctx.gradients = ctx.gradients, None
-        # On CPU a look at the factor is free, and it is 1 unless gradients are accumulated.
-        if upstream.device.type != "cpu" or float(upstream) != 1.0:
-            grad_rows.mul_(upstream)
-            grad_weight.mul_(upstream)
-        if ctx.tied is not None:
-            ctx.tied.of_projection, grad_weight = grad_weight, None
-        return grad_rows, grad_weight, None, None, None, None
-
-
-def _softmax_minus_target_(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Turn `logits` (rows, vocab_size) into the gradient of their summed cross-entropy, in place.
-
-    The softmax is computed in fp32 or better. Returns (rows,) nats; where the target is -100, both
-    are of no meaning.
-    """
-    size = _SOFTMAX_ROWS if logits.device.type == "cpu" else len(logits)
-    # No other negative number: it would be predicted as token 0, where F.cross_entropy refuses it.
-    wanted = targets.where(targets != IGNORE_INDEX, 0)[:, None]
-    low = logits.dtype.itemsize < 4
-    scratch = torch.empty(size, logits.shape[1], device=logits.device) if low else None
-    losses: list[torch.Tensor] = []
-    for first in range(0, len(logits), size):
-        block, token = logits[first : first + size], wanted[first : first + size]
-        exact = block if scratch is None else scratch[: len(block)].copy_(block)
-        above = exact.amax(dim=-1) - exact.gather(1, token)[:, 0]
-        torch.softmax(exact, dim=-1, out=exact)
-        # The most likely token's probability is at least 1 / vocab_size: its logarithm is exact.
-        losses.append(above - exact.amax(dim=-1).log())
-        exact.scatter_add_(1, token, exact.new_full((len(block), 1), -1.0))
-        if scratch is not None:
-            block.copy_(exact)
-    return torch.cat(losses)

@@ -51,12 +51,12 @@ class NormalizedBlock(Block):
     """
 
     def forward(
-        self, x: torch.Tensor, cache: Any = None, visible: torch.Tensor | None = None
+        self, x: torch.Tensor, cache: Any = None, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         """See Block.forward."""
         assert self.feedforward is not None
         x = self.mixer_norm(x)
-        x = x + self.mixer(x, cache, visible)
+        x = x + self.mixer(x, cache, attention_mask)
         changed: torch.Tensor = x + self.feedforward(self.feedforward_norm(x))
         return changed
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.models.base import BaseLanguageModel
-from common.models.loss import linear_next_token_loss, next_token_loss
+from common.models.linear_loss import linear_next_token_loss
+from common.models.loss import next_token_loss
 
 
 @dataclass

@@ -10,7 +10,7 @@ from torch import nn
 
 from common.models.config import DecoderConfig, RopeScaling
 
-_LONGEST_EXPLICIT = 1024  # tokens; beyond it the (time, time) weights cost more than they save
+_LONGEST_EAGER = 1024  # tokens; beyond it the (time, time) weights cost more than they save
 
 
 class KeyValueCache:
@@ -93,21 +93,21 @@ class RotaryEmbedding(nn.Module):
         return x * cosine + torch.cat([-second, first], dim=-1) * sine
 
 
-def explicit_attention(
+def eager_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     dropout: float = 0.0,
-    visible: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Causal attention written out: softmax(Q K^T / sqrt(head size)) V.
+    """Causal attention in plain operators: softmax(Q K^T / sqrt(head size)) V.
 
     On CPUs PyTorch's fused kernel takes up to 6 times as long for training on short contexts, most
     of it in its backward pass (measured in bf16: 7.4 and 1.3 ms at 64 tokens, 41 and 15 at 256).
 
     Args:
         query: (batch, heads, time, head size); key, value: the same with heads or a divisor of it.
-        visible: (batch, 1, time, time) bool, which keys a query sees; None: those up to its own.
+        attention_mask: (batch, 1, time, time) bool, True where a query sees a key; None: causal.
     """
     batch, heads, time, size = query.shape
     if key.shape[1] != heads:
@@ -119,13 +119,15 @@ def explicit_attention(
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     with torch.autocast(kind, enabled=False):
         query, key, value = (x.reshape(batch * heads, time, size) for x in (query, key, value))
-        if visible is None:
+        if attention_mask is None:
             mask = torch.full((time, time), -math.inf, dtype=query.dtype, device=query.device).triu(
                 1
             )
         else:
-            mask = torch.zeros(visible.shape, dtype=query.dtype, device=query.device)
-            mask = mask.masked_fill(~visible, -math.inf).expand(-1, heads, -1, -1).flatten(0, 1)
+            mask = torch.zeros(attention_mask.shape, dtype=query.dtype, device=query.device)
+            mask = (
+                mask.masked_fill(~attention_mask, -math.inf).expand(-1, heads, -1, -1).flatten(0, 1)
+            )
         scores = torch.baddbmm(mask, query, key.transpose(1, 2), alpha=1 / math.sqrt(size))
         weights = F.dropout(scores.softmax(dim=-1), dropout, training=dropout > 0)
         return torch.bmm(weights, value).view(batch, heads, time, size)
@@ -165,48 +167,73 @@ class Attention(nn.Module):
         self,
         x: torch.Tensor,
         cache: KeyValueCache | None = None,
-        visible: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """x: (batch, time, hidden_size); visible: as in `explicit_attention`, without a cache."""
+        """x: (batch, time, hidden_size); attention_mask: as in `eager_attention`, without a cache."""
         batch, time, _ = x.shape
         heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
         projected = self.query_key_value(x).view(batch, time, sum(heads), self.head_size)
         query, key, value = projected.transpose(1, 2).split_with_sizes(heads, dim=1)
         query, key = self.query_norm(query), self.key_norm(key)
-        start = cache.length if cache else 0
         if self.rope is not None:
+            start = cache.length if cache else 0
             query, key = self.rope(query, start), self.rope(key, start)
-        if cache is not None:
-            cache.append(key, value)
-        if cache is not None and time == 1 and x.device.type == "cpu":
-            mixed = _attend_to_cache(query, cache)
-        elif cache is None and x.device.type == "cpu" and time <= _LONGEST_EXPLICIT:
+        if cache is None:
             dropout = self.dropout if self.training else 0.0
-            mixed = explicit_attention(query, key, value, dropout, visible)
+            mixed = causal_attention(query, key, value, dropout, attention_mask)
         else:
-            if cache is not None:
-                key, value = cache.keys[:, :, : cache.length], cache.values[:, :, : cache.length]
-            mixed = F.scaled_dot_product_attention(
-                query,
-                key,
-                value,
-                # PyTorch's is_causal counts positions from the first key: right only from an empty cache.
-                attn_mask=self._mask(time, start, x.device) if start and time > 1 else visible,
-                is_causal=start == 0 and time > 1 and visible is None,
-                dropout_p=self.dropout if self.training else 0.0,
-                enable_gqa=self.num_kv_heads != self.num_heads,
-            )
+            cache.append(key, value)
+            mixed = attention_to_cache(query, cache)
         output: torch.Tensor = self.output(mixed.transpose(1, 2).reshape(batch, time, -1))
         return output
 
-    @staticmethod
-    def _mask(time: int, start: int, device: torch.device) -> torch.Tensor:
-        """(time, start + time) bool: new position t sees the first start + t + 1 keys."""
-        ones = torch.ones(time, start + time, dtype=torch.bool, device=device)
-        return ones.tril(diagonal=start)
+
+def causal_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    dropout: float,
+    attention_mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """`eager_attention` by the kernel that is faster for this length on this device."""
+    time = query.shape[2]
+    if query.device.type == "cpu" and time <= _LONGEST_EAGER:
+        return eager_attention(query, key, value, dropout, attention_mask)
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=attention_mask,
+        is_causal=time > 1 and attention_mask is None,
+        dropout_p=dropout,
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
 
 
-def _attend_to_cache(query: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
+def attention_to_cache(query: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
+    """Causal attention of the newest tokens to all keys of the cache, their own among them.
+
+    query: (batch, heads, new tokens, head size), as the result.
+    """
+    time, length = query.shape[2], cache.length
+    if time == 1 and query.device.type == "cpu":
+        return _attention_of_one(query, cache)
+    mask = None
+    if 1 < time < length:
+        # PyTorch's is_causal counts positions from the first key: right only from an empty cache.
+        ones = torch.ones(time, length, dtype=torch.bool, device=query.device)
+        mask = ones.tril(diagonal=length - time)
+    return F.scaled_dot_product_attention(
+        query,
+        cache.keys[:, :, :length],
+        cache.values[:, :, :length],
+        attn_mask=mask,
+        is_causal=time > 1 and mask is None,
+        enable_gqa=cache.keys.shape[1] != query.shape[1],
+    )
+
+
+def _attention_of_one(query: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
     """Attention of one query per head to every key of the cache: a step of generation.
 
     On a CPU this is two matrix products over the whole room, in which zeros stand where nothing was

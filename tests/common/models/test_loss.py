@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.data.batch import count_labels
-from common.models import loss
+from common.models import linear_loss
 from common.models.loss import next_token_loss
 from tests.budget import examples
 
@@ -98,9 +98,9 @@ def test_loss_equals_that_of_hugging_face() -> None:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks of rows, blocks of softmax rows and slices of the vocabulary; none divides evenly."""
-    monkeypatch.setattr(loss, "_CHUNK_BYTES", 7 * 101 * 4)
-    monkeypatch.setattr(loss, "_SOFTMAX_ROWS", 3)
-    monkeypatch.setattr(loss, "_VOCABULARY_SLICE", 40)
+    monkeypatch.setattr(linear_loss, "_CHUNK_BYTES", 7 * 101 * 4)
+    monkeypatch.setattr(linear_loss, "_SOFTMAX_ROWS", 3)
+    monkeypatch.setattr(linear_loss, "_VOCABULARY_SLICE", 40)
 
 
 def gradients(
@@ -132,7 +132,7 @@ def test_the_chunked_loss_and_its_gradients_are_those_of_all_logits_in_float64(
 ) -> None:
     hidden, weight, labels = problem(dtype)
     found = gradients(
-        lambda h, w: loss.linear_next_token_loss(h, w, labels), hidden, weight, factor=factor
+        lambda h, w: linear_loss.linear_next_token_loss(h, w, labels), hidden, weight, factor=factor
     )
     expected = gradients(
         lambda h, w: next_token_loss(h @ w.t(), labels),
@@ -150,8 +150,8 @@ def test_a_tied_weight_gets_both_gradients_in_one_buffer() -> None:
     ids = labels.clamp(min=0)
 
     def with_one_buffer(w: torch.Tensor) -> torch.Tensor:
-        tied = loss.TiedGradient()
-        return loss.linear_next_token_loss(tied.embed(ids, w), w, labels, tied)
+        tied = linear_loss.TiedGradient()
+        return linear_loss.linear_next_token_loss(tied.embed(ids, w), w, labels, tied)
 
     def plain(w: torch.Tensor) -> torch.Tensor:
         return next_token_loss(torch.nn.functional.embedding(ids, w) @ w.t(), labels)
@@ -167,12 +167,14 @@ def test_the_chunked_loss_of_nothing_is_zero_and_needs_no_gradient() -> None:
     hidden, weight, labels = problem(torch.float32)
     nothing = torch.full_like(labels, -100)
     value, *found = gradients(
-        lambda h, w: loss.linear_next_token_loss(h, w, nothing), hidden, weight
+        lambda h, w: linear_loss.linear_next_token_loss(h, w, nothing), hidden, weight
     )
     assert value == 0 and all(not gradient.any() for gradient in found)
     with torch.no_grad():
         expected = next_token_loss(hidden @ weight.t(), labels)
-        torch.testing.assert_close(loss.linear_next_token_loss(hidden, weight, labels), expected)
+        torch.testing.assert_close(
+            linear_loss.linear_next_token_loss(hidden, weight, labels), expected
+        )
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -181,7 +183,7 @@ def test_a_negative_label_other_than_minus_100_is_no_token_in_chunks_either() ->
     hidden, weight, labels = problem(torch.float32)
     labels[:, 4:] = -1
     with pytest.raises(RuntimeError, match="out of bounds"):
-        loss.linear_next_token_loss(hidden, weight, labels)
+        linear_loss.linear_next_token_loss(hidden, weight, labels)
 
 
 def test_large_vocabularies_never_have_all_logits_at_once() -> None:
@@ -200,5 +202,5 @@ def test_large_vocabularies_never_have_all_logits_at_once() -> None:
             return result
 
     with Watch():
-        gradients(lambda h, w: loss.linear_next_token_loss(h, w, labels), hidden, weight)
+        gradients(lambda h, w: linear_loss.linear_next_token_loss(h, w, labels), hidden, weight)
     assert largest < rows * vocab / 4

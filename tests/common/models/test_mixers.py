@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.models.config import DecoderConfig
-from common.models.mixers.attention import Attention, explicit_attention
+from common.models.mixers.attention import Attention, eager_attention
 from common.models.mixers.lstm import LSTM
 from tests.budget import examples
 
@@ -200,13 +200,13 @@ def test_lstm_in_chunks_equals_lstm_at_once(chunks: list[int]) -> None:
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
-def test_attention_written_out_equals_pytorchs_own_with_its_gradients(kv_heads: int) -> None:
+def test_eager_attention_equals_pytorchs_own_with_its_gradients(kv_heads: int) -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = [(2, heads, 9, 8) for heads in (4, kv_heads, kv_heads)]
     inputs = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     results = []
     for attend in (
-        explicit_attention,
+        eager_attention,
         partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=True),
     ):
         leaves = [x.clone().requires_grad_() for x in inputs]
@@ -217,11 +217,11 @@ def test_attention_written_out_equals_pytorchs_own_with_its_gradients(kv_heads: 
         torch.testing.assert_close(mine, reference, rtol=1e-10, atol=1e-12)
 
 
-def test_attention_written_out_computes_in_the_precision_of_autocast() -> None:
+def test_eager_attention_computes_in_the_precision_of_autocast() -> None:
     query = torch.randn(1, 2, 5, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        low = explicit_attention(query, query, query)
+        low = eager_attention(query, query, query)
     assert low.dtype == torch.bfloat16
     torch.testing.assert_close(
-        low.float(), explicit_attention(query, query, query), rtol=2e-2, atol=2e-2
+        low.float(), eager_attention(query, query, query), rtol=2e-2, atol=2e-2
     )
