@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -19,7 +17,7 @@ from common.data.splits import split_documents
 from common.data.tokenizers import TRAINABLE, CharTokenizer, Tokenizer
 from common.data.vocabulary import training_texts
 from common.errors import DataError, did_you_mean
-from common.utils.files import sha256_of, write_json_atomic
+from common.utils.files import atomic_folder, sha256_of, write_json_atomic
 from common.utils.manifest import now
 from common.utils.paths import display_path, folder_of, get_tokenizers_dir
 
@@ -79,9 +77,7 @@ def train_tokenizer(
         raise DataError(f"{corpus.name} has no text", "choose another data.path or dataset")
     held_out = _part(corpus, corpus.documents(), "val", holdout, config.seed)
     report = evaluate_tokenizer(tokenizer, training_texts(held_out, _REPORT_CHARACTERS))
-    building = folder.with_name(f".{name}.{os.getpid()}.tmp")
-    tokenizer.save(building / "tokenizer.json")
-    manifest = {
+    facts = {
         "name": name,
         "kind": config.tokenizer,
         "vocab_size": tokenizer.vocab_size,
@@ -91,15 +87,16 @@ def train_tokenizer(
         "seed": config.seed,
         "report": asdict(report),
         "seconds": round(seconds, 2),
-        "sha256": sha256_of(building / "tokenizer.json"),
-        "created": now(),
     }
-    write_json_atomic(building / "manifest.json", manifest)
     try:
-        building.rename(folder)
-    except OSError as error:  # another process was first
-        shutil.rmtree(building)
-        raise _taken(folder) from error
+        with atomic_folder(folder) as building:
+            tokenizer.save(building / "tokenizer.json")
+            written = {"sha256": sha256_of(building / "tokenizer.json"), "created": now()}
+            write_json_atomic(building / "manifest.json", facts | written)
+    except OSError as error:
+        if folder.exists():  # another process was first
+            raise _taken(folder) from error
+        raise
     return folder, report
 
 

@@ -23,7 +23,7 @@ from common.data.hf_errors import Kind, explained
 from common.data.hf_files import HubFile, check_arrived, check_space, list_files
 from common.errors import DataError, DownloadError, did_you_mean
 from common.utils.file_locks import file_lock
-from common.utils.files import fsync_dir, fsync_file, read_json, write_json_atomic
+from common.utils.files import publish_folder, read_json, write_json_atomic
 from common.utils.paths import display_path
 from common.utils.paths import get_datasets_dir as get_datasets_dir
 from common.utils.paths import get_models_dir as get_models_dir
@@ -72,7 +72,7 @@ def download_dataset(
                     _save(repository, config, split, commit, endpoint, partial)
             found = {"repository": repository, "commit": commit, "date": _now()}
             write_json_atomic(partial / "data" / RECORD, asked | found)
-            _publish(partial, folder)
+            publish_folder(partial / "data", folder, partial / "old")
         finally:
             _remove(partial)
     return folder
@@ -204,17 +204,6 @@ def _holds(folder: Path, asked: dict[str, str | None], force: bool) -> bool:
 def _remove(folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
-
-
-def _publish(partial: Path, folder: Path) -> None:
-    """Rename the finished `partial / "data"` to `folder`; what is there is to be replaced."""
-    for path in (partial / "data").rglob("*"):
-        if path.is_file():
-            fsync_file(path)
-    if folder.exists():
-        folder.rename(partial / "old")
-    (partial / "data").rename(folder)
-    fsync_dir(folder.parent)
 
 
 @contextmanager

@@ -39,7 +39,7 @@ from common.data.tokenizers import (
 from common.data.vocabulary import learn_vocabulary
 from common.errors import DataError, ResearchError
 from common.utils.file_locks import file_lock
-from common.utils.files import fsync_dir, read_json, sha256_of, write_json_atomic
+from common.utils.files import publish_folder, read_json, sha256_of, write_json_atomic
 from common.utils.logging import get_logger
 from common.utils.manifest import now
 from common.utils.paths import get_datasets_dir, get_tokenizers_dir
@@ -171,8 +171,7 @@ def _build(corpus: Corpus, config: DataConfig, recipe: dict[str, Any], folder: P
     write_json_atomic(building / "meta.json", meta)
     for name in ("recipe.json", "progress.json"):
         (building / name).unlink(missing_ok=True)
-    building.rename(folder)
-    fsync_dir(folder.parent)
+    publish_folder(building, folder)
     num_bytes, num_tokens = (sum(s[key] for s in splits.values()) for key in ("bytes", "tokens"))
     get_logger("data").info(
         f"prepared {corpus.name}: {num_bytes / 1e6:,.1f} MB of text, {num_tokens:,} tokens, "

@@ -9,8 +9,6 @@ shape in the file are compared with those that `config.json` implies.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -37,7 +35,7 @@ from common.models.hub_weights import (
 )
 from common.models.mixers.attention import RotaryEmbedding
 from common.models.readback import check_logits, probe, run_reader
-from common.utils.files import fsync_dir, fsync_file, write_json_atomic
+from common.utils.files import atomic_folder, write_json_atomic
 
 if TYPE_CHECKING:
     from common.data.tokenizers import Tokenizer
@@ -107,24 +105,16 @@ def save_pretrained(
         config |= dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_text)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModelError(f"{folder} exists already", "name another folder, or move it away")
-    building = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        building.mkdir(parents=True)
-        write_json_atomic(building / "config.json", config)
-        if tokenizer is not None:
-            save_hub_tokenizer(tokenizer, building, model.context_limit)
-        # In files of at most 5 GB, and an index where there are several.
-        save_torch_state_dict(hub_tensors(model, config), building)
-        _run_back(model, building)
-        for file in building.iterdir():
-            fsync_file(file)
-        fsync_dir(building)
-        building.replace(folder)
-        fsync_dir(folder.parent)
+        with atomic_folder(folder) as building:
+            write_json_atomic(building / "config.json", config)
+            if tokenizer is not None:
+                save_hub_tokenizer(tokenizer, building, model.context_limit)
+            # In files of at most 5 GB, and an index where there are several.
+            save_torch_state_dict(hub_tensors(model, config), building)
+            _run_back(model, building)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"cannot write {folder}: {error}", "free some disk space") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,6 +57,41 @@ def atomic_path(path: Path) -> Iterator[Path]:
             fsync_dir(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path`; when the block succeeds, `publish_folder` it as `path`.
+
+    On any error the new folder is removed and `path` is as it was; an OSError names `path`.
+    """
+    building = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(building, ignore_errors=True)  # of a killed process that had our number
+    try:
+        with named_in_errors(path):
+            building.mkdir(parents=True)
+            yield building
+            publish_folder(building, path)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def publish_folder(building: Path, path: Path, replaced: Path | None = None) -> None:
+    """Fsync every file of the folder `building`, then rename it to `path`.
+
+    Raises OSError where `path` is a folder that holds something, unless it is to be kept as `replaced`,
+    a name that nothing has. A kill between the two renames leaves `replaced` alone.
+    """
+    for file in building.rglob("*"):
+        if file.is_dir():
+            fsync_dir(file)
+        elif not file.is_symlink():
+            fsync_file(file)
+    fsync_dir(building)
+    if replaced is not None and path.exists():
+        path.rename(replaced)
+    building.rename(path)
+    fsync_dir(path.parent)
 
 
 def write_text_atomic(path: Path, text: str) -> None:

@@ -12,8 +12,10 @@ import pytest
 
 from common.errors import DataError
 from common.utils.files import (
+    atomic_folder,
     atomic_path,
     fsync_dir,
+    publish_folder,
     read_json,
     sha256_of,
     write_json_atomic,
@@ -131,3 +133,30 @@ with exit_on_error():
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert name in line and "too large" in line.lower()
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder"
+    with pytest.raises(RuntimeError), atomic_folder(path) as building:
+        (building / "half").write_text("half")
+        raise RuntimeError
+    assert not [*path.parent.iterdir()]
+    with atomic_folder(path) as building:
+        (building / "inner").mkdir()
+        (building / "inner" / "file").write_text("whole")
+        assert not path.exists()
+    assert (path / "inner" / "file").read_text() == "whole"
+    with pytest.raises(OSError, match="folder"), atomic_folder(path) as building:
+        (building / "other").write_text("another process was first")
+    assert [p.name for p in path.iterdir()] == ["inner"]
+    assert [p.name for p in path.parent.iterdir()] == ["folder"]
+
+
+def test_a_published_folder_takes_the_place_of_one_that_is_kept(tmp_path: Path) -> None:
+    path, building = tmp_path / "folder", tmp_path / "building"
+    for text in ("old", "new"):
+        building.mkdir()
+        (building / "file").write_text(text)
+        publish_folder(building, path, tmp_path / "replaced")
+    assert (path / "file").read_text() == "new"
+    assert (tmp_path / "replaced" / "file").read_text() == "old"
