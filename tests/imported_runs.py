@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from apps.importing import ImportReport, import_experiments
 from common.errors import ExperimentError
 from common.experiments.catalogue import Catalogue
-from common.experiments.store import FIXED_COLUMNS, parquet_path
+from common.experiments.rows import FIXED_COLUMNS
+from common.experiments.store import parquet_path
 
 Row = dict[str, Any]
 Value = tuple[int, str, str, str]  # step, split, metric, repr of the number

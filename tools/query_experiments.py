@@ -13,8 +13,7 @@ from common.utils.tables import FORMATS, format_rows
 from common.utils.terminal import printable, show
 
 if TYPE_CHECKING:  # SQL needs neither: each action imports what it needs
-    from common.experiments.catalogue import Broken
-    from common.experiments.reports import Report
+    from common.utils.tables import Report
 
 EXAMPLES = """examples:
   python tools/query_experiments.py --list
@@ -135,13 +134,13 @@ def _print(
     show(format_rows(columns, rows, arguments.format))
 
 
-def _warn(broken: Sequence[Broken]) -> None:
+def _warn(broken: Sequence[tuple[str, str]]) -> None:
     for file, error in broken:
         print(printable(f"warning: left out {file}: {error}"), file=sys.stderr)
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    from common.experiments import reports
+    from apps.experiments import reports
 
     if arguments.format == "table":
         text, broken = reports.list_text(archived=arguments.archived)
@@ -154,13 +153,13 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _summary(arguments: argparse.Namespace) -> None:
-    from common.experiments import reports
+    from apps.experiments import reports
 
     _show(arguments, reports.summarise_experiments())
 
 
 def _best(arguments: argparse.Namespace) -> None:
-    from common.experiments import reports
+    from apps.experiments import reports
 
     direction = "max" if arguments.max else "min" if arguments.min else None
     report = reports.best_experiments(
@@ -173,14 +172,14 @@ def _best(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from common.experiments import reports
+    from apps.experiments import reports
 
     compare = reports.compare_seeds if arguments.group else reports.compare_experiments
     _show(arguments, compare(arguments.compare))
 
 
 def _diff(arguments: argparse.Namespace) -> None:
-    from common.experiments import reports
+    from apps.experiments import reports
 
     _show(arguments, reports.diff_experiments(arguments.diff))
 
@@ -196,7 +195,7 @@ def _sql(arguments: argparse.Namespace) -> None:
 def _plot(arguments: argparse.Namespace) -> None:
     metric, *names = arguments.plot
     if not names:
-        from common.experiments.reports import best_experiments
+        from apps.experiments.reports import best_experiments
 
         names = [str(row[1]) for row in best_experiments(metric, top=5).rows]
     from shutil import get_terminal_size
@@ -215,7 +214,7 @@ def _plot(arguments: argparse.Namespace) -> None:
 
 
 def _annotate(arguments: argparse.Namespace) -> None:
-    from common.experiments.annotations import annotate_experiment
+    from common.experiments.annotate import annotate_experiment
 
     name = (arguments.tag or arguments.untag or arguments.note)[0]
     now = annotate_experiment(
@@ -228,15 +227,20 @@ def _annotate(arguments: argparse.Namespace) -> None:
 
 
 def _archive(arguments: argparse.Namespace) -> None:
-    from common.experiments.annotations import archive_experiments
+    from common.experiments.annotate import annotate_experiment
+    from common.experiments.recovery import open_catalogue
 
     names = arguments.archive or arguments.unarchive
-    archive_experiments(names, archived=bool(arguments.archive))
+    catalogue = open_catalogue()
+    for name in names:
+        catalogue.manifest(name)  # an unknown name changes nothing
+    for name in names:
+        annotate_experiment(name, archived=bool(arguments.archive))
     print(f"{'archived' if arguments.archive else 'in use again'}: {', '.join(names)}")
 
 
 def _rename(arguments: argparse.Namespace) -> None:
-    from common.experiments.renaming import rename_experiment
+    from apps.experiments.renaming import rename_experiment
 
     old, new = arguments.rename
     rename_experiment(old, new)
@@ -244,11 +248,7 @@ def _rename(arguments: argparse.Namespace) -> None:
 
 
 def _delete(arguments: argparse.Namespace) -> None:
-    from common.experiments.maintenance import (
-        check_deletable,
-        delete_experiments,
-        size_of,
-    )
+    from apps.experiments.deleting import check_deletable, delete_experiments, size_of
 
     names = list(dict.fromkeys(arguments.delete))
     check_deletable(names)
@@ -265,7 +265,7 @@ def _delete(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from common.experiments.maintenance import check_store
+    from apps.experiments.checking import check_store
 
     findings = check_store()
     _print(arguments, ["file", "problem", "action"], [list(f[:3]) for f in findings])
@@ -275,13 +275,13 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _pack(arguments: argparse.Namespace) -> None:
-    from common.experiments.packs import pack_experiments
+    from common.experiments.packing import pack_experiments
 
     print(f"packed {pack_experiments()} experiments")
 
 
 def _unpack(arguments: argparse.Namespace) -> None:
-    from common.experiments.packs import unpack_experiment
+    from apps.experiments.deleting import unpack_experiment
 
     for name in arguments.unpack:
         print(unpack_experiment(name))
@@ -300,7 +300,7 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from common.experiments.exports import export_experiments
+    from apps.experiments.exports import export_experiments
 
     file, *names = arguments.export
     beside = (
@@ -312,7 +312,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _sync(arguments: argparse.Namespace) -> None:
-    from common.experiments.remote import sync_experiments
+    from apps.experiments.synchronising import sync_experiments
 
     done = sync_experiments()
     print(f"uploaded {len(done.uploaded)}, downloaded {len(done.downloaded)} experiments")

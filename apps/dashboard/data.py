@@ -22,32 +22,27 @@ import numpy as np
 
 from apps.dashboard.curves import Floats
 from common.errors import ExperimentError
-from common.experiments.annotations import annotate_experiment
+from common.experiments.annotate import annotate_experiment
 from common.experiments.catalogue import Broken, Catalogue, Overview, Place
-from common.experiments.comparison import (
-    compare_groups,
-    config_hash,
-    diff_configs,
-)
+from common.experiments.comparison import compare_groups
 from common.experiments.conditions import (
+    config_hash,
     describe_differences,
+    diff_configs,
     different_facts,
     seed_of,
     why_incomparable,
 )
-from common.experiments.locks import is_running
 from common.experiments.log import read_log
 from common.experiments.metrics import (
     MetricSummary,
     metric_direction,
     preferred_split,
 )
+from common.experiments.recovery import open_catalogue
+from common.experiments.rows import FIXED_COLUMNS, MANIFEST_COLUMN
 from common.experiments.run_folders import folder_of
-from common.experiments.store import (
-    FIXED_COLUMNS,
-    MANIFEST_COLUMN,
-    packs_dir,
-)
+from common.experiments.store import is_running, packs_dir
 from common.utils.paths import get_experiments_dir, get_runs_dir
 
 annotate = annotate_experiment
@@ -110,7 +105,7 @@ def read_state() -> StoreState | None:
 
 
 def read_runs() -> Runs:
-    catalogue = Catalogue()
+    catalogue = open_catalogue()
     diverged = {summary.name for summary in catalogue.summaries("loss") if summary.diverged}
     return Runs(catalogue.overview(), diverged, catalogue.broken)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from apps.importing.foreign import Content, ForeignRun, readable_errors
 from common.errors import ExperimentError
-from common.experiments.store import make_row
+from common.experiments.rows import make_row
 
 ENDING = ".json"
 

@@ -20,6 +20,9 @@ from apps.importing.foreign import (
 from apps.importing.mlflow import DeletedRunError
 from common.errors import ExperimentError, MissingPackageError
 from common.experiments import store
+from common.experiments.names import claim_name
+from common.experiments.recovery import open_catalogue
+from common.experiments.run import enter_into_catalogue
 from common.utils.logging import get_logger
 from common.utils.manifest import ID, check_manifest, identity, now, plain_facts
 from common.utils.terminal import printable
@@ -70,13 +73,12 @@ def import_experiments(
             importer.add(run)
     finally:
         if importer.report.imported:
-            store.enter_into_catalogue()
+            enter_into_catalogue()
     return importer.report
 
 
 class _Importer:
     def __init__(self, project: str, on_conflict: OnConflict) -> None:
-        from common.experiments.catalogue import Catalogue
 
         self.report = ImportReport([], [], [])
         self._project = project
@@ -86,7 +88,7 @@ class _Importer:
         self._names: dict[tuple[str, str, str], str] = {}  # by kind, id, fingerprint
         self._states: dict[tuple[str, str, str], str] = {}  # by kind, id, path
         self._ids: dict[str, str] = {}  # names of what is here
-        for manifest in Catalogue().manifests:
+        for manifest in open_catalogue().manifests:
             self._ids[identity(manifest)] = str(manifest["name"])
             source = manifest.get("source")
             if isinstance(source, dict):
@@ -162,7 +164,7 @@ class _Importer:
         wish = manifest["name"]
         for name in self._candidates(wish):
             try:
-                store.claim_name(name)
+                claim_name(name)
                 break
             except ExperimentError:  # taken: the name itself is valid
                 if self._on_conflict == "skip":

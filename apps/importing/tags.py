@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from apps.importing.foreign import tidy_text
 from common.experiments.metrics import VAL_QUICK
-from common.experiments.store import RESERVED_NAMES, make_row
+from common.experiments.rows import RESERVED_NAMES, make_row
 
 _WORDS = {
     "train": ("train", "training"),

@@ -22,8 +22,9 @@ from apps.launching.command import Command
 from apps.launching.sweep import Trial
 from common.errors import ResearchError
 from common.experiments import store
-from common.experiments.catalogue import Catalogue
-from common.experiments.locks import is_running
+from common.experiments.names import is_finished
+from common.experiments.recovery import open_catalogue
+from common.experiments.store import is_running
 from common.utils.file_locks import lockable
 from common.utils.files import named_in_errors
 from common.utils.manifest import now
@@ -169,8 +170,8 @@ def _spawn(
 def is_stored(name: str) -> bool:
     """Whether the experiment is finished. One that was killed while it finished is completed first."""
     if store.log_path(name).exists():
-        Catalogue()
-    return store.is_finished(name)
+        open_catalogue()
+    return is_finished(name)
 
 
 def hold_lock(path: Path, timeout_seconds: float = 0.0) -> int | None:

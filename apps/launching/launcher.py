@@ -15,7 +15,7 @@ from apps.launching.search import Search
 from apps.launching.sweep import Sweep, Trial
 from apps.launching.view import View
 from common.errors import Interrupted
-from common.experiments.catalogue import Catalogue
+from common.experiments.recovery import open_catalogue
 
 _LOOK_EVERY_SECONDS = 1.0
 _SECONDS_TO_SAVE = 120.0
@@ -68,7 +68,7 @@ class Launcher:
 
     def _begin(self) -> None:
         self._forwarded, self._next_look = 0, 0.0
-        overview = {run.name: run for run in Catalogue().overview(archived=True)}
+        overview = {run.name: run for run in open_catalogue().overview(archived=True)}
         for trial in self._sweep.trials():
             if trial.name in overview:
                 trial.check_name_is_ours()
@@ -114,7 +114,7 @@ class Launcher:
 
     def _look(self) -> None:
         """Start what can be started, and show how it stands."""
-        overview = {run.name: run for run in Catalogue().overview(archived=True)}
+        overview = {run.name: run for run in open_catalogue().overview(archived=True)}
         for trial in self._sweep.trials():
             if (run := overview.get(trial.name)) and run.status == "finished":
                 self._finished.add(trial.number)

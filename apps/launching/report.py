@@ -10,9 +10,9 @@ from apps.launching.sweep import Sweep, Trial, short
 from common.errors import ExperimentError
 from common.experiments.catalogue import Catalogue
 from common.experiments.metrics import preferred_split
-from common.experiments.reports import Report
 from common.utils.files import read_json
 from common.utils.paths import display_path
+from common.utils.tables import Report
 
 
 def ranking(trials: Sequence[Trial], goal: Goal) -> Report:

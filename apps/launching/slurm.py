@@ -30,8 +30,8 @@ from apps.launching.attempt import (
 from apps.launching.command import Command, trial_environment
 from apps.launching.sweep import Sweep, Trial
 from common.errors import MissingPackageError, ResearchError
-from common.experiments import store
-from common.experiments.locks import is_running
+from common.experiments.names import is_finished
+from common.experiments.store import is_running
 from common.utils.files import write_text_atomic
 from common.utils.logging import get_logger
 from common.utils.paths import get_assets_dir
@@ -144,7 +144,7 @@ class SlurmHandle:
         gone = not self._queue.holds(
             self._job
         )  # asked first: what it wrote is there when it is gone
-        if is_stored(self.trial.name) if gone else store.is_finished(self.trial.name):
+        if is_stored(self.trial.name) if gone else is_finished(self.trial.name):
             return Outcome(FINISHED)
         self.trial.reload()
         if self.trial.failed:

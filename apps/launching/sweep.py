@@ -13,7 +13,8 @@ from apps.launching.command import Command
 from apps.launching.space import Parameter
 from common.errors import ConfigError, ExperimentError
 from common.experiments import store
-from common.experiments.comparison import diff_configs, diff_flat
+from common.experiments.conditions import diff_configs, diff_flat
+from common.experiments.names import exists
 from common.utils.file_locks import file_lock
 from common.utils.files import read_json, write_json_atomic
 from common.utils.manifest import now
@@ -82,7 +83,7 @@ class Trial:
 
     def check_name_is_ours(self) -> None:
         """Raises ExperimentError when another experiment has the name of this trial."""
-        if not store.exists(self.name):
+        if not exists(self.name):
             return
         self.reload()  # another launcher may have begun it in the meantime
         if self.started is None:

@@ -17,10 +17,10 @@ from apps.reproduction.rerun import Rerun, progress
 from apps.reproduction.worktree import worktree
 from common.config import dump_values
 from common.errors import CheckpointError, DataError, ExperimentError
-from common.experiments import store
-from common.experiments.annotations import annotate_experiment
+from common.experiments.annotate import annotate_experiment
 from common.experiments.catalogue import Catalogue
-from common.experiments.comparison import diff_flat, flatten
+from common.experiments.conditions import diff_flat, flatten
+from common.experiments.names import exists, next_name
 from common.experiments.run_folders import folder_of
 from common.training.signals import sigterm_interrupts
 from common.utils.logging import get_logger
@@ -133,19 +133,19 @@ def _check_source(manifest: dict[str, Any]) -> None:
 
 def _free_name(experiment: str, name: str | None) -> str:
     wanted = name or f"{experiment}_reproduced"
-    if not store.exists(wanted):
+    if not exists(wanted):
         return wanted
     if name is None:
-        return store.next_name(wanted)
+        return next_name(wanted)
     raise ExperimentError(
         f"an experiment named '{name}' exists already",
-        f"choose another name, for example '{store.next_name(name)}'",
+        f"choose another name, for example '{next_name(name)}'",
     )
 
 
 def _read(name: str) -> tuple[dict[str, Any], list[Row]]:
     """(manifest, rows) as they are stored."""
-    from common.experiments.exports import read_members
+    from common.experiments.members import read_members
     from common.experiments.parquet import table_to_rows
 
     manifest = Catalogue().manifest(name)  # whose status is that of now, but without the diff
@@ -180,7 +180,7 @@ def _follow(
             show(min(step, last), _so_far(comparison))
             if limit is not None and (comparison.is_full or step > limit):
                 rerun.stop()
-    if store.exists(rerun.name):
+    if exists(rerun.name):
         rows = _read(rerun.name)[1]
         comparison.add(_up_to(limit, rows)[comparison.rows :])  # logged since the last look
     if limit is None or not comparison.is_full:  # what failed then fails again after its last row

@@ -17,8 +17,9 @@ from typing import Any
 
 from common.errors import ExperimentError
 from common.experiments.catalogue import Catalogue
+from common.experiments.names import is_finished
 from common.experiments.run import Run, start_experiment
-from common.experiments.store import is_finished, log_path
+from common.experiments.store import log_path
 
 RESULT = "result"  # the split whose last row is what a run has found
 Results = dict[str, float]

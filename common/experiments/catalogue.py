@@ -11,13 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from common.errors import ExperimentError, did_you_mean
 from common.experiments.annotations import Annotation
-from common.experiments.catalogue_cache import (
-    discard_cache,
-    is_busy,
-    open_cache,
-    status_now,
-    update_cache,
-)
+from common.experiments.catalogue_cache import is_busy, open_cache, status_now
 from common.experiments.metrics import (
     VAL_QUICK,
     MetricSummary,
@@ -90,19 +84,23 @@ class Overview(NamedTuple):
 
 
 class Catalogue:
-    """The store as it is at this moment, brought up to date when it is made.
+    """The store as it is at this moment. Reads, and writes nothing: what killed processes have left is
+    shown as it is, and finished by `open_catalogue` (recovery.py).
+
+    Args:
+        refresh: also write the cache, so that the next one opens faster.
 
     Archived experiments are found by their name only, unless they are asked for.
     """
 
-    def __init__(self) -> None:
-        self._database = open_cache()
-        begun = "SELECT stored FROM experiments WHERE status = 'finished' AND file LIKE '%.jsonl'"
-        if names := [name for (name,) in self._query(begun)]:
-            from common.experiments.run import complete_finish
+    def __init__(self, *, refresh: bool = False) -> None:
+        self._refresh = refresh
+        self._database = open_cache(refresh=refresh)
 
-            if any([complete_finish(name) for name in names]):
-                update_cache(self._database)
+    def begun_finishes(self) -> list[str]:
+        """The runs that are finished, whose logs have not become files yet."""
+        begun = "SELECT stored FROM experiments WHERE status = 'finished' AND file LIKE '%.jsonl'"
+        return [name for (name,) in self._query(begun)]
 
     @cached_property
     def broken(self) -> list[Broken]:
@@ -279,9 +277,8 @@ class Catalogue:
             return self._database.execute(sql, parameters).fetchall()
         except sqlite3.DatabaseError as error:
             self._database.close()
-            if not is_busy(error):  # a damaged page: the files are the truth, begin anew
-                discard_cache()
-            self._database = open_cache()
+            # A damaged page: the files are the truth, begin anew.
+            self._database = open_cache(refresh=self._refresh, damaged=not is_busy(error))
             return self._database.execute(sql, parameters).fetchall()
 
     def best(

@@ -1,72 +1,29 @@
 """The SQLite cache behind the catalogue, kept in step with the store's files.
 
-It can be deleted at any time: every file whose size or time has changed is read again (of a log,
-what was appended), and an unusable cache is rebuilt. Broken files are kept with their error, so
-that they are named and all others stay readable.
-
-An experiment is told from others by its id, not by its name. Of several of one name (two stores were
-merged) the one that was started first is called so, the others `<name>@<first 8 digits of the id>`.
-The same experiment in two files (a crash came between writing one and removing the other) counts once:
-the table `copies` says of which.
+It can be deleted at any time: what has changed since is read again, and an unusable cache is rebuilt.
+A reader that finds it behind the store works on a copy in memory; `refresh` writes the file.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from common.experiments.annotations import annotations_path, read_annotations
-from common.experiments.locks import is_running
-from common.experiments.log import LogContent, last_record
-from common.experiments.metrics import (
-    MetricSummary,
-    preferred_split,
-    summarise_rows,
+from common.experiments.catalogue_entries import (
+    SCHEMA,
+    SCHEMA_VERSION,
+    known_files,
+    read_changes,
 )
-from common.experiments.scan import Stamp, scan_store
-from common.utils.manifest import check_manifest, clean_facts, identity, unique_name
+from common.experiments.log import last_record
+from common.experiments.store import is_running, scan_store
 from common.utils.paths import get_experiments_dir
 
 _NAME = ".catalogue.sqlite"
 _LONGEST_WAIT_SECONDS = 2.0
-_SCHEMA_VERSION = 8
-_SCHEMA = f"""
-DROP TABLE IF EXISTS files;
-DROP TABLE IF EXISTS experiments;
-DROP TABLE IF EXISTS manifests;
-DROP TABLE IF EXISTS changes;
-DROP TABLE IF EXISTS texts;
-DROP TABLE IF EXISTS metrics;
-DROP TABLE IF EXISTS copies;
-CREATE TABLE files (file TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, error TEXT,
-    replaces TEXT, head BLOB, consumed INTEGER, hides_nan INTEGER);
-CREATE TABLE experiments (name TEXT PRIMARY KEY, file TEXT, status TEXT, project TEXT, started TEXT,
-    started_us INTEGER, since_us INTEGER, duration REAL, parameters INTEGER, step INTEGER,
-    best_loss REAL, split TEXT, tags TEXT, note TEXT, archived INTEGER, config_hash TEXT,
-    id TEXT, stored TEXT);  -- `stored`: its name in the file
-CREATE TABLE copies (file TEXT, id TEXT, original TEXT);
-CREATE INDEX experiments_by_id ON experiments (id);
-CREATE INDEX experiments_by_stored_name ON experiments (stored);
-CREATE TABLE manifests (name TEXT PRIMARY KEY, manifest TEXT);
-CREATE TABLE changes (number INTEGER);
-INSERT INTO changes VALUES (0);
-CREATE TABLE texts (key TEXT PRIMARY KEY, text TEXT);
-CREATE INDEX live_experiments ON experiments (name) WHERE status = 'running';
-CREATE INDEX experiments_of_file ON experiments (file);
-CREATE INDEX archived_experiments ON experiments (name) WHERE archived;
-CREATE TABLE metrics (name TEXT, split TEXT, metric TEXT, num_values INTEGER, first REAL, last REAL,
-    minimum REAL, maximum REAL, minimum_step INTEGER, maximum_step INTEGER, last_step INTEGER,
-    non_finite INTEGER, PRIMARY KEY (metric, split, name)) WITHOUT ROWID;
-CREATE INDEX metrics_of_experiment ON metrics (name);
-PRAGMA user_version = {_SCHEMA_VERSION};
-"""
 
 
 def cache_path() -> Path:
@@ -81,24 +38,19 @@ def cache_path() -> Path:
     )
 
 
-def open_cache() -> sqlite3.Connection:
-    """The cache, brought up to date; made again when it is damaged, in memory when it can be written
-    nowhere."""
-    path = cache_path()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return _connect(str(path))
-    except sqlite3.DatabaseError as error:
-        if is_busy(error):
-            return _connect(":memory:")
+def open_cache(*, refresh: bool, damaged: bool = False) -> sqlite3.Connection:
+    """The catalogue's tables as the store is at this moment.
+
+    Args:
+        refresh: bring the file up to date, or make it again; where that is impossible, and without
+            `refresh`, nothing is written: what the file lacks is read into memory.
+        damaged: a query found that a page of the file is.
+    """
+    if not refresh:
+        return _in_memory() if damaged else _read()
+    if damaged:
         discard_cache()
-    except OSError:
-        if path.parent == get_experiments_dir():
-            raise
-    try:
-        return _connect(str(path))
-    except sqlite3.DatabaseError:
-        return _connect(":memory:")
+    return _refresh()
 
 
 def discard_cache() -> None:
@@ -111,23 +63,64 @@ def is_busy(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-def _connect(path: str) -> sqlite3.Connection:
-    database = _open(path)
-    if path != ":memory:" and _is_cut(database, Path(path)):
-        raise sqlite3.DatabaseError("SQLite would read zeros where the end is missing")
-    if database.execute("PRAGMA user_version").fetchone()[0] != _SCHEMA_VERSION:
-        database.executescript(_SCHEMA)
+def _read() -> sqlite3.Connection:
+    """The file where it is up to date, otherwise a copy in memory."""
+    path = cache_path()
     try:
-        update_cache(database)
+        database = _open(f"{path.absolute().as_uri()}?mode=ro")
+        if _is_cut(database, path) or _version_of(database) != SCHEMA_VERSION:
+            database.close()
+            return _in_memory()
+        return _copied(database) if _is_behind(database) else database
+    except sqlite3.DatabaseError:  # there is none, it is damaged, or others write
+        return _in_memory()
+
+
+def _refresh() -> sqlite3.Connection:
+    path = cache_path()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return _connect(path)
+    except sqlite3.DatabaseError as error:
+        if is_busy(error):
+            return _in_memory()
+        discard_cache()
+    except OSError:
+        if path.parent == get_experiments_dir():
+            raise
+    try:
+        return _connect(path)
+    except sqlite3.DatabaseError:
+        return _in_memory()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    database = _open(str(path))
+    if _is_cut(database, path):
+        raise sqlite3.DatabaseError("SQLite would read zeros where the end is missing")
+    try:
+        _update(database)
     except sqlite3.OperationalError as error:
         if not is_busy(error):
             raise
         # Many others stand in line to write, so this one is brought up to date for us alone.
-        shared, database = database, _open(":memory:")
-        shared.backup(database)
-        shared.close()
-        update_cache(database)
+        return _copied(database)
     return database
+
+
+def _in_memory() -> sqlite3.Connection:
+    database = _open(":memory:")
+    _update(database)
+    return database
+
+
+def _copied(database: sqlite3.Connection) -> sqlite3.Connection:
+    """A copy of it in memory, brought up to date."""
+    copy = _open(":memory:")
+    database.backup(copy)
+    database.close()
+    _update(copy)
+    return copy
 
 
 def _is_cut(database: sqlite3.Connection, path: Path) -> bool:
@@ -138,8 +131,12 @@ def _is_cut(database: sqlite3.Connection, path: Path) -> bool:
         return False
 
 
+def _version_of(database: sqlite3.Connection) -> int:
+    return int(database.execute("PRAGMA user_version").fetchone()[0])
+
+
 def _open(path: str) -> sqlite3.Connection:
-    database = sqlite3.connect(path, timeout=_LONGEST_WAIT_SECONDS)
+    database = sqlite3.connect(path, uri=True, timeout=_LONGEST_WAIT_SECONDS)
     database.create_function("status_now", 2, status_now)
     return database
 
@@ -157,8 +154,10 @@ def status_now(status: str, file: str) -> str:
     return str(ended or "died")  # a run says as the last thing how it ended
 
 
-def update_cache(database: sqlite3.Connection) -> None:
+def _update(database: sqlite3.Connection) -> None:
     """Read the files that are new or changed, forget those that are gone."""
+    if _version_of(database) != SCHEMA_VERSION:
+        database.executescript(SCHEMA)
     if not _is_behind(database):
         return
     with database:
@@ -166,309 +165,13 @@ def update_cache(database: sqlite3.Connection) -> None:
         database.execute("BEGIN IMMEDIATE")
         while True:
             try:
-                return _read_changes(database)
+                return read_changes(database)
             except FileNotFoundError:
                 pass  # a run was finished, packed or deleted in this moment: look again
 
 
 def _is_behind(database: sqlite3.Connection) -> bool:
-    known = _known(database)
+    known = known_files(database)
     while True:
         with suppress(FileNotFoundError):
             return known != scan_store()
-
-
-def _known(database: sqlite3.Connection) -> dict[str, Stamp]:
-    rows = database.execute("SELECT file, size, mtime_ns FROM files")
-    return {file: (size, mtime_ns) for file, size, mtime_ns in rows}
-
-
-def _read_changes(database: sqlite3.Connection) -> None:
-    known, present = _known(database), scan_store()
-    changed = {file: stamp for file, stamp in present.items() if known.get(file) != stamp}
-    gone = known.keys() - present.keys()
-    if changed or gone:
-        database.execute("UPDATE changes SET number = number + 1")
-        database.execute("DELETE FROM texts")
-    for file in gone:
-        _forget(database, file)
-    # Packs first, the newest before those that it takes the place of.
-    for file in sorted(filter(_is_pack, changed), reverse=True):
-        _read_file(database, file, changed[file])
-    for file in changed:
-        if not _is_pack(file) and not _is_annotations(file):
-            _read_file(database, file, changed[file])
-    for file in _copies_of_nothing(database):
-        _read_file(database, file, present[file])
-    if changed or gone:
-        _name_all(database)
-        error = _annotate(database)
-        for file in filter(_is_annotations, changed):
-            _remember(database, file, changed[file], error)
-
-
-def _is_pack(file: str) -> bool:
-    return file.startswith("packs/")
-
-
-def _is_annotations(file: str) -> bool:
-    return file == annotations_path().name
-
-
-def _forget(database: sqlite3.Connection, file: str) -> None:
-    database.execute("DELETE FROM files WHERE file = ?", (file,))
-    database.execute("DELETE FROM copies WHERE file = ?", (file,))
-    for name in database.execute("SELECT name FROM experiments WHERE file = ?", (file,)).fetchall():
-        _remove(database, *name)
-
-
-def _remove(database: sqlite3.Connection, name: str) -> None:
-    for table in ("metrics", "manifests", "experiments"):
-        database.execute(f"DELETE FROM {table} WHERE name = ?", (name,))
-
-
-def _copies_of_nothing(database: sqlite3.Connection) -> list[str]:
-    """The files with a copy of what is no longer where it was."""
-    rows = database.execute(
-        """SELECT DISTINCT file FROM copies WHERE NOT EXISTS (SELECT 1 FROM experiments
-        WHERE experiments.file = copies.original AND experiments.id = copies.id)"""
-    )
-    return [file for (file,) in rows.fetchall()]
-
-
-def _name_all(database: sqlite3.Connection) -> None:
-    """Call every experiment as its file does, and those that this would make one by their id as well."""
-    rows = database.execute("""SELECT name, stored, id FROM experiments WHERE stored IN
-        (SELECT stored FROM experiments GROUP BY stored HAVING count(*) > 1 OR max(name <> stored))
-        ORDER BY stored, started_us, id, file""").fetchall()
-    taken: set[str] = set()
-    wanted = []
-    for name, stored, identifier in rows:
-        wish = stored if stored not in taken else unique_name(stored, identifier)
-        while wish in taken:  # one run, resumed in two places
-            wish += "+"
-        taken.add(wish)
-        if wish != name:
-            wanted.append((name, wish))
-    # Through names that nothing has, because two may change theirs with one another.
-    steps = [(name, f"{wish}\t") for name, wish in wanted]
-    for before, after in [*steps, *((f"{wish}\t", wish) for _, wish in wanted)]:
-        for table in ("metrics", "manifests", "experiments"):
-            database.execute(f"UPDATE {table} SET name = ? WHERE name = ?", (after, before))
-
-
-def _remember(
-    database: sqlite3.Connection,
-    file: str,
-    stamp: Stamp,
-    error: str | None = None,
-    replaces: list[str] | None = None,
-    head: bytes | None = None,
-    consumed: int | None = None,
-    hides_nan: bool = False,
-) -> None:
-    row = (file, *stamp, error, json.dumps(replaces or []), head, consumed, hides_nan)
-    database.execute(f"INSERT OR REPLACE INTO files VALUES ({', '.join('?' * 8)})", row)
-
-
-def _read_file(database: sqlite3.Connection, file: str, stamp: Stamp) -> None:
-    """Enter what `file` holds."""
-    path = get_experiments_dir() / file
-    try:
-        if _is_pack(file):
-            return _read_pack(database, file, stamp)
-        if file.endswith(".parquet"):
-            return _read_parquet(database, file, stamp)
-        _read_live(database, file, stamp)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, FileNotFoundError) and not path.is_symlink():
-            raise  # it was there a moment ago
-        _forget(database, file)
-        _remember(database, file, stamp, str(error).splitlines()[0])
-
-
-def _read_pack(database: sqlite3.Connection, file: str, stamp: Stamp) -> None:
-    from common.experiments.packs import read_pack, replaced_packs
-    from common.experiments.parquet import has_metric_statistics, summarise_table
-
-    path = get_experiments_dir() / file
-    for (replaces,) in database.execute("SELECT replaces FROM files").fetchall():
-        if path.name in json.loads(replaces):
-            return _remember(database, file, stamp)  # a crash has left it behind
-    replaces = replaced_packs(path)
-    for replaced in replaces:
-        _forget(database, f"packs/{replaced}")
-    _forget(database, file)
-    diverged = False
-    for manifest, table in read_pack(path):
-        name = str(check_manifest(manifest)["name"])
-        summaries = summarise_table(name, table)
-        diverged |= any(summary.non_finite for summary in summaries)
-        _enter(database, file, manifest, summaries)
-    hides_nan = diverged and has_metric_statistics(path)
-    _remember(database, file, stamp, replaces=replaces, hides_nan=hides_nan)
-
-
-def _read_parquet(database: sqlite3.Connection, file: str, stamp: Stamp) -> None:
-    from common.experiments.parquet import (
-        has_metric_statistics,
-        read_parquet,
-        summarise_table,
-    )
-
-    path = get_experiments_dir() / file
-    manifest, table = read_parquet(path)
-    _check_name(manifest, path)
-    _forget(database, file)
-    summaries = summarise_table(path.stem, table)
-    _enter(database, file, manifest, summaries)
-    # The footer once more, for the few runs that diverged.
-    hides_nan = any(s.non_finite for s in summaries) and has_metric_statistics(path)
-    _remember(database, file, stamp, hides_nan=hides_nan)
-
-
-def _check_name(manifest: dict[str, Any], path: Path) -> None:
-    name = check_manifest(manifest)["name"]
-    if path.stem.rstrip("+") not in (name, unique_name(name, identity(manifest))):
-        raise ValueError(f"it is a copy of '{manifest['name']}' under another name")
-
-
-def _read_live(database: sqlite3.Connection, file: str, stamp: Stamp) -> None:
-    """Read a log: from where the last read ended, where that is enough."""
-    path = get_experiments_dir() / file
-    with path.open("rb") as log:
-        head = log.read(8)  # the checksum of the first record tells one log from another
-    manifest, known, consumed = _read_before(database, file, head)
-    content = LogContent(path, consumed)
-    if consumed and (content.resumes or content.damaged_lines):  # rows that were read may not count
-        manifest, known = {}, []
-        content = LogContent(path)
-    manifest |= content.manifest
-    if not manifest and not content.num_rows and not content.damaged_lines:
-        return _forget(database, file)  # a name that was claimed a moment ago
-    if "name" not in manifest:
-        raise ValueError("its first record is damaged")
-    _check_name(manifest, path)
-    _forget(database, file)
-    _enter(database, file, manifest, summarise_rows(path.stem, content.iter_rows(), known))
-    _remember(database, file, stamp, head=head, consumed=content.end)
-
-
-def _read_before(
-    database: sqlite3.Connection, file: str, head: bytes
-) -> tuple[dict[str, Any], list[MetricSummary], int]:
-    row = database.execute(
-        """SELECT manifest, consumed, name, size
-        FROM files JOIN experiments USING (file) JOIN manifests USING (name) WHERE file = ? AND head = ?""",
-        (file, head),
-    ).fetchone()
-    if row is None or row[3] > (get_experiments_dir() / file).stat().st_size:
-        return {}, [], 0
-    return json.loads(row[0]), list(_summaries(database, row[2])), int(row[1])
-
-
-def _summaries(database: sqlite3.Connection, name: str) -> Iterator[MetricSummary]:
-    for row in database.execute("SELECT * FROM metrics WHERE name = ?", (name,)):
-        summary = MetricSummary(*row)
-        nan = float("nan")  # SQLite holds it as NULL; the first and the last are never missing
-        first, last = (nan if v is None else v for v in (summary.first, summary.last))
-        yield summary._replace(first=first, last=last)
-
-
-def _enter(
-    database: sqlite3.Connection,
-    file: str,
-    manifest: dict[str, Any],
-    summaries: list[MetricSummary],
-) -> None:
-    """Enter one experiment, unless it stands in a better place already."""
-    manifest = clean_facts(manifest)
-    stored, identifier = manifest["name"], identity(manifest)
-    others = "SELECT name, file FROM experiments WHERE id = ?"
-    for other, other_file in database.execute(others, (identifier,)).fetchall():
-        if not _is_same(database, other, summaries):
-            continue  # one run that was resumed in two places
-        if min(file, other_file, key=_rank) == other_file:
-            row = (file, identifier, other_file)
-            database.execute("INSERT INTO copies VALUES (?, ?, ?)", row)
-            return
-        _remove(database, other)
-        row = (other_file, identifier, file)
-        database.execute("INSERT INTO copies VALUES (?, ?, ?)", row)
-    name = stored
-    while _is_taken(database, name):
-        name += " "  # until `_name_all`: no name has a space
-    own = [summary._replace(name=name) for summary in summaries]
-    database.executemany(f"INSERT INTO metrics VALUES ({', '.join('?' * 12)})", own)
-    kept = {key: value for key, value in manifest.items() if key != "git_diff"}
-    database.execute("INSERT INTO manifests VALUES (?, ?)", (name, json.dumps(kept)))
-    facts = (name, *_facts(file, manifest, summaries), identifier, stored)
-    database.execute(f"INSERT INTO experiments VALUES ({', '.join('?' * len(facts))})", facts)
-
-
-def _rank(file: str) -> tuple[int, str]:
-    """Where an experiment moves from its log to its own file to a pack, or back, the least counts."""
-    return (0 if _is_pack(file) else 1 if file.endswith(".parquet") else 2), file
-
-
-def _is_taken(database: sqlite3.Connection, name: str) -> bool:
-    return (
-        database.execute("SELECT 1 FROM experiments WHERE name = ?", (name,)).fetchone() is not None
-    )
-
-
-def _is_same(database: sqlite3.Connection, name: str, summaries: list[MetricSummary]) -> bool:
-    """Whether the experiment `name` has these summaries."""
-    there = {(s.split, s.metric): _comparable(s) for s in _summaries(database, name)}
-    return there == {(s.split, s.metric): _comparable(s) for s in summaries}
-
-
-def _comparable(summary: MetricSummary) -> list[Any]:
-    return [None if value != value else value for value in summary[3:]]  # NaN equals nothing
-
-
-def _facts(
-    file: str, manifest: dict[str, Any], summaries: Iterable[MetricSummary]
-) -> tuple[object, ...]:
-    """A row of `experiments`, from `file` to `config_hash`."""
-    from common.experiments.comparison import config_hash
-
-    losses = {s.split: s.minimum for s in summaries if s.metric == "loss"}
-    split = preferred_split(losses) if losses else None
-    return (
-        file,
-        *(manifest[key] for key in ("status", "project", "started")),
-        _microseconds(manifest["started"]),
-        _microseconds(manifest.get("resumed") or manifest["started"]),
-        manifest["duration"],
-        manifest["parameters"],
-        max((summary.last_step for summary in summaries), default=None),
-        losses[split] if split is not None else None,
-        split,
-        json.dumps(manifest["tags"]),
-        _note(manifest.get("note")),
-        False,
-        config_hash(manifest),
-    )
-
-
-def _microseconds(moment: str) -> int:
-    return int(datetime.fromisoformat(moment).timestamp() * 1e6)
-
-
-def _note(note: object) -> str:
-    """`note` as text: the metadata of save_experiment may hold anything."""
-    return note if isinstance(note, str) else "" if note is None else json.dumps(note)
-
-
-def _annotate(database: sqlite3.Connection) -> str | None:
-    """Let tags and notes that were changed later take the place of those in the files.
-
-    Returns what is wrong with them."""
-    annotations, problems = read_annotations()
-    for key, said in annotations.items():
-        database.execute(
-            "UPDATE experiments SET tags = ?, note = ?, archived = ? WHERE id = ? OR name = ?",
-            (json.dumps(said.tags), said.note, said.archived, key, key),
-        )
-    return "; ".join(problems) or None

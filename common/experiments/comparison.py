@@ -1,9 +1,7 @@
-"""Runs beside each other: which configuration keys differ, and groups of runs that differ in the seed alone."""
+"""Configurations beside each other, each by all its seeds: groups of runs that differ in the seed alone."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +11,8 @@ from common.errors import ExperimentError
 from common.experiments.catalogue import Catalogue
 from common.experiments.conditions import (
     changes_of,
+    config_hash,
+    config_hash_of,
     describe_differences,
     holds_quick,
     other_tokens,
@@ -24,69 +24,6 @@ from common.experiments.metrics import metric_direction
 
 if TYPE_CHECKING:
     from common.experiments.statistics import Comparison, Estimate
-
-_ABSENT = object()
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"model": {"num_layers": 4}} -> {"model.num_layers": 4}
-
-    A key that has a dot itself is quoted, and an empty mapping is a value: neither is another's equal.
-    """
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f'{prefix}"{key}"' if "." in str(key) else f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{name}.")
-        else:
-            flat[name] = value
-    return flat
-
-
-def diff_configs(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The keys on which the configurations differ, with the value of each (None where it is absent)."""
-    return diff_flat([flatten(config) for config in configs])
-
-
-def diff_flat(flat: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """As `diff_configs`, of flattened ones."""
-    different = {}
-    for key in dict.fromkeys(key for config in flat for key in config):
-        values = [config.get(key, _ABSENT) for config in flat]
-        if any(value is _ABSENT or not _is_same(value, values[0]) for value in values):
-            different[key] = [None if value is _ABSENT else value for value in values]
-    return different
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    """Equality as a configuration means it: true is not 1, and NaN is NaN."""
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(_is_same, one, other))
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_is_same(one[key], other[key]) for key in one)
-    if isinstance(one, bool) or isinstance(other, bool):
-        return one is other
-    return bool(one == other or (one != one and other != other))
-
-
-def config_hash(manifest: Mapping[str, Any]) -> str:
-    """Equal for the runs of one project whose configurations differ in `seed` alone.
-
-    A run without a configuration, or whose configuration a resume has changed, is equal to itself only.
-    """
-    config = manifest.get("config")
-    if isinstance(config, Mapping) and config and not changes_of(manifest):
-        return _hash_of(manifest)
-    return _digest([manifest["name"]])
-
-
-def _hash_of(manifest: Mapping[str, Any]) -> str:
-    config = {key: value for key, value in manifest["config"].items() if key != "seed"}
-    return _digest([manifest["project"], config])
-
-
-def _digest(identity: object) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -239,11 +176,11 @@ def _why_left_out(run: Mapping[str, Any], group: Group) -> str | None:
 def _changed(catalogue: Catalogue, names: Sequence[str]) -> list[str]:
     """A line for each run that would be of a group, had no resume changed its configuration."""
     named = [catalogue.manifest(name) for name in names]
-    wanted = {_hash_of(manifest) for manifest in named if manifest["config"]}
+    wanted = {config_hash_of(manifest) for manifest in named if manifest["config"]}
     return [
         f"{run['name']} stands alone: a resume changed {'; '.join(changes)}"
         for run in catalogue.manifests
-        if (changes := changes_of(run)) and not run["archived"] and _hash_of(run) in wanted
+        if (changes := changes_of(run)) and not run["archived"] and config_hash_of(run) in wanted
     ]
 
 

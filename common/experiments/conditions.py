@@ -1,7 +1,8 @@
-"""What a run came from besides its configuration: its seed, the machine, the tokens, changes at a resume."""
+"""What a run came from: its configuration and the hash of it, its seed, the machine, the tokens."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,76 @@ from common.experiments.metrics import VAL_QUICK, is_per_token
 Manifest = Mapping[str, Any]
 CONDITIONS = ("precision", "compiled", "threads", "device", "cpu")
 _MOST_NAMES = 4
+_ABSENT = object()
+
+
+# Configurations ------------------------------------------------------------------------------------
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model": {"num_layers": 4}} -> {"model.num_layers": 4}
+
+    A key that has a dot itself is quoted, and an empty mapping is a value: neither is another's equal.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f'{prefix}"{key}"' if "." in str(key) else f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+def diff_configs(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The keys on which the configurations differ, with the value of each (None where it is absent)."""
+    return diff_flat([flatten(config) for config in configs])
+
+
+def diff_flat(flat: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """As `diff_configs`, of flattened ones."""
+    different = {}
+    for key in dict.fromkeys(key for config in flat for key in config):
+        values = [config.get(key, _ABSENT) for config in flat]
+        if any(value is _ABSENT or not _is_same(value, values[0]) for value in values):
+            different[key] = [None if value is _ABSENT else value for value in values]
+    return different
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Equality as a configuration means it: true is not 1, and NaN is NaN."""
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_is_same(one[key], other[key]) for key in one)
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    return bool(one == other or (one != one and other != other))
+
+
+def config_hash(manifest: Mapping[str, Any]) -> str:
+    """Equal for the runs of one project whose configurations differ in `seed` alone.
+
+    A run without a configuration, or whose configuration a resume has changed, is equal to itself only.
+    """
+    config = manifest.get("config")
+    if isinstance(config, Mapping) and config and not changes_of(manifest):
+        return config_hash_of(manifest)
+    return _digest([manifest["name"]])
+
+
+def config_hash_of(manifest: Mapping[str, Any]) -> str:
+    config = {key: value for key, value in manifest["config"].items() if key != "seed"}
+    return _digest([manifest["project"], config])
+
+
+def _digest(identity: object) -> str:
+    from hashlib import sha256  # loads OpenSSL: 10 ms
+
+    return sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+# Conditions ----------------------------------------------------------------------------------------
 
 
 def seed_of(manifest: Manifest) -> int | None:

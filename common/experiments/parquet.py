@@ -16,24 +16,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from common.experiments.checksums import record_checksum
+from common.experiments.log import append_records, read_records
 from common.experiments.metrics import MetricSummary
-from common.experiments.store import (
-    FIXED_COLUMNS,
-    FOOTER_KEY,
-    MANIFEST_COLUMN,
-    parquet_path,
-)
-from common.utils.files import atomic_path
+from common.experiments.rows import FIXED_COLUMNS, MANIFEST_COLUMN
+from common.experiments.store import CHECKSUMS, parquet_path
+from common.utils.files import atomic_path, sha256_of
 from common.utils.manifest import ID, identity
+from common.utils.paths import get_experiments_dir
 
+FOOTER_KEY = b"experiment"
 Member = tuple[dict[str, Any], pa.Table]  # (manifest, its rows)
 ROW_GROUP_ROWS = 122_880  # what one thread of DuckDB reads at a time
 _KINDS = {"experiment_name": pa.string(), "step": pa.int64(), "split": pa.string()}
@@ -258,3 +256,35 @@ def _summary(name: str, split: str, metric: str, values: Any, steps: Any) -> Met
     first, last = float(values[0]), float(values[at_last])
     extremes = (low, high, low_step, high_step, int(steps[at_last]), int((~finite).sum()))
     return MetricSummary(name, split, metric, len(values), first, last, *extremes)
+
+
+# Checksums ----------------------------------------------------------------------------------------
+
+
+def _checksums_path() -> Path:
+    """A log as those of runs are (see log.py): the SHA-256 of every file as it was written."""
+    return get_experiments_dir() / CHECKSUMS
+
+
+class Written(NamedTuple):
+    """What a file was when it was written; `id` of the experiment in it, where that was said."""
+
+    sha256: str
+    id: str | None
+
+
+def record_checksum(path: Path, written: Path, identifier: str | None = None) -> None:
+    """Remember that what stands in `written` is to stand in `path`, if that is in the store."""
+    if not path.is_relative_to(get_experiments_dir()):
+        return
+    file = str(path.relative_to(get_experiments_dir()))
+    record = {"kind": "written", "file": file, "sha256": sha256_of(written), "id": identifier}
+    append_records(_checksums_path(), [record])
+
+
+def read_checksums() -> dict[str, Written]:
+    """{file of the store: what it must be}; of a file from elsewhere nothing is known."""
+    if not _checksums_path().exists():
+        return {}
+    records = [record for record, _ in read_records(_checksums_path()) if record is not None]
+    return {record["file"]: Written(record["sha256"], record.get("id")) for record in records}

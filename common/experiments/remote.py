@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,26 +20,21 @@ from pyarrow import fs
 
 from common.errors import ExperimentError
 from common.experiments import store
-from common.experiments.annotations import deleted_ids
-from common.experiments.catalogue import Catalogue, Place
-from common.experiments.checksums import record_checksum
+from common.experiments.catalogue import Place
 from common.experiments.log import append_records, read_records
 from common.experiments.packs import read_member
-from common.experiments.parquet import read_footer, read_parquet, write_table
-from common.experiments.store import FOOTER_KEY
+from common.experiments.parquet import (
+    FOOTER_KEY,
+    read_footer,
+    write_table,
+)
+from common.experiments.recovery import open_catalogue
 from common.utils.files import atomic_path
 from common.utils.logging import get_logger
 from common.utils.manifest import check_manifest, identity, unique_name
 from common.utils.paths import get_experiments_dir
 
 _VARIABLE = "RESEARCH_EXPERIMENTS_URI"
-
-
-class Synced(NamedTuple):
-    """The names of the experiments that were copied."""
-
-    uploaded: list[str]
-    downloaded: list[str]
 
 
 def remote_uri() -> str | None:
@@ -51,8 +44,8 @@ def remote_uri() -> str | None:
 def upload_finished(name: str) -> None:
     """Copy an experiment that was just finished. A network that fails is told, and harms nothing."""
     try:
-        remote = _Remote()
-        _upload(remote, remote.files(), _finished("stored = ?", name))
+        remote = ObjectStore()
+        upload(remote, remote.files(), finished_places("stored = ?", name))
     except (OSError, ExperimentError) as error:
         get_logger("experiments").warning(
             f"{name} was not copied to {remote_uri()}: {error}; "
@@ -60,40 +53,13 @@ def upload_finished(name: str) -> None:
         )
 
 
-def sync_experiments() -> Synced:
-    """Upload the finished experiments that the object store lacks, download those that are not here and
-    were not deleted here. Experiments are told apart by their ids: a name that another one has gets the
-    beginning of the id, there and here.
-
-    Raises ExperimentError when there is no usable URI, OSError when the object store cannot be
-    reached.
-    """
-    remote = _Remote()
-    there = remote.files()
-    uploaded = _upload(remote, there, _finished())
-    known = {place.id for place in Catalogue().places()}
-    deleted = deleted_ids() - known
-    wanted = {key: file for file, key in sorted(there.items(), reverse=True) if key not in known}
-    if left_out := sorted(Path(file).stem for key, file in wanted.items() if key in deleted):
-        names = ", ".join(left_out)
-        get_logger("experiments").warning(f"left out {names} of {remote.folder}: deleted here")
-    downloaded = [
-        name
-        for key, file in sorted(wanted.items(), key=itemgetter(1))
-        if key not in deleted and (name := _download(remote, file))
-    ]
-    if downloaded:
-        store.enter_into_catalogue()
-    return Synced(uploaded, downloaded)
-
-
-def _finished(where: str = "TRUE", *parameters: str) -> list[Place]:
-    return Catalogue().places(
+def finished_places(where: str = "TRUE", *parameters: str) -> list[Place]:
+    return open_catalogue().places(
         f"file LIKE '%.parquet' AND status = 'finished' AND {where}", *parameters
     )
 
 
-class _Remote:
+class ObjectStore:
     def __init__(self) -> None:
         uri = remote_uri()
         if uri is None:
@@ -168,7 +134,7 @@ def _ids_path() -> Path:
     return get_experiments_dir() / store.REMOTE
 
 
-def _upload(remote: _Remote, there: dict[str, str], places: Iterable[Place]) -> list[str]:
+def upload(remote: ObjectStore, there: dict[str, str], places: Iterable[Place]) -> list[str]:
     """Upload those that are not `there` ({file: id}), which is extended. Nothing is ever replaced."""
     uploaded = []
     with TemporaryDirectory() as folder:
@@ -182,35 +148,13 @@ def _upload(remote: _Remote, there: dict[str, str], places: Iterable[Place]) -> 
             names = (place.stored, unique_name(place.stored, place.id))
             name = next(name for name in names if f"{name}.parquet" not in there)
             if name != place.stored:
-                _say_taken(place.stored, f"in {remote.folder}", name)
+                warn_taken(place.stored, f"in {remote.folder}", name)
             remote.write(name, path.read_bytes())
             there[f"{name}.parquet"] = place.id
             uploaded.append(name)
     return uploaded
 
 
-def _download(remote: _Remote, file: str) -> str | None:
-    """Store a copy; its name, None when it cannot be read."""
-    try:
-        with TemporaryDirectory(dir=get_experiments_dir(), prefix=".sync-") as folder:
-            copy = Path(folder) / "experiment.parquet"
-            copy.write_bytes(remote.read(file))
-            manifest, _ = read_parquet(copy)
-            name, key = manifest["name"], identity(manifest)
-            path = store.free_parquet_path(name, key)
-            if store.log_path(name).exists():  # a run that is not finished has the name
-                path = store.parquet_path(unique_name(name, key))
-            if path.stem != name:
-                _say_taken(name, "here", path.stem)
-            with atomic_path(path) as temporary:
-                copy.replace(temporary)
-                record_checksum(path, temporary, key)
-    except ValueError as error:
-        get_logger("experiments").warning(f"left out {file} of {remote.folder}: {error}")
-        return None
-    return path.stem
-
-
-def _say_taken(name: str, where: str, other: str) -> None:
+def warn_taken(name: str, where: str, other: str) -> None:
     message = f"another experiment '{name}' is {where} already: this one is stored as '{other}'"
     get_logger("experiments").warning(message)

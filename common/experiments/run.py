@@ -1,4 +1,5 @@
-"""A run that logs while it trains: `with start_experiment("exp_001") as run: run.log(...)`."""
+"""A run that logs while it trains: `with start_experiment("exp_001") as run: run.log(...)`; and
+`save_experiment`, which stores one that is over from a table."""
 
 from __future__ import annotations
 
@@ -7,32 +8,24 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import BaseFileLock, Timeout
 
 from common.errors import ExperimentError
-from common.experiments import store
-from common.experiments.locks import lock_of
+from common.experiments.catalogue import Catalogue
 from common.experiments.log import LogContent, LogWriter, damaged_lines, read_log
+from common.experiments.names import claim_name, exists, is_finished, next_name
+from common.experiments.recovery import finish_log, open_catalogue
+from common.experiments.rows import dataframe_rows, make_row
+from common.experiments.store import check_name, lock_of, log_path
 from common.utils.files import write_json_atomic, write_text_atomic
 from common.utils.manifest import ID, check_manifest, create_manifest, now, plain_facts
 from common.utils.paths import get_runs_dir
 from common.utils.system_metrics import SystemMetrics
 
-
-def complete_finish(name: str) -> bool:
-    """Finish a run whose process was killed while it finished; False when somebody else does, or when
-    it cannot be done now (a full disk, a store that may only be read): its log says the same."""
-    lock = lock_of(name)
-    try:
-        with lock.acquire(blocking=False):
-            if store.log_path(name).exists() and not store.is_stored(name):
-                store.finish_log(name)
-            Path(lock.lock_file).unlink(missing_ok=True)
-    except (Timeout, OSError, ValueError):  # the last: the file of that name is damaged
-        return False
-    return True
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def start_experiment(
@@ -68,6 +61,7 @@ def start_experiment(
             raise ExperimentError(
                 "--resume needs the name of the run to continue", "add --name NAME"
             )
+        open_catalogue()  # a run that was killed while it finished is finished now
         _check_resumable(name)
     else:
         name = _claim(name, prefix or project or "experiment")
@@ -94,22 +88,22 @@ _SESSION = ("started", "argv", "git_commit", "git_dirty", "host", "pid")
 
 def _claim(name: str | None, prefix: str) -> str:
     while True:
-        candidate = name or store.next_name(f"{prefix}_000")
+        candidate = name or next_name(f"{prefix}_000")
         try:
-            store.claim_name(candidate)
+            claim_name(candidate)
             return candidate
         except ExperimentError:
-            if name is not None or not store.exists(candidate):
+            if name is not None or not exists(candidate):
                 raise  # otherwise another process took this number first: try the next one
 
 
 def _check_resumable(name: str) -> None:
-    if store.is_finished(name):
+    if is_finished(name):
         hint = "start a new one with another --name"
-        if store.log_path(name).exists():
+        if log_path(name).exists():
             hint += "; an unfinished run has the name as well: give it another with --rename, see --check"
         raise ExperimentError(f"experiment '{name}' is finished", hint)
-    if not store.log_path(name).exists():
+    if not log_path(name).exists():
         raise ExperimentError(f"there is no experiment '{name}' to resume", "leave out --resume")
 
 
@@ -128,10 +122,10 @@ class Run:
         self._lock = lock
         self._ended = False
         self.session: dict[str, Any] = {}  # facts of this process, for `record_start`
-        self._writer = LogWriter(store.log_path(name))
+        self._writer = LogWriter(log_path(name))
         self._metric_names: dict[str, str] = {}
         self._system = SystemMetrics(system_metrics_seconds) if system_metrics_seconds else None
-        self._take_up(read_log(store.log_path(name)))
+        self._take_up(read_log(log_path(name)))
 
     def _take_up(self, content: LogContent) -> None:
         self.manifest: dict[str, Any] = content.manifest
@@ -174,16 +168,14 @@ class Run:
         """Continue after the first `rows` rows: later ones, logged by the lost process, are superseded."""
         again = {"pid": os.getpid(), "resumed": now(), "duration": self._worked()}
         self._writer.append({"kind": "resume", "rows": rows, **again})
-        path = store.log_path(self.name)
+        path = log_path(self.name)
         content = read_log(path)
         self._take_up(content)
         # A power loss takes what was never flushed; or a disk, or somebody, damaged the log.
         if content.num_rows < rows:
-            from common.utils.logging import get_logger  # 15 ms that most runs can do without
-
             lines = ", ".join(map(str, damaged_lines(path)))
             damage = f"; damaged: line {lines} of {path}" if lines else ""
-            get_logger("experiments").warning(
+            _warn(
                 f"the log of '{self.name}' has {content.num_rows} of the {rows} rows before this "
                 f"point{damage}"
             )
@@ -199,7 +191,7 @@ class Run:
         """Append one row. `metrics` maps names to numbers; once this returns, a kill loses nothing."""
         if self._system is not None and (measured := self._system.sample()):
             metrics = measured | dict(metrics)  # what the caller says has precedence
-        row = store.make_row(step, split, epoch, self._worked(), metrics, self._metric_names)
+        row = make_row(step, split, epoch, self._worked(), metrics, self._metric_names)
         self._writer.append({"kind": "row", "row": self.rows, **row})
         self.rows += 1
 
@@ -232,10 +224,10 @@ class Run:
         self.update(status=status, finished=now(), duration=self._worked())
         self._ended = True
         self._writer.close()
-        path = store.log_path(self.name)
+        path = log_path(self.name)
         if status == "finished":
-            path = store.finish_log(self.name)
-            store.publish(self.name)
+            path = finish_log(self.name)
+            _publish(self.name)
         self.manifest["file"] = str(path)
         # Before the release, or the file may be that of whoever resumes the run at this moment.
         Path(self._lock.lock_file).unlink(missing_ok=True)
@@ -244,7 +236,6 @@ class Run:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the facts, and the last value of every metric."""
-        from common.experiments.catalogue import Catalogue
         from common.utils.tables import format_html
 
         facts = ", ".join(str(self.manifest[key]) for key in ("name", "status"))
@@ -271,3 +262,67 @@ class Run:
             self.finish()
         else:
             self.finish("interrupted" if issubclass(kind, KeyboardInterrupt) else "failed")
+
+
+def save_experiment(
+    name: str, dataframe: pd.DataFrame, metadata: Mapping[str, Any] | None = None
+) -> Path:
+    """Store a finished experiment from a table of metrics and return its Parquet file.
+
+    `dataframe` has a row per step. `step`, `epoch`, `split` and `time` are taken where they are
+    there (`step` counts the rows otherwise); every other column must hold numbers.
+    `metadata` is anything that `to_plain` makes JSON of: `config`, `project`, `seed`, `tags`,
+    `parameters` and `tokens` fill the columns of `runs`, the rest is kept beside them.
+    Raises ExperimentError when the name is taken, or when a column or the metadata do not fit.
+    """
+    from common.experiments.parquet import write_parquet  # pyarrow, 0.3 s
+
+    check_name(name)
+    manifest = _saved_manifest(name, metadata or {})
+    rows = dataframe_rows(dataframe)
+    claim_name(name)
+    try:
+        path = write_parquet(manifest, rows)
+    finally:
+        log_path(name).unlink(missing_ok=True)
+    _publish(name)
+    return path
+
+
+def _saved_manifest(name: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    manifest = create_manifest(name, project="", config={}, seed=None, tags=[])
+    manifest |= {"status": "finished", "finished": now()} | {**metadata} | {"name": name}
+    try:
+        return check_manifest(plain_facts(manifest))
+    except ValueError as error:
+        raise ExperimentError(f"the metadata of '{name}' cannot be stored: {error}") from error
+
+
+def _publish(name: str) -> None:
+    """What follows on a finish: the catalogue, and the object store where there is one.
+
+    The experiment is stored by now, so what fails here is logged and ends no training.
+    """
+    if os.environ.get("RESEARCH_EXPERIMENTS_URI"):
+        from common.experiments.remote import upload_finished
+
+        upload_finished(name)
+    try:
+        enter_into_catalogue()
+    except (OSError, ExperimentError, ValueError) as error:
+        _warn(f"{name} is stored, but the catalogue or a pack could not be written: {error}")
+
+
+def enter_into_catalogue() -> None:
+    """Let the catalogue read what was just stored, and pack what is cold when there is much."""
+    # Done here, where pyarrow is loaded already, so that the next --list need not load it.
+    from common.experiments.packing import pack_cold_experiments
+
+    pack_cold_experiments()
+    open_catalogue()
+
+
+def _warn(message: str) -> None:
+    from common.utils.logging import get_logger  # 15 ms that most runs can do without
+
+    get_logger("experiments").warning(message)

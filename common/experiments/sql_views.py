@@ -17,7 +17,7 @@ import duckdb
 
 from common.experiments.catalogue import Catalogue
 from common.experiments.log import LogContent, read_log
-from common.experiments.store import FIXED_COLUMNS, RUN_COLUMNS
+from common.experiments.rows import FIXED_COLUMNS, RUN_COLUMNS
 from common.utils.paths import get_experiments_dir
 
 _KINDS = {"experiment_name": "VARCHAR", "step": "BIGINT", "split": "VARCHAR"}  # others: DOUBLE

@@ -21,7 +21,7 @@ import duckdb
 import psutil
 
 from common.errors import ExperimentError
-from common.experiments.catalogue import Catalogue
+from common.experiments.recovery import open_catalogue
 from common.experiments.sql_process import Question
 from common.experiments.sql_views import connect
 from common.utils.paths import get_experiments_dir
@@ -92,7 +92,7 @@ def answer(question: Question, send: Send) -> None:
         for attempt in count():
             try:
                 with _nothing_moves() if attempt > 2 else nullcontext():
-                    catalogue = Catalogue()
+                    catalogue = open_catalogue()
                     os.chdir(get_experiments_dir())
                     connection = connect(catalogue, question.sql, memory_bytes)
                     statement = _only_read(connection, question.sql)
@@ -121,7 +121,7 @@ def _is_of_store(message: str) -> bool:
 
 @contextmanager
 def _nothing_moves() -> Iterator[None]:
-    from common.experiments.packs import packs_lock
+    from common.experiments.store import packs_lock
 
     with packs_lock():
         yield

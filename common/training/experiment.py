@@ -22,10 +22,9 @@ from common.data.prepare import prepare
 from common.data.texts import read_texts
 from common.data.token_files import TokenDataset, TokenMixture, Tokens
 from common.errors import CheckpointError, ConfigError, ExperimentError, did_you_mean
-from common.experiments.catalogue import Catalogue
-from common.experiments.comparison import diff_configs
-from common.experiments.conditions import holds_quick
+from common.experiments.conditions import diff_configs, holds_quick
 from common.experiments.metrics import VAL_QUICK
+from common.experiments.recovery import open_catalogue
 from common.experiments.run import Run, start_experiment
 from common.experiments.run_folders import folder_of
 from common.models.base import BaseLanguageModel
@@ -300,7 +299,7 @@ def _callbacks(config: ExperimentConfig, data: TokenDataset, run: Run | None) ->
 def _newest_resumable(config: C, project: str) -> str:
     """The unfinished run of this project and configuration that was started last."""
     wanted = config.model_dump(mode="json")
-    catalogue = Catalogue()
+    catalogue = open_catalogue()
     for run in reversed(catalogue.overview()):
         unfinished = run.status in ("died", "interrupted", "failed") and run.project == project
         if unfinished and not _decisive_changes(catalogue.manifest(run.name)["config"], wanted):
@@ -313,7 +312,7 @@ def _newest_resumable(config: C, project: str) -> str:
 
 def _changes_of_config(config: C, name: str, anyway: bool) -> dict[str, list[Any]]:
     """{key: [before, now]} of what decides weights or rows. Raises ConfigError without `anyway`."""
-    if name not in Catalogue().names():
+    if name not in open_catalogue().names():
         return {}  # killed before its first record, or not there: start_experiment knows
     recorded = recorded_config(name, type(config))
     _warn_of_edited_file(recorded, name)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from common.errors import CheckpointError
-from common.experiments.comparison import diff_configs
+from common.experiments.conditions import diff_configs
 from common.models.checkpoint import Checkpoint, fill_model, weights_of
 from common.training.callbacks.base import Callback
 from common.training.distributed import DistributedContext

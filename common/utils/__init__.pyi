@@ -1,8 +1,4 @@
 from common.experiments import Run as Run
-from common.experiments import best_experiments as best_experiments
-from common.experiments import compare_experiments as compare_experiments
-from common.experiments import export_experiments as export_experiments
-from common.experiments import list_experiments as list_experiments
 from common.experiments import query_experiments as query_experiments
 from common.experiments import save_experiment as save_experiment
 from common.experiments import start_experiment as start_experiment

@@ -14,7 +14,51 @@ from common.utils.terminal import printable
 if TYPE_CHECKING:
     from decimal import Decimal
 
+    import pandas as pd
+
 FORMATS = ("table", "csv", "json", "markdown")
+
+
+class Report:
+    """A table that a notebook shows as one, `print` as text, and `to_pandas` makes a DataFrame of.
+
+    Args:
+        columns: their names.
+        rows: as many values each.
+        broken: (file, why it cannot be read) of each file whose experiments are missing, so that nobody
+            takes what is left for the whole.
+        notes: sentences about what the rows leave out or cannot say.
+    """
+
+    def __init__(
+        self,
+        columns: list[str],
+        rows: list[list[object]],
+        title: str = "",
+        broken: Sequence[tuple[str, str]] = (),
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.columns = columns
+        self.rows = rows
+        self.title = title
+        self.broken = broken
+        self.notes = notes
+
+    def __str__(self) -> str:
+        return format_rows(self.columns, self.rows, "table")
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        left_out = [f"left out {file}: {error}" for file, error in self.broken]
+        return format_html(
+            self.columns, self.rows, "; ".join([self.title, *self.notes, *left_out]).strip("; ")
+        )
+
+    def to_pandas(self) -> pd.DataFrame:
+        import pandas as pd
+
+        return pd.DataFrame(self.rows, columns=self.columns)
 
 
 def format_rows(columns: Sequence[str], rows: Sequence[Sequence[object]], style: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from common.experiments.catalogue import Catalogue
-from common.experiments.packs import LOOSE_LIMIT
+from common.experiments.packing import LOOSE_LIMIT
 from common.experiments.sql import query_rows
 from tools.benchmarks import generated_store
 from tools.benchmarks.results import Row, Spread, as_table, limited, more_than
@@ -43,8 +43,8 @@ def test_every_line_of_the_table_is_measured(run_tool, tmp_path: Path) -> None:
 
 
 def test_a_generated_store_is_as_the_product_lays_it_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.experiments.packs.LOOSE_LIMIT", 3)
-    monkeypatch.setattr("common.experiments.packs.PACK_SIZE", 4)
+    monkeypatch.setattr("common.experiments.packing.LOOSE_LIMIT", 3)
+    monkeypatch.setattr("common.experiments.packing.PACK_SIZE", 4)
     generated_store.ensure_store(9)
     catalogue = Catalogue()
     names = [generated_store.name_of(number) for number in range(9)]

@@ -21,7 +21,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from common.experiments.packs import PACK_SIZE, write_pack
+from common.experiments.packing import PACK_SIZE
+from common.experiments.packs import write_pack
 from common.experiments.parquet import rows_to_table
 from common.utils import save_experiment, start_experiment
 from common.utils.manifest import ID, create_manifest

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ExperimentError
-from common.experiments.catalogue import Catalogue
+from common.experiments.recovery import open_catalogue
 from common.utils.manifest import ID, create_manifest
 from common.utils.paths import get_experiments_dir
 
@@ -28,7 +28,7 @@ def ensure_store(runs: int) -> bool:
 
     Raises ExperimentError when a store of another size stands there.
     """
-    found = len(Catalogue().names())
+    found = len(open_catalogue().names())
     if found not in (0, runs):
         raise ExperimentError(
             f"{get_experiments_dir()} holds {found:,} experiments, not {runs:,}",
@@ -54,7 +54,8 @@ def _generate(runs: int) -> None:
         TimeRemainingColumn,
     )
 
-    from common.experiments.packs import LOOSE_LIMIT, PACK_SIZE, write_pack
+    from common.experiments.packing import LOOSE_LIMIT, PACK_SIZE
+    from common.experiments.packs import write_pack
     from common.experiments.parquet import write_table
 
     columns = (
@@ -67,12 +68,12 @@ def _generate(runs: int) -> None:
         for first in range(0, packed, PACK_SIZE):
             numbers = range(first, min(first + PACK_SIZE, packed))
             write_pack(_members(numbers), METRICS)
-            Catalogue()  # reads the pack, as it would after each in daily use
+            open_catalogue()  # reads the pack, as it would after each in daily use
             progress.advance(task, len(numbers))
         for manifest, table in _members(range(packed, runs)):
             write_table(manifest, table)
             progress.advance(task)
-    Catalogue()
+    open_catalogue()
 
 
 def _members(numbers: Sequence[int]) -> Iterator[tuple[dict[str, Any], pa.Table]]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError, MissingPackageError, TrainingError, did_you_mean
-from common.experiments.comparison import config_hash
+from common.experiments.conditions import config_hash
 from common.training.callbacks.base import Callback
 from common.utils.logging import get_logger
 

@@ -18,7 +18,8 @@ import pytest
 
 from apps.importing import import_experiments
 from common.errors import ExperimentError
-from common.experiments.store import FIXED_COLUMNS, parquet_path
+from common.experiments.rows import FIXED_COLUMNS
+from common.experiments.store import parquet_path
 from common.utils import save_experiment
 from tests.imported_runs import (
     check_cuts,

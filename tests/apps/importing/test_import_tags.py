@@ -15,7 +15,7 @@ from apps.importing.tags import (
     place_tags,
     rows_of_points,
 )
-from common.experiments.store import check_metrics
+from common.experiments.rows import check_metrics
 
 AWKWARD = ["loss", "Loss", "LOSS", "step", "Split", "time", "epoch", "", "/", "train", "train/"]
 AWKWARD += ["val/loss", "eval/loss", "dev/Loss", "loss/val", "val_loss", "train/train/loss", "x_2"]

@@ -12,6 +12,7 @@ from apps.launching.sweep import Sweep
 from common.errors import ExperimentError
 from common.experiments import store
 from common.experiments.catalogue import Catalogue
+from common.experiments.names import is_finished
 from common.utils import start_experiment
 from tests.apps.launching.conftest import Begin, MakeSweep, end_of, until
 
@@ -69,7 +70,7 @@ def test_a_run_that_was_killed_while_it_finished_is_finished(make_sweep: MakeSwe
     run.log({"loss": 1.0}, step=1)
     run.update(status="finished", finished=run.manifest["started"], duration=1.0)
     run._lock.release()  # as the system does when the process is killed here
-    assert store.log_path("s_000").exists() and not store.is_finished("s_000")
+    assert store.log_path("s_000").exists() and not is_finished("s_000")
     assert is_stored(trial.name)
 
 

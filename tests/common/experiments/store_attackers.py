@@ -14,14 +14,15 @@ import sys
 import time
 from collections.abc import Callable
 
-from common.experiments import packs, parquet, store
+from apps.experiments.deleting import unpack_experiment
+from common.experiments import packing, parquet, store
 from common.experiments.catalogue import Catalogue
 from common.experiments.run import Run, start_experiment
 from common.utils.manifest import environment_fingerprint
 from common.utils.paths import get_experiments_dir
 
 Say = Callable[[str], None]
-packs.LOOSE_LIMIT, packs.PACK_SIZE = 12, 6
+packing.LOOSE_LIMIT, packing.PACK_SIZE = 12, 6
 
 
 def value_of(generation: int, step: int) -> float:
@@ -129,11 +130,11 @@ def pack(order: dict[str, object], say: Say) -> None:
     rng = random.Random(int(str(order["generation"])))
     while True:
         say("packs")
-        packs.pack_experiments()
+        packing.pack_experiments()
         packed = sorted(Catalogue().packed())
         for name in rng.sample(packed, min(3, len(packed))):
             say("unpacks")
-            packs.unpack_experiment(name)
+            unpack_experiment(name)
 
 
 # --- many at once ----------------------------------------------------------------------------------
@@ -183,10 +184,10 @@ def write(number: int, until: float) -> None:
 def move(until: float) -> None:
     rng = random.Random(0)
     while time.monotonic() < until:
-        packs.pack_cold_experiments()
+        packing.pack_cold_experiments()
         packed = sorted(Catalogue().packed())
         for name in rng.sample(packed, min(2, len(packed))):
-            packs.unpack_experiment(name)
+            unpack_experiment(name)
 
 
 if __name__ == "__main__":

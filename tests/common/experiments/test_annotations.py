@@ -9,13 +9,10 @@ import zlib
 import pandas as pd
 import pytest
 
+from apps.experiments.deleting import forget_experiments
 from common.errors import ExperimentError
-from common.experiments.annotations import (
-    Annotation,
-    annotate_experiment,
-    annotations_path,
-    forget_experiments,
-)
+from common.experiments.annotate import annotate_experiment
+from common.experiments.annotations import Annotation, annotations_path
 from common.experiments.catalogue import Catalogue
 from common.experiments.log import append_records
 from common.experiments.store import parquet_path
@@ -106,12 +103,9 @@ def test_two_processes_that_tag_at_once_lose_no_tag() -> None:
     save("a")
     script = """
 import sys
-from common.experiments.annotations import (
-    Annotation,
-    annotate_experiment,
-    annotations_path,
-    forget_experiments,
-)
+from apps.experiments.deleting import forget_experiments
+from common.experiments.annotate import annotate_experiment
+from common.experiments.annotations import Annotation, annotations_path
 for i in range(15):
     annotate_experiment("a", add_tags=[f"{sys.argv[1]}{i}"])
 """

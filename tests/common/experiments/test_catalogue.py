@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from apps.experiments.deleting import delete_experiments
 from common.errors import ExperimentError
 from common.experiments import log, store
 from common.experiments.catalogue import Catalogue
 from common.experiments.log import append_records
-from common.experiments.maintenance import delete_experiments
 from common.experiments.metrics import metric_direction, preferred_split
+from common.experiments.names import claim_name
 from common.experiments.parquet import write_parquet
+from common.experiments.recovery import open_catalogue
 from common.experiments.sql import query_rows
 from common.utils import save_experiment, start_experiment
 from common.utils.paths import get_experiments_dir
@@ -52,25 +55,31 @@ def cache() -> Path:
 
 def test_a_deleted_cache_is_made_again() -> None:
     save("a", loss=[2.0, 1.0])
-    before = Catalogue().summaries()
+    before = open_catalogue().summaries()
     cache().unlink()
-    assert Catalogue().summaries() == before and cache().exists()
+    assert open_catalogue().summaries() == before and cache().exists()
 
 
+@pytest.mark.parametrize("opened", [Catalogue, open_catalogue])
 @pytest.mark.parametrize(
     "content", [b"", b"garbage", bytes(5000), b"SQLite format 3\0" + bytes(200)]
 )
-def test_a_cache_that_is_no_database_is_made_again(content: bytes) -> None:
+def test_a_cache_that_is_no_database_is_made_again(
+    content: bytes, opened: Callable[[], Catalogue]
+) -> None:
     save("a", loss=[2.0, 1.0])
     before = Catalogue().summaries()
     cache().write_bytes(content)
     for _ in range(2):
-        catalogue = Catalogue()
+        catalogue = opened()
         assert names(catalogue) == ["a"] and catalogue.summaries() == before
 
 
+@pytest.mark.parametrize("opened", [Catalogue, open_catalogue])
 @pytest.mark.parametrize("seed", range(6))
-def test_a_cache_with_a_damaged_page_or_a_cut_end_is_made_again(seed: int) -> None:
+def test_a_cache_with_a_damaged_page_or_a_cut_end_is_made_again(
+    seed: int, opened: Callable[[], Catalogue]
+) -> None:
     for i in range(3):
         save(f"run_{i}", loss=[2.0, 1.0], **{f"metric_{j}": [1.0, 1.0] for j in range(80)})
     before = sorted(Catalogue().summaries(), key=str)
@@ -83,7 +92,7 @@ def test_a_cache_with_a_damaged_page_or_a_cut_end_is_made_again(seed: int) -> No
         content[page : page + 4096] = rng.randbytes(4096)
     cache().write_bytes(content)
     for _ in range(2):
-        catalogue = Catalogue()
+        catalogue = opened()
         assert len(catalogue.manifests) == 3
         assert sorted(catalogue.summaries(), key=str) == before
 
@@ -95,7 +104,8 @@ def test_a_cache_of_another_version_is_made_again() -> None:
     database = sqlite3.connect(cache())
     database.executescript("DROP TABLE metrics; PRAGMA user_version = 999")
     database.close()
-    assert ranked("loss") == ["a"]
+    for opened in (Catalogue, open_catalogue):
+        assert len(opened().best("loss")) == 1
 
 
 @pytest.mark.slow
@@ -103,12 +113,12 @@ def test_processes_that_open_an_empty_store_at_the_same_moment_all_succeed(tmp_p
     script = """
 import os, sys, time
 from pathlib import Path
-from common.experiments.catalogue import Catalogue
+from common.experiments.recovery import open_catalogue
 for round in range(15):
     os.environ["RESEARCH_ASSETS_DIR"] = f"{sys.argv[1]}/store_{round}"
     while not Path(f"{sys.argv[1]}/go_{round}").exists():
         time.sleep(0.0005)
-    Catalogue()
+    open_catalogue()
     Path(f"{sys.argv[1]}/done_{round}_{os.getpid()}").touch()
 """
     command = [sys.executable, "-c", script, str(tmp_path)]
@@ -121,8 +131,11 @@ for round in range(15):
     assert errors == [""] * 4
 
 
+@pytest.mark.parametrize("opened", [Catalogue, open_catalogue])
 @pytest.mark.parametrize("mode", ["IMMEDIATE", "EXCLUSIVE"])
-def test_a_cache_that_another_process_holds_is_done_without_and_left_alone(mode: str) -> None:
+def test_a_cache_that_another_process_holds_is_done_without_and_left_alone(
+    mode: str, opened: Callable[[], Catalogue]
+) -> None:
     import sqlite3
 
     save("a", loss=[2.0])
@@ -130,10 +143,34 @@ def test_a_cache_that_another_process_holds_is_done_without_and_left_alone(mode:
     other.execute(f"BEGIN {mode}")
     inode = cache().stat().st_ino
     write_parquet(Catalogue().manifest("a") | {"name": "b"}, [])
-    assert names(Catalogue()) == ["a", "b"] and ranked("loss") == ["a"]
+    assert names(opened()) == ["a", "b"] and ranked("loss") == ["a"]
     other.execute("COMMIT")
     other.close()
-    assert names(Catalogue()) == ["a", "b"] and cache().stat().st_ino == inode
+    assert names(opened()) == ["a", "b"] and cache().stat().st_ino == inode
+
+
+def test_a_reader_writes_nothing_and_recovery_is_called_by_name() -> None:
+    """Of a store without a cache, with a run that was killed while it finished and one that died."""
+    save("done", loss=[2.0])
+    for name, status in (("half", "finished"), ("left", None)):
+        run = start_experiment(name)
+        run.log({"loss": 1.0}, step=0)
+        if status:
+            run.update(status=status, finished=run.manifest["started"], duration=1.0)
+        run._writer.close()
+        run._lock.release()
+    cache().unlink()
+
+    def files() -> dict[Path, tuple[int, bytes]]:
+        found = [path for path in get_experiments_dir().rglob("*") if path.is_file()]
+        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in found}
+
+    before, expected = files(), {"done": "finished", "half": "finished", "left": "died"}
+    assert {run.name: run.status for run in Catalogue().overview()} == expected
+    assert files() == before
+    assert {run.name: run.status for run in open_catalogue().overview()} == expected
+    assert cache().exists() and store.parquet_path("half").exists()
+    assert not store.log_path("half").exists() and store.log_path("left").exists()
 
 
 def test_changed_added_and_deleted_files_are_noticed() -> None:
@@ -418,7 +455,7 @@ def test_a_run_that_is_still_going_is_listed_and_ranked() -> None:
 
 
 def test_a_name_that_is_claimed_but_not_yet_started_is_no_error() -> None:
-    store.claim_name("a_moment_ago")
+    claim_name("a_moment_ago")
     catalogue = Catalogue()
     assert catalogue.manifests == [] and catalogue.broken == []
     assert query_rows("SELECT * FROM runs")[1] == []
@@ -455,9 +492,9 @@ def test_durations_are_rounded_before_they_are_split(
 
 def both_ways() -> None:
     """What the catalogue has followed is what it would read from the files anew."""
-    followed = sorted(Catalogue().summaries(), key=repr), repr(Catalogue().manifests)
+    followed = sorted(open_catalogue().summaries(), key=repr), repr(open_catalogue().manifests)
     cache().unlink()
-    read_anew = sorted(Catalogue().summaries(), key=repr), repr(Catalogue().manifests)
+    read_anew = sorted(open_catalogue().summaries(), key=repr), repr(open_catalogue().manifests)
     assert followed == read_anew
 
 
@@ -499,14 +536,14 @@ def test_only_what_was_appended_to_a_log_is_read_again(monkeypatch: pytest.Monke
     run = start_experiment("live", system_metrics_seconds=None)
     for step in range(100):
         run.log({"loss": float(step)}, step=step)
-    Catalogue()
+    open_catalogue()
     starts = []
     real = log.read_records
     monkeypatch.setattr(
         log, "read_records", lambda path, start=0: starts.append(start) or real(path, start)
     )
     run.log({"loss": -1.0}, step=100)
-    (summary,) = Catalogue().summaries("loss")
+    (summary,) = open_catalogue().summaries("loss")
     assert (summary.num_values, summary.minimum, summary.first) == (101, -1.0, 0.0)
     assert starts and all(start > 0 for start in starts)
     run.finish()
@@ -515,10 +552,10 @@ def test_only_what_was_appended_to_a_log_is_read_again(monkeypatch: pytest.Monke
 def test_another_log_of_the_same_name_is_read_from_its_beginning() -> None:
     with pytest.raises(RuntimeError), start_experiment("a") as run:
         run.log({"loss": 5.0}, step=0)
-        Catalogue()
+        open_catalogue()
         raise RuntimeError
     store.log_path("a").unlink()
     with start_experiment("a", project="a longer manifest than before" * 10) as run:
         for step in range(5):
             run.log({"accuracy": 0.5}, step=step)
-        assert [s.metric for s in Catalogue().summaries(name="a")] == ["accuracy"]
+        assert [s.metric for s in open_catalogue().summaries(name="a")] == ["accuracy"]

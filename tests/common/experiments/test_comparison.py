@@ -11,12 +11,8 @@ import pytest
 
 from common.errors import ExperimentError
 from common.experiments.catalogue import Catalogue
-from common.experiments.comparison import (
-    GroupComparison,
-    compare_groups,
-    config_hash,
-    diff_configs,
-)
+from common.experiments.comparison import GroupComparison, compare_groups
+from common.experiments.conditions import config_hash, diff_configs
 from common.utils import save_experiment, start_experiment
 
 

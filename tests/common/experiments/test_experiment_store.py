@@ -24,16 +24,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from apps.experiments.reports import compare_experiments
 from common.errors import ExperimentError
-from common.experiments import catalogue_cache, store
+from common.experiments import catalogue_entries, store
 from common.experiments.catalogue import Catalogue
 from common.experiments.catalogue_cache import cache_path
-from common.experiments.locks import is_running
 from common.experiments.log import read_log
-from common.experiments.packs import pack_experiments
+from common.experiments.names import exists, next_name
+from common.experiments.packing import pack_experiments
+from common.experiments.recovery import open_catalogue
 from common.experiments.sql import query_rows
+from common.experiments.store import is_running
 from common.utils import (
-    compare_experiments,
     query_experiments,
     save_experiment,
     start_experiment,
@@ -89,7 +91,7 @@ def test_of_many_processes_that_want_one_name_one_gets_it(tmp_path: Path) -> Non
 import sys, time
 from pathlib import Path
 from common.errors import ExperimentError
-from common.experiments.store import claim_name
+from common.experiments.names import claim_name
 while not Path(sys.argv[1]).exists():
     time.sleep(0.001)
 won = 0
@@ -121,7 +123,7 @@ def test_a_taken_name_is_refused_with_the_next_free_one() -> None:
 @pytest.mark.parametrize("name", ["exp", "exp_009", "v1", "007", "9", "a.b", "x" * 128, "exp_999"])
 def test_the_suggested_name_is_one_that_can_be_used(name: str) -> None:
     save_experiment(name, pd.DataFrame({"loss": [1.0]}))
-    suggestion = store.next_name(name)
+    suggestion = next_name(name)
     assert suggestion != name
     save_experiment(suggestion, pd.DataFrame({"loss": [1.0]}))
 
@@ -243,7 +245,7 @@ def test_metrics_that_differ_only_in_case_are_refused() -> None:
     run.finish()
     with pytest.raises(ExperimentError, match="differ only in case"):
         save_experiment("other", pd.DataFrame({"a": [1.0], "A": [2.0]}))
-    assert not store.exists("other"), "a refused table takes no name"
+    assert not exists("other"), "a refused table takes no name"
 
 
 @pytest.mark.parametrize(
@@ -395,13 +397,13 @@ def test_the_padding_of_pandas_between_splits_is_not_taken_for_nan() -> None:
 def test_a_table_that_does_not_fit_is_refused_and_takes_no_name(frame: pd.DataFrame) -> None:
     with pytest.raises(ExperimentError):
         save_experiment("exp", frame)
-    assert not store.exists("exp")
+    assert not exists("exp")
 
 
 def test_metadata_that_is_not_json_is_refused() -> None:
     with pytest.raises(ExperimentError, match="JSON"):
         save_experiment("exp", pd.DataFrame({"loss": [1.0]}), metadata={"x": object()})
-    assert not store.exists("exp")
+    assert not exists("exp")
 
 
 @pytest.mark.parametrize(
@@ -486,24 +488,24 @@ def test_a_store_that_may_only_be_read_is_read_once(
         monkeypatch.setenv("RESEARCH_ASSETS_DIR", str(view))
 
     reads: list[str] = []
-    read = catalogue_cache._read_file
+    read = catalogue_entries._read_file
     monkeypatch.setattr(
-        catalogue_cache,
+        catalogue_entries,
         "_read_file",
         lambda d, file, *rest: reads.append(file) or read(d, file, *rest),
     )
     change("a")
-    assert Catalogue().names() == ["a"]
+    assert open_catalogue().names() == ["a"]
     change("b")
     for expected in (["b.parquet"], []):
         reads.clear()
-        assert Catalogue().names() == ["a", "b"]
+        assert open_catalogue().names() == ["a", "b"]
         assert reads == expected
     assert cache_path().is_relative_to(tmp_path / "cache")
     cache_path().write_bytes(b"no database at all" * 1000)
-    assert Catalogue().names() == ["a", "b"]
+    assert open_catalogue().names() == ["a", "b"]
     monkeypatch.setenv("XDG_CACHE_HOME", str(view / "cache"))  # where nothing can be written either
-    assert Catalogue().names() == ["a", "b"]
+    assert open_catalogue().names() == ["a", "b"]
 
 
 def _begin_to_finish(name: str, rows: int) -> None:

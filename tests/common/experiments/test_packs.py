@@ -15,17 +15,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from apps.experiments.deleting import delete_experiments, unpack_experiment
 from common.errors import ExperimentError
-from common.experiments import packs, store
-from common.experiments.annotations import annotate_experiment
+from common.experiments import packing, store
+from common.experiments.annotate import annotate_experiment
 from common.experiments.catalogue import Catalogue
-from common.experiments.maintenance import delete_experiments
-from common.experiments.packs import (
-    pack_cold_experiments,
-    pack_experiments,
-    read_pack,
-    unpack_experiment,
-)
+from common.experiments.names import next_name
+from common.experiments.packing import pack_cold_experiments, pack_experiments
+from common.experiments.packs import read_pack
 from common.experiments.parquet import read_parquet
 from common.utils import query_experiments, save_experiment, start_experiment
 from common.utils.paths import get_experiments_dir
@@ -132,7 +129,7 @@ def test_the_next_free_name_is_found_with_one_look_at_the_catalogue(
     looks = []
     look = Catalogue.__init__
     monkeypatch.setattr(Catalogue, "__init__", lambda self: looks.append(1) or look(self))
-    assert store.next_name("a_000") == "a_006"
+    assert next_name("a_000") == "a_006"
     assert len(looks) == 1
 
 
@@ -190,8 +187,8 @@ def test_the_coldest_are_packed_when_there_are_many(monkeypatch: pytest.MonkeyPa
     for number in range(7):
         save(f"run_{number}")
         os.utime(store.parquet_path(f"run_{number}"), (number, number))
-    monkeypatch.setattr(packs, "LOOSE_LIMIT", 7)
-    monkeypatch.setattr(packs, "PACK_SIZE", 4)
+    monkeypatch.setattr(packing, "LOOSE_LIMIT", 7)
+    monkeypatch.setattr(packing, "PACK_SIZE", 4)
     assert pack_cold_experiments() == 0
     save("run_7")
     assert loose_names() == ["run_4", "run_5", "run_6", "run_7"]
@@ -228,13 +225,14 @@ def test_the_same_experiment_in_two_packs_is_never_counted_twice() -> None:
 
 MOVER = """
 import sys
-from common.experiments import packs
-packs.PACK_SIZE = 5
+from apps.experiments.deleting import unpack_experiment
+from common.experiments import packing, packs
+packing.PACK_SIZE = 5
 print("ready", flush=True)
 while True:
-    packs.pack_experiments()
+    packing.pack_experiments()
     for name in sys.argv[1:]:
-        packs.unpack_experiment(name)
+        unpack_experiment(name)
 """
 
 

@@ -22,7 +22,7 @@ import pytest
 from common.errors import ExperimentError
 from common.experiments import sql_process
 from common.experiments.catalogue import Catalogue
-from common.experiments.packs import pack_experiments
+from common.experiments.packing import pack_experiments
 from common.experiments.sql import query_rows
 from common.experiments.sql_views import connect
 from common.experiments.store import parquet_path

@@ -10,10 +10,10 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
+from apps.experiments.exports import export_experiments
 from common.experiments import parquet
 from common.experiments.catalogue import Catalogue
-from common.experiments.exports import export_experiments
-from common.experiments.packs import pack_experiments
+from common.experiments.packing import pack_experiments
 from common.experiments.run import Run
 from common.experiments.sql import query_rows
 from common.experiments.sql_views import connect

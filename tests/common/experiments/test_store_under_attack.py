@@ -21,8 +21,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from apps.experiments.deleting import unpack_experiment
 from common.errors import ExperimentError
-from common.experiments import packs, store
+from common.experiments import packing, packs, store
 from common.experiments.catalogue import Catalogue
 from common.experiments.sql import query_rows
 from common.utils import manifest, save_experiment, start_experiment
@@ -276,7 +277,7 @@ def test_a_file_cut_at_any_byte_is_named_and_hides_nothing_else(
     run.finish("finished" if kind != "log" else "interrupted")
     if kind == "pack":
         store.parquet_path("sound").rename(store.parquet_path("sound").with_suffix(".aside"))
-        assert packs.pack_experiments() == 1
+        assert packing.pack_experiments() == 1
         store.parquet_path("sound").with_suffix(".aside").rename(store.parquet_path("sound"))
     path = {
         "log": store.log_path("cut"),
@@ -378,14 +379,14 @@ def test_a_disk_that_is_full_while_experiments_are_packed(disk: Disk, leave: int
     expected = {"before": 2} | {f"run_{number}": 200 for number in range(20)}
     disk.fill(leave)
     with pytest.raises(OSError, match=r"[Ss]pace"):
-        packs.pack_experiments()
+        packing.pack_experiments()
     assert counts() == expected
     disk.empty()
-    assert packs.pack_experiments() == 21
+    assert packing.pack_experiments() == 21
     assert counts() == expected
     disk.fill(leave)
     with pytest.raises(OSError, match=r"[Ss]pace"):
-        packs.unpack_experiment("run_7")
+        unpack_experiment("run_7")
     assert counts() == expected
 
 
@@ -411,7 +412,8 @@ KILLED_EVERYWHERE = """
 import os, signal, sys
 import pyarrow.parquet
 from pathlib import Path
-from common.experiments.maintenance import check_store, delete_experiments
+from apps.experiments.checking import check_store
+from apps.experiments.deleting import delete_experiments
 
 def die_at(moment):
     seen = 0
@@ -456,7 +458,7 @@ def test_a_change_that_is_killed_anywhere_harms_nothing_else(action: str) -> Non
                 aside = {n: store.parquet_path(n).with_suffix(".aside") for n in ("loose", "kept")}
                 for other, path in aside.items():
                     store.parquet_path(other).rename(path)
-                packs.pack_experiments()
+                packing.pack_experiments()
                 for other, path in aside.items():
                     path.rename(store.parquet_path(other))
 

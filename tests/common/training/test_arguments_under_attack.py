@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from common.experiments import store
+from common.experiments.names import exists
 from common.models import checkpoint
 from common.training.optimizer_state import with_prefix
 from common.utils import query_experiments
@@ -205,7 +205,7 @@ def test_a_wrong_argument_is_one_clear_line_and_nothing_is_created(
     process = train(attack, name, "muon", argument)
     assert WRONG[argument] in error_of(process)
     assert process.output.count("\n") <= 2, process.output
-    assert not store.exists(name) and not (get_runs_dir() / name).exists()
+    assert not exists(name) and not (get_runs_dir() / name).exists()
 
 
 def test_of_two_processes_that_resume_one_run_the_second_is_refused(attack: Attack) -> None:

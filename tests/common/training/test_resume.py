@@ -22,6 +22,7 @@ from apps.reproduction.reproduce import changed_resumes
 from common.experiments import store
 from common.experiments.catalogue import Catalogue
 from common.experiments.log import read_log
+from common.experiments.names import exists
 from common.training.checkpoints import steps_in
 from common.training.config import FREE_ON_RESUME
 from common.utils import query_experiments
@@ -493,7 +494,7 @@ def test_names_are_numbered_when_none_is_given(lab: Lab) -> None:
 def test_what_cannot_work_is_found_before_the_name_is_taken(lab: Lab, override: str) -> None:
     name = override.split("=")[0]
     assert_refused(lab.train(name, override))
-    assert not store.exists(name)
+    assert not exists(name)
 
 
 def test_a_relative_path_to_the_text_means_the_same_from_any_folder(

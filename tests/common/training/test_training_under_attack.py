@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from common.experiments import store
+from common.experiments.names import exists, is_finished
 from common.models import checkpoint
 from common.training.checkpoints import latest_checkpoint, steps_in
 from common.utils.paths import get_runs_dir
@@ -131,12 +131,12 @@ def test_runs_killed_at_any_moment_end_as_if_nothing_had_happened(attack: Attack
                 break
             assert process.code == -signal.SIGKILL, (place, process.output)
             killed[place] += 1
-            if not store.exists(name) or store.is_finished(name):
+            if not exists(name) or is_finished(name):
                 break  # killed before it had a name, or after everything was done
         assert process is not None
-        if not store.exists(name):
+        if not exists(name):
             process = train(attack, name, variant)
-        elif process.code != 0 and not store.is_finished(name):
+        elif process.code != 0 and not is_finished(name):
             resumes += 1
             process = resume(attack, name, "--config", "config.yaml", *VARIANTS[variant])
         # Killed after its last record, it is finished by whoever looks at it next: nothing is left to do.

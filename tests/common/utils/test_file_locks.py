@@ -33,9 +33,9 @@ sys.stdin.read()
 ASK = """
 import pandas as pd
 from common.utils import save_experiment
-from common.experiments.annotations import annotate_experiment
-from common.experiments.locks import is_running, lock_of
-from common.experiments.packs import pack_experiments
+from common.experiments.annotate import annotate_experiment
+from common.experiments.store import is_running, lock_of
+from common.experiments.packing import pack_experiments
 from filelock import Timeout
 try:
     with lock_of("live").acquire(blocking=False):

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from common.errors import ExperimentError
-from common.experiments import store
 from common.experiments.catalogue import Catalogue
+from common.experiments.names import exists
 from common.experiments.sql import query_rows
 from common.utils import save_experiment, start_experiment
 from common.utils.plain import to_plain
@@ -94,7 +94,7 @@ def test_what_is_not_plain_is_refused_before_the_name_is_taken(
 ) -> None:
     with pytest.raises(ExperimentError, match=r"'config'.*lr"):
         way({"config": {"lr": value}})
-    assert not store.exists("exp")
+    assert not exists("exp")
     way({"config": {"lr": 0.1}})
 
 

@@ -15,7 +15,7 @@ import torch
 from apps.importing.foreign import Content
 from apps.importing.wandb import WandbRun
 from common.errors import ConfigError, MissingPackageError, TrainingError
-from common.experiments.comparison import config_hash
+from common.experiments.conditions import config_hash
 from common.experiments.run import Run
 from common.training import Callback, Trainer
 from common.training.callbacks.wandb import WandB

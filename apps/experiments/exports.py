@@ -13,23 +13,19 @@ import pyarrow.csv as pa_csv
 
 from common.errors import ExperimentError
 from common.experiments.catalogue import Catalogue
-from common.experiments.comparison import flatten
-from common.experiments.log import read_log
-from common.experiments.packs import read_pack
+from common.experiments.conditions import flatten
+from common.experiments.members import read_members
 from common.experiments.parquet import (
     Member,
     align,
     exact_writer,
-    read_parquet,
-    rows_to_tables,
     schema_of,
     table_to_rows,
-    with_name,
 )
-from common.experiments.store import RUN_COLUMNS, RUNS_ENDING, packs_dir
+from common.experiments.recovery import open_catalogue
+from common.experiments.rows import RUN_COLUMNS
+from common.experiments.store import RUNS_ENDING
 from common.utils.files import atomic_path, write_text_atomic
-from common.utils.manifest import identity
-from common.utils.paths import get_experiments_dir
 from common.utils.tables import format_rows
 
 
@@ -49,7 +45,7 @@ def export_experiments(path: Path, names: Sequence[str] = ()) -> int:
     for file in filter(None, (path, beside)):
         if file.exists():
             raise ExperimentError(f"{file} exists", "choose another file")
-    catalogue = Catalogue()
+    catalogue = open_catalogue()
     chosen = list(dict.fromkeys(names)) or [run.name for run in catalogue.overview()]
     metrics = {s.metric: None for name in chosen for s in catalogue.summaries(name=name)}
     with atomic_path(path) as temporary:
@@ -75,32 +71,6 @@ def _table_of_runs(manifests: Sequence[Mapping[str, Any]]) -> tuple[list[str], l
 def _cell(value: Any) -> Any:
     """Lists and mappings as JSON, which is no other text: a tag may have a comma."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
-
-
-def read_members(names: Sequence[str]) -> Iterator[Member]:
-    """(manifest, rows) of each as they were stored, file by file. Raises ExperimentError for an
-    unknown name."""
-    catalogue = Catalogue()
-    files: dict[str, dict[str, str]] = {}  # {file: {id: name}}
-    for place in map(catalogue.place, names):
-        files.setdefault(place.file, {})[place.id] = place.name
-    for file, wanted in files.items():
-        for member in read_file(get_experiments_dir() / file):
-            if name := wanted.get(identity(member[0])):
-                yield with_name(member, name)
-
-
-def read_file(path: Path) -> Iterator[Member]:
-    """The experiments of a log, a Parquet file or a pack of the store."""
-    if path.parent == packs_dir():
-        yield from read_pack(path)
-    elif path.suffix == ".parquet":
-        yield read_parquet(path)
-    else:
-        content = read_log(path)
-        tables = rows_to_tables(path.stem, content.iter_rows(), content.metrics)
-        empty = schema_of(content.metrics).empty_table()
-        yield content.manifest, pa.concat_tables([empty, *tables])
 
 
 def _write_csv(path: Path, members: Iterator[Member], schema: pa.Schema) -> None:

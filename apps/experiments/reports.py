@@ -1,58 +1,16 @@
-"""The questions that people ask of a store, answered as tables: lists, rankings, comparisons.
-
-A notebook shows a Report as a table, `print` as text, `to_pandas` makes a DataFrame of it.
-"""
+"""The questions that people ask of a store, answered as tables: lists, rankings, comparisons."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.experiments.catalogue import Broken, Catalogue
 from common.experiments.metrics import VAL_QUICK, MetricSummary, metric_direction
-from common.utils.tables import format_html, format_rows
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-
-class Report:
-    """A table: the names of its columns, and rows of as many values. `broken` names the files of the
-    store that could not be read, so that nobody takes what is left for the whole. `notes` are sentences
-    about what the rows leave out or cannot say."""
-
-    def __init__(
-        self,
-        columns: list[str],
-        rows: list[list[object]],
-        title: str = "",
-        broken: Sequence[Broken] = (),
-        notes: Sequence[str] = (),
-    ) -> None:
-        self.columns = columns
-        self.rows = rows
-        self.title = title
-        self.broken = broken
-        self.notes = notes
-
-    def __str__(self) -> str:
-        return format_rows(self.columns, self.rows, "table")
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        left_out = [f"left out {broken.file}: {broken.error}" for broken in self.broken]
-        return format_html(
-            self.columns, self.rows, "; ".join([self.title, *self.notes, *left_out]).strip("; ")
-        )
-
-    def to_pandas(self) -> pd.DataFrame:
-        import pandas as pd
-
-        return pd.DataFrame(self.rows, columns=self.columns)
-
+from common.experiments.recovery import open_catalogue
+from common.utils.tables import Report, format_rows
 
 _LIST = ["name", "status", "project", "started", "duration", "parameters", "step", "best_loss"]
 _LIST += ["split", "tags"]
@@ -63,7 +21,7 @@ def list_experiments(*, archived: bool = False, for_people: bool = True) -> Repo
 
     For people times are local and durations in words; otherwise ISO 8601 and seconds.
     """
-    catalogue = Catalogue()
+    catalogue = open_catalogue()
     if for_people:
         return Report(_LIST, catalogue.listing(archived), broken=catalogue.broken)
     rows: list[list[object]] = [
@@ -75,7 +33,7 @@ def list_experiments(*, archived: bool = False, for_people: bool = True) -> Repo
 def list_text(*, archived: bool = False) -> tuple[str, Sequence[Broken]]:
     """(`list_experiments` as a table in text, the files left out). Kept by the catalogue: writing ten
     thousand lines takes longer than all the rest."""
-    catalogue = Catalogue()
+    catalogue = open_catalogue()
     zone = f"{time.tzname} {time.timezone} {os.environ.get('TZ')}"
 
     def write() -> str:
@@ -86,7 +44,7 @@ def list_text(*, archived: bool = False) -> tuple[str, Sequence[Broken]]:
 
 def summarise_experiments() -> Report:
     """One row per metric: how many runs have it, and which one is best where that is known."""
-    catalogue = Catalogue()
+    catalogue = open_catalogue()
     rows: list[list[object]] = []
     for metric, split, experiments, values in catalogue.counts():
         direction = metric_direction(metric)
@@ -107,7 +65,7 @@ def best_experiments(
 ) -> Report:
     """The `top` runs by the best value of `metric`, diverged ones last; as `Catalogue.best`, which says
     where runs stand that have been evaluated on few batches alone, and what it raises."""
-    catalogue = Catalogue()
+    catalogue = open_catalogue()
     ranked = catalogue.best(metric, direction, split, top)
     direction = direction or metric_direction(metric) or "min"
     rows: list[list[object]] = []
@@ -156,7 +114,7 @@ def compare_experiments(names: Sequence[str]) -> Report:
     from common.experiments.conditions import changes_of, describe_differences
 
     names = list(dict.fromkeys(names))
-    catalogue = Catalogue()
+    catalogue = open_catalogue()
     manifests = {name: catalogue.manifest(name) for name in names}
     found: dict[tuple[str, str], dict[str, MetricSummary]] = {}
     for name in names:
@@ -226,7 +184,7 @@ def compare_seeds(names: Sequence[str]) -> Report:
     from common.experiments.comparison import compare_groups
 
     rows: list[list[object]] = []
-    catalogue = Catalogue()
+    catalogue = open_catalogue()
     compared = compare_groups(catalogue, list(dict.fromkeys(names)))
     for result in compared.results:
         mean, other = result.estimate, result.comparison
@@ -245,11 +203,10 @@ def compare_seeds(names: Sequence[str]) -> Report:
 def diff_experiments(names: Sequence[str]) -> Report:
     """The configuration keys on which the runs differ, then what else is recorded and differs: precision,
     threads, machine, tokens. Raises ExperimentError for an unknown name."""
-    from common.experiments.comparison import diff_configs
-    from common.experiments.conditions import changes_of, different_facts
+    from common.experiments.conditions import changes_of, diff_configs, different_facts
 
     names = list(dict.fromkeys(names))
-    catalogue = Catalogue()
+    catalogue = open_catalogue()
     manifests = [catalogue.manifest(name) for name in names]
     different = diff_configs([manifest["config"] for manifest in manifests])
     title = "" if different else "their configurations are the same"

@@ -12,12 +12,13 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from apps.experiments.checking import check_store
+from apps.experiments.deleting import delete_experiments
+from apps.experiments.synchronising import sync_experiments
 from common.errors import ExperimentError
 from common.experiments import remote
 from common.experiments.catalogue import Catalogue
-from common.experiments.maintenance import check_store, delete_experiments
-from common.experiments.packs import pack_experiments
-from common.experiments.remote import sync_experiments
+from common.experiments.packing import pack_experiments
 from common.experiments.store import parquet_path
 from common.utils import query_experiments, save_experiment, start_experiment
 from common.utils.manifest import identity
@@ -141,7 +142,7 @@ def test_a_file_is_asked_for_its_id_once(
     monkeypatch.setenv("RESEARCH_ASSETS_DIR", str(tmp_path / "other"))
     sync_experiments()
     asked: list[str] = []
-    monkeypatch.setattr(remote._Remote, "_read_id", lambda self, file: asked.append(file))
+    monkeypatch.setattr(remote.ObjectStore, "_read_id", lambda self, file: asked.append(file))
     assert sync_experiments() == ([], []) and asked == []
 
 

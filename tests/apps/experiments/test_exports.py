@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from apps.experiments.exports import export_experiments
 from apps.importing import import_experiments
 from common.errors import ExperimentError
-from common.experiments.annotations import annotate_experiment
+from common.experiments.annotate import annotate_experiment
 from common.experiments.catalogue import Catalogue
-from common.experiments.exports import export_experiments
-from common.experiments.packs import pack_experiments
+from common.experiments.packing import pack_experiments
 from common.experiments.sql import query_rows
 from common.utils import save_experiment, start_experiment
 

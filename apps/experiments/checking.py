@@ -3,94 +3,35 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import Timeout
-
-from common.errors import ExperimentError, did_you_mean
+from apps.experiments.renaming import begun_renamings, finish_renaming
 from common.experiments import store
-from common.experiments.annotations import forget_experiments
 from common.experiments.catalogue import Catalogue, Copy
 from common.experiments.catalogue_cache import discard_cache
-from common.experiments.checksums import Written, read_checksums
-from common.experiments.exports import read_file
-from common.experiments.locks import is_running, lock_of
 from common.experiments.log import damaged_lines
-from common.experiments.packs import packs_lock, read_pack
-from common.experiments.parquet import is_beginning, read_manifest, read_parquet
-from common.experiments.renaming import (
-    begun_renamings,
-    finish_renaming,
-    remove_file,
+from common.experiments.members import read_file
+from common.experiments.packs import read_pack
+from common.experiments.parquet import (
+    Written,
+    is_beginning,
+    read_checksums,
+    read_manifest,
+    read_parquet,
 )
-from common.experiments.run_folders import folder_id, run_folder
+from common.experiments.recovery import open_catalogue
+from common.experiments.run_folders import folder_id
+from common.experiments.store import is_running, packs_lock
 from common.utils.files import sha256_of
 from common.utils.manifest import identity
 from common.utils.paths import get_experiments_dir, get_runs_dir
 
 _LEFT_BEHIND_SECONDS = 3600.0
 _LEFT = "left as it is: restore it, or delete it"
-
-
-def size_of(name: str) -> int:
-    """Bytes of the run's folder (checkpoints, samples) and of its files in the store, packs aside."""
-    folder, files, _ = _belongings(Catalogue(), name)
-    paths = [get_experiments_dir() / file for file in files if "/" not in file]
-    paths += [path for path in folder.rglob("*") if path.is_file()] if folder else []
-    return sum(path.stat().st_size for path in paths if path.exists())
-
-
-def _belongings(catalogue: Catalogue, name: str) -> tuple[Path | None, list[str], str | None]:
-    """(run folder, files of the store, id) of an experiment. What no list knows (a name that was claimed,
-    a damaged file, a folder alone) has no id."""
-    if places := catalogue.places("name = ?", name):
-        (place,) = places
-        copies = [
-            c.file for c in catalogue.copies() if (c.original, c.id) == (place.file, place.id)
-        ]
-        return run_folder(catalogue, place.stored, place.id), [place.file, *copies], place.id
-    folder = get_runs_dir() / name
-    return (folder if folder.is_dir() else None), [f"{name}.parquet", f"{name}.jsonl"], None
-
-
-def check_deletable(names: Sequence[str]) -> None:
-    """Raises ExperimentError when one of them does not exist or is running."""
-    catalogue = Catalogue()
-    for name in names:
-        unlisted = store.is_name(name) and (store.exists(name) or (get_runs_dir() / name).is_dir())
-        if name not in catalogue and not unlisted:
-            known = catalogue.names()
-            hint = did_you_mean(name, known) if known else "there are no experiments"
-            raise ExperimentError(f"there is no experiment '{name}'", hint)
-        if name in catalogue and catalogue.manifest(name)["status"] == "running":
-            raise ExperimentError(f"experiment '{name}' is running", "stop it first")
-
-
-def delete_experiments(names: Sequence[str]) -> None:
-    """Delete experiments and their run folders. Raises as `check_deletable`, before it deletes any."""
-    check_deletable(names)
-    with packs_lock():
-        for name in names:
-            folder, files, identifier = _belongings(Catalogue(), name)
-            try:
-                with (lock := lock_of(name.partition("@")[0])).acquire(blocking=False):
-                    if identifier is not None:
-                        forget_experiments({identifier: name})
-                    for file in files:
-                        remove_file(file, identifier or "")
-                    Path(lock.lock_file).unlink(missing_ok=True)
-            except Timeout:
-                raise ExperimentError(f"experiment '{name}' has just been started") from None
-            if folder is not None and folder.is_symlink():
-                folder.unlink()  # what it leads to lies on another disk, and may not be ours alone
-            elif folder is not None:
-                shutil.rmtree(folder)
-    Catalogue()
 
 
 class Finding(NamedTuple):
@@ -112,7 +53,7 @@ def check_store() -> list[Finding]:
         findings = [*_finish_renamings(), *_remove_leftovers(), *_damaged_files(), *_damaged_logs()]
         discard_cache()
         named = {finding.file for finding in findings}
-        catalogue = Catalogue()
+        catalogue = open_catalogue()
         for broken in catalogue.broken:
             if broken.file not in named:
                 findings.append(Finding(broken.file, broken.error, _LEFT, False))
@@ -122,7 +63,7 @@ def check_store() -> list[Finding]:
 
 def _finish_renamings() -> Iterator[Finding]:
     """What is left of renamings whose process was killed."""
-    catalogue = Catalogue()
+    catalogue = open_catalogue()
     halves = {copy.id for copy in catalogue.copies()}
     done: set[str] = set()
     for renaming in begun_renamings():

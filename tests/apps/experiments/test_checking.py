@@ -9,9 +9,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from apps.experiments.checking import check_store
+from apps.experiments.deleting import delete_experiments
 from common.experiments import store
 from common.experiments.catalogue import Catalogue
-from common.experiments.maintenance import check_store, delete_experiments
+from common.experiments.names import exists
 from common.utils import save_experiment, start_experiment
 from common.utils.paths import get_experiments_dir, get_runs_dir
 
@@ -56,7 +58,7 @@ def test_a_run_folder_on_another_disk_is_unlinked_and_left_there(tmp_path: Path)
     run.directory.rename(tmp_path / "other_disk")
     run.directory.symlink_to(tmp_path / "other_disk")
     delete_experiments(["a"])
-    assert not store.exists("a") and not (get_runs_dir() / "a").is_symlink()
+    assert not exists("a") and not (get_runs_dir() / "a").is_symlink()
     assert (tmp_path / "other_disk" / "manifest.json").exists()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from common.experiments.reports import best_experiments, list_experiments
+from apps.experiments.reports import best_experiments, list_experiments
 from common.utils import save_experiment, start_experiment
 
 

@@ -17,16 +17,18 @@ from typing import NamedTuple
 
 from filelock import Timeout
 
+from apps.experiments.deleting import remove_file
 from common.errors import ExperimentError
 from common.experiments import store
 from common.experiments.annotations import annotations_path
 from common.experiments.catalogue import Catalogue, Place
-from common.experiments.checksums import record_checksum
-from common.experiments.locks import lock_of
 from common.experiments.log import append_records, read_records
-from common.experiments.packs import packs_lock, read_member, take_out
-from common.experiments.parquet import Member, read_parquet, with_name, write_table
+from common.experiments.names import next_name
+from common.experiments.packs import read_member
+from common.experiments.parquet import Member, read_parquet, record_checksum, with_name, write_table
+from common.experiments.recovery import open_catalogue
 from common.experiments.run_folders import folder_id, run_folder
+from common.experiments.store import lock_of, packs_lock
 from common.utils.files import fsync_dir, fsync_file, write_json_atomic
 from common.utils.manifest import ID, identity
 from common.utils.paths import get_experiments_dir, get_runs_dir
@@ -45,7 +47,7 @@ def rename_experiment(name: str, new: str) -> None:
     """
     store.check_name(new)
     with packs_lock():
-        catalogue = Catalogue()
+        catalogue = open_catalogue()
         begun = next((r for r in begun_renamings() if (r.old, r.new) == (name, new)), None)
         if begun is not None and name not in catalogue and catalogue.places("id = ?", begun.id):
             renaming = begun
@@ -84,7 +86,7 @@ def finish_renaming(renaming: Renaming) -> None:
         _move_run_folder(catalogue, renaming)
         for file in files - {target}:
             remove_file(file, place.id)
-    Catalogue()
+    open_catalogue()
 
 
 def _copies(catalogue: Catalogue, place: Place) -> list[str]:
@@ -101,7 +103,7 @@ def _check_free(catalogue: Catalogue, renaming: Renaming) -> None:
     if others or any((get_experiments_dir() / file).exists() for file in files):
         raise ExperimentError(
             f"an experiment named '{renaming.new}' exists already",
-            f"choose another name, for example '{store.next_name(renaming.new)}'",
+            f"choose another name, for example '{next_name(renaming.new)}'",
         )
     folder = get_runs_dir() / renaming.new
     if folder.exists() and folder_id(folder) != renaming.id:
@@ -176,15 +178,6 @@ def _place(temporary: Path, target: Path) -> None:
     if target != other and other.exists():
         target.unlink()
         raise taken
-
-
-def remove_file(file: str, identifier: str) -> None:
-    """Remove an experiment from one file of the store. The caller holds `packs_lock`."""
-    path = get_experiments_dir() / file
-    if path.parent == store.packs_dir():
-        take_out(path, {identifier})
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _move_run_folder(catalogue: Catalogue, renaming: Renaming) -> None:

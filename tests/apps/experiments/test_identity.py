@@ -12,20 +12,21 @@ from pathlib import Path
 
 import pytest
 
+from apps.experiments.checking import check_store
+from apps.experiments.deleting import delete_experiments, unpack_experiment
+from apps.experiments.exports import export_experiments
+from apps.experiments.renaming import rename_experiment
 from apps.importing import import_experiments
 from common.errors import ExperimentError
 from common.experiments import store
-from common.experiments.annotations import annotate_experiment
+from common.experiments.annotate import annotate_experiment
 from common.experiments.catalogue import Catalogue
-from common.experiments.exports import read_members
 from common.experiments.log import LogWriter, encode_record, read_records
-from common.experiments.maintenance import check_store, delete_experiments
-from common.experiments.packs import pack_experiments, unpack_experiment
+from common.experiments.members import read_members
+from common.experiments.packing import pack_experiments
 from common.experiments.parquet import write_parquet
-from common.experiments.renaming import rename_experiment
 from common.experiments.run_folders import folder_of
 from common.utils import (
-    export_experiments,
     query_experiments,
     start_experiment,
 )
@@ -387,7 +388,7 @@ def dying(real):
             if calls == left:
                 os._exit(9)
     return call
-from common.experiments.renaming import rename_experiment
+from apps.experiments.renaming import rename_experiment
 for name in ("rename", "replace", "link", "unlink"):
     setattr(os, name, dying(getattr(os, name)))
 rename_experiment("old", "new")
