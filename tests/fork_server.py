@@ -16,6 +16,7 @@ import functools
 import gc
 import importlib
 import json
+import logging
 import os
 import runpy
 import select
@@ -33,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY_ROOT = Path(__file__).resolve().parent.parent
-READ_AT_IMPORT = ("PYTHON", "LC_", "LANG", "OMP_", "MKL_", "TORCH_", "HF_", "MPL", "RESEARCH_LOG")
+READ_AT_IMPORT = ("PYTHON", "LC_", "LANG", "OMP_", "MKL_", "TORCH_", "HF_", "MPL")
 PRELOADED = (
     "yaml",
     "pandas",
@@ -112,8 +113,8 @@ def become(client: socket.socket, streams: list[int]) -> None:
         os.chdir(order["cwd"])
         os.environ.clear()
         os.environ.update(order["env"])
-        if tree := order["env"].get("PYTHONPATH"):
-            import_from(tree.split(os.pathsep))
+        if {"PYTHONPATH", "RESEARCH_LOG", "WORLD_SIZE"} & order["env"].keys():
+            import_again()
         for strike in order["strikes"]:
             strike_at(**strike)
         run_as_python(*order["arguments"])
@@ -129,12 +130,13 @@ def become(client: socket.socket, streams: list[int]) -> None:
     leave(code)
 
 
-def import_from(folders: list[str]) -> None:
-    """As PYTHONPATH does; another copy of this repository there is imported in the place of this one."""
-    sys.path[1:1] = folders
+def import_again() -> None:
+    """Forget this repository: PYTHONPATH may name another copy, and a logger looks once where to write."""
+    sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     ours = {"common", "apps", "projects", "papers", "tools"}
     for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
         del sys.modules[name]
+    logging.getLogger("research").handlers.clear()
 
 
 def run_as_python(first: str, *arguments: str) -> None:
@@ -329,17 +331,21 @@ class ForkServer:
         *arguments: object,
         cwd: str | Path | None = None,
         env: Mapping[str, str] | None = None,
-        input: str = "",
+        input: bytes = b"",
         timeout: float = 300,
     ) -> subprocess.CompletedProcess[str]:
         """`subprocess.run([sys.executable, *arguments], capture_output=True, text=True)`."""
         environment = {**(os.environ if env is None else env)}
         if read_at_import(environment) != read_at_import(self.environment):
             command = [sys.executable, *map(str, arguments)]
-            options: Any = {"cwd": cwd, "env": environment, "input": input, "timeout": timeout}
+            options: Any = {"cwd": cwd, "env": environment, "timeout": timeout}
+            options |= {
+                "input": input.decode(errors="surrogateescape"),
+                "errors": "surrogateescape",
+            }
             return subprocess.run(command, capture_output=True, text=True, **options)
         with (
-            tempfile.TemporaryFile("w+") as stdin,
+            tempfile.TemporaryFile() as stdin,
             tempfile.TemporaryFile("w+") as out,
             tempfile.TemporaryFile("w+") as err,
         ):

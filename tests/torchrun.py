@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from common.utils.paths import REPOSITORY_ROOT
+from tests.fork_server import ForkServer
 
 
 @contextmanager
@@ -49,9 +52,37 @@ def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def run_processes(
-    count: int, script: Path, *arguments: object, timeout: float = 100
+    count: int, script: Path, *arguments: object, timeout: float = 300
 ) -> tuple[int, str]:
     """(exit code, everything printed) of a script in so many context."""
     with torchrun(count, script, *arguments) as process:
         output, _ = process.communicate(timeout=timeout)
     return process.returncode, output
+
+
+def fork_processes(
+    server: ForkServer, count: int, script: Path, *arguments: object, timeout: float = 300
+) -> tuple[int, str]:
+    """As `run_processes`, but started by the fork server as torchrun does, each in two seconds less."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    shared |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    with tempfile.TemporaryFile("w+") as log, Path(os.devnull).open() as stdin:
+        ranks = [
+            server.start(
+                script,
+                *arguments,
+                env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdin=stdin,
+                stdout=log,
+                stderr=log,
+            )
+            for rank in range(count)
+        ]
+        try:
+            codes = [rank.wait(timeout) for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.kill()
+        log.seek(0)
+        return max(codes, key=abs), log.read()

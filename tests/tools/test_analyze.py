@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from common.utils.paths import get_runs_dir
+from common.utils.paths import REPOSITORY_ROOT, get_runs_dir
+from tests.fork_server import ForkServer
 from tests.untrained_run import make_run
 
 TOOL = "tools/analyze.py"
@@ -70,26 +71,13 @@ def test_attention_embeddings_neighbours_and_lit(text: Path, analyze: Any) -> No
 
 
 @pytest.mark.slow
-def test_a_text_from_standard_input(text: Path) -> None:
-    import subprocess
-    import sys
-
-    from common.utils.paths import REPOSITORY_ROOT
-
+def test_a_text_from_standard_input(text: Path, fork_server: ForkServer) -> None:
     make_run("a", text, "bpe")
-    command = [
-        sys.executable,
-        str(REPOSITORY_ROOT / TOOL),
-        "surprisal",
-        "--name",
-        "a",
-        "--text",
-        "-",
-    ]
-    good = subprocess.run(command, input=b"the cat sat", capture_output=True, timeout=120)
-    assert good.returncode == 0 and b"bits per byte" in good.stdout, good.stderr
-    bad = subprocess.run(command, input=b"the \xff", capture_output=True, timeout=120)
-    assert bad.returncode == 2 and b"not UTF-8" in bad.stderr and b"Traceback" not in bad.stderr
+    command = (REPOSITORY_ROOT / TOOL, "surprisal", "--name", "a", "--text", "-")
+    good = fork_server.run(*command, input=b"the cat sat")
+    assert good.returncode == 0 and "bits per byte" in good.stdout, good.stderr
+    bad = fork_server.run(*command, input=b"the \xff")
+    assert bad.returncode == 2 and "not UTF-8" in bad.stderr and "Traceback" not in bad.stderr
 
 
 @pytest.mark.slow

@@ -155,7 +155,9 @@ def test_other_data_is_refused_but_a_touched_file_is_not_and_it_can_be_taken_any
         assert "other data" in error and "->" in error
         assert status(name) in ("died", "failed")
         text.write_text(content)
-        process = attack.run("--name", name, "--resume", strikes=(call("trainer:Trainer._log", 2),))
+        process = attack.run(
+            "--name", name, "--resume", strikes=(call("training.trainer:Trainer._log", 2),)
+        )
         assert process.code == -signal.SIGKILL, process.output
         text.write_text(other)
         process = attack.run("--name", name, "--resume-anyway")

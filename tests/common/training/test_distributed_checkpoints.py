@@ -26,7 +26,8 @@ from common.utils import start_experiment
 from common.utils.paths import get_runs_dir
 from projects.custom_transformer.model import CustomTransformer
 from tests.common.training.test_distributed import StopAt, create_trainer
-from tests.torchrun import run_processes
+from tests.fork_server import ForkServer
+from tests.torchrun import fork_processes
 
 Tensors = dict[str, torch.Tensor]
 CASES: dict[str, dict[str, Any]] = {
@@ -153,10 +154,12 @@ def change_a_copy(context: DistributedContext) -> None:
 
 
 @pytest.mark.slow
-def test_every_way_of_running_reads_what_every_other_wrote(tmp_path: Path) -> None:
+def test_every_way_of_running_reads_what_every_other_wrote(
+    fork_server: ForkServer, tmp_path: Path
+) -> None:
     for name in CASES:
         write(name, "auto", DistributedContext(), tmp_path)
-    code, output = run_processes(2, Path(__file__), tmp_path)
+    code, output = fork_processes(fork_server, 2, Path(__file__), tmp_path)
     assert code == 0, output
     for name in CASES:
         kind: type[BaseLanguageModel] = CustomTransformer if name == "custom" else Decoder

@@ -20,7 +20,8 @@ from common.training.checkpoints import steps_in
 from common.utils import query_experiments
 from common.utils.paths import REPOSITORY_ROOT, get_runs_dir
 from tests.conftest import RunTool
-from tests.torchrun import run_processes, torchrun, workers
+from tests.fork_server import ForkServer
+from tests.torchrun import fork_processes, run_processes, torchrun, workers
 
 BASELINE = REPOSITORY_ROOT / "projects" / "baseline"
 LAST_STEP = 120
@@ -80,7 +81,7 @@ def train_until_killed(how: str, *arguments: object) -> str:
     folder = get_runs_dir() / "killed" / "checkpoints"
     before = steps_in(folder)[-1:]
     with torchrun(2, BASELINE / "train.py", *arguments) as process:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while steps_in(folder)[-1:] == before:
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline
@@ -88,9 +89,9 @@ def train_until_killed(how: str, *arguments: object) -> str:
         ranks = workers(process)
         assert len(ranks) == 2
         KILLS[how](psutil.Process(process.pid), ranks)
-        _, left = psutil.wait_procs(ranks, timeout=60)
+        _, left = psutil.wait_procs(ranks, timeout=300)
         assert not left
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=300)
     return output
 
 
@@ -123,7 +124,7 @@ def files(name: str) -> dict[str, Any]:
     ("strategy", "kills"), [("fsdp", ["one", "all", "torchrun"]), ("ddp", ["one", "torchrun"])]
 )
 def test_a_run_that_is_killed_ends_as_one_that_is_not(
-    strategy: str, kills: list[str], config: Path, run_tool: RunTool
+    strategy: str, kills: list[str], config: Path, run_tool: RunTool, fork_server: ForkServer
 ) -> None:
     start = ["--config", config, f"training.distributed={strategy}"]
     code, output = run_processes(2, BASELINE / "train.py", *start, "--name", "whole")
@@ -139,7 +140,7 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(
             assert output.count("is saved; continue with --name killed --resume") == 1, output
         assert "Traceback" not in output.split("torch/distributed/elastic")[0], output
         arguments = ["--name", "killed", "--resume"]
-    code, output = run_processes(2, BASELINE / "train.py", *arguments)
+    code, output = fork_processes(fork_server, 2, BASELINE / "train.py", *arguments)
     assert code == 0, output
     found, expected = files("killed"), files("whole")
     assert found.keys() == expected.keys()
@@ -163,14 +164,14 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(
 
 
 @pytest.mark.slow
-def test_one_process_answers_the_command_line(config: Path) -> None:
+def test_one_process_answers_the_command_line(config: Path, fork_server: ForkServer) -> None:
     train = BASELINE / "train.py"
-    code, output = run_processes(2, train, "--help")
+    code, output = fork_processes(fork_server, 2, train, "--help")
     assert (code, output.count("usage:")) == (0, 1)
-    code, output = run_processes(2, train, "--config", config, "training.max_step=3")
+    code, output = fork_processes(fork_server, 2, train, "--config", config, "training.max_step=3")
     assert code != 0
     assert output.count("did you mean 'max_steps'?") == 1, output
-    code, output = run_processes(2, train, "--confi", config)
+    code, output = fork_processes(fork_server, 2, train, "--confi", config)
     assert output.count("error [usage]") == 1, output
 
 

@@ -15,8 +15,6 @@ from common.training.optimizers import create_optimizer, orthogonalize
 from projects.custom_transformer.model import CustomTransformer
 from projects.speedrun.model import NeuralNGram
 
-pytestmark = pytest.mark.slow  # the first optimizer of a process imports much of PyTorch
-
 
 MODELS: dict[str, nn.Module] = {
     "gpt2": Decoder(11, num_layers=1, hidden_size=8, num_heads=2),

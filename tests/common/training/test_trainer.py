@@ -23,7 +23,6 @@ from common.training.checkpoints import best_checkpoint, latest_checkpoint, step
 from common.training.config import OptimizerConfig, ScheduleConfig
 from common.utils import query_experiments, start_experiment
 
-pytestmark = pytest.mark.slow  # the first optimizer of a process imports much of PyTorch
 VOCAB, LENGTH = 11, 8
 
 
