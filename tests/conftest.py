@@ -14,7 +14,6 @@ from common.utils.paths import REPOSITORY_ROOT
 from tests.fork_server import ForkServer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the core to others
 # A process that a shell starts in the background ignores SIGINT, and so would all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -304,7 +304,7 @@ def test_a_row_that_would_not_fit_the_file_is_refused_when_it_is_logged(
         {"seed": "x"},
         {"x": object()},
     ],
-    ids=str,
+    ids=lambda facts: str([*facts]),
 )
 def test_a_fact_that_the_store_cannot_show_is_refused_at_once(facts: dict[str, Any]) -> None:
     run = start_experiment("exp")

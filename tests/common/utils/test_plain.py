@@ -87,7 +87,7 @@ def test_every_way_into_the_store_takes_plain_values(way: Callable[[dict[str, An
     assert (json.loads(text), seed) == (expected, 3)
 
 
-@pytest.mark.parametrize("value", NOT_PLAIN, ids=str)
+@pytest.mark.parametrize("value", NOT_PLAIN, ids=range(len(NOT_PLAIN)))
 @pytest.mark.parametrize("way", [start, save])
 def test_what_is_not_plain_is_refused_before_the_name_is_taken(
     way: Callable[[dict[str, Any]], None], value: Any
