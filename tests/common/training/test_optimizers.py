@@ -15,7 +15,6 @@ from common.training.optimizers import create_optimizer, orthogonalize
 from projects.custom_transformer.model import CustomTransformer
 from projects.speedrun.model import NeuralNGram
 
-
 MODELS: dict[str, nn.Module] = {
     "gpt2": Decoder(11, num_layers=1, hidden_size=8, num_heads=2),
     "llama": Decoder(11, preset="llama", num_layers=1, hidden_size=8, num_heads=2, qk_norm=True),

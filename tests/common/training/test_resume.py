@@ -57,6 +57,8 @@ training:
   checkpoint_every_steps: 20
   log_every_steps: 7
   device: cpu
+  precision: fp32
+  compile: false
 samples:
   prompts: ["", "the "]
   max_new_tokens: 12
