@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from common.errors import DataError
-from common.projects import find_projects, read_header
+from common.training.projects import find_projects, read_header
 from common.utils.files import read_json
 from common.utils.paths import display_path, get_datasets_dir
 from common.utils.tables import format_rows

@@ -8,9 +8,7 @@ imported: `--help`, a wrong key and a missing text are told at once.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shlex
 import stat
 import sys
 import time
@@ -27,7 +25,6 @@ from common.config import (
     make_config,
     print_configs,
 )
-from common.data.sources import check_source
 from common.errors import (
     ConfigError,
     DataError,
@@ -35,47 +32,51 @@ from common.errors import (
     UsageError,
     exit_on_error,
 )
-from common.projects import Project, recorded_config
-from common.training.config import ExperimentConfig, SampleConfig
+from common.experiments.run_folders import folder_of
+from common.training.config import BaseExperimentConfig, SampleConfig
+from common.training.projects import Project, recorded_config
+from common.training.trained_run import load_run
 from common.utils.arguments import seed, utf8_text
 from common.utils.logging import process_rank
-from common.utils.paths import display_path, get_datasets_dir, get_runs_dir
 
 if TYPE_CHECKING:
-    from common.models.base import BaseLanguageModel
+    from common.training.experiment import Experiment
 
-C = TypeVar("C", bound=ExperimentConfig)
-BuildModel = Callable[[C, int], "BaseLanguageModel"]  # (config, vocab_size) -> model
+C = TypeVar("C", bound=BaseExperimentConfig)
+Build = Callable[[C], "Experiment"]
 
 
-def train_main(schema: type[C], build_model: BuildModel[C], script: str) -> None:
+def train_main(schema: type[C], build: Build[C], script: str) -> None:
     """The whole of a project's train.py: parse, check, train, report."""
     project = Project(Path(script).resolve().parent)
     parser = train_parser(f"python projects/{project.name}/train.py")
     with exit_on_error():
         with told_by_first_process():
             arguments = parser.parse_intermixed_args()
-        train(project, schema, build_model, arguments)
+        train(project, schema, build, arguments)
 
 
-def evaluate_main(schema: type[C], build_model: BuildModel[C], script: str) -> None:
-    """The whole of a project's evaluate.py: judge a trained run on its validation text."""
-    project = Project(Path(script).resolve().parent)
-    parser = evaluate_parser(f"python projects/{project.name}/evaluate.py")
+def evaluate_main(script: str) -> None:
+    """The whole of a project's evaluate.py: evaluate a trained run on its validation data."""
+    _main(script, evaluate_parser, evaluate)
+
+
+def sample_main(script: str) -> None:
+    """The whole of a project's sample.py: print text that a trained run generates."""
+    _main(script, sample_parser, sample)
+
+
+def _main(
+    script: str,
+    parser_of: Callable[[str], argparse.ArgumentParser],
+    act: Callable[[argparse.Namespace], None],
+) -> None:
+    path = Path(script).resolve()
+    parser = parser_of(f"python projects/{path.parent.name}/{path.name}")
     with exit_on_error():
         with told_by_first_process():
             arguments = parser.parse_args()
-        evaluate(project, schema, build_model, arguments)
-
-
-def sample_main(schema: type[C], build_model: BuildModel[C], script: str) -> None:
-    """The whole of a project's sample.py: print text as a trained run writes it."""
-    project = Project(Path(script).resolve().parent)
-    parser = sample_parser(f"python projects/{project.name}/sample.py")
-    with exit_on_error():
-        with told_by_first_process():
-            arguments = parser.parse_args()
-        sample(project, schema, build_model, arguments)
+        act(arguments)
 
 
 def train_parser(command: str) -> argparse.ArgumentParser:
@@ -129,7 +130,7 @@ def train_parser(command: str) -> argparse.ArgumentParser:
 def train(
     project: Project,
     schema: type[C],
-    build_model: BuildModel[C],
+    build: Build[C],
     arguments: argparse.Namespace,
 ) -> None:
     """Train what the arguments of `train_parser` ask for. Raises ResearchErrors."""
@@ -142,13 +143,13 @@ def train(
         if arguments.print_config:
             print(dump_config(config), end="")
             return
-        check_data(config, project, path, arguments.overrides)
-    from common.training.experiment import train_experiment
+        project.check_inputs(config, path, arguments.overrides)
+    from common.training.job import train_experiment
 
     stem = Path(arguments.config).stem if arguments.config else arguments.extend or project.name
     train_experiment(
         config,
-        build_model,
+        build,
         project=project.name,
         name=arguments.name,
         prefix=stem,
@@ -166,11 +167,9 @@ def _print_configs(project: Project, schema: type[C], path: Path, overrides: lis
 
     def load(more: list[str]) -> C:
         config = file.load(schema, [*overrides, *more])
-        needed = json.dumps(
-            [config.data.model_dump(mode="json"), config.model.model_dump(mode="json")]
-        )
+        needed = config.model_dump_json(exclude={"optimizer", "schedule", "training", "seed"})
         if needed not in checked:  # most trials need the same text and the same weights
-            check_data(config, project, path, [*overrides, *more])
+            project.check_inputs(config, path, [*overrides, *more])
             checked.add(needed)
         return config
 
@@ -207,7 +206,7 @@ def _config(arguments: argparse.Namespace, project: Project, schema: type[C]) ->
     recorded = arguments.extend or (arguments.name if resume and not arguments.config else None)
     if recorded:
         config = recorded_config(recorded, schema)
-        return change_config(config, arguments.overrides), config_file(recorded)
+        return change_config(config, arguments.overrides), folder_of(recorded) / "config.yaml"
     path = _config_path(arguments, project)
     return load_config(path, schema, arguments.overrides, [project.directory]), path
 
@@ -217,27 +216,6 @@ def _config_path(arguments: argparse.Namespace, project: Project) -> Path:
         return Path(arguments.config)
     choices = ", ".join(f"configs/{path.name}" for path in project.configs)
     raise ConfigError("--config is missing", f"this project has {choices}")
-
-
-def check_data(
-    config: ExperimentConfig, project: Project, path: Path, overrides: list[str] | None = None
-) -> None:
-    """Raises DataError, with the way to get it, where the text is not on this machine.
-
-    A text that is here is tokenized when it is first used. One that is not is never waited for: only
-    `cli prepare` asks the network.
-    """
-    needed_by = f"projects/{project.name}"
-
-    def way(dataset: str) -> str:
-        if config.data.hub is not None:
-            command = ["cli", "prepare", project.name, "--config", str(path), *(overrides or [])]
-            return f"download it with: {shlex.join(command)}"
-        file = display_path(get_datasets_dir() / dataset / f"{dataset}.txt")
-        return f"put UTF-8 text there, for example {file}; {needed_by}/README.md says more"
-
-    check_source(config.data, needed_by, way)
-    config.check_inputs()
 
 
 def evaluate_parser(command: str) -> argparse.ArgumentParser:
@@ -272,25 +250,17 @@ Texts in other tokens or words are compared by their bits per byte.""",
     return parser
 
 
-def evaluate(
-    project: Project,
-    schema: type[C],
-    build_model: BuildModel[C],
-    arguments: argparse.Namespace,
-) -> None:
-    """Judge what the arguments of `evaluate_parser` ask for. Raises ResearchErrors."""
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Evaluate what the arguments of `evaluate_parser` ask for. Raises ResearchErrors."""
     if process_rank():
         return  # the first process does it
-    config, name = _trained(project, schema, arguments)
-    run = (config, build_model, name, arguments.checkpoint, arguments.split)
+    run = load_run(run_name(arguments), arguments.checkpoint)
+    from common.training.evaluation_report import evaluate_run, evaluate_texts
+
     if arguments.data or arguments.full_report:
-        from common.training.evaluation_report import judge_run
-
-        judge_run(*run, texts=arguments.data, full_report=arguments.full_report)
+        evaluate_texts(run, arguments.split, arguments.data, full_report=arguments.full_report)
     else:
-        from common.training.experiment import evaluate_run
-
-        evaluate_run(*run)
+        evaluate_run(run, arguments.split)
 
 
 def sample_parser(command: str) -> argparse.ArgumentParser:
@@ -338,13 +308,8 @@ A file and standard input are UTF-8; one line end at their end is left out.""",
     return parser
 
 
-def sample(
-    project: Project,
-    schema: type[C],
-    build_model: BuildModel[C],
-    arguments: argparse.Namespace,
-) -> None:
-    """Write what the arguments of `sample_parser` ask for. Raises ResearchErrors."""
+def sample(arguments: argparse.Namespace) -> None:
+    """Generate what the arguments of `sample_parser` ask for. Raises ResearchErrors."""
     if process_rank():
         return  # the first process does it
     if "" in arguments.stop:
@@ -358,15 +323,14 @@ def sample(
     }
     make_config(SampleConfig, options)
     options |= {"seed": arguments.seed, "stop": arguments.stop}
-    config, name = _trained(project, schema, arguments)
-    prompt = _read_prompt(arguments)
+    name, prompt = run_name(arguments), _read_prompt(arguments)
+    run = load_run(name, arguments.checkpoint)
     from common.training.generation import converse, sample_run
 
-    run = (config, build_model, name, arguments.checkpoint)
     if arguments.interactive:
-        converse(*run, prompt=prompt, **options)
+        converse(run, prompt=prompt, **options)
     else:
-        sample_run(*run, prompt=prompt, num_samples=arguments.num_samples, **options)
+        sample_run(run, prompt=prompt, num_samples=arguments.num_samples, **options)
 
 
 def _read_prompt(arguments: argparse.Namespace) -> str:
@@ -412,19 +376,6 @@ def run_name(arguments: argparse.Namespace) -> str:
     if len(names) != 1:
         raise UsageError("name one experiment, as NAME or as --name NAME")
     return str(names.pop())
-
-
-def _trained(project: Project, schema: type[C], arguments: argparse.Namespace) -> tuple[C, str]:
-    """(configuration, name) of the run that is named; its text, which gave the tokens, is there."""
-    name = run_name(arguments)
-    config = recorded_config(name, schema)
-    check_data(config, project, config_file(name))
-    return config, name
-
-
-def config_file(name: str) -> Path:
-    """Where the configuration of a run stands to be read."""
-    return get_runs_dir() / name / "config.yaml"
 
 
 class _Parser(argparse.ArgumentParser):

@@ -7,7 +7,8 @@ import torch
 from common.data.batch import Batch
 from common.experiments.run import Run
 from common.models import Decoder
-from common.training import Callback, Trainer, TrainingConfig
+from common.training import Callback, TrainingConfig
+from tests.trainers import make_trainer
 
 VOCAB_SIZE = 11
 CONTEXT_LENGTH = 8
@@ -40,7 +41,7 @@ def train(
     quick: bool = False,
 ) -> Decoder:
     """Logs every step, saves and evaluates every second one; `quick`: on other batches than at the end."""
-    trainer = Trainer(
+    trainer = make_trainer(
         tiny_model(),
         Batches(),
         TrainingConfig(max_steps=steps, eval_every_steps=2, log_every_steps=1, device="cpu"),

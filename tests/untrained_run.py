@@ -14,7 +14,7 @@ from common.data.token_files import TokenDataset
 from common.experiments.run import start_experiment
 from common.models import BaseLanguageModel
 from common.utils.paths import get_runs_dir
-from projects.baseline.train import Config, build_model
+from projects.baseline.train import Config, build
 
 CONFIG = """
 data: {path: %s, tokenizer: %s, vocab_size: 300, eval_batch_size: 4}
@@ -37,7 +37,7 @@ def make_run(
         run.log({"loss": 5.0}, step=5, split="val")
     data = prepare(config.data)
     torch.manual_seed(0)
-    model = build_model(config, data.tokenizer.vocab_size)
+    model = build(config).model
     with torch.no_grad():  # far from uniform, so that what is measured says something
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.2)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import ConfigError, DataError, exit_on_error
+from common.training.trained_run import TrainedRun, load_run
 from common.utils.arguments import positive_int, utf8_text
 from common.utils.paths import display_path, get_runs_dir
 from common.utils.tables import FORMATS, format_rows
-from tools.trained_run import TrainedRun, load_trained_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -94,12 +94,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _surprisal(arguments: argparse.Namespace) -> None:
     _check_ending(arguments.output, ".html")
-    run = load_trained_run(arguments.name, arguments.checkpoint)
+    run = load_run(arguments.name, arguments.checkpoint)
     from apps.analysis.surprisal import measure_surprisal
     from apps.analysis.surprisal_page import most_surprising, summary, surprisal_page
 
     tokens, title = _read_tokens(arguments.text, run)
-    tokenizer = run.data.tokenizer
+    tokenizer = run.text.tokenizer
     found = measure_surprisal(
         run.model,
         tokens,
@@ -120,26 +120,26 @@ def _read_tokens(text: str, run: TrainedRun) -> tuple[Tokens, str]:
     from common.data.texts import read_texts
 
     if text != "-":
-        (tokens,) = read_texts([Path(text)], run.data.tokenizer).values()
+        (tokens,) = read_texts([Path(text)], run.text.tokenizer).values()
         return tokens, Path(text).name or text
     try:
         content = sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"standard input is not UTF-8 text (byte {error.start})") from error
-    return run.data.tokenizer.encode(content).astype(np.uint32), "standard input"
+    return run.text.tokenizer.encode(content).astype(np.uint32), "standard input"
 
 
 def _attention(arguments: argparse.Namespace) -> None:
     _check_ending(arguments.output, ".html", ".png")
-    run = load_trained_run(arguments.name, arguments.checkpoint)
+    run = load_run(arguments.name, arguments.checkpoint)
     import torch
 
     from apps.analysis.attention import attention_maps
     from apps.analysis.attention_page import attention_page, plot_attention, statistics_table
     from apps.analysis.tokens import label, vocabulary_texts
 
-    ids = run.data.tokenizer.encode(arguments.prompt).tolist()
-    words = vocabulary_texts(run.data.tokenizer)
+    ids = run.text.tokenizer.encode(arguments.prompt).tolist()
+    words = vocabulary_texts(run.text.tokenizer)
     labels = [label(words[i], i) for i in ids]
     maps = attention_maps(run.model, torch.tensor([ids], dtype=torch.int64))
     output = arguments.output or _default(run, "attention.html")
@@ -153,13 +153,13 @@ def _attention(arguments: argparse.Namespace) -> None:
 
 def _embeddings(arguments: argparse.Namespace) -> None:
     _check_ending(arguments.output, ".html", ".png")
-    run = load_trained_run(arguments.name, arguments.checkpoint)
+    run = load_run(arguments.name, arguments.checkpoint)
     from apps.analysis.embeddings import embedding_table, project
     from apps.analysis.embeddings_page import embeddings_page, plot_embeddings
     from apps.analysis.tokens import label, vocabulary_texts
 
     projection = project(embedding_table(run.model))
-    texts = vocabulary_texts(run.data.tokenizer)
+    texts = vocabulary_texts(run.text.tokenizer)
     labels = [label(text, index) for index, text in enumerate(texts)]
     output = arguments.output or _default(run, "embeddings.html")
     shown = (projection, texts, labels, _counts(run), f"token embeddings of {_title(run)}")
@@ -169,12 +169,12 @@ def _embeddings(arguments: argparse.Namespace) -> None:
 
 
 def _neighbors(arguments: argparse.Namespace) -> None:
-    run = load_trained_run(arguments.name, arguments.checkpoint)
+    run = load_run(arguments.name, arguments.checkpoint)
     from apps.analysis.embeddings import embedding_table, neighbours
     from apps.analysis.tokens import label, vocabulary_texts
 
-    texts = vocabulary_texts(run.data.tokenizer)
-    ids = run.data.tokenizer.encode(arguments.token).tolist()
+    texts = vocabulary_texts(run.text.tokenizer)
+    ids = run.text.tokenizer.encode(arguments.token).tolist()
     if len(ids) != 1:
         pieces = " ".join(label(texts[i], i) for i in ids) or "none"
         raise DataError(
@@ -191,16 +191,16 @@ def _neighbors(arguments: argparse.Namespace) -> None:
 
 
 def _lit(arguments: argparse.Namespace) -> None:
-    run = load_trained_run(arguments.name, arguments.checkpoint)
+    run = load_run(arguments.name, arguments.checkpoint)
     from apps.analysis.lit import write_lit_folder
 
-    tokens, text = run.data.tokens("val"), "the validation text"
+    tokens, text = run.text.tokens("val"), "the validation text"
     if arguments.text is not None:
         tokens, text = _read_tokens(arguments.text, run)
     count, why_no_embedding = write_lit_folder(
         arguments.output,
         run.model,
-        run.data.tokenizer,
+        run.text.tokenizer,
         tokens,
         context_length=run.config.context_length,
         num_examples=arguments.examples,
@@ -217,9 +217,9 @@ def _counts(run: TrainedRun) -> Counts:
     """(vocab_size,) how often each token occurs in the training text."""
     import numpy as np
 
-    size = run.data.tokenizer.vocab_size
+    size = run.text.tokenizer.vocab_size
     counts = np.zeros(size, dtype=np.int64)
-    tokens = run.data.tokens("train")
+    tokens = run.text.tokens("train")
     for start in range(0, len(tokens), 2**24):  # bincount takes 8 bytes a token
         counts += np.bincount(tokens[start : start + 2**24], minlength=size)
     return counts

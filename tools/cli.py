@@ -13,10 +13,8 @@ import typer
 
 from apps.export.command import export
 from common.cli import (
-    check_data,
     evaluate,
     evaluate_parser,
-    run_name,
     sample,
     sample_parser,
     told_by_first_process,
@@ -27,7 +25,8 @@ from common.config import load_config, make_config
 from common.data.config import DataConfig
 from common.data.sources import check_source
 from common.errors import ConfigError, UsageError, exit_on_error
-from common.projects import (
+from common.training.config import ExperimentConfig
+from common.training.projects import (
     Project,
     find_project,
     find_projects,
@@ -126,8 +125,10 @@ def prepare_data(
     project = _project(named, config, None)
     schema, _ = project.load()
     settings = load_config(config, schema, overrides, [project.directory])
+    if not isinstance(settings, ExperimentConfig):
+        raise UsageError(f"projects/{project.name} trains on no text: there is nothing to prepare")
     if settings.data.hub is None:
-        check_data(settings, project, config)
+        project.check_inputs(settings, config)
     from apps.listing import describe_tokens
     from common.data.prepare import prepare
 
@@ -157,13 +158,13 @@ def train_any(arguments: HandedOn = None) -> None:
 
 @_command("evaluate", context_settings=_HANDED_ON)
 def evaluate_any(arguments: HandedOn = None) -> None:
-    """Judge a trained run"""
+    """Evaluate a trained run"""
     _with_run(evaluate, evaluate_parser("cli evaluate"), arguments or [])
 
 
 @_command("sample", context_settings=_HANDED_ON)
 def sample_any(arguments: HandedOn = None) -> None:
-    """Let a trained run write"""
+    """Generate text with a trained run"""
     _with_run(sample, sample_parser("cli sample"), arguments or [])
 
 
@@ -235,8 +236,7 @@ def _with_run(
 ) -> None:
     with told_by_first_process():
         parsed = parser.parse_args(arguments)
-        project = project_of_run(run_name(parsed))
-    act(project, *project.load(), parsed)
+    act(parsed)
 
 
 def _split(words: list[str]) -> tuple[str | None, list[str]]:

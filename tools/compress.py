@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from apps.export.config import Pruning
 from common.errors import ConfigError, exit_on_error
 from common.models.quantization import GROUP_SIZES, Quantization
-from common.projects import project_of_run, recorded_config
+from common.training.trained_run import load_run
 from common.utils.tables import format_rows
 
 if TYPE_CHECKING:
@@ -38,24 +38,18 @@ def main() -> None:
             quantization = Quantization(arguments.quantize, arguments.group_size)
         if not prunings and quantization is None:
             raise ConfigError("nothing to do", "add --quantize int8, or --prune neurons=0.25")
-        project = project_of_run(arguments.name)
-        schema, build_model = project.load()
-        config = recorded_config(arguments.name, schema)
+        run = load_run(arguments.name, arguments.checkpoint)
         from apps.export.compress import compress_run
 
         to = arguments.to or _default_name(arguments.name, prunings, quantization)
         before, after = compress_run(
-            config,
-            build_model,
-            arguments.name,
-            arguments.checkpoint,
+            run,
             new_name=to,
             prunings=prunings,
             quantization=quantization,
-            project=project.name,
         )
         print(describe(arguments.name, before, to, after))
-        print(f"\nnext  python projects/{project.name}/sample.py --name {to}")
+        print(f"\nnext  python projects/{run.project}/sample.py --name {to}")
 
 
 def describe(name: str, before: Measured, to: str, after: Measured) -> str:

@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 
 from common.errors import exit_on_error
+from common.training.trained_run import load_run
 from common.utils.paths import display_path, get_assets_dir
-from tools.trained_run import find_run
 
 EXAMPLES = """examples:
   python tools/push_to_hub.py --name exp_001 --repo OWNER/NAME --dry-run exported
@@ -64,12 +64,10 @@ def main() -> None:
 
 
 def export(arguments: argparse.Namespace, folder: Path) -> Path:
-    config, build_model = find_run(arguments.name)
-    from apps.export.hub import export_run
+    run = load_run(arguments.name, arguments.checkpoint)
+    from apps.export.hub import export_to_hub_format
 
-    return export_run(
-        config, build_model, arguments.name, arguments.checkpoint, folder, arguments.repo
-    )
+    return export_to_hub_format(run, folder, arguments.repo)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import exit_on_error
+from common.training.trained_run import load_run
 from common.utils.arguments import positive_int
 from common.utils.files import write_json_atomic
 from common.utils.paths import display_path, get_runs_dir
-from tools.trained_run import load_trained_run
 
 if TYPE_CHECKING:
     from apps.evaluation.lm_eval_adapter import HarnessModel
@@ -83,10 +83,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def load_model(name: str, which: str, batch_size: int) -> tuple[HarnessModel, Path]:
     """The model of run `name` for the harness, and its checkpoint. Raises ResearchErrors."""
-    run = load_trained_run(name, which)
+    run = load_run(name, which)
     from apps.evaluation.lm_eval_adapter import HarnessModel
 
-    model = HarnessModel(run.model, run.data.tokenizer, batch_size=batch_size, seed=run.config.seed)
+    model = HarnessModel(run.model, run.text.tokenizer, batch_size=batch_size, seed=run.config.seed)
     return model, run.checkpoint
 
 

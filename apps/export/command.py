@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from apps.export.config import FORMATS, check_dtype
-from common.cli import check_data, config_file
 from common.errors import UsageError, did_you_mean
-from common.projects import project_of_run, recorded_config
+from common.training.trained_run import load_run
 
 
 def export(
@@ -17,12 +16,7 @@ def export(
     if format not in FORMATS:
         raise UsageError(f"no format '{format}'", did_you_mean(format, list(FORMATS)))
     check_dtype(format, dtype)
-    project = project_of_run(name)
-    schema, build_model = project.load()
-    config = recorded_config(name, schema)
-    check_data(config, project, config_file(name))
+    run = load_run(name, checkpoint)
     from apps.export.run import export_run
 
-    return export_run(
-        config, build_model, name, checkpoint, format=format, dtype=dtype, output=output
-    )
+    return export_run(run, format=format, dtype=dtype, output=output)

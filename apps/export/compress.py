@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,7 +13,6 @@ import torch
 from apps.export.config import Pruning
 from apps.export.prune import prune
 from common.config import dump_config
-from common.data.token_files import TokenDataset
 from common.errors import ConfigError, ExperimentError, ModelError
 from common.experiments.run import start_experiment
 from common.models.base import BaseLanguageModel
@@ -23,12 +22,10 @@ from common.models.quantization import Quantization
 from common.models.quantize import quantize
 from common.models.readback import check_logits, probe
 from common.training.config import ExperimentConfig
-from common.training.evaluator import Evaluator
-from common.training.experiment import eval_windows, load_run
+from common.training.trained_run import TrainedRun, load_run
 from common.utils.paths import get_runs_dir
 
 C = TypeVar("C", bound=ExperimentConfig)
-BuildModel = Callable[[C, int], BaseLanguageModel]
 RESIZING = ("heads", "neurons")  # these change the sizes in the configuration
 _TOKENS, _REPEATS = 64, 5  # of what is generated to measure its speed
 
@@ -45,17 +42,13 @@ class Measured:
 
 
 def compress_run(
-    config: C,
-    build_model: BuildModel[C],
-    name: str,
-    which: str,
+    run: TrainedRun,
     *,
     new_name: str,
     prunings: Sequence[Pruning] = (),
     quantization: Quantization | None = None,
-    project: str = "",
 ) -> tuple[Measured, Measured]:
-    """Compress checkpoint `which` of run `name`, save it as the experiment `new_name`, measure both.
+    """Compress `run`, save the result as the experiment `new_name`, and measure both.
 
     First all prunings, in the order given, then the quantisation. The new experiment is read back
     before it is measured, so it can be evaluated, sampled, exported and compared as any other.
@@ -64,14 +57,14 @@ def compress_run(
         raise ConfigError("nothing to do", "add --quantize int8, or --prune neurons=0.25")
     if (get_runs_dir() / new_name).exists():  # of an experiment that was deleted, say
         raise ExperimentError(f"there is a run '{new_name}' already", "choose another with --to")
-    model, data, path = load_run(config, build_model, name, which)
+    model, path = run.model, run.checkpoint
     if quantization is not None and model.quantization is not None:
         raise ModelError("the model is quantised already", "quantise the one that it came from")
-    original, losses, sizes = model, [_judge(model, config, data)], [_megabytes(model)]
+    original, losses, sizes = model, [run.evaluate()], [_megabytes(model)]
     for pruning in prunings:
         model = prune(model, pruning)
     parameters = model.num_parameters()
-    config = _config_of(config, model, resized=any(p.kind in RESIZING for p in prunings))
+    config = _config_of(run.config, model, resized=any(p.kind in RESIZING for p in prunings))
     if quantization is not None:
         model = copy.deepcopy(model)
         quantize(model, quantization)
@@ -79,24 +72,25 @@ def compress_run(
     step = int(state.get("step", path.name.removeprefix("step_")))
     with start_experiment(
         new_name,
-        project=project,
+        project=run.project,
         config=config.model_dump(mode="json"),
         config_text=dump_config(config),
         seed=config.seed,
-        tags=[f"compressed:{name}"],
+        tags=[f"compressed:{run.name}"],
         system_metrics_seconds=None,
-    ) as run:
+    ) as kept:
         model.save_checkpoint(
-            run.directory / "checkpoints" / path.name, fingerprint=data.fingerprint, step=step
+            kept.directory / "checkpoints" / path.name, fingerprint=run.text.fingerprint, step=step
         )
         written = model
-        model, data, path = load_run(config, build_model, new_name, "last")
+        again = load_run(new_name, "last")
+        model = again.model
         _check_read_back(written, model)
-        losses.append(_judge(model, config, data))
+        losses.append(again.evaluate())
         sizes.append(_megabytes(model))
-        run.update(parameters=parameters, compressed_from=name)
-        run.log({**losses[1], "megabytes": sizes[1]}, step=step, split="val")
-    speeds = _generation_speeds([original, model], data.tokenizer.end_of_text)
+        kept.update(parameters=parameters, compressed_from=run.name)
+        kept.log({**losses[1], "megabytes": sizes[1]}, step=step, split="val")
+    speeds = _generation_speeds([original, model], run.text.tokenizer.end_of_text)
     before, after = (
         Measured(loss["loss"], loss["bits_per_byte"], size, speed)
         for loss, size, speed in zip(losses, sizes, speeds, strict=True)
@@ -109,13 +103,6 @@ def _check_read_back(written: BaseLanguageModel, read: BaseLanguageModel) -> Non
     probes = probe(written)
     found = [logits for _, logits in probe(read)]
     check_logits(probes, found, "f32", "the checkpoint, read back,")
-
-
-def _judge(
-    model: BaseLanguageModel, config: ExperimentConfig, data: TokenDataset
-) -> dict[str, float]:
-    evaluator = Evaluator(model, token_bytes=data.tokenizer.token_bytes)
-    return evaluator.evaluate(eval_windows(config, data, "val"))
 
 
 def _megabytes(model: BaseLanguageModel) -> float:

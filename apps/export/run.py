@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import cast
 
 from apps.export.config import Format, GGUFDtype, check_dtype
 from apps.export.gguf import export_gguf
 from apps.export.onnx import export_onnx
-from common.data.token_files import TokenDataset
+from common.data.tokenizers import Tokenizer
 from common.errors import ModelError
 from common.models.base import BaseLanguageModel
 from common.models.hub_format import save_pretrained
-from common.training.config import ExperimentConfig
-from common.training.experiment import load_run
+from common.training.trained_run import TrainedRun
 from common.utils.paths import get_runs_dir
-
-C = TypeVar("C", bound=ExperimentConfig)
 
 
 def export_run(
-    config: C,
-    build_model: Callable[[C, int], BaseLanguageModel],
-    name: str,
-    which: str,
-    *,
-    format: Format,
-    dtype: str | None = None,
-    output: Path | None = None,
+    run: TrainedRun, *, format: Format, dtype: str | None = None, output: Path | None = None
 ) -> list[Path]:
-    """Write checkpoint `which` (best, last or a step) of run `name` in another format.
+    """Write `run` in another format.
 
     Args:
         format: gguf (llama.cpp), onnx (ONNX Runtime), hub (a folder for transformers).
@@ -40,27 +29,27 @@ def export_run(
     Raises ConfigError for a dtype that the format has not, ModelError for a model that it has not.
     """
     check_dtype(format, dtype)
-    model, data, _ = load_run(config, build_model, name, which)
+    name, model, tokenizer = run.name, run.model, run.text.tokenizer
     kind = cast(GGUFDtype, dtype or "f16")
     file = {"gguf": f"{name}-{kind}.gguf", "onnx": f"{name}.onnx", "hub": name}[format]
     output = output or get_runs_dir() / name / "exports" / file
     if format == "gguf":
-        return [export_gguf(model, data.tokenizer, output, kind, name)]
+        return [export_gguf(model, tokenizer, output, kind, name)]
     if format == "onnx":
-        return _export_onnx(model, data, output, name)
+        return _export_onnx(model, tokenizer, output, name)
     if model.quantization is not None:
         raise ModelError(
             "a quantised model cannot be written in the format of Hugging Face",
             "export the one that it came from",
         )
-    return [save_pretrained(model, output, data.tokenizer)]
+    return [save_pretrained(model, output, tokenizer)]
 
 
 def _export_onnx(
-    model: BaseLanguageModel, data: TokenDataset, output: Path, name: str
+    model: BaseLanguageModel, tokenizer: Tokenizer, output: Path, name: str
 ) -> list[Path]:
-    facts = {"experiment": name, "end_of_text": data.tokenizer.end_of_text}
+    facts = {"experiment": name, "end_of_text": tokenizer.end_of_text}
     export_onnx(model, output, facts)
     beside = output.with_suffix(".tokenizer.json")
-    data.tokenizer.save(beside)
+    tokenizer.save(beside)
     return [output, beside]

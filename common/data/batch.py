@@ -8,7 +8,7 @@ ids (the model shifts them) and -100 marks what is not to be predicted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -16,8 +16,6 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from common.errors import DataError
-
-_LOOK_AT = 100  # batches, where the first ones have no label
 
 Batch = dict[str, torch.Tensor]
 IGNORE_INDEX = -100  # the label that is not predicted, as in PyTorch and Hugging Face
@@ -225,24 +223,3 @@ def batch_source(given: object) -> BatchSource:
 def _check_not_empty(count: int, what: str, look: str) -> None:
     if count == 0:
         raise DataError(f"{what} has no batch to train on", f"look at {look}")
-
-
-def check_labels(source: BatchSource) -> None:
-    """Raise DataError where the first hundred batches of `source` have nothing to predict."""
-    if not any(_has_labels(source.batch(index)) for index in range(_LOOK_AT)):
-        raise DataError(f"none of the first {_LOOK_AT} training batches has a label", _NO_LABELS)
-
-
-def check_validation(name: str, batches: Iterable[object], vocab_size: int | None = None) -> None:
-    """Raise DataError where `batches` have nothing to predict, or can be gone through only once."""
-    if isinstance(batches, Iterator):
-        raise DataError(
-            f"{name} is an iterator, and would be empty after the first evaluation",
-            "pass a DataLoader or a list of batches",
-        )
-    if not any(_has_labels(batch, vocab_size) for batch in batches):
-        raise DataError(f"{name} has no token to predict", _NO_LABELS)
-
-
-def _has_labels(given: object, vocab_size: int | None = None) -> bool:
-    return count_labels(to_batch(given, vocab_size)["labels"]) > 0

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from common.data.batch import Batch, BatchSource, to_batch
+from common.data.batch import Batch
 
 
 class Prefetcher:
-    """Gives the batch of any index; those after it are being made by a thread, `depth` ahead.
+    """Gives the batch of any index; a thread calls `make` for those after it, `depth` ahead.
 
     Asked in order it waits for nothing. A batch is a function of its index, so there is no state to
     save, and going to another place is only slower. For CUDA, batches come in pinned memory.
     """
 
-    def __init__(
-        self,
-        source: BatchSource,
-        device: torch.device,
-        depth: int = 2,
-        vocab_size: int | None = None,
-    ) -> None:
-        self._source = source
-        self._vocab_size = vocab_size
+    def __init__(self, make: Callable[[int], Batch], device: torch.device, depth: int = 2) -> None:
+        self._batch = make
         self._depth = depth
         self._pin = device.type == "cuda"
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
@@ -39,7 +33,7 @@ class Prefetcher:
         return self._coming.pop(index).result()
 
     def _make(self, index: int) -> Batch:
-        batch = to_batch(self._source.batch(index), self._vocab_size)
+        batch = self._batch(index)
         if self._pin:
             batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
         return batch

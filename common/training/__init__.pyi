@@ -1,6 +1,17 @@
 from .callbacks.base import Callback as Callback
+from .callbacks.progress import ProgressBar as ProgressBar
+from .config import BaseExperimentConfig as BaseExperimentConfig
 from .config import ExperimentConfig as ExperimentConfig
+from .config import OptimizerConfig as OptimizerConfig
+from .config import ScheduleConfig as ScheduleConfig
 from .config import TrainingConfig as TrainingConfig
 from .evaluator import Evaluator as Evaluator
 from .evaluator import compute_perplexity as compute_perplexity
+from .experiment import Experiment as Experiment
+from .experiment import text_experiment as text_experiment
+from .objective import Classification as Classification
+from .objective import NextToken as NextToken
+from .objective import Objective as Objective
+from .trained_run import TrainedRun as TrainedRun
+from .trained_run import load_run as load_run
 from .trainer import Trainer as Trainer

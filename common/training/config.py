@@ -111,15 +111,26 @@ class SampleConfig(Config):
     top_p: float | None = Field(None, gt=0, le=1)
 
 
-class ExperimentConfig(Config):
-    """Everything that defines an experiment; a project narrows `model` to its own kind."""
+class BaseExperimentConfig(Config):
+    """What defines an experiment whatever its data and its task; projects add their own keys."""
 
-    model: ModelConfig = ModelConfig()
     seed: Seed = 0
-    data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     training: TrainingConfig = TrainingConfig()
+
+    def check_inputs(self) -> None:
+        """Raise a ResearchError where something that the configuration names is missing.
+
+        Called before torch is imported; a text is checked besides.
+        """
+
+
+class ExperimentConfig(BaseExperimentConfig):
+    """A model of texts on tokens of a text; a project narrows `model` to its own kind."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
     samples: SampleConfig = SampleConfig()
 
     @model_validator(mode="after")
@@ -130,9 +141,6 @@ class ExperimentConfig(Config):
                 f"data.context_length {length} is longer than the model's context_length {limit}"
             )
         return self
-
-    def check_inputs(self) -> None:
-        """Raise a ResearchError where something besides the text, which is checked anyway, is missing."""
 
     @property
     def context_length(self) -> int:

@@ -12,24 +12,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
-from common.data.batch import IGNORE_INDEX, Batch
-from common.errors import ConfigError, Interrupted, TrainingError
-from common.models.base import BaseLanguageModel
-from common.models.shards import is_sharded
-from common.training.config import OptimizerConfig, TrainingConfig
+from common.errors import Interrupted, TrainingError
 from common.training.precision import select_device
-from common.training.sharded import gathered
 from common.utils.seeding import seed_everything
 
 T = TypeVar("T")
@@ -56,19 +49,6 @@ class DistributedContext:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
-
-    def rows(self, batch: Batch) -> Batch:
-        """The rows of a batch that this process computes; at least one, if only of padding."""
-        if self.world_size == 1:
-            return batch
-        size = len(batch["input_ids"])
-        share = -(-size // self.world_size)
-        mine = slice(self.rank * share, (self.rank + 1) * share)
-        if self.rank * share < size:
-            return {name: tensor[mine] for name, tensor in batch.items()}
-        # Sharded models need every process in every forward pass.
-        padding = {name: tensor[:1] for name, tensor in batch.items()}
-        return padding | {"labels": torch.full_like(padding["labels"], IGNORE_INDEX)}
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over all processes, in place."""
@@ -116,30 +96,6 @@ class DistributedContext:
         """
         if not self.is_main:
             seed_everything(torch.initial_seed() + 1_000_003 * self.rank)
-
-
-def check_distributed(
-    training: TrainingConfig, optimizer: OptimizerConfig, context: DistributedContext
-) -> None:
-    """Raise ConfigError for what `training.distributed=fsdp` cannot do."""
-    if strategy_of(training, context) != "fsdp":
-        return
-    if optimizer.name == "muon":
-        raise ConfigError(
-            "Muon needs whole matrices, training.distributed=fsdp keeps parts of them",
-            "set optimizer.name=adamw or training.distributed=ddp",
-        )
-    if training.save_in_background:
-        raise ConfigError(
-            "training.distributed=fsdp writes its checkpoints from all processes at once, "
-            "not in the background",
-            "set training.save_in_background=false or training.distributed=ddp",
-        )
-
-
-def strategy_of(training: TrainingConfig, context: DistributedContext) -> str:
-    """ "none" for a single process, else "ddp" or "fsdp"."""
-    return "none" if context.world_size == 1 else training.distributed.replace("auto", "ddp")
 
 
 @contextmanager
@@ -269,94 +225,3 @@ def _is_lost_connection(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and "gloo" in str(error)
     )
-
-
-class TrainingModule(nn.Module):
-    """A model as the Trainer calls it: `module(input_ids, labels)` is the loss.
-
-    With several processes their gradients are averaged in the backward pass: by DistributedData-
-    Parallel, which keeps the whole model in each (Li et al. 2020), or by FSDP2, which keeps a part
-    of the weights, gradients and optimizer state in each (Zhao et al. 2023; `fully_shard`).
-    """
-
-    def __init__(
-        self, model: BaseLanguageModel, strategy: str, context: DistributedContext
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.strategy = strategy
-        self._replicas: nn.parallel.DistributedDataParallel | None = None
-        if strategy == "ddp":
-            # After its first backward pass DDP groups the gradients anew, and so adds those of more
-            # than two processes in another order: a resumed run would differ in the last bits. It
-            # does not where it looks for unused parameters.
-            many = context.world_size > 2
-            self._replicas = nn.parallel.DistributedDataParallel(
-                _Loss(model, many), gradient_as_bucket_view=True, find_unused_parameters=many
-            )
-        elif strategy == "fsdp":
-            _shard(model, context)
-
-    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        loss: torch.Tensor = (self._replicas or self.model.training_loss)(input_ids, labels)
-        return loss
-
-    def without_reduction(self, skip: bool) -> AbstractContextManager[None]:
-        """Where `skip`, gradients stay in their process: another backward pass of the step follows."""
-        if self.strategy == "fsdp":
-            self.model.set_requires_gradient_sync(not skip)  # type: ignore[operator]  # of FSDPModule
-        if self._replicas is not None and skip:
-            return self._replicas.no_sync()
-        return nullcontext()
-
-
-class _Loss(nn.Module):
-    def __init__(self, model: BaseLanguageModel, with_unused: bool) -> None:
-        super().__init__()
-        self.model = model
-        if with_unused:  # where it looks for one and finds none, DDP warns in each process
-            self.unused = nn.Parameter(torch.zeros(1, device=model.device))
-
-    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return self.model.training_loss(input_ids, labels)
-
-
-def _shard(model: BaseLanguageModel, context: DistributedContext) -> None:
-    """FSDP2: each block gathers its weights when it is its turn; the model the rest, embeddings mostly."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-
-    mesh = init_device_mesh(context.device.type, (context.world_size,))
-    blocks = getattr(model, "blocks", None)
-    for block in blocks if isinstance(blocks, nn.ModuleList) else []:
-        if type(block).forward is not nn.Module.forward:  # it is called, not only a container
-            fully_shard(block, mesh=mesh)
-    # Gathered weights are dropped after every pass, also of an evaluation: what changes the parts
-    # between two passes (the optimizer, averaged weights) is what the next pass sees.
-    fully_shard(model, mesh=mesh, reshard_after_forward=True)
-    for name in model.entry_points:
-        plain = getattr(model, name)
-        register_fsdp_forward_method(model, name)
-        setattr(model, name, partial(_enter, model, plain, getattr(model, name)))
-    # A backward pass gathers ahead in this order. Left to itself, FSDP2 follows all forward passes
-    # since the last one, and processes that did not sample alike would wait for one another forever.
-    shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    for shard, before in zip(shards, [shards[-1], *shards[:-1]], strict=True):
-        shard.set_modules_to_backward_prefetch([before])
-    with gathered(model):  # makes room for whole weights before anyone is in inference mode
-        pass
-
-
-def _enter(
-    model: BaseLanguageModel,
-    plain: Callable[..., torch.Tensor],
-    gathering: Callable[..., torch.Tensor],
-    *arguments: Any,
-    **options: Any,
-) -> torch.Tensor:
-    """An entry point of a sharded model, which gathers the weights unless they are here already.
-
-    Left to itself, FSDP2 drops them at the end of each entry, also of one that another one calls.
-    """
-    here = not is_sharded(next(model.parameters()))
-    return (plain if here else gathering)(*arguments, **options)

@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.data.loader import EvalWindows
 from common.data.texts import read_texts
 from common.data.token_files import Tokens
 from common.experiments.run_folders import folder_of
 from common.models.base import BaseLanguageModel
 from common.training.config import SampleConfig
 from common.training.evaluator import Evaluator
-from common.training.experiment import BuildModel, C, load_run
+from common.training.experiment import eval_windows
 from common.training.generation_metrics import generation_metrics
+from common.training.job import describe
 from common.training.prediction_metrics import PredictionMetrics, measure_predictions
+from common.training.trained_run import TrainedRun
 from common.utils.files import write_json_atomic
 from common.utils.manifest import now
 from common.utils.paths import display_path
@@ -32,17 +33,21 @@ _CONTINUATION_TOKENS = 100
 _NUM_SAMPLES = 64
 
 
-def judge_run(
-    config: C,
-    build_model: BuildModel[C],
-    name: str,
-    which: str,
-    split: str,
-    *,
-    texts: Sequence[Path] = (),
-    full_report: bool = False,
+def evaluate_run(run: TrainedRun, split: str = "val") -> dict[str, float]:
+    """Evaluate a run on a whole split (train or val), print the result and return it.
+
+    Raises UsageError where there is no such split.
+    """
+    metrics = run.evaluate(split)
+    print(f"checkpoint  {display_path(run.checkpoint)}")
+    print(describe(split, metrics, run.experiment))
+    return metrics
+
+
+def evaluate_texts(
+    run: TrainedRun, split: str, texts: Sequence[Path] = (), *, full_report: bool = False
 ) -> dict[str, dict[str, float]]:
-    """Judge checkpoint `which` (best, last or a step) on a whole split and on other texts.
+    """Evaluate a run on a whole split and on other texts, and print the results as a table.
 
     Args:
         texts: files or folders of text; each is a set of its own, named by its file.
@@ -51,18 +56,11 @@ def judge_run(
     Returns: the metrics that were printed, by set.
     Raises ResearchErrors, before anything is computed where the input is at fault.
     """
-    model, data, checkpoint = load_run(config, build_model, name, which)
-    sets = {split: data.tokens(split), **read_texts(texts, data.tokenizer, taken=[split])}
-    windows = {
-        title: EvalWindows(
-            tokens,
-            batch_size=config.data.eval_batch_size,
-            context_length=config.context_length,
-        )
-        for title, tokens in sets.items()
-    }
-    token_bytes = data.tokenizer.token_bytes
-    print(f"checkpoint  {display_path(checkpoint)}\n")
+    text, model, config = run.text, run.model, run.config
+    sets = {split: text.tokens(split), **read_texts(texts, text.tokenizer, taken=[split])}
+    windows = {title: eval_windows(config, tokens) for title, tokens in sets.items()}
+    token_bytes = text.tokenizer.token_bytes
+    print(f"checkpoint  {display_path(run.checkpoint)}\n")
     if not full_report:
         metrics = Evaluator(model, token_bytes=token_bytes).evaluate_sets(windows)
         print(_table_of_sets(metrics))
@@ -73,14 +71,14 @@ def judge_run(
     }
     metrics = {title: found.scalars() for title, found in measured.items()}
     print(_table_of_sets(metrics))
-    floor = data.floor_bits_per_byte if split == "val" else None
+    floor = text.floor_bits_per_byte if split == "val" else None
     if floor is not None:
         print(f"\nthe entropy of val is {floor:.4f} bits per byte")
     print(f"\nloss by the number of tokens before\n{_table_of_positions(measured)}")
     samples = measure_samples(model, sets[split], config.samples, config.seed)
     rows = [[title, *values.values()] for title, values in samples.items()]
     print(f"\n{format_rows(['text', *next(iter(samples.values()))], rows, 'table')}")
-    _write(folder_of(name), checkpoint, measured, samples, floor)
+    _write(folder_of(run.name), run.checkpoint, measured, samples, floor)
     return metrics
 
 

@@ -1,20 +1,19 @@
-"""How good a model is: token-weighted loss, perplexity, bits per byte."""
+"""How good a model is: the loss over all targets of a split, and what the objective reports besides."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from common.data.batch import IGNORE_INDEX, count_labels, to_batch
+from common.data.batch import Batch, to_device
 from common.errors import DataError
 from common.models.base import BaseLanguageModel
-from common.models.loss import next_token_loss
 from common.training.distributed import DistributedContext
+from common.training.objective import NextToken, Objective
+from common.training.parallel import own_rows
 from common.training.precision import autocast, matmul_precision
 from common.utils.progress import with_progress
 from common.utils.seeding import derive_seed
@@ -24,14 +23,18 @@ if TYPE_CHECKING:
 
 
 class Evaluator:
-    """Judges a model on batches {"input_ids", "labels"} of (batch, time) int64 (see data/batch.py).
+    """Evaluates a model on batches that its objective understands.
 
-    Without labels they are the input ids; padding that an `attention_mask` names never counts.
+    Without an objective that is the next token: batches {"input_ids", "labels"} of (batch, time)
+    int64 (see data/batch.py); without labels they are the input ids, and padding that an
+    `attention_mask` names never counts.
 
     Args:
-        model: a BaseLanguageModel, or any module that is called and answers like a Hugging Face one.
+        model: a BaseModel, or any module that is called and answers like a Hugging Face one.
         device: where to compute; None leaves the model where it is.
-        token_bytes: (vocab_size,) bytes per token (`Tokenizer.token_bytes`), for bits per byte.
+        objective: what is predicted and reported; None: the next token.
+        token_bytes: (vocab_size,) bytes per token (`Tokenizer.token_bytes`), for bits per byte
+            where there is no objective.
         precision: see training/precision.py.
         context: of the processes that share the work; each computes some rows of every batch.
     """
@@ -41,80 +44,54 @@ class Evaluator:
         model: nn.Module,
         device: str | torch.device | None = None,
         *,
+        objective: Objective | None = None,
         token_bytes: Any = None,
         precision: str = "fp32",
         context: DistributedContext | None = None,
     ) -> None:
         self.model = model if device is None else model.to(device)
         self.device = next(model.parameters()).device
-        self._token_bytes = None if token_bytes is None else torch.as_tensor(np.array(token_bytes))
+        vocab_size = model.vocab_size if isinstance(model, BaseLanguageModel) else None
+        self.objective = objective or NextToken(vocab_size, token_bytes)
         self.precision = precision
         self._context = context or DistributedContext(device=self.device)
 
     @torch.no_grad()
     def evaluate(self, dataloader: Iterable[Any], *, accuracy: bool = False) -> dict[str, float]:
-        """Mean over all predicted tokens, whatever batch they came in.
+        """Means over all targets, whatever batch they came in.
 
         Args:
-            accuracy: also the share of tokens that are the most likely one (top-1). It needs the
-                (batch, time, vocab_size) logits, which the loss alone does not keep.
-        Returns: loss (nats per token), perplexity (its exponential), num_tokens, and with
-        `token_bytes` bits_per_byte (0 bytes for special tokens, whose cost counts).
+            accuracy: of next-token prediction, also the share of tokens that are the most likely
+                one (top-1), for which the logits of all tokens are computed.
+        Returns: `objective.report`: of texts loss (nats per token), perplexity, num_tokens, and with
+        `token_bytes` bits_per_byte.
         Raises DataError when there is nothing to predict. See prediction_metrics.py for more.
         """
+        objective = self.objective
+        if accuracy and isinstance(objective, NextToken):
+            objective = NextToken(objective.vocab_size, objective.token_bytes, accuracy=True)
         was_training = self.model.training
         self.model.eval()
-        vocab_size = self.model.vocab_size if isinstance(self.model, BaseLanguageModel) else None
-        total_nats, num_tokens, num_correct, num_bytes = 0.0, 0, 0, 0
+        sums: dict[str, float] = {}
         try:
-            for given in with_progress(dataloader, "evaluating"):
-                batch = self._context.rows(to_batch(given, vocab_size))
-                labels = batch["labels"]
-                count = count_labels(labels)
-                if count == 0 and self._context.world_size == 1:
-                    continue
-                if accuracy:
-                    mean_loss, correct = self._loss_and_correct(batch["input_ids"], labels)
-                    num_correct += correct
-                else:
-                    mean_loss = self._mean_loss(batch["input_ids"], labels)
-                total_nats += mean_loss * count
-                num_tokens += count
-                if self._token_bytes is not None:
-                    targets = labels[:, 1:].cpu()
-                    predicted = targets[targets != IGNORE_INDEX]
-                    num_bytes += int(self._token_bytes[predicted].sum())
+            for index, given in enumerate(with_progress(dataloader, "evaluating")):
+                batch = objective.prepare(given, index)
+                for name, value in self._measure(objective, batch).items():
+                    sums[name] = sums.get(name, 0.0) + value
         finally:
             self.model.train(was_training)
-        sums = torch.tensor([total_nats, num_tokens, num_correct, num_bytes], dtype=torch.float64)
-        total_nats, num_tokens, num_correct, num_bytes = self._context.sum(sums).tolist()
-        if num_tokens == 0:
-            raise DataError("there is nothing to evaluate: no batch has a label to predict")
-        loss = total_nats / num_tokens
-        metrics = {
-            "loss": loss,
-            "perplexity": math.exp(loss) if loss < 700 else math.inf,
-            "num_tokens": int(num_tokens),
-        }
-        if accuracy:
-            metrics["accuracy"] = num_correct / num_tokens
-        if num_bytes:
-            metrics["bits_per_byte"] = total_nats / math.log(2) / num_bytes
-        return metrics
+        total = self._context.sum(torch.tensor(list(sums.values()), dtype=torch.float64))
+        sums = dict(zip(sums, total.tolist(), strict=True)) or {"targets": 0.0}
+        return objective.report(sums)
 
-    def _mean_loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> float:
-        input_ids, labels = input_ids.to(self.device), labels.to(self.device)
+    def _measure(self, objective: Objective, batch: Batch) -> dict[str, float]:
+        """The sums of the rows of `batch` that this process computes."""
+        rows, count = own_rows(batch, objective, self._context)
+        if count == 0 and self._context.world_size == 1:
+            return {}
         with matmul_precision(self.precision), autocast(self.precision, self.device):
-            if isinstance(self.model, BaseLanguageModel):
-                return float(self.model.compute_loss(input_ids, labels))
-            return float(self.model(input_ids, labels=labels)["loss"])
-
-    def _loss_and_correct(self, input_ids: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
-        input_ids, labels = input_ids.to(self.device), labels.to(self.device)
-        with matmul_precision(self.precision), autocast(self.precision, self.device):
-            logits = self.model(input_ids)["logits"]
-        correct = logits[:, :-1].argmax(dim=-1) == labels[:, 1:]  # no token has the id -100
-        return float(next_token_loss(logits, labels)), int(correct.sum())
+            measured = objective.measure(self.model, to_device(rows, self.device))
+        return measured if count else dict.fromkeys(measured, 0.0)
 
     def evaluate_sets(
         self,

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from common.data.tokenizers import Tokenizer
 from common.errors import DataError
 from common.models.base import BaseLanguageModel
-from common.training.config import ExperimentConfig
-from common.training.experiment import load_run
+from common.training.trained_run import TrainedRun
 from common.utils.terminal import printable, show
-
-C = TypeVar("C", bound=ExperimentConfig)
-BuildModel = Callable[[C, int], BaseLanguageModel]
 
 
 def stream_text(
@@ -85,10 +81,7 @@ def _overlap(text: str, stop: str) -> int:
 
 
 def sample_run(
-    config: C,
-    build_model: BuildModel[C],
-    name: str,
-    which: str,
+    run: TrainedRun,
     *,
     prompt: str,
     num_samples: int,
@@ -99,9 +92,9 @@ def sample_run(
 
     `options` are those of `stream_text`.
     """
-    model, data, _ = load_run(config, build_model, name, which)
+    model, tokenizer = run.model, run.text.tokenizer
     for number in range(num_samples):
-        pieces = stream_text(model, data.tokenizer, prompt, seed=seed + number, **options)
+        pieces = stream_text(model, tokenizer, prompt, seed=seed + number, **options)
         if num_samples > 1:
             print(f"--- sample {number + 1} (seed {seed + number}) ---")
         show(prompt, end="")
@@ -121,10 +114,7 @@ def _print_all(pieces: Iterable[str]) -> str:
 
 
 def converse(
-    config: C,
-    build_model: BuildModel[C],
-    name: str,
-    which: str,
+    run: TrainedRun,
     *,
     prompt: str,
     seed: int,
@@ -135,8 +125,8 @@ def converse(
     The model reads all that was written before, `prompt` at first, a line end before each new line.
     The n-th continuation has the seed `seed + n`.
     """
-    model, data, _ = load_run(config, build_model, name, which)
-    line_end = "\n" if _knows(data.tokenizer, "\n") else ""
+    model, tokenizer = run.model, run.text.tokenizer
+    line_end = "\n" if _knows(tokenizer, "\n") else ""
     text = prompt
     for number, line in enumerate(_typed_lines()):
         if line == "/reset":
@@ -144,7 +134,7 @@ def converse(
             continue
         asked = f"{text}{line_end if text and not text.endswith(line_end) else ''}{line}"
         try:
-            pieces = stream_text(model, data.tokenizer, asked, seed=seed + number, **options)
+            pieces = stream_text(model, tokenizer, asked, seed=seed + number, **options)
         except DataError as error:  # a typing mistake must not end the conversation
             print(printable(f"error [{error.code}]: {error.message}"), file=sys.stderr)
             continue

@@ -8,32 +8,28 @@ and everything else is in the checkpoint.
 from __future__ import annotations
 
 import math
+import os
 import signal
+import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
-from common.data.batch import (
-    Batch,
-    BatchSource,
-    batch_source,
-    check_labels,
-    check_validation,
-    count_labels,
-    to_batch,
-)
+from common.data.batch import Batch, to_device
 from common.data.prefetch import Prefetcher
 from common.errors import CheckpointError, Interrupted, TrainingError
+from common.experiments.conditions import diff_configs
 from common.experiments.metrics import VAL_QUICK
 from common.experiments.run import Run
-from common.models.base import BaseLanguageModel
-from common.models.checkpoint import state_errors
-from common.training.callbacks.base import Callback
+from common.models.base import BaseModel
+from common.models.checkpoint import Checkpoint, state_errors
+from common.training.autotune import autotune
+from common.training.callbacks.progress import ProgressBar
 from common.training.checkpoints import (
     CheckpointWriter,
     delete_old_checkpoints,
@@ -42,160 +38,162 @@ from common.training.checkpoints import (
     steps_in,
 )
 from common.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
-from common.training.distributed import (
-    DistributedContext,
-    TrainingModule,
-    check_distributed,
-    strategy_of,
-)
+from common.training.distributed import DistributedContext
 from common.training.ema import WeightAverage
 from common.training.evaluator import Evaluator
+from common.training.experiment import Experiment
 from common.training.optimizer_state import sharded_parameters
-from common.training.optimizers import AdamWMuon, create_optimizer
+from common.training.optimizers import AdamWMuon, check_optimizer, create_optimizer
+from common.training.parallel import TrainingModule, check_distributed, own_rows, strategy_of
 from common.training.precision import (
     LossScaler,
     autocast,
     check_precision,
     matmul_precision,
     select_device,
+    supported_precisions,
 )
-from common.training.probe import choose
 from common.training.schedules import learning_rate_factor
 from common.training.sharded import gathered
 from common.training.signals import stop_on_signals
-from common.training.training_state import numerics, pack_state, unpack_state
+from common.training.state import TrainState, Window
 from common.utils.logging import get_logger
 from common.utils.malloc import freed_memory_kept
+from common.utils.manifest import cpu_name
 
 log = get_logger("training")
 
 
 class Trainer:
-    """Trains `model` on `train_data`, judges it on `val_data`, logs to `run`.
+    """Trains the model of `experiment`, evaluates it, and logs to `run`.
+
+    The constructor checks and moves the model to its device; `fit` and `resume` measure what is
+    `auto`, distribute the model and create the optimizer (`set_up`).
 
     Args:
-        train_data: gives the batch of any index (see data/loader.py), the same in every process;
-            or a DataLoader or a list of batches, which are gone through again and again.
-        val_data: batches of one pass over the validation split; None: no evaluation. What a batch
-            may be says `to_batch` (data/batch.py).
-        quick_val_data: a part of it, evaluated on the way and at the end, which finds the best
-            checkpoint and stops early. Logged as the split `val_quick`, so that no loss of few batches
-            passes for one of the whole split; `val` is then logged once, at the end. None: all of
-            `val_data`, logged as `val` each time.
-        other_val_data: more validation sets by name; judged at the end, logged as splits.
+        schedule: None: a cosine whose warm-up is a tenth of the steps, at most 100.
         run: where rows, checkpoints and samples go; None: nothing is written.
-        token_bytes: as Evaluator takes it.
-        tokens_per_epoch: size of the training split, for the `epoch` of logged rows where
-            `train_data` has no epochs of its own.
-        fingerprint: identifies the data (JSON), besides what `train_data` says of itself; a resume
-            on other data is refused.
         context: of the processes that train together, from `join_context`; None: this process alone.
-        share_auto: a file through which several runs agree on what is `auto`; see probe.choose.
+        share_auto: a file through which several runs agree on what is `auto`; see autotune.py.
+    Raises DataError where the data has nothing to learn, TrainingError and ConfigError for what
+    this machine or model cannot do.
     """
 
     def __init__(
         self,
-        model: BaseLanguageModel,
-        train_data: BatchSource | DataLoader[Any] | Sequence[Any],
+        experiment: Experiment,
         config: TrainingConfig | None = None,
         *,
         optimizer: OptimizerConfig | None = None,
         schedule: ScheduleConfig | None = None,
-        val_data: Iterable[Any] | None = None,
-        quick_val_data: Iterable[Any] | None = None,
-        other_val_data: Mapping[str, Iterable[Any]] | None = None,
         run: Run | None = None,
-        callbacks: Sequence[Callback] = (),
-        token_bytes: Any = None,
-        tokens_per_epoch: int | None = None,
-        fingerprint: Mapping[str, Any] | None = None,
         context: DistributedContext | None = None,
         share_auto: Path | None = None,
     ) -> None:
+        self.experiment = experiment
+        self.objective = experiment.objective
         self.config = config or TrainingConfig()
-        self.context = context or DistributedContext(device=select_device(self.config.device))
-        self._share_auto = share_auto
-        self.device = self.context.device
-        check_precision(self.config.precision, self.device)
-        self.model = model.to(self.device)
-        check_activation_checkpointing(self.model, self.config)
-        self.model.activation_checkpointing = self.config.activation_checkpointing
         self.optimizer_config = optimizer or OptimizerConfig()
-        check_distributed(self.config, self.optimizer_config, self.context)
-        self.schedule = schedule or ScheduleConfig()
-        self.train_data, self.val_data = batch_source(train_data), val_data
-        self.quick_val_data = quick_val_data if quick_val_data is not None else val_data
-        self.quick_split = "val" if quick_val_data is None else VAL_QUICK
-        self.other_val_data = dict(other_val_data or {})
-        self.run, self.callbacks = run, list(callbacks)
-        self.tokens_per_epoch = tokens_per_epoch
-        order = getattr(self.train_data, "fingerprint", {})
-        self.fingerprint = {**order, **(fingerprint or {})}
+        short_warmup = ScheduleConfig(warmup_steps=min(100, self.config.max_steps // 10))
+        self.schedule = schedule or short_warmup
+        self.run = run
+        self.callbacks = experiment.callbacks
+        self.context = context or DistributedContext(device=select_device(self.config.device))
+        self.device = self.context.device
         self.checkpoints = self.context.from_main(run.directory / "checkpoints" if run else None)
+        self._share_auto = share_auto
+        check_precision(self.config.precision, self.device)
+        check_distributed(self.config, self.optimizer_config, self.context)
+        check_activation_checkpointing(experiment.model, self.config)
+        check_optimizer(experiment.model, self.optimizer_config)
+        experiment.check()
+        self.model = experiment.model.to(self.device)
+        self.model.activation_checkpointing = self.config.activation_checkpointing
 
-        self.step = 0  # optimizer steps done
-        self.tokens = 0  # input tokens seen
+        is_quick = experiment.quick_val_data is not experiment.val_data
+        self.quick_split = VAL_QUICK if is_quick else "val"
         self.should_stop = False  # callbacks may set it
-        self.best_loss = math.inf
-        self.best_step: int | None = None  # whose checkpoint has it
         self.saved_step = 0  # of the newest checkpoint
         self.changes: dict[str, list[Any]] = {}  # since the run was started, see Run.record_start
+        self._is_set_up = False
         self._is_recorded = False
-        self.window = {"labels": 0, "tokens": 0, "seconds": 0.0}  # since the last log
         self._evaluated: dict[tuple[int, str], dict[str, float]] = {}  # metrics by step and split
+        self._writer = CheckpointWriter(self.config.save_in_background, self.context)
 
-        self._check_data()
-        self.precision, self.compiled = self._settle_auto()
+    def set_up(self, recorded: Mapping[str, Any] | None = None) -> None:
+        """Settle what is `auto`, distribute the model, create the optimizer; once, before the first step.
+
+        `recorded`: the `numerics` of the run so far, which it goes on with.
+        """
+        if self._is_set_up:
+            return
+        self._is_set_up = True
+        self.precision, self.compiled = self._settle_auto(recorded)
         strategy = strategy_of(self.config, self.context)
-        self._module = TrainingModule(self.model, strategy, self.context)
+        self._module = TrainingModule(self.model, self.objective, strategy, self.context)
         self.model.set_compile(self.compiled)  # only now: sharding changes what is to be compiled
         self.context.seed_apart()
-        self.optimizer = self.create_optimizer()
-        self.average = (
-            WeightAverage(self.model, self.config.ema_decay) if self.config.ema_decay else None
-        )
-        self.scaler = self.create_scaler()
+        muon_dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        self.optimizer: AdamWMuon = create_optimizer(self.model, self.optimizer_config, muon_dtype)
+        decay = self.config.ema_decay
+        self.average = WeightAverage(self.model, decay) if decay else None
+        self.scaler = LossScaler(self.device) if self.precision == "fp16" else None
         self.evaluator = Evaluator(
             self.model,
-            token_bytes=token_bytes,
+            objective=self.objective,
             precision=self.precision,
             context=self.context,
         )
-        self._writer = CheckpointWriter(self.config.save_in_background, self.context)
         # On the device, so that no step waits for it: the nats of the window, the last gradient
         # norm, and whether training has diverged (then no weight is changed any more).
-        self.nats = torch.zeros((), device=self.device)
+        zero = torch.zeros((), device=self.device)
+        self.state = TrainState(
+            self.model,
+            self.optimizer,
+            self.average,
+            self.scaler,
+            self.callbacks,
+            self.context,
+            Window(zero.clone()),
+        )
         self._learning_rate = 0.0  # of the last step, without optimizer.lr_factors
-        self._gradient_norm = torch.zeros((), device=self.device)
-        self._diverged = torch.zeros((), device=self.device)
+        self._gradient_norm, self._diverged = zero.clone(), zero.clone()
 
-    def create_optimizer(self) -> AdamWMuon:
-        muon_dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        return create_optimizer(self.model, self.optimizer_config, muon_dtype)
-
-    def create_scaler(self) -> LossScaler | None:
-        return LossScaler(self.device) if self.precision == "fp16" else None
-
-    def _check_data(self) -> None:
-        check_labels(self.train_data)
-        named = {"val_data": self.val_data, "quick_val_data": self.quick_val_data}
-        for name, data in {**named, **self.other_val_data}.items():
-            if data is not None:
-                check_validation(name, data, self.model.vocab_size)
-
-    def _settle_auto(self) -> tuple[str, bool]:
-        """Precision and compilation, measured where they are `auto`; the same in every process."""
+    def _settle_auto(self, recorded: Mapping[str, Any] | None) -> tuple[str, bool]:
+        """Precision and compilation: as recorded, else measured where `auto`; the same in every process."""
+        precision, compile = self.config.precision, self.config.compile
+        if recorded is not None:
+            possible = recorded["precision"] in supported_precisions(self.device)
+            precision = recorded["precision"] if precision == "auto" and possible else precision
+            compile = recorded["compiled"] if compile == "auto" else compile
         self.model.train()
-        passes = self.config.max_steps * self.config.gradient_accumulation_steps
         choice = None
         if self.context.is_main:
-            batch = self.context.rows(to_batch(self.train_data.batch(0), self.model.vocab_size))
-            batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
-            asked = self.config.precision, self.config.compile
-            choice = choose(self.model, batch, *asked, passes, self._share_auto)
+            batch, _ = own_rows(self.experiment.batch(0), self.objective, self.context)
+            passes = self.config.max_steps * self.config.gradient_accumulation_steps
+            work = self.model, self.objective, to_device(batch, self.device)
+            choice = autotune(*work, precision, compile, passes, self._share_auto)
         choice = self.context.from_main(choice)
         assert choice is not None
         return choice.precision, choice.compile
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.state.step if self._is_set_up else 0
+
+    @property
+    def numerics(self) -> dict[str, Any]:
+        """What decides the bits of a step besides configuration and data."""
+        return {
+            "precision": self.precision,
+            "compiled": self.compiled,
+            "processes": self.context.world_size,
+            "device": self.device.type,
+            "cpu": cpu_name(),
+            "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
+            "torch": torch.__version__,
+        }
 
     def fit(self) -> dict[str, float]:
         """Train up to `max_steps` and return the metrics of the final, full evaluation.
@@ -203,10 +201,12 @@ class Trainer:
         Raises TrainingError when a loss or gradient is not finite (the weights stay as they were),
         and Interrupted on SIGINT or SIGTERM, after saving. A second Ctrl-C stops at once.
         """
+        self.set_up()
         self._announce_short_warmup()
+        self._show_progress()
         self.model.train()
         self._record_start()
-        self._batches = Prefetcher(self.train_data, self.device, vocab_size=self.model.vocab_size)
+        self._batches = Prefetcher(self.experiment.batch, self.device)
         try:
             for callback in self.callbacks:
                 callback.on_train_start(self)
@@ -254,18 +254,24 @@ class Trainer:
                 f"the learning rate gets no higher than {steps / warmup:.0%} of optimizer.lr"
             )
 
+    def _show_progress(self) -> None:
+        """On a terminal, where no callback does."""
+        is_shown = any(isinstance(callback, ProgressBar) for callback in self.callbacks)
+        if self.context.is_main and sys.stderr.isatty() and not is_shown:
+            self.callbacks.append(ProgressBar())
+
     @property
     def evaluates_now(self) -> bool:
         """Whether an evaluation follows this step."""
         is_last = self.step >= self.config.max_steps
-        return self.quick_val_data is not None and (
+        return self.experiment.quick_val_data is not None and (
             is_last or self._is_due(self.config.eval_every_steps)
         )
 
     def _record_start(self) -> None:
         """Once: when training is resumed, or else when it begins."""
         if self.run is not None and not self._is_recorded:
-            self.run.record_start(self.step, self.changes, **numerics(self))
+            self.run.record_start(self.step, self.changes, **self.numerics)
         self._is_recorded = True
 
     def _is_due(self, every_steps: int | None) -> bool:
@@ -280,40 +286,36 @@ class Trainer:
         )
 
     def _train_step(self) -> None:
-        """One optimizer step over `gradient_accumulation_steps` batches, each weighted by its labels."""
+        """One optimizer step over `gradient_accumulation_steps` batches, each weighted by its targets."""
         started = time.perf_counter()
         accumulation = self.config.gradient_accumulation_steps
         first = self.step * accumulation
         batches = [self._batches.batch(first + i) for i in range(accumulation)]
-        counts = [count_labels(batch["labels"]) for batch in batches]
-        labels = sum(counts)
+        counts = [self.objective.count(batch) for batch in batches]
+        targets = sum(counts)
         parts = [(batch, n) for batch, n in zip(batches, counts, strict=True) if n]
+        window = self.state.window
         for left, (batch, count) in zip(reversed(range(len(parts))), parts, strict=True):
             with self._module.without_reduction(left > 0):
-                self.nats += self._backward(batch, count / labels) * labels
+                window.nats += self._backward(batch, count, count / targets) * targets
         self._update_weights()
-        self.step += 1
+        self.state.step += 1
         if self.average is not None:
             self.average.update(self.step)
-        tokens = sum(batch["input_ids"].numel() for batch in batches)
-        self.tokens += tokens
-        self.window["labels"] += labels
-        self.window["tokens"] += tokens
-        self.window["seconds"] += time.perf_counter() - started
+        units = sum(self.objective.size(batch) for batch in batches)
+        self.state.units += units
+        window.targets += targets
+        window.units += units
+        window.seconds += time.perf_counter() - started
 
-    def _backward(self, batch: Batch, weight: float) -> torch.Tensor:
+    def _backward(self, batch: Batch, count: int, weight: float) -> torch.Tensor:
         """Add the gradient of `weight` x the mean loss of the batch; returns this process's part of it."""
-        mine = self.context.rows(batch)
-        # The mean over this process's labels, as a part of the mean over all.
-        share = weight
-        if self.context.world_size > 1:
-            share *= count_labels(mine["labels"]) / count_labels(batch["labels"])
+        mine, own_count = own_rows(batch, self.objective, self.context)
+        # The mean over this process's targets, as a part of the mean over all `count`.
+        share = weight if own_count == count else weight * (own_count / count)
         with autocast(self.precision, self.device):
-            loss = self._module(
-                mine["input_ids"].to(self.device, non_blocking=True),
-                mine["labels"].to(self.device, non_blocking=True),
-            )
-        part: torch.Tensor = loss * share if share != 1.0 else loss
+            loss: torch.Tensor = self._module(to_device(mine, self.device))
+        part = loss * share if share != 1.0 else loss
         # Gradients are averaged over the processes, and each has but a part of the batch.
         scaled = part * self.context.world_size if self.context.world_size > 1 else part
         (scaled * self.scaler.scale if self.scaler else scaled).backward()  # type: ignore[no-untyped-call]
@@ -352,7 +354,7 @@ class Trainer:
 
     def _check_finite(self, step: int) -> None:
         """Raise TrainingError when the loss of a step was not finite, or its gradient at any scale."""
-        nats = float(self.context.sum(self.nats.clone()))
+        nats = float(self.context.sum(self.state.window.nats.clone()))
         if math.isfinite(nats) and not self._diverged:
             return
         what = f"the gradient norm is {float(self._gradient_norm)}"
@@ -370,20 +372,18 @@ class Trainer:
     def _log(self) -> None:
         waited = time.perf_counter()
         self._check_finite(self.step)
-        nats = float(self.context.sum(self.nats))
-        window, self.window = self.window, dict.fromkeys(self.window, 0)
-        self.nats = torch.zeros_like(self.nats)
-        if not window["labels"]:
-            log.warning(f"nothing was trained up to step {self.step}: no token had a label")
+        window = self.state.window
+        self.state.window = Window(torch.zeros_like(window.nats))
+        nats = float(self.context.sum(window.nats))
+        if not window.targets:
+            log.warning(f"nothing was trained up to step {self.step}: no batch had a label")
             return
-        loss = nats / window["labels"]
-        seconds = window["seconds"] + time.perf_counter() - waited
+        seconds = window.seconds + time.perf_counter() - waited
         metrics = {
-            "loss": loss,
-            "perplexity": math.exp(min(loss, 700)),
+            **self.objective.loss_metrics(nats / window.targets),
             "learning_rate": self._learning_rate,
             "gradient_norm": float(self._gradient_norm),
-            "tokens_per_second": window["tokens"] / seconds,
+            f"{self.objective.unit}_per_second": window.units / seconds,
         }
         if self.scaler is not None:
             metrics["loss_scale"] = float(self.scaler.scale)
@@ -401,17 +401,20 @@ class Trainer:
 
     def _epochs(self) -> float | None:
         """How often the training split was gone through; None where nobody knows its size."""
-        if (epochs := getattr(self.train_data, "epochs", None)) is not None:
+        if (epochs := getattr(self.experiment.train_data, "epochs", None)) is not None:
             return float(epochs(self.step * self.config.gradient_accumulation_steps))
-        return self.tokens / self.tokens_per_epoch if self.tokens_per_epoch else None
+        size = self.experiment.units_per_epoch
+        return self.state.units / size if size else None
 
     def _evaluate(self, full: bool) -> dict[str, float]:
         """Evaluate `quick_val_data`, then with `full` `val_data`, each split once per step.
 
         Returns the metrics of `val`, empty where it was not evaluated at this step.
         """
-        sets = {self.quick_split: self.quick_val_data} | ({"val": self.val_data} if full else {})
-        with self.average.applied() if self.average else nullcontext():
+        sets = {self.quick_split: self.experiment.quick_val_data}
+        if full:
+            sets["val"] = self.experiment.val_data
+        with self._averaged_weights():
             for split, data in sets.items():
                 if data is not None and (self.step, split) not in self._evaluated:
                     self._evaluated[self.step, split] = self._evaluate_split(split, data)
@@ -429,19 +432,23 @@ class Trainer:
         return metrics
 
     def _evaluate_others(self) -> None:
-        with self.average.applied() if self.average else nullcontext():
-            for name, other in self.other_val_data.items():
+        with self._averaged_weights():
+            for name, other in self.experiment.other_val_data.items():
                 self._write_row(self.evaluator.evaluate(other), name)
+
+    def _averaged_weights(self) -> AbstractContextManager[None]:
+        return self.average.applied() if self.average else nullcontext()
 
     def _mark_if_best(self, loss: float) -> None:
         """`loss`: of `quick_val_data`, now."""
-        if not loss < self.best_loss:
+        state = self.state
+        if not loss < state.best_loss:
             return
-        self.best_loss = loss
+        state.best_loss = loss
         if self.checkpoints and self.saved_step == self.step and self.context.is_main:
             self._writer.wait()
-            self.best_step = self.step
-            mark_best(self.checkpoints, self.step, self.best_loss)
+            state.best_step = self.step
+            mark_best(self.checkpoints, self.step, loss)
 
     def save(self) -> None:
         """Write a training checkpoint; a failure (a full disk) leaves the earlier ones as they are."""
@@ -450,13 +457,18 @@ class Trainer:
         self._check_finite(self.step)  # no checkpoint holds what every resume would die of
         if self.run is not None:
             self.run.flush()  # the checkpoint counts the rows up to here
-        state, weights, tensors = pack_state(self)
+        state, weights, tensors = self.state.state()
+        state |= {
+            "log_rows": self.run.rows if self.run else 0,
+            "fingerprint": self.experiment.fingerprint,
+            "training": self.numerics,
+        }
         path = self.checkpoints / f"step_{self.step}"
         keep = self.config.keep_checkpoints
         self._writer.write(self.model, path, weights, state, tensors, keep=keep)
         self.saved_step = self.step
         if self.run is not None:
-            self.run.update(tokens=self.tokens)
+            self.run.update(tokens=self.state.units)
 
     def resume(self, anyway: bool = False, changes: Mapping[str, list[Any]] | None = None) -> None:
         """Continue from the newest whole checkpoint of the run, or from the beginning without one.
@@ -468,17 +480,16 @@ class Trainer:
         """
         if self.checkpoints is None:
             raise TrainingError("only a run with a folder can be resumed")
-        known = sharded_parameters(self.model, self.optimizer)
-        saved = latest_checkpoint(self.checkpoints, self.device, self.context, known)
+        saved = latest_checkpoint(self.checkpoints, self.device, self.context)
         if saved is None:
             log.info("no checkpoint was saved: starting from the beginning")
+            self.set_up()
         else:
             self.changes = dict(changes or {})
-            with state_errors(saved.path):
-                unpack_state(self, saved, anyway)
+            self._load(saved, anyway)
         if self.run is not None:
             self.run.resume_from(saved.state["log_rows"] if saved else 0)
-            mark_best(self.checkpoints, self.best_step, self.best_loss)
+            mark_best(self.checkpoints, self.state.best_step, self.state.best_loss)
             if saved:  # a kill may have come between a save and this
                 keep = self.config.keep_checkpoints
                 delete_old_checkpoints(self.checkpoints, self.step, keep)
@@ -492,17 +503,58 @@ class Trainer:
         once, so that it can be resumed by itself. Raises CheckpointError where there is no checkpoint,
         or it was trained on other data.
         """
-        known = sharded_parameters(self.model, self.optimizer)
-        saved = latest_checkpoint(checkpoints, self.device, self.context, known)
+        saved = latest_checkpoint(checkpoints, self.device, self.context)
         if saved is None:
             raise CheckpointError(f"there is no checkpoint in {checkpoints} to go on from")
         self.changes = dict(changes)
-        unpack_state(self, saved, anyway=False)
-        self.best_loss, self.best_step, self.saved_step = math.inf, None, 0  # of this run
+        self._load(saved, anyway=False)
+        self.state.best_loss, self.state.best_step, self.saved_step = math.inf, None, 0
         self._is_recorded = False
         self._record_start()
         self.save()
         log.info("extended", extra={"step": self.step})
+
+    def _load(self, saved: Checkpoint, anyway: bool) -> None:
+        """Make the trainer what it was when `saved` was written, and log what cannot be the same."""
+        with state_errors(saved.path):
+            self._check_fingerprint(saved, anyway)
+            recorded = saved.state["training"]
+            self._take_threads(recorded)
+            self.set_up(recorded)
+            parts = sharded_parameters(self.model, self.optimizer)
+            self.state.load_state(replace(saved, parts=parts))
+        self.saved_step = self.step
+        for name, now in self.numerics.items():
+            if now != recorded.get(name, now):  # not recorded by earlier versions
+                log.warning(
+                    f"{name} was {recorded[name]} and is {now}: "
+                    "the results will be close, but not the same bits"
+                )
+
+    def _take_threads(self, recorded: Mapping[str, Any]) -> None:
+        """Set the recorded number of CPU threads, unless the user gives one or the CPU is another one."""
+        if self.config.num_threads is not None or "OMP_NUM_THREADS" in os.environ:
+            return
+        threads = recorded.get("threads") if self.device.type == "cpu" else None
+        if threads not in (None, torch.get_num_threads()) and recorded.get("cpu") == cpu_name():
+            torch.set_num_threads(threads)
+            log.info(f"using {threads} CPU threads as before; change it with training.num_threads")
+
+    def _check_fingerprint(self, saved: Checkpoint, anyway: bool) -> None:
+        then, now = saved.state["fingerprint"], self.experiment.fingerprint
+        # Earlier versions recorded no text of data.more_validation; the order of their batches counts.
+        now = {key: value for key, value in now.items() if key in then or key[:5] != "text "}
+        different = diff_configs([then, now])
+        if not different:
+            return
+        changes = "; ".join(f"{key}: {was} -> {now}" for key, (was, now) in different.items())
+        if not anyway:
+            raise CheckpointError(
+                f"{saved.path} was trained on other data than data.* gives now ({changes})",
+                "restore the text it was prepared from, start a new experiment, or --resume-anyway",
+            )
+        log.warning(f"resuming on other data: {changes}")
+        self.changes |= {f"data {key}": values for key, values in different.items()}
 
     def _save_once(self) -> None:
         if self.saved_step != self.step:
@@ -519,7 +571,7 @@ class Trainer:
         )
 
 
-def check_activation_checkpointing(model: BaseLanguageModel, config: TrainingConfig) -> None:
+def check_activation_checkpointing(model: BaseModel, config: TrainingConfig) -> None:
     if config.activation_checkpointing and not model.supports_activation_checkpointing:
         raise TrainingError(
             f"{type(model).__name__} has no activation checkpointing",

@@ -9,18 +9,22 @@ from common.models.config import DecoderConfig
 from common.training.config import ExperimentConfig
 
 if TYPE_CHECKING:
-    from common.models.base import BaseLanguageModel
+    from common.training.experiment import Experiment
 
 
 class Config(ExperimentConfig):
     model: DecoderConfig = DecoderConfig()
 
 
-def build_model(config: Config, vocab_size: int) -> BaseLanguageModel:
+def build(config: Config) -> Experiment:
+    from common.data import prepare
     from common.models import Decoder
+    from common.training import text_experiment
 
-    return Decoder(vocab_size, **config.model.model_dump())
+    text = prepare(config.data)
+    model = Decoder(text.vocab_size, **config.model.model_dump())
+    return text_experiment(config, model, text)
 
 
 if __name__ == "__main__":
-    train_main(Config, build_model, __file__)
+    train_main(Config, build, __file__)

@@ -11,7 +11,7 @@ from common.models.config import ModelConfig
 from common.training.config import ExperimentConfig
 
 if TYPE_CHECKING:
-    from common.models.base import BaseLanguageModel
+    from common.training.experiment import Experiment
 
 
 class TransformerConfig(ModelConfig):
@@ -24,11 +24,15 @@ class Config(ExperimentConfig):
     model: TransformerConfig = TransformerConfig()
 
 
-def build_model(config: Config, vocab_size: int) -> BaseLanguageModel:
+def build(config: Config) -> Experiment:
+    from common.data import prepare
+    from common.training import text_experiment
     from projects.custom_transformer.model import CustomTransformer
 
-    return CustomTransformer(vocab_size, **config.model.model_dump())
+    text = prepare(config.data)
+    model = CustomTransformer(text.vocab_size, **config.model.model_dump())
+    return text_experiment(config, model, text)
 
 
 if __name__ == "__main__":
-    train_main(Config, build_model, __file__)
+    train_main(Config, build, __file__)

@@ -14,7 +14,7 @@ from common.models.folders import find_model_folder
 from common.training.config import ExperimentConfig
 
 if TYPE_CHECKING:
-    from common.models.base import BaseLanguageModel
+    from common.training.experiment import Experiment
 
 
 class PretrainedConfig(ModelConfig):
@@ -54,17 +54,20 @@ class Config(ExperimentConfig):
         find_model_folder(self.model.pretrained)
 
 
-def build_model(config: Config, vocab_size: int) -> BaseLanguageModel:
+def build(config: Config) -> Experiment:
+    from common.data import prepare
     from common.models import load_pretrained
+    from common.training import text_experiment
 
+    text = prepare(config.data)
     model = load_pretrained(config.model.pretrained, context_length=config.model.context_length)
-    if vocab_size > model.vocab_size:
+    if text.vocab_size > model.vocab_size:
         raise ModelError(
-            f"the tokenizer of {config.model.pretrained} has {vocab_size} tokens, "
+            f"the tokenizer of {config.model.pretrained} has {text.vocab_size} tokens, "
             f"the model {model.vocab_size}"
         )
-    return model
+    return text_experiment(config, model, text)
 
 
 if __name__ == "__main__":
-    train_main(Config, build_model, __file__)
+    train_main(Config, build, __file__)

@@ -1,7 +1,6 @@
-"""Let a trained run write."""
+"""Generate text with a trained run."""
 
 from common.cli import sample_main
-from projects.speedrun.train import Config, build_model
 
 if __name__ == "__main__":
-    sample_main(Config, build_model, __file__)
+    sample_main(__file__)

@@ -12,6 +12,7 @@ from common.training.config import ExperimentConfig
 
 if TYPE_CHECKING:
     from common.models.base import BaseLanguageModel
+    from common.training.experiment import Experiment
 
 
 class SpeedrunModelConfig(DecoderConfig):
@@ -25,22 +26,29 @@ class Config(ExperimentConfig):
     model: SpeedrunModelConfig = SpeedrunModelConfig()
 
 
-def build_model(config: Config, vocab_size: int) -> BaseLanguageModel:
-    model = config.model
-    if model.architecture == "neural_ngram":
+def build(config: Config) -> Experiment:
+    from common.data import prepare
+    from common.training import text_experiment
+
+    text = prepare(config.data)
+    return text_experiment(config, create_model(config.model, text.vocab_size), text)
+
+
+def create_model(config: SpeedrunModelConfig, vocab_size: int) -> BaseLanguageModel:
+    if config.architecture == "neural_ngram":
         from projects.speedrun.model import NeuralNGram
 
         return NeuralNGram(
             vocab_size,
-            window=model.window,
-            hidden_size=model.hidden_size,
-            intermediate_size=model.intermediate_size or 4 * model.hidden_size,
-            num_layers=model.num_layers,
+            window=config.window,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size or 4 * config.hidden_size,
+            num_layers=config.num_layers,
         )
     from common.models import Decoder
 
-    return Decoder(vocab_size, **model.model_dump(exclude={"architecture", "window"}))
+    return Decoder(vocab_size, **config.model_dump(exclude={"architecture", "window"}))
 
 
 if __name__ == "__main__":
-    train_main(Config, build_model, __file__)
+    train_main(Config, build, __file__)

@@ -19,6 +19,7 @@ from common.utils import query_experiments, start_experiment
 from papers.grokking import addition, multiplication
 from papers.grokking.filters import EMAFilter, GradientFilter, MAFilter, project_orthogonally
 from papers.grokking.reproduce import ADDITION, DECODER, MLP, MULTIPLICATION, PAPER, setting
+from tests.trainers import make_trainer
 
 SHAPES = [(3, 2), (4,), ()]
 TINY = MULTIPLICATION | {
@@ -153,7 +154,7 @@ def test_l2_in_the_gradient_is_the_weight_decay_of_adam() -> None:
     theirs.load_state_dict(ours.state_dict())
     source = multiplication.Epochs(rows, 8, seed=0)
     settings = multiplication.training_settings(TINY | {"max_steps": 12})
-    Trainer(ours, source, callbacks=[GradientFilter(weight_decay=0.05)], **settings).fit()
+    make_trainer(ours, source, callbacks=[GradientFilter(weight_decay=0.05)], **settings).fit()
     adam = torch.optim.Adam(theirs.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05)
     for step in range(12):
         for group in adam.param_groups:
@@ -193,7 +194,7 @@ def test_a_filtered_training_is_resumed_exactly(made: Any) -> None:
     def trainer(run: Any, *callbacks: Callback) -> Trainer:
         torch.manual_seed(0)
         model = multiplication.make_model(TINY)
-        return Trainer(model, source, run=run, callbacks=[made(), *callbacks], **settings)
+        return make_trainer(model, source, run=run, callbacks=[made(), *callbacks], **settings)
 
     with start_experiment("whole") as run:
         whole = trainer(run)
@@ -213,7 +214,7 @@ def test_gradients_are_not_filtered_under_loss_scaling() -> None:
     settings = multiplication.training_settings(TINY)
     source = multiplication.Epochs(multiplication.equations(7), 8, seed=0)
     model = multiplication.make_model(TINY)
-    trainer = Trainer(model, source, callbacks=[GradientFilter()], **settings)
+    trainer = make_trainer(model, source, callbacks=[GradientFilter()], **settings)
     trainer.scaler = object()  # type: ignore[assignment]  # only that there is one matters
     with pytest.raises(TrainingError, match="without loss scaling"):
         trainer.fit()

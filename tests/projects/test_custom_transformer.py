@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from common.config import load_config
 from common.data.batch import Batch
-from common.training import Trainer, TrainingConfig
+from common.training import TrainingConfig
 from common.training.config import OptimizerConfig, ScheduleConfig
 from common.utils.paths import REPOSITORY_ROOT
 from projects.custom_transformer import layers
@@ -24,6 +24,7 @@ from projects.custom_transformer.reference import AutogradTransformer
 from projects.custom_transformer.train import Config
 from tests.budget import examples
 from tests.fork_server import ForkServer
+from tests.trainers import make_trainer
 
 F64 = torch.float64
 
@@ -364,7 +365,7 @@ def test_training_follows_the_loss_curve_of_the_autograd_twin() -> None:
     curves: list[list[float]] = []
     for model in twins(vocab_size=11, num_layers=2, num_heads=2, hidden_size=16, context_length=12):
         losses: list[float] = []
-        trainer = Trainer(
+        trainer = make_trainer(
             model,
             Batches(),
             TrainingConfig(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import common.data
 from common.config import load_config
 from common.data.tokenizers import BPETokenizer
 from common.errors import ModelError
 from common.models import Decoder, save_pretrained
-from common.training.checkpoints import best_checkpoint
-from projects.finetune.train import Config, build_model
+from common.training import load_run
+from projects.finetune.train import Config, build
 
 TEXT = "the cat sat on the mat; the dog did not. "
 OPTIONS = (
@@ -45,8 +47,7 @@ def test_a_run_begins_with_the_pretrained_weights(
     result = run_tool(script, "--config", config, "--name", "exp_001", *OPTIONS)
     assert result.returncode == 0, result.stderr
     run = assets_dir / "outputs" / "runs" / "exp_001"
-    trained = build_model(load_config(run / "config.yaml", Config), tiny.vocab_size)
-    trained = trained.load_checkpoint(best_checkpoint(run / "checkpoints"))
+    trained = load_run(run.name).model
     # Two steps of 1e-9 change nothing that could be seen; another beginning would.
     for name, parameter in tiny.named_parameters():
         theirs = trained.get_parameter(name)
@@ -56,7 +57,9 @@ def test_a_run_begins_with_the_pretrained_weights(
     assert sampled.returncode == 0 and sampled.stdout.startswith("the cat"), sampled.stderr
 
 
-def test_what_is_not_there_or_does_not_fit_is_told(run_tool, tiny: Decoder) -> None:
+def test_what_is_not_there_or_does_not_fit_is_told(
+    run_tool, tiny: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script, config = "projects/finetune/train.py", "configs/quickstart.yaml"
     missing = run_tool(script, "--config", config, *OPTIONS, "model.pretrained=owner/tinny")
     assert missing.returncode == 2
@@ -65,8 +68,10 @@ def test_what_is_not_there_or_does_not_fit_is_told(run_tool, tiny: Decoder) -> N
     other = run_tool(script, "--config", config, *OPTIONS, "data.tokenizer=bpe")
     assert other.returncode == 2 and "its own tokenizer alone" in other.stderr
     loaded = load_config(Path("configs/quickstart.yaml"), Config, [*OPTIONS], [_project()])
+    large = SimpleNamespace(vocab_size=9999)
+    monkeypatch.setattr(common.data, "prepare", lambda config: large)
     with pytest.raises(ModelError, match="tiny has 9999 tokens, the model"):
-        build_model(loaded, 9999)
+        build(loaded)
 
 
 def _project() -> Path:

@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from common.config import load_config
 from common.experiments.catalogue import Catalogue
-from common.training.experiment import load_run
+from common.training import load_run
 from common.utils.paths import get_runs_dir
-from projects.baseline.train import Config, build_model
 from tests.untrained_run import make_run
 
 TOOL = "tools/compress.py"
@@ -26,8 +24,7 @@ def run(tmp_path: Path) -> Any:
 
 
 def loaded(name: str) -> Any:
-    config = load_config(get_runs_dir() / name / "config.yaml", Config)
-    return load_run(config, build_model, name, "best")[0].eval()
+    return load_run(name).model.eval()
 
 
 def test_a_quantised_run_is_an_experiment_like_any_other(run: Any, run_tool: Any) -> None:

@@ -125,7 +125,7 @@ def test_dry_run_writes_what_transformers_reads(
 
     front_matter, markdown = card_of((tmp_path / "out" / "README.md").read_text())
     metrics = Evaluator(model, token_bytes=data.tokenizer.token_bytes).evaluate(
-        eval_windows(config, data, "val")
+        eval_windows(config, data.tokens("val"))
     )
     measured = front_matter["model-index"][0]["results"][0]["metrics"]
     assert {m["type"]: m["value"] for m in measured} == {

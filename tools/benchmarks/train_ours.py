@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from common.models.decoder import Decoder
 from common.training.callbacks.base import Callback
 from common.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
+from common.training.experiment import Experiment
 from common.training.trainer import Trainer
 from tools.benchmarks import networks
 from tools.benchmarks.nanogpt import load_into_decoder
@@ -58,7 +59,13 @@ def main() -> None:
         pace.finish()
 
 
-def create_trainer(network: Network, data: Any, config: TrainingConfig, **options: Any) -> Trainer:
+def create_trainer(
+    network: Network,
+    data: Any,
+    config: TrainingConfig,
+    callbacks: Sequence[Callback] = (),
+    **options: Any,
+) -> Trainer:
     """A Trainer for `network`; `options` are the Trainer's own."""
     torch.manual_seed(networks.SEED)
     model = Decoder(
@@ -72,8 +79,7 @@ def create_trainer(network: Network, data: Any, config: TrainingConfig, **option
         context_length=network.context_length,
     )
     return Trainer(
-        model,
-        data,
+        Experiment(model, data, callbacks=callbacks),
         config,
         optimizer=OptimizerConfig(
             lr=networks.LEARNING_RATE,

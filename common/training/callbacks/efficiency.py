@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import psutil
 import torch
 
+from common.models.base import BaseLanguageModel
 from common.training.callbacks.base import Callback
 from common.training.mfu import model_flops_per_token, peak_flops
 
@@ -33,7 +34,9 @@ class Efficiency(Callback):
         self._process = psutil.Process()
 
     def on_train_start(self, trainer: Trainer) -> None:
-        self._flops_per_token = model_flops_per_token(trainer.model, self.context_length)
+        self._flops_per_token: float | None = None
+        if isinstance(trainer.model, BaseLanguageModel):
+            self._flops_per_token = model_flops_per_token(trainer.model, self.context_length)
         peak = peak_flops(trainer.device, trainer.precision)
         self._peak_flops = peak and peak * trainer.context.world_size
 

@@ -25,23 +25,27 @@ log = get_logger("samples")
 class Samples(Callback):
     """Draws from generators of its own, so that training is the same with and without samples.
 
-    Each text has one, seeded by the seed of the run, the step and the index of the prompt.
+    Each text has one, seeded by the seed of the run, the step and the index of the prompt. Only
+    rank 0 draws, and only where there is a run or a `path`.
 
-    `path` None: nothing is drawn; another process does.
+    Args:
+        path: of the file; None: `samples.jsonl` in the folder of the run.
     """
 
     def __init__(
-        self, path: Path | None, tokenizer: Tokenizer, config: SampleConfig, seed: int
+        self, tokenizer: Tokenizer, config: SampleConfig, seed: int, path: Path | None = None
     ) -> None:
-        self.path = path
         self.tokenizer = tokenizer
         self.config = config
         self.seed = seed
+        self.path = path
         self.latest: list[str] = []
         self._drawn_at: int | None = None
 
     def on_train_start(self, trainer: Trainer) -> None:
         """Forget the samples that a lost process drew at or after the step we start from."""
+        if self.path is None and trainer.run is not None:
+            self.path = trainer.run.directory / "samples.jsonl"
         if self.path is not None and self.path.exists():
             content = self.path.read_bytes()
             # By b"\n" alone: a text may hold other ends of lines, such as U+2028.

@@ -13,8 +13,6 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset, Weighte
 from common.data.batch import (
     LoaderBatches,
     batch_source,
-    check_labels,
-    check_validation,
     to_batch,
 )
 from common.errors import DataError
@@ -155,15 +153,3 @@ def test_what_cannot_be_resumed_exactly_is_refused_with_what_to_pass(
     with pytest.raises(DataError, match=reason) as caught:
         batch_source(given)
     assert caught.value.hint
-
-
-def test_data_without_a_label_is_refused_before_training() -> None:
-    nothing = {"input_ids": IDS, "labels": torch.full_like(IDS, -100)}
-    with pytest.raises(DataError, match="none of the first"):
-        check_labels(batch_source([nothing]))
-    check_labels(batch_source([nothing, IDS]))
-    for empty in ([], [nothing]):
-        with pytest.raises(DataError, match="val_data has no token to predict"):
-            check_validation("val_data", empty)
-    with pytest.raises(DataError, match="is an iterator"):
-        check_validation("val_data", iter([IDS]))

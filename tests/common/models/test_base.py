@@ -16,9 +16,10 @@ from torch import nn
 from common.data.batch import Batch
 from common.errors import CheckpointError, ModelError
 from common.models import BaseLanguageModel, BaseModel, Decoder
-from common.training import Evaluator, Trainer, TrainingConfig
+from common.training import Evaluator, TrainingConfig
 from common.training.config import OptimizerConfig
 from projects.custom_transformer.model import CustomTransformer
+from tests.trainers import make_trainer
 
 VOCAB, CONTEXT = 17, 12
 
@@ -449,6 +450,6 @@ def test_a_subclass_with_only_forward_trains_evaluates_and_generates() -> None:
     before = Evaluator(model).evaluate(val)["loss"]
     config = TrainingConfig(max_steps=150, device="cpu")
     optimizer = OptimizerConfig(lr=0.05, weight_decay=0.0)
-    metrics = Trainer(model, Cycle(), config, optimizer=optimizer, val_data=val).fit()
+    metrics = make_trainer(model, Cycle(), config, optimizer=optimizer, val_data=val).fit()
     assert metrics["loss"] < 0.5 < before
     assert model.generate(torch.tensor([[3]]), 5, temperature=0).tolist() == [[3, 4, 5, 6, 7, 8]]

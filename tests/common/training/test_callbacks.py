@@ -21,6 +21,7 @@ from common.training.callbacks.progress import ProgressBar
 from common.training.callbacks.samples import Samples
 from common.training.callbacks.tensorboard import TensorBoard
 from common.training.config import SampleConfig
+from tests.trainers import make_trainer
 
 TOKENIZER = CharTokenizer.train(["abcdefghij"])
 
@@ -52,7 +53,7 @@ def train(
         context_length=8,
         dropout=0.4,
     )
-    trainer = Trainer(
+    trainer = make_trainer(
         model,
         Batches(),
         TrainingConfig(max_steps=steps, eval_every_steps=2, log_every_steps=1, device="cpu"),
@@ -60,13 +61,14 @@ def train(
         quick_val_data=quick,
         callbacks=callbacks,
     )
-    trainer.step = resume_at
+    trainer.set_up()
+    trainer.state.step = resume_at
     trainer.fit()
     return model
 
 
 def samples(path: Path, seed: int = 0, **options: Any) -> Samples:
-    return Samples(path, TOKENIZER, SampleConfig(**options), seed)
+    return Samples(TOKENIZER, SampleConfig(**options), seed, path)
 
 
 def entries(path: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ import torch
 from common.data.batch import Batch
 from common.errors import CheckpointError
 from common.models import Decoder, checkpoint
-from common.training import Trainer, TrainingConfig
+from common.training import TrainingConfig
 from common.training.checkpoints import (
     best_checkpoint,
     delete_old_checkpoints,
@@ -27,6 +27,7 @@ from common.training.optimizer_state import pack_optimizer, unpack_optimizer
 from common.utils import start_experiment
 from common.utils.files import sha256_of
 from tests.common.models.test_checkpoint import decoder, save
+from tests.trainers import make_trainer
 
 
 @pytest.fixture
@@ -82,12 +83,12 @@ def test_after_a_damaged_checkpoint_the_new_ones_are_kept(tmp_path: Path) -> Non
         max_steps=4, checkpoint_every_steps=2, keep_checkpoints=1, device="cpu", log_every_steps=1
     )
     run = start_experiment("kept")
-    trainer = Trainer(decoder(), Same(), config, run=run)
+    trainer = make_trainer(decoder(), Same(), config, run=run)
     trainer.fit()
     directory = run.directory / "checkpoints"
     (directory / "step_4").rename(directory / "step_1000")
     (directory / "step_1000" / "state.json").write_text("{}")
-    again = Trainer(decoder(), Same(), config, run=run)
+    again = make_trainer(decoder(), Same(), config, run=run)
     again.resume()
     again.fit()
     assert latest_checkpoint(directory) is not None
@@ -140,7 +141,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The newest checkpoint of a short training."""
     config = TrainingConfig(max_steps=2, checkpoint_every_steps=2, device="cpu")
     directory = tmp_path_factory.mktemp("trained")
-    trainer = Trainer(decoder(), Same(), config)
+    trainer = make_trainer(decoder(), Same(), config)
     trainer.checkpoints = directory
     trainer.fit()
     return directory / "step_2"
@@ -177,7 +178,7 @@ def test_an_edited_state_is_that_of_a_damaged_checkpoint(
 def test_an_edited_state_is_refused_in_one_line(key: str, trained: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(trained, tmp_path / "step_2"))
     edit(path, key, EDITS_OF_PARTS[key])
-    trainer = Trainer(decoder(), Same(), TrainingConfig(max_steps=2, device="cpu"))
+    trainer = make_trainer(decoder(), Same(), TrainingConfig(max_steps=2, device="cpu"))
     trainer.checkpoints = tmp_path
     with pytest.raises(CheckpointError, match=r"state\.json does not describe") as caught:
         trainer.resume()

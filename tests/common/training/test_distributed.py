@@ -17,20 +17,23 @@ import pytest
 import torch
 
 from common.config import load_config
-from common.data.batch import IGNORE_INDEX, Batch, count_labels
+from common.data.batch import IGNORE_INDEX, Batch, count_labels, rows_of
 from common.errors import CheckpointError, ConfigError, DataError, exit_on_error
 from common.models import BaseLanguageModel, Decoder, checkpoint
 from common.training import Callback, Trainer, TrainingConfig
 from common.training.checkpoints import steps_in
 from common.training.config import OptimizerConfig, ScheduleConfig
-from common.training.distributed import DistributedContext, check_distributed, join_context
-from common.training.experiment import train_experiment
+from common.training.distributed import DistributedContext, join_context
+from common.training.job import train_experiment
+from common.training.objective import NextToken
+from common.training.parallel import check_distributed, own_rows
 from common.utils import query_experiments, start_experiment
 from common.utils.paths import REPOSITORY_ROOT, get_runs_dir
-from projects.baseline.train import Config, build_model
+from projects.baseline.train import Config, build
 from projects.custom_transformer.model import CustomTransformer
 from tests.fork_server import ForkServer
 from tests.torchrun import fork_processes, run_processes, torchrun, workers
+from tests.trainers import make_trainer
 
 SCRIPT = Path(__file__)
 VOCAB_SIZE = 11  # divisible by no number of processes
@@ -143,7 +146,7 @@ def create_trainer(
     steps: int = 12,
 ) -> Trainer:
     batches = Batches(case["size"], case.get("holes", False))
-    return Trainer(
+    return make_trainer(
         create_model(case),
         batches,
         TrainingConfig(
@@ -228,6 +231,7 @@ def compare_exactly(strategy: str, context: DistributedContext, model: str = "de
     """With dropout: resumed by as many processes, a run is the same to the last bit."""
     case = {"size": 4, "dropout": 0.3, "ema": 0.9, "model": model, "log_every_steps": 5}
     trainer = create_trainer(case, strategy, context, [])
+    trainer.set_up()
     drawn = context.gather(torch.rand(3).tolist())
     assert len({tuple(numbers) for numbers in drawn}) == context.world_size
     create_trainer(case, "ddp", DistributedContext(), [])
@@ -360,7 +364,7 @@ def test_the_script_survives_signals_and_kills(tmp_path: Path) -> None:
     )
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.replace("TEXT", str(tmp_path / "text.txt")))
-    job = (load_config(config, Config), build_model)
+    job = (load_config(config, Config), build)
     train_experiment(*job, project="baseline", name="whole")
 
     output = signal_one(2, signal.SIGTERM, script, "--config", config, "--name", "run")
@@ -427,13 +431,13 @@ def test_an_error_in_one_process_ends_all_and_is_told_once(tmp_path: Path) -> No
 @pytest.mark.parametrize("size", [1, 3, 4, 7])
 def test_the_rows_of_a_batch_are_shared_out(size: int, world_size: int) -> None:
     batch = Batches(size, holes=True).batch(0)
-    parts = [DistributedContext(rank, world_size).rows(batch) for rank in range(world_size)]
-    assert all(len(part["input_ids"]) >= 1 for part in parts)
-    assert sum(count_labels(part["labels"]) for part in parts) == count_labels(batch["labels"])
-    real = [part for part in parts if bool((part["labels"] != IGNORE_INDEX).any())]
-    rows = torch.cat([part["labels"] for part in real])
-    predicted = batch["labels"][(batch["labels"] != IGNORE_INDEX).any(dim=1)]
-    assert torch.equal(rows[(rows != IGNORE_INDEX).any(dim=1)], predicted)
+    contexts = [DistributedContext(rank, world_size) for rank in range(world_size)]
+    shares = [own_rows(batch, NextToken(), context) for context in contexts]
+    assert all(len(part["input_ids"]) >= 1 for part, _ in shares)
+    assert sum(count for _, count in shares) == count_labels(batch["labels"])
+    owned = [rows_of(batch, rank, world_size) for rank in range(world_size)]
+    rows = torch.cat([part["labels"] for part in owned if part is not None])
+    assert torch.equal(rows, batch["labels"])
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ from common.training.checkpoints import latest_checkpoint
 from common.training.distributed import DistributedContext, join_context
 from common.training.optimizer_state import sharded_parameters
 from common.training.sharded import gathered
-from common.training.training_state import pack_state, unpack_state
 from common.utils import start_experiment
 from common.utils.paths import get_runs_dir
 from projects.custom_transformer.model import CustomTransformer
@@ -88,7 +87,7 @@ def trainer_of(
 
 def everything(trainer: Trainer) -> Tensors:
     """Whatever a checkpoint has, whole, but for the random states; all processes call it."""
-    _, weights, tensors = pack_state(trainer)
+    _, weights, tensors = trainer.state.state()
     return {
         name: (tensor.full_tensor() if is_sharded(tensor) else tensor).clone()  # type: ignore[attr-defined]  # DTensor
         for name, tensor in (weights | tensors).items()
@@ -111,11 +110,12 @@ def write(name: str, way: str, context: DistributedContext, folder: Path) -> Non
 def read(name: str, written: str, way: str, context: DistributedContext, folder: Path) -> None:
     """All is there again, and training goes on from it."""
     trainer = trainer_of(name, way, context)
+    trainer.set_up()
     directory = get_runs_dir() / f"{name}_{written}" / "checkpoints"
     parts = sharded_parameters(trainer.model, trainer.optimizer)
     saved = latest_checkpoint(directory, "cpu", context, parts)
     assert saved is not None
-    unpack_state(trainer, saved, anyway=False)
+    trainer.state.load_state(saved)
     found, expected = everything(trainer), load_file(folder / f"{name}_{written}.safetensors")
     if not context.is_main:
         expected = {k: t for k, t in expected.items() if not k.startswith("callback.LastStep")}
@@ -141,7 +141,9 @@ def main(folder: Path) -> None:
 
 def change_a_copy(context: DistributedContext) -> None:
     """What would be lost is refused, and a gathered model is saved as the class that it was."""
-    model = trainer_of("plain", "fsdp", context).model
+    trainer = trainer_of("plain", "fsdp", context)
+    trainer.set_up()
+    model = trainer.model
     assert any(map(is_sharded, model.parameters()))
     changed = pytest.raises(TrainingError, match="weights were changed")
     with changed, gathered(model), torch.no_grad():

@@ -13,12 +13,12 @@ from common.data.texts import read_texts
 from common.data.tokenizers import BPETokenizer, CharTokenizer
 from common.errors import ConfigError, DataError
 from common.training import Evaluator
-from common.training.evaluation_report import json_ready, judge_run, measure_samples
+from common.training.evaluation_report import evaluate_texts, json_ready, measure_samples
 from common.training.experiment import eval_windows
 from common.training.generation_metrics import generation_metrics
 from common.training.prediction_metrics import measure_predictions
+from common.training.trained_run import load_run
 from common.utils.paths import get_runs_dir
-from projects.baseline.train import build_model
 from tests.untrained_run import make_run
 
 EVALUATE = "projects/baseline/evaluate.py"
@@ -43,7 +43,7 @@ def test_the_whole_report_is_printed_stored_and_drawn(
     text: Path, other: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, model, data = make_run("a", text)
-    printed = judge_run(config, build_model, "a", "best", "val", texts=[other], full_report=True)
+    printed = evaluate_texts(load_run("a"), "val", [other], full_report=True)
     directory = get_runs_dir() / "a"
     report = json.loads((directory / "report.json").read_text())
     assert (directory / "report.png").read_bytes().startswith(b"\x89PNG")
@@ -51,7 +51,9 @@ def test_the_whole_report_is_printed_stored_and_drawn(
 
     assert list(report["sets"]) == list(printed) == ["val", "dogs.txt"]
     token_bytes = data.tokenizer.token_bytes
-    found = measure_predictions(model, eval_windows(config, data, "val"), token_bytes=token_bytes)
+    found = measure_predictions(
+        model, eval_windows(config, data.tokens("val")), token_bytes=token_bytes
+    )
     stored = report["sets"]["val"]
     assert {name: stored[name] for name in found.scalars()} == found.scalars() == printed["val"]
     assert stored["position_loss"] == [None, *found.position_loss[1:].tolist()]
@@ -70,9 +72,9 @@ def test_other_texts_alone_are_judged_by_the_loss_and_leave_no_files(
     text: Path, other: Path
 ) -> None:
     config, model, data = make_run("a", text, "bpe")
-    metrics = judge_run(config, build_model, "a", "best", "val", texts=[other])
+    metrics = evaluate_texts(load_run("a"), "val", [other])
     evaluator = Evaluator(model, token_bytes=data.tokenizer.token_bytes)
-    assert metrics["val"] == evaluator.evaluate(eval_windows(config, data, "val"))
+    assert metrics["val"] == evaluator.evaluate(eval_windows(config, data.tokens("val")))
     bits = metrics["dogs.txt"]["loss"] * metrics["dogs.txt"]["num_tokens"] / np.log(2)
     first = data.tokenizer.decode([int(data.tokenizer.encode(other.read_text())[0])])
     size = other.stat().st_size - len(first)  # the first token is not predicted

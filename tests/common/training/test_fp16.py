@@ -19,6 +19,7 @@ from common.training.config import OptimizerConfig, ScheduleConfig
 from common.training.precision import LossScaler
 from common.training.schedules import learning_rate_factor
 from common.utils import query_experiments, start_experiment
+from tests.trainers import make_trainer
 
 pytestmark = pytest.mark.slow
 VOCAB, LENGTH, STEPS = 11, 8, 8
@@ -52,7 +53,7 @@ def trainer(model: Decoder, *, scale: float, growth_steps: int = 3, **options: A
     chosen: dict[str, Any] = {"max_steps": STEPS, "log_every_steps": 1, "eval_every_steps": 2}
     chosen |= {"precision": "fp16", "compile": False, "device": "cpu"}
     others = {key: options.pop(key) for key in ("run", "callbacks", "val_data") if key in options}
-    made = Trainer(
+    made = make_trainer(
         model,
         Batches(),
         TrainingConfig(**(chosen | options)),
@@ -60,7 +61,8 @@ def trainer(model: Decoder, *, scale: float, growth_steps: int = 3, **options: A
         schedule=SCHEDULE,
         **others,
     )
-    made.scaler = LossScaler(made.device, scale, growth_steps)
+    made.set_up()
+    made.scaler = made.state.scaler = LossScaler(made.device, scale, growth_steps)
     return made
 
 
@@ -170,8 +172,10 @@ def test_a_run_that_overflowed_resumes_to_the_same_weights_and_rows() -> None:
 def test_fp16_goes_on_scaling_where_precision_is_auto_by_now() -> None:
     run = start_experiment("auto_by_now")
     trainer(decoder(), scale=2.0**22, max_steps=2, run=run).fit()
-    going_on = trainer(decoder(), scale=1.0, precision="auto", run=run)
-    going_on.scaler = None  # as `auto` chooses by itself
+    config = TrainingConfig(max_steps=STEPS, precision="auto", compile=False, device="cpu")
+    going_on = make_trainer(
+        decoder(), Batches(), config, optimizer=OPTIMIZER, schedule=SCHEDULE, run=run
+    )
     going_on.resume()
     assert going_on.precision == "fp16" and going_on.scaler is not None
     assert float(going_on.scaler.scale) == 2.0**20

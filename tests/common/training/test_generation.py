@@ -21,10 +21,8 @@ from common.cli import sample, sample_parser
 from common.data.tokenizers import BPETokenizer, CharTokenizer
 from common.errors import DataError
 from common.models import BaseLanguageModel
-from common.projects import find_project
 from common.training.generation import decode_stream, stream_text, until_stop
 from common.utils.paths import REPOSITORY_ROOT
-from projects.baseline.train import Config, build_model
 from tests.untrained_run import make_run
 
 SAMPLE = "projects/baseline/sample.py"
@@ -129,7 +127,7 @@ def ask(
         with (tmp_path / "stdin").open() if stdin else Path(os.devnull).open() as file:
             monkeypatch.setattr(sys, "stdin", file)
             parsed = sample_parser("sample.py").parse_args([run, *arguments])
-            sample(find_project("baseline"), Config, build_model, parsed)
+            sample(parsed)
         return Answer(*capsys.readouterr())
 
     return run_sample

@@ -21,7 +21,7 @@ from common.experiments.store import log_path
 from common.models import Decoder
 from common.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
 from common.training.schedules import learning_rate_factor
-from common.training.trainer import Trainer
+from tests.trainers import make_trainer
 
 CURVE = Path(__file__).with_name("loss_curve.json")
 WORDS, WIDTH, LAYERS, HEADS, TIME, STEPS = 40, 32, 2, 4, 24, 100
@@ -95,7 +95,7 @@ def reference_curve() -> list[float]:
 
 def our_curve(precision: str, compile: bool) -> list[float]:
     with start_experiment("curve", config={}) as run:
-        trainer = Trainer(
+        trainer = make_trainer(
             new_decoder(),
             batches(),
             TrainingConfig.model_validate(

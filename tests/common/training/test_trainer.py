@@ -18,10 +18,12 @@ from common.data.loader import ShuffledWindows
 from common.errors import CheckpointError, ResearchError, TrainingError
 from common.experiments.run import Run
 from common.models import BaseLanguageModel, Decoder
-from common.training import Callback, Evaluator, Trainer, TrainingConfig, training_state
+from common.training import Callback, Evaluator, Trainer, TrainingConfig
+from common.training import trainer as trainer_module
 from common.training.checkpoints import best_checkpoint, latest_checkpoint, steps_in
 from common.training.config import OptimizerConfig, ScheduleConfig
 from common.utils import query_experiments, start_experiment
+from tests.trainers import make_trainer
 
 VOCAB, LENGTH = 11, 8
 
@@ -105,8 +107,10 @@ def rows_of(run: Run) -> list[dict[str, Any]]:
 def test_accumulated_gradients_equal_those_of_the_big_batch(ignored: float) -> None:
     few, many = decoder().double(), decoder().double()
     options = {"max_steps": 5, "max_grad_norm": 0.05}
-    Trainer(few, Joined(Batches(ignored=ignored), 3), config(**options), schedule=SCHEDULE).fit()
-    Trainer(
+    make_trainer(
+        few, Joined(Batches(ignored=ignored), 3), config(**options), schedule=SCHEDULE
+    ).fit()
+    make_trainer(
         many,
         Batches(ignored=ignored),
         config(**options, gradient_accumulation_steps=3),
@@ -121,7 +125,7 @@ def test_training_equals_a_plain_loop_with_clipping_and_schedule() -> None:
     optimizer = OptimizerConfig(lr=0.05, eps=1.0, weight_decay=0.0, betas=(0.9, 0.99))
     trained, by_hand = decoder().double(), decoder().double()
     schedule = ScheduleConfig(name="linear", warmup_steps=2, min_lr_ratio=0.0)
-    Trainer(
+    make_trainer(
         trained,
         Batches(),
         config(max_steps=4, max_grad_norm=0.01),
@@ -149,14 +153,14 @@ def test_without_clipping_gradients_are_used_as_they_are() -> None:
     clipped, free, loose = decoder(), decoder(), decoder()
     optimizer = OptimizerConfig(eps=1.0)
     for model, limit in ((clipped, 1e-3), (free, None), (loose, 1e9)):
-        Trainer(model, Batches(), config(max_grad_norm=limit), optimizer=optimizer).fit()
+        make_trainer(model, Batches(), config(max_grad_norm=limit), optimizer=optimizer).fit()
     assert torch.equal(free.token_embedding.weight, loose.token_embedding.weight)
     assert not torch.equal(free.token_embedding.weight, clipped.token_embedding.weight)
 
 
 def test_batches_are_asked_for_once_and_in_order() -> None:
     source = Batches()
-    Trainer(decoder(), source, config(max_steps=4, gradient_accumulation_steps=3)).fit()
+    make_trainer(decoder(), source, config(max_steps=4, gradient_accumulation_steps=3)).fit()
     asked = source.asked[2:]  # the first one is looked at for its labels and its shape
     assert asked[:12] == list(range(12))
     assert len(asked) == len(set(asked)) <= 14  # and those that were prefetched
@@ -179,8 +183,8 @@ class Unlabelled(Batches):
 def test_a_batch_without_labels_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     once, on = decoder(), decoder()
     constant = ScheduleConfig(name="constant", warmup_steps=0)
-    Trainer(once, Unlabelled(1), config(max_steps=1), schedule=constant).fit()
-    Trainer(on, Unlabelled(1), config(max_steps=4), schedule=constant).fit()
+    make_trainer(once, Unlabelled(1), config(max_steps=1), schedule=constant).fit()
+    make_trainer(on, Unlabelled(1), config(max_steps=4), schedule=constant).fit()
     for mine, its in zip(once.parameters(), on.parameters(), strict=True):
         assert torch.equal(mine, its)
     assert "nothing was trained up to step 2" in capsys.readouterr().err
@@ -194,9 +198,9 @@ VAL = [Batches().batch(0)]
 UNLABELLED = [Unlabelled(0).batch(0)]
 TRAINS_NOTHING: dict[str, tuple[dict[str, Any], str]] = {
     "no labels": ({"train_data": Unlabelled(0)}, "none of the first 100 training batches"),
-    "no validation labels": ({"val_data": UNLABELLED}, "val_data has no token to predict"),
-    "no quick labels": ({"quick_val_data": []}, "quick_val_data has no token to predict"),
-    "others": ({"other_val_data": {"b.txt": UNLABELLED}}, "b.txt has no token to predict"),
+    "no validation labels": ({"val_data": UNLABELLED}, "val_data has no label to predict"),
+    "no quick labels": ({"quick_val_data": []}, "quick_val_data has no label to predict"),
+    "others": ({"other_val_data": {"b.txt": UNLABELLED}}, "b.txt has no label to predict"),
     "foreign ids": ({"train_data": [torch.full((2, LENGTH), VOCAB)]}, f"holds the id {VOCAB}"),
     "foreign val": ({"val_data": [torch.full((2, LENGTH), VOCAB)]}, f"holds the id {VOCAB}"),
     "one pass": ({"val_data": iter(VAL)}, "val_data is an iterator"),
@@ -210,7 +214,7 @@ def test_what_would_train_or_evaluate_nothing_is_refused_before_training(kind: s
     changed, reason = TRAINS_NOTHING[kind]
     given: dict[str, Any] = {"model": decoder(), "train_data": Batches(), "config": config()}
     with pytest.raises(ResearchError, match=reason) as caught:
-        Trainer(**(given | {"val_data": VAL} | changed))
+        make_trainer(**(given | {"val_data": VAL} | changed))
     assert caught.value.hint
 
 
@@ -225,7 +229,7 @@ def test_a_warm_up_that_does_not_end_says_how_far_the_rate_gets(
             rates.append(metrics["learning_rate"])
 
     schedule = ScheduleConfig(warmup_steps=warmup)
-    Trainer(
+    make_trainer(
         decoder(),
         Batches(),
         config(max_steps=steps),
@@ -244,7 +248,7 @@ def test_dropout_is_on_in_training_and_back_on_after_an_evaluation() -> None:
         def on_step(self, trainer: Trainer) -> None:
             self.modes.append(trainer.model.training)
 
-    Trainer(
+    make_trainer(
         decoder(dropout=0.1),
         Batches(),
         config(eval_every_steps=2),
@@ -263,14 +267,14 @@ def test_logged_rows_are_token_weighted_means_over_the_steps_since_the_last(
     run = start()
     source = Batches(ignored=0.9)
     every = OptimizerConfig(lr=1e-9, weight_decay=0.0)  # weights that hardly move
-    Trainer(
+    make_trainer(
         decoder(),
         source,
         config(max_steps=7, log_every_steps=3, eval_every_steps=100),
         optimizer=every,
         schedule=ScheduleConfig(warmup_steps=0, name="constant"),
         run=run,
-        tokens_per_epoch=160,
+        units_per_epoch=160,
     ).fit()
     rows = rows_of(run)
     assert [(row["step"], row["split"]) for row in rows] == [(3, "train"), (6, "train")]
@@ -289,7 +293,7 @@ def test_the_logged_learning_rate_is_that_of_the_optimizer_whatever_a_parameter_
 ) -> None:
     run = start()
     faster = OptimizerConfig(lr=1e-3, lr_factors={"token_embedding.*": 5.0})  # the first group
-    Trainer(
+    make_trainer(
         decoder(),
         Batches(),
         config(log_every_steps=6),
@@ -306,7 +310,7 @@ def test_few_batches_have_a_split_of_their_own_and_val_is_of_all_and_the_final_w
     run = start()
     quick, full = [Batches().batch(50)], [Batches().batch(i) for i in range(50, 54)]
     model = decoder()
-    metrics = Trainer(
+    metrics = make_trainer(
         model, Batches(), config(), val_data=full, quick_val_data=quick, run=run
     ).fit()
     assert metrics == Evaluator(model).evaluate(full)
@@ -322,7 +326,7 @@ def test_few_batches_have_a_split_of_their_own_and_val_is_of_all_and_the_final_w
 
 def test_without_quick_data_every_evaluation_is_of_val(start: Callable[..., Run]) -> None:
     run = start()
-    Trainer(decoder(), Batches(), config(), val_data=VAL, run=run).fit()
+    make_trainer(decoder(), Batches(), config(), val_data=VAL, run=run).fit()
     assert {(r["step"], r["split"]) for r in rows_of(run) if r["split"] != "train"} == {
         (3, "val"),
         (6, "val"),
@@ -330,7 +334,7 @@ def test_without_quick_data_every_evaluation_is_of_val(start: Callable[..., Run]
 
 
 def test_without_validation_data_nothing_is_evaluated() -> None:
-    assert Trainer(decoder(), Batches(), config()).fit() == {}
+    assert make_trainer(decoder(), Batches(), config()).fit() == {}
 
 
 # Stopping
@@ -356,7 +360,7 @@ def test_early_stopping_ends_after_its_patience_and_keeps_the_best(
     from common.training.callbacks.early_stopping import EarlyStopping
 
     run = start()
-    trainer = Trainer(
+    trainer = make_trainer(
         Worse(),
         Batches(),
         config(max_steps=100, eval_every_steps=5),
@@ -377,7 +381,7 @@ def test_stopping_early_logs_its_step_once(start: Callable[..., Run]) -> None:
     from common.training.callbacks.early_stopping import EarlyStopping
 
     run = start()
-    Trainer(
+    make_trainer(
         Worse(),
         Batches(),
         config(max_steps=100, eval_every_steps=5),
@@ -398,7 +402,7 @@ def test_early_stopping_takes_no_full_loss_for_one_of_few_batches(
 
     hard, easy = torch.full((2, LENGTH), 5), torch.full((2, LENGTH), 1)
     stopping = EarlyStopping(patience=1)
-    trainer = Trainer(
+    trainer = make_trainer(
         Better(),
         Batches(),
         config(),
@@ -406,7 +410,7 @@ def test_early_stopping_takes_no_full_loss_for_one_of_few_batches(
         quick_val_data=[easy],
         callbacks=[stopping],
     )
-    assert trainer.fit()["loss"] > stopping.best == trainer.best_loss
+    assert trainer.fit()["loss"] > stopping.best == trainer.state.best_loss
     assert stopping.evaluations_without_gain == 0 and not trainer.should_stop
 
 
@@ -425,12 +429,12 @@ def test_the_best_checkpoint_is_found_by_the_same_batches_at_every_step(
 ) -> None:
     run = start()
     hard, easy = torch.full((2, LENGTH), 5), torch.full((2, LENGTH), 1)
-    trainer = Trainer(
+    trainer = make_trainer(
         Better(), Batches(), config(), val_data=[hard, easy], quick_val_data=[easy], run=run
     )
     assert trainer.fit()["loss"] > 3
     assert best_checkpoint(run.directory / "checkpoints").name == "step_6"
-    assert trainer.best_loss < 2
+    assert trainer.state.best_loss < 2
 
 
 def test_other_sets_are_evaluated_where_a_full_evaluation_stopped_training(
@@ -439,7 +443,7 @@ def test_other_sets_are_evaluated_where_a_full_evaluation_stopped_training(
     from common.training.callbacks.early_stopping import EarlyStopping
 
     run = start()
-    Trainer(
+    make_trainer(
         Worse(),
         Batches(),
         config(max_steps=100, eval_every_steps=5),
@@ -460,7 +464,7 @@ def test_a_callback_that_stops_training_leaves_a_checkpoint_of_the_final_weights
 
     run = start()
     model = decoder()
-    trainer = Trainer(model, Batches(), config(), run=run, callbacks=[StopAtFour()])
+    trainer = make_trainer(model, Batches(), config(), run=run, callbacks=[StopAtFour()])
     trainer.fit()
     assert trainer.step == 4
     latest = latest_checkpoint(run.directory / "checkpoints")
@@ -521,7 +525,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(
             Keep.ended += 1
 
     with pytest.raises(TrainingError, match=reason) as caught, start_experiment("burst") as run:
-        Trainer(
+        make_trainer(
             model, PoisonAtStep4(), config(), schedule=SCHEDULE, run=run, callbacks=[Keep()]
         ).fit()
     error = caught.value
@@ -542,7 +546,7 @@ def test_a_loss_that_is_not_finite_before_any_checkpoint_says_so() -> None:
 
     model = poisoned("nan")
     with pytest.raises(TrainingError, match="step 1") as caught:
-        Trainer(model, AtOnce(), config()).fit()
+        make_trainer(model, AtOnce(), config()).fit()
     assert "none was saved yet" in caught.value.hint
 
 
@@ -578,7 +582,7 @@ def test_a_run_that_broke_goes_on_to_the_same_weights_with_the_state_of_its_call
     val = [Batches().batch(99)]
 
     def trainer(model: Decoder, run: Run, *callbacks: Callback) -> Trainer:
-        return Trainer(
+        return make_trainer(
             model,
             Batches(ignored=0.5),
             config(max_steps=10, checkpoint_every_steps=4, gradient_accumulation_steps=2),
@@ -611,17 +615,17 @@ def test_two_callbacks_of_one_class_keep_their_own_state(start: Callable[..., Ru
     run = start()
     first, second = Counter(), Counter()
     second.steps = 100
-    Trainer(decoder(), Batches(), config(), run=run, callbacks=[first, second]).fit()
+    make_trainer(decoder(), Batches(), config(), run=run, callbacks=[first, second]).fit()
     restored = [Counter(), Counter()]
-    Trainer(decoder(), Batches(), config(), run=run, callbacks=restored).resume()
+    make_trainer(decoder(), Batches(), config(), run=run, callbacks=restored).resume()
     assert [counter.steps for counter in restored] == [6, 106]
 
 
 def test_a_resume_on_other_data_is_refused(start: Callable[..., Run]) -> None:
     run = start()
-    Trainer(decoder(), Batches(), config(), run=run, fingerprint={"text": "a"}).fit()
+    make_trainer(decoder(), Batches(), config(), run=run, fingerprint={"text": "a"}).fit()
     with pytest.raises(CheckpointError, match="other data"):
-        Trainer(decoder(), Batches(), config(), run=run, fingerprint={"text": "b"}).resume()
+        make_trainer(decoder(), Batches(), config(), run=run, fingerprint={"text": "b"}).resume()
 
 
 @pytest.mark.parametrize(
@@ -647,11 +651,11 @@ def test_a_resume_computes_with_the_recorded_number_of_threads_unless_one_is_giv
     run = start()
     torch.set_num_threads(2)
     try:
-        Trainer(decoder(), Batches(), config(), run=run).fit()
+        make_trainer(decoder(), Batches(), config(), run=run).fit()
         torch.set_num_threads(1)
         if cpu is not None:
-            monkeypatch.setattr(training_state, "cpu_name", lambda: cpu)
-        Trainer(decoder(), Batches(), config(**options), run=run).resume()
+            monkeypatch.setattr(trainer_module, "cpu_name", lambda: cpu)
+        make_trainer(decoder(), Batches(), config(**options), run=run).resume()
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(1)
@@ -669,8 +673,8 @@ def test_a_run_with_the_windows_of_an_earlier_version_is_refused(start: Callable
             return source().batch(index)
 
     run = start()
-    Trainer(decoder(), Earlier(), config(), run=run, fingerprint={"train": "a"}).fit()
-    again = Trainer(decoder(), source(), config(), run=run, fingerprint={"train": "a"})
+    make_trainer(decoder(), Earlier(), config(), run=run, fingerprint={"train": "a"}).fit()
+    again = make_trainer(decoder(), source(), config(), run=run, fingerprint={"train": "a"})
     with pytest.raises(CheckpointError, match="order: None -> shuffled, version 2") as caught:
         again.resume()
     assert "--resume-anyway" in caught.value.hint
@@ -685,7 +689,7 @@ def test_a_data_loader_trains_and_resumes_to_the_same_weights(start: Callable[..
         return DataLoader(TensorDataset(ids), batch_size=4, shuffle=True, generator=generator)
 
     def trainer(model: Decoder, run: Run, *callbacks: Callback, seed: int = 7) -> Trainer:
-        return Trainer(
+        return make_trainer(
             model,
             loader(seed),
             config(max_steps=10),
@@ -711,7 +715,7 @@ def test_a_data_loader_trains_and_resumes_to_the_same_weights(start: Callable[..
 
 
 def test_a_trainer_without_a_run_writes_nothing(assets_dir: Path) -> None:
-    trainer = Trainer(decoder(), Batches(), config(), val_data=[Batches().batch(0)])
+    trainer = make_trainer(decoder(), Batches(), config(), val_data=[Batches().batch(0)])
     trainer.fit()
     trainer.save()
     assert not assets_dir.exists()
@@ -721,7 +725,7 @@ def test_a_trainer_without_a_run_writes_nothing(assets_dir: Path) -> None:
 
 def test_training_works_outside_of_the_main_thread() -> None:
     results: list[Mapping[str, float]] = []
-    trainer = Trainer(decoder(), Batches(), config(), val_data=[Batches().batch(0)])
+    trainer = make_trainer(decoder(), Batches(), config(), val_data=[Batches().batch(0)])
     thread = threading.Thread(target=lambda: results.append(trainer.fit()))
     thread.start()
     thread.join()
@@ -749,7 +753,7 @@ def test_checkpoints_are_the_latest_few_and_the_one_with_the_lowest_validation_l
 
     run = start()
     val = [Batches().batch(0)]
-    Trainer(
+    make_trainer(
         Valley(),
         Batches(),
         config(max_steps=40, eval_every_steps=2, keep_checkpoints=3),

@@ -75,7 +75,7 @@ MOMENTS = {
     "models.checkpoint:fsync_dir": 32,
     "training.checkpoints:delete_old_checkpoints": 16,
     "training.checkpoints:mark_best": 8,
-    "training.training_state:unpack_optimizer": 1,
+    "training.state:unpack_optimizer": 1,
     "training.ema:WeightAverage.load": 1,
     "training.callbacks.samples:Samples.on_train_start": 1,
     "training.trainer:Trainer.resume": 1,
@@ -395,7 +395,7 @@ def test_a_second_signal_ends_the_run_at_once(
     "place",
     [
         "training.trainer:Trainer.resume",
-        "training.training_state:unpack_optimizer",
+        "training.state:unpack_optimizer",
         "training.callbacks.samples:Samples.on_train_start",
     ],
 )

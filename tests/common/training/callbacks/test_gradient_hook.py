@@ -12,6 +12,7 @@ from common.training import Callback, Trainer, TrainingConfig
 from common.training.config import OptimizerConfig, ScheduleConfig
 from common.utils import start_experiment
 from tests.tiny_training import Batches, same_weights, tiny_model, train
+from tests.trainers import make_trainer
 
 
 class Momentum(Callback):
@@ -95,7 +96,7 @@ def test_the_hook_comes_after_accumulation_and_before_the_norm() -> None:
             seen.append(trainer.step)
 
     model = tiny_model()
-    Trainer(
+    make_trainer(
         model,
         Batches(),
         TrainingConfig(

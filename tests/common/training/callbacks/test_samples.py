@@ -18,7 +18,7 @@ TEXTS = ["a\u2028b\u0085c\x0bd", "\u00e9\r\n"]  # other ends of lines than "\n",
 
 def samples(path: Path) -> Samples:
     config = SampleConfig(prompts=("", "a"))
-    return Samples(path, CharTokenizer("abc"), config, seed=0)
+    return Samples(CharTokenizer("abc"), config, 0, path)
 
 
 def trainer(step: int) -> Any:

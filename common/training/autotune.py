@@ -1,6 +1,6 @@
 """`precision: auto` and `compile: auto` are measured: the real model, on the real device, on a real batch.
 
-A choice is kept in assets/cache/probes.json under everything that it depends on, so a second run of
+A choice is kept in assets/cache/autotune.json under everything that it depends on, so a second run of
 the same model starts at once. Measured, because it cannot be known: bf16 is 5 times faster than fp32
 on one CPU and 50 times slower on the next.
 """
@@ -22,7 +22,8 @@ import torch
 
 from common.data.batch import Batch
 from common.errors import TrainingError
-from common.models.base import BaseLanguageModel
+from common.models.base import BaseModel
+from common.training.objective import Objective
 from common.training.precision import autocast, matmul_precision, supported_precisions
 from common.utils.file_locks import file_lock
 from common.utils.files import read_json, write_json_atomic
@@ -37,7 +38,7 @@ _ROUNDS = 3
 _COMPILED = ", compiled"
 # Its time is taken after that of the others, and compiling costs a minute: a clear gain, or none.
 _COMPILE_GAIN = 1.15
-log = get_logger("probe")
+log = get_logger("autotune")
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ class Choice:
     seconds: dict[str, float]
 
 
-def choose(
-    model: BaseLanguageModel,
+def autotune(
+    model: BaseModel,
+    objective: Objective,
     batch: Batch,
     precision: str,
     compile: bool | str,
@@ -68,19 +70,19 @@ def choose(
     Raises TrainingError where this device does not have the precision that was agreed on.
     """
     if shared is not None and "auto" in (precision, compile):
-        return _agree(shared, model, batch, precision, compile, passes)
+        return _agree(shared, model, objective, batch, precision, compile, passes)
     if precision != "auto" and compile != "auto":
         return Choice(precision, bool(compile), {})
     if passes < _MIN_STEPS:
         return Choice("fp32" if precision == "auto" else precision, compile is True, {})
     key = _key(model, batch, precision, compile)
-    path = get_assets_dir() / "cache" / "probes.json"
+    path = get_assets_dir() / "cache" / "autotune.json"
     before = _parse(_read(path).get(key), _candidates(precision, model.device))
     if before is not None and not _is_compiling_open(before, compile, passes):
         log.info(_describe(before, "measured before"))
         return before
     with _unchanged(model):
-        choice = _measure(model, batch, precision, compile, passes)
+        choice = _measure(model, lambda: objective.loss(model, batch), precision, compile, passes)
     try:
         write_json_atomic(path, _read(path) | {key: asdict(choice)})
     except OSError as error:
@@ -91,7 +93,8 @@ def choose(
 
 def _agree(
     path: Path,
-    model: BaseLanguageModel,
+    model: BaseModel,
+    objective: Objective,
     batch: Batch,
     precision: str,
     compile: bool | str,
@@ -113,7 +116,7 @@ def _agree(
             log.info(_describe(choice, f"as agreed in {display_path(path)}"))
             return choice
         # However short this run is: longer ones go by what it finds.
-        choice = choose(model, batch, precision, compile, max(passes, _MIN_STEPS))
+        choice = autotune(model, objective, batch, precision, compile, max(passes, _MIN_STEPS))
         found = {"precision": choice.precision, "compile": choice.compile}
         facts = {"seconds": choice.seconds, "host": platform.node(), "device": model.device.type}
         write_json_atomic(path, {key: found[key] for key in ours} | agreed | {"measured": facts})
@@ -148,17 +151,21 @@ def _parse(entry: Any, candidates: list[str]) -> Choice | None:
 
 
 def _measure(
-    model: BaseLanguageModel, batch: Batch, precision: str, compile: bool | str, passes: int
+    model: BaseModel,
+    loss: Callable[[], torch.Tensor],
+    precision: str,
+    compile: bool | str,
+    passes: int,
 ) -> Choice:
     candidates = _candidates(precision, model.device)
-    seconds = _time_all({name: _pass(model, batch, name) for name in candidates})
+    seconds = _time_all({name: _pass(model, loss, name) for name in candidates})
     # Ties go to fp32: a gain within the noise of the measurement is none.
     best = min(seconds, key=lambda name: seconds[name] * (1.0 if name == "fp32" else 1.05))
     choice = Choice(best, compile is True, {n: round(value, 6) for n, value in seconds.items()})
     if not _is_compiling_open(choice, compile, passes):
         return choice
     compiled = f"{best}{_COMPILED}"
-    run = _pass(model, batch, best)
+    run = _pass(model, loss, best)
     model.set_compile(True)
     try:
         # Both again and in turns: a busy moment of the machine is to slow neither alone.
@@ -185,11 +192,11 @@ def _is_compiling_open(choice: Choice, compile: bool | str, passes: int) -> bool
     return choice.seconds[choice.precision] * passes > _COMPILE_IF_LONGER_THAN_SECONDS
 
 
-def _pass(model: BaseLanguageModel, batch: Batch, precision: str) -> Callable[[], None]:
+def _pass(model: BaseModel, loss: Callable[[], torch.Tensor], precision: str) -> Callable[[], None]:
     def forward_and_backward() -> None:
         with matmul_precision(precision):
             with autocast(precision, model.device):
-                value = model.training_loss(batch["input_ids"], batch["labels"])
+                value = loss()
             value.backward()  # type: ignore[no-untyped-call]
         model.zero_grad(set_to_none=True)
         if model.device.type == "cuda":
@@ -199,7 +206,7 @@ def _pass(model: BaseLanguageModel, batch: Batch, precision: str) -> Callable[[]
 
 
 @contextmanager
-def _unchanged(model: BaseLanguageModel) -> Iterator[None]:
+def _unchanged(model: BaseModel) -> Iterator[None]:
     rng = get_rng_state()
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # running means and the like
     try:
@@ -233,15 +240,19 @@ def _time_all(passes: dict[str, Callable[[], None]]) -> dict[str, float]:
     return best
 
 
-def _key(model: BaseLanguageModel, batch: Batch, precision: str, compile: bool | str) -> str:
+def _key(model: BaseModel, batch: Batch, precision: str, compile: bool | str) -> str:
     device = model.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     facts = {
         "machine": [platform.node(), platform.machine(), name, os.cpu_count()],
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "model": [type(model).__qualname__, model.vocab_size, repr(model.arguments)],
-        "batch": list(batch["input_ids"].shape),
+        "model": [
+            type(model).__qualname__,
+            getattr(model, "vocab_size", None),
+            repr(model.arguments),
+        ],
+        "batch": {name: list(tensor.shape) for name, tensor in batch.items()},
         "asked": [precision, compile],
     }
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

@@ -13,9 +13,10 @@ import torch
 
 from common.errors import TrainingError
 from common.models import Decoder
-from common.training import probe
+from common.training import autotune as module
+from common.training.autotune import Choice
+from common.training.objective import NextToken, Objective
 from common.training.precision import supported_precisions
-from common.training.probe import Choice
 from common.utils.paths import get_assets_dir, get_runs_dir
 from common.utils.seeding import get_rng_state
 from tests.common.training.attack_lab import (
@@ -53,7 +54,9 @@ def test_measuring_changes_nothing_of_the_model_and_of_chance() -> None:
     ids = torch.randint(0, 11, (2, 8))
     state = {name: value.clone() for name, value in model.state_dict().items()}
     values, tensors = get_rng_state()
-    choice = probe.choose(model, {"input_ids": ids, "labels": ids}, "auto", "auto", 1000)
+    choice = module.autotune(
+        model, NextToken(), {"input_ids": ids, "labels": ids}, "auto", "auto", 1000
+    )
     assert len(choice.seconds) >= 2, "it did measure"
     assert model.training and all(p.grad is None for p in model.parameters())
     for name, value in model.state_dict().items():
@@ -71,45 +74,47 @@ class OnlyInFull(Counting):
         return loss
 
 
-def tiny_pass(**options: Any) -> tuple[Decoder, dict[str, torch.Tensor]]:
+def tiny_pass(**options: Any) -> tuple[Decoder, Objective, dict[str, torch.Tensor]]:
     """A model, and a batch for it."""
     shape = {"num_layers": 1, "num_heads": 2, "hidden_size": 16, "context_length": 8}
     ids = torch.randint(0, 11, (2, 8))
-    return Decoder(11, **shape | options), {"input_ids": ids, "labels": ids}
+    return Decoder(11, **shape | options), NextToken(), {"input_ids": ids, "labels": ids}
 
 
 def test_runs_that_share_a_file_compute_as_the_first_of_them(tmp_path: Path) -> None:
     path = tmp_path / "auto.json"
-    first = probe.choose(*tiny_pass(), "auto", "auto", 5, path)
+    first = module.autotune(*tiny_pass(), "auto", "auto", 5, path)
     assert len(first.seconds) >= 2, "it measured, although it is short itself"
     for other in (tiny_pass(mixer="lstm", num_layers=2), tiny_pass(hidden_size=64)):
-        choice = probe.choose(*other, "auto", "auto", 100_000, path)
+        choice = module.autotune(*other, "auto", "auto", 100_000, path)
         assert (choice.precision, choice.compile) == (first.precision, first.compile)
         assert not choice.seconds, "nothing was measured again"
 
 
 def test_what_is_set_is_not_agreed_on(tmp_path: Path) -> None:
     path = tmp_path / "auto.json"
-    probe.choose(*tiny_pass(), "bf16", "auto", 1000, path)
+    module.autotune(*tiny_pass(), "bf16", "auto", 1000, path)
     assert "precision" not in json.loads(path.read_text()), "it was not measured"
     path.write_text(json.dumps({"precision": "bf32", "compile": True}))
-    assert probe.choose(*tiny_pass(), "bf16", "auto", 1000, path) == Choice("bf16", True, {})
-    assert probe.choose(*tiny_pass(), "auto", False, 1000, path) == Choice("bf32", False, {})
-    assert probe.choose(*tiny_pass(), "fp32", False, 1000, path) == Choice("fp32", False, {})
+    assert module.autotune(*tiny_pass(), "bf16", "auto", 1000, path) == Choice("bf16", True, {})
+    assert module.autotune(*tiny_pass(), "auto", False, 1000, path) == Choice("bf32", False, {})
+    assert module.autotune(*tiny_pass(), "fp32", False, 1000, path) == Choice("fp32", False, {})
 
 
 def test_a_machine_without_the_precision_of_the_others_refuses(tmp_path: Path) -> None:
     path = tmp_path / "auto.json"
     path.write_text(json.dumps({"precision": "tf32", "compile": False}))
     with pytest.raises(TrainingError, match="compute in tf32, which cpu has not"):
-        probe.choose(*tiny_pass(), "auto", "auto", 1000, path)
+        module.autotune(*tiny_pass(), "auto", "auto", 1000, path)
 
 
 def test_a_precision_that_the_model_cannot_be_computed_in_is_not_chosen() -> None:
     shape = {"num_layers": 1, "num_heads": 2, "hidden_size": 16, "context_length": 8}
     ids = torch.randint(0, 11, (2, 8))
     model = OnlyInFull(11, **shape)
-    choice = probe.choose(model, {"input_ids": ids, "labels": ids}, "auto", "auto", 1000)
+    choice = module.autotune(
+        model, NextToken(), {"input_ids": ids, "labels": ids}, "auto", "auto", 1000
+    )
     assert "fp32" in choice.seconds and "bf16" not in choice.seconds
     assert float(model.calls) == 0.0 and all(p.grad is None for p in model.parameters())
 
@@ -119,7 +124,7 @@ def test_fp16_is_measured_where_it_was_asked_for() -> None:
     shape = {"num_layers": 1, "num_heads": 2, "hidden_size": 16, "context_length": 8}
     ids = torch.randint(0, 11, (2, 8))
     batch = {"input_ids": ids, "labels": ids}
-    choice = probe.choose(Decoder(11, **shape), batch, "fp16", "auto", 1000)
+    choice = module.autotune(Decoder(11, **shape), NextToken(), batch, "fp16", "auto", 1000)
     assert choice.precision == "fp16" and list(choice.seconds) == ["fp16"]
 
 
@@ -134,12 +139,12 @@ def test_a_measured_precision_trains_as_the_same_one_by_name(attack: Attack) -> 
 
 
 def test_a_killed_run_keeps_the_precision_that_was_measured(attack: Attack) -> None:
-    """Whatever a new measurement says: here the kept one is made to prefer another."""
+    """Whatever a new measurement would say: here the cache is made to prefer another."""
     strike = call("training.checkpoints:delete_old_checkpoints", 7, after=True)
     process = train(attack, "kept", "muon", *AUTO, strikes=(strike,))
     assert process.code == -signal.SIGKILL
     precision = json.loads((get_runs_dir() / "kept" / "manifest.json").read_text())["precision"]
-    cache = get_assets_dir() / "cache" / "probes.json"
+    cache = get_assets_dir() / "cache" / "autotune.json"
     known = json.loads(cache.read_text())
     other = "bf16" if precision != "bf16" else "fp32"
     for entry in known.values():
@@ -150,7 +155,7 @@ def test_a_killed_run_keeps_the_precision_that_was_measured(attack: Attack) -> N
     finally:
         cache.unlink()
     assert process.code == 0, process.output
-    assert f"computing in {other}" in process.output
+    assert "computing in" not in process.output, "nothing is measured"
     assert (
         json.loads((get_runs_dir() / "kept" / "manifest.json").read_text())["precision"]
         == precision
@@ -177,7 +182,7 @@ GARBAGE = [
 
 
 def test_a_measurement_that_cannot_be_read_is_made_again(attack: Attack) -> None:
-    cache = get_assets_dir() / "cache" / "probes.json"
+    cache = get_assets_dir() / "cache" / "autotune.json"
     cache.unlink(missing_ok=True)
     assert train(attack, "measured", "muon", *AUTO).code == 0
     (key,) = json.loads(cache.read_text())
@@ -199,7 +204,7 @@ def test_where_nothing_can_be_kept_it_is_measured_each_time(attack: Attack) -> N
     finally:
         cache.unlink()
     assert process.code == 0, process.output
-    assert "the measurement is not kept" in process.output and "probes.json" in process.output
+    assert "the measurement is not kept" in process.output and "autotune.json" in process.output
 
 
 def test_runs_that_measure_at_the_same_time_do_not_spoil_what_is_kept(attack: Attack) -> None:
@@ -210,7 +215,7 @@ def test_runs_that_measure_at_the_same_time_do_not_spoil_what_is_kept(attack: At
         for size in (2, 3, 5, 6)
     ]
     assert [process.wait() for process in processes] == [0] * 4
-    known = json.loads((get_assets_dir() / "cache" / "probes.json").read_text())
+    known = json.loads((get_assets_dir() / "cache" / "autotune.json").read_text())
     assert known and all(
         set(entry) == {"precision", "compile", "seconds"} for entry in known.values()
     )
@@ -220,10 +225,10 @@ def test_runs_that_measure_at_the_same_time_do_not_spoil_what_is_kept(attack: At
 def test_a_signal_while_measuring_leaves_a_run_that_can_be_resumed(
     attack: Attack, number: signal.Signals
 ) -> None:
-    (get_assets_dir() / "cache" / "probes.json").unlink(missing_ok=True)
+    (get_assets_dir() / "cache" / "autotune.json").unlink(missing_ok=True)
     name = f"measuring_{number.name}"
     process = train(
-        attack, name, "muon", *AUTO, strikes=(call("training.probe:_pass", 2, number=number),)
+        attack, name, "muon", *AUTO, strikes=(call("training.autotune:_pass", 2, number=number),)
     )
     assert process.code == (130 if number == signal.SIGINT else -number), process.output
     assert "Traceback" not in process.output
@@ -246,8 +251,8 @@ class Batches:
         return {"input_ids": ids, "labels": ids}
 
 
-def choose(model: Decoder, precision: str = "auto", passes: int = 100) -> probe.Choice:
-    return probe.choose(model, Batches().batch(0), precision, False, passes)
+def choose(model: Decoder, precision: str = "auto", passes: int = 100) -> module.Choice:
+    return module.autotune(model, NextToken(), Batches().batch(0), precision, False, passes)
 
 
 def test_every_precision_but_fp16_is_measured_and_the_choice_is_never_slower_than_fp32() -> None:
@@ -260,18 +265,18 @@ def test_a_choice_is_measured_once_per_model_and_machine(
     assets_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = choose(tiny())
-    assert len(json.loads((assets_dir / "cache" / "probes.json").read_text())) == 1
+    assert len(json.loads((assets_dir / "cache" / "autotune.json").read_text())) == 1
     with monkeypatch.context() as patch:
-        patch.setattr(probe, "_measure", lambda *_: pytest.fail("measured again"))
+        patch.setattr(module, "_measure", lambda *_: pytest.fail("measured again"))
         assert choose(tiny()) == first
     other = Decoder(11, num_layers=2, num_heads=2, hidden_size=8, context_length=8)
     choose(other)
-    assert len(json.loads((assets_dir / "cache" / "probes.json").read_text())) == 2
+    assert len(json.loads((assets_dir / "cache" / "autotune.json").read_text())) == 2
 
 
 def test_a_run_too_short_to_measure_is_plain_fp32() -> None:
-    assert choose(tiny(), passes=5) == probe.Choice("fp32", False, {})
+    assert choose(tiny(), passes=5) == module.Choice("fp32", False, {})
 
 
 def test_what_is_set_is_not_measured() -> None:
-    assert choose(tiny(), precision="bf16") == probe.Choice("bf16", False, {})
+    assert choose(tiny(), precision="bf16") == module.Choice("bf16", False, {})

@@ -1,28 +1,32 @@
 """The projects of this repository: found by their folders, imported when one is needed.
 
 A project is a folder `projects/<name>` whose `train.py` holds `Config`, the schema of its configurations,
-and `build_model(config, vocab_size)`. Nothing here imports one until `load` is called.
+and `build(config)`, which returns an Experiment. The library names no project: `load` imports the script
+that a command was given, or that the store names as the one that trained a run.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.config import make_config
+from common.data.config import DataConfig
+from common.data.sources import check_source
 from common.errors import ConfigError, ExperimentError, did_you_mean
 from common.experiments.catalogue import Catalogue
-from common.training.config import ExperimentConfig
-from common.utils.paths import REPOSITORY_ROOT
+from common.training.config import BaseExperimentConfig, ExperimentConfig
+from common.utils.paths import REPOSITORY_ROOT, display_path, get_datasets_dir
 
 if TYPE_CHECKING:
-    from common.models.base import BaseLanguageModel
+    from common.training.experiment import Experiment
 
-C = TypeVar("C", bound=ExperimentConfig)
+C = TypeVar("C", bound=BaseExperimentConfig)
 CONFIG_SUFFIXES = (".yaml", ".yml", ".toml")
 
 
@@ -48,16 +52,43 @@ class Project:
             if path.suffix in CONFIG_SUFFIXES
         )
 
-    def load(self) -> tuple[type[ExperimentConfig], Callable[..., BaseLanguageModel]]:
-        """(schema, build_model) of its train.py. Raises ConfigError where it lacks one of them."""
-        train: Any = importlib.import_module(f"projects.{self.name}.train")
+    def load(self) -> tuple[type[BaseExperimentConfig], Callable[[Any], Experiment]]:
+        """(schema, build) of its train.py. Raises ConfigError where it lacks one of them."""
+        parts = self.directory.relative_to(REPOSITORY_ROOT).parts
+        train: Any = importlib.import_module(".".join([*parts, "train"]))
         try:
-            return train.Config, train.build_model
+            return train.Config, train.build
         except AttributeError as error:
             raise ConfigError(
                 f"projects/{self.name}/train.py defines no {error.name}",
-                "every project has both: Config and build_model, as projects/baseline/train.py",
+                "every project has both: Config and build, as projects/baseline/train.py",
             ) from error
+
+    def check_inputs(
+        self, config: BaseExperimentConfig, path: Path, overrides: Sequence[str] = ()
+    ) -> None:
+        """Raise DataError, with the way to get it, where what `config` needs is not on this machine.
+
+        A text that is here is tokenized when it is first used. One that is not is never waited for:
+        only `cli prepare` asks the network. `path` and `overrides` are where `config` came from.
+        """
+        if isinstance(config, ExperimentConfig):
+            check_source(
+                config.data,
+                f"projects/{self.name}",
+                lambda dataset: self._way_to_get(config.data, dataset, path, overrides),
+            )
+        config.check_inputs()
+
+    def _way_to_get(
+        self, data: DataConfig, dataset: str, path: Path, overrides: Sequence[str]
+    ) -> str:
+        if data.hub is not None:
+            command = ["cli", "prepare", self.name, "--config", str(path), *overrides]
+            return f"download it with: {shlex.join(command)}"
+        file = display_path(get_datasets_dir() / dataset / f"{dataset}.txt")
+        readme = f"projects/{self.name}/README.md"
+        return f"put UTF-8 text there, for example {file}; {readme} says more"
 
 
 def find_projects() -> list[Project]:

@@ -1,0 +1,199 @@
+"""What a model is trained for: which targets a batch has, their loss, and what an evaluation reports.
+
+Trainer, Evaluator and autotuning hand batches to the objective and never look into them. Another task
+is another Objective: `prepare`, `count`, `loss`, `measure`, and `report` where it reports more.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from common.data.batch import IGNORE_INDEX, Batch, count_labels, num_rows, to_batch
+from common.errors import DataError
+from common.models.base import BaseLanguageModel
+from common.models.loss import next_token_loss
+
+
+class Objective(ABC):
+    """The task of a training. Losses are means in nats over the targets of a batch.
+
+    Attributes:
+        unit: what a target is, in the plural: the metrics have `num_<unit>` and `<unit>_per_second`.
+    """
+
+    unit: str
+
+    @abstractmethod
+    def prepare(self, given: Any, index: int) -> Batch:
+        """The batch that the model computes with, from batch `index` of the data.
+
+        A pure function, so that a resume is exact: noise and masks are drawn from `index` and a seed
+        of the objective. Raises DataError for what is no batch of this task.
+        """
+
+    @abstractmethod
+    def count(self, batch: Batch) -> int:
+        """How many targets `batch` has: they weight its mean loss."""
+
+    def size(self, batch: Batch) -> int:
+        """How many units the model reads, with or without a target: for the speed."""
+        return num_rows(batch)
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """The mean loss over the targets of `batch`, a scalar with a gradient."""
+
+    @abstractmethod
+    def measure(self, model: nn.Module, batch: Batch) -> dict[str, float]:
+        """Sums over `batch` for `report`: at least `nats` and `targets`."""
+
+    def loss_metrics(self, loss: float) -> dict[str, float]:
+        """What is logged of a mean loss in nats."""
+        return {"loss": loss}
+
+    def report(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """The metrics of an evaluation, from the sums of `measure` over all batches and processes."""
+        targets = sums["targets"]
+        if not targets:
+            raise DataError("there is nothing to evaluate: no batch has a label to predict")
+        metrics = self.loss_metrics(sums["nats"] / targets)
+        metrics[f"num_{self.unit}"] = int(targets)
+        if "correct" in sums:
+            metrics["accuracy"] = sums["correct"] / targets
+        return metrics
+
+    def describe(self, metrics: Mapping[str, float]) -> str:
+        """The metrics of an evaluation in one line, for a terminal."""
+        one = self.unit.removesuffix("s")
+        parts = [f"loss {metrics['loss']:.4f} nats per {one}"]
+        if "perplexity" in metrics:
+            parts.append(f"perplexity {metrics['perplexity']:.3f}")
+        if "accuracy" in metrics:
+            parts.append(f"accuracy {metrics['accuracy']:.2%}")
+        if "bits_per_byte" in metrics:
+            parts.append(f"{metrics['bits_per_byte']:.4f} bits per byte")
+        return f"{', '.join(parts)} ({int(metrics[f'num_{self.unit}']):,} {self.unit})"
+
+
+class NextToken(Objective):
+    """Predict the next token of texts: batches {"input_ids", "labels"} of (batch, time) int64.
+
+    Args:
+        vocab_size: ids beyond it are refused; None: not checked.
+        token_bytes: (vocab_size,) bytes per token (`Tokenizer.token_bytes`), for bits per byte.
+        accuracy: measure also the share of tokens that are the most likely one (top-1). It needs
+            the (batch, time, vocab_size) logits, which the loss alone does not keep.
+    """
+
+    unit = "tokens"
+
+    def __init__(
+        self, vocab_size: int | None = None, token_bytes: Any = None, *, accuracy: bool = False
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.token_bytes = None if token_bytes is None else torch.as_tensor(np.array(token_bytes))
+        self.accuracy = accuracy
+
+    def prepare(self, given: Any, index: int) -> Batch:
+        """What `to_batch` (data/batch.py) takes: padding and missing labels are seen to."""
+        return to_batch(given, self.vocab_size)
+
+    def count(self, batch: Batch) -> int:
+        return count_labels(batch["labels"])
+
+    def size(self, batch: Batch) -> int:
+        return batch["input_ids"].numel()
+
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Of a BaseLanguageModel, or of any module that answers like a Hugging Face one."""
+        input_ids, labels = batch["input_ids"], batch["labels"]
+        if not isinstance(model, BaseLanguageModel):
+            return model(input_ids, labels=labels)["loss"]  # type: ignore[no-any-return]
+        return (model.training_loss if model.training else model.compute_loss)(input_ids, labels)
+
+    def measure(self, model: nn.Module, batch: Batch) -> dict[str, float]:
+        labels, count = batch["labels"], self.count(batch)
+        sums = {"targets": float(count)}
+        if self.accuracy:
+            logits = model(batch["input_ids"])["logits"]
+            mean = float(next_token_loss(logits, labels))
+            # No token has the id -100.
+            sums["correct"] = float((logits[:, :-1].argmax(dim=-1) == labels[:, 1:]).sum())
+        else:
+            mean = float(self.loss(model, batch))
+        if self.token_bytes is not None:
+            targets = labels[:, 1:].cpu()
+            sums["bytes"] = float(self.token_bytes[targets[targets != IGNORE_INDEX]].sum())
+        return sums | {"nats": mean * count}
+
+    def loss_metrics(self, loss: float) -> dict[str, float]:
+        return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
+
+    def report(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Loss (nats per token), perplexity (its exponential), num_tokens, and what was asked for.
+
+        Special tokens stand for 0 bytes, and their loss counts.
+        """
+        metrics = super().report(sums)
+        if sums.get("bytes"):
+            metrics["bits_per_byte"] = sums["nats"] / math.log(2) / sums["bytes"]
+        return metrics
+
+
+class Classification(Objective):
+    """Assign one of several classes: batches {"inputs": (batch, ...), "labels": (batch,) int64}.
+
+    The model maps inputs to {"logits": (batch, num_classes)}; rows with the label -100 do not count.
+
+    Args:
+        unit: what a row is, in the plural.
+    """
+
+    def __init__(self, unit: str = "images") -> None:
+        self.unit = unit
+
+    def prepare(self, given: Any, index: int) -> Batch:
+        """Takes a mapping with these two keys, or a tuple of the two, as datasets of PyTorch give it."""
+        if isinstance(given, list | tuple) and len(given) == 2:
+            given = {"inputs": given[0], "labels": given[1]}
+        if (
+            not isinstance(given, Mapping)
+            or not {"inputs", "labels"} <= given.keys()
+            or given["labels"].shape != given["inputs"].shape[:1]
+        ):
+            what = f"the keys {[*given]}" if isinstance(given, Mapping) else type(given).__name__
+            raise DataError(
+                f"a batch is {what}",
+                'expected {"inputs": (batch, ...), "labels": (batch,) int64}, or a pair of them',
+            )
+        return {"inputs": given["inputs"], "labels": given["labels"].long()}
+
+    def count(self, batch: Batch) -> int:
+        return int((batch["labels"] != IGNORE_INDEX).sum())
+
+    def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        loss: torch.Tensor = _cross_entropy(model(batch["inputs"])["logits"], batch["labels"])
+        return loss
+
+    def measure(self, model: nn.Module, batch: Batch) -> dict[str, float]:
+        count = self.count(batch)
+        logits = model(batch["inputs"])["logits"]
+        mean = float(_cross_entropy(logits, batch["labels"]))
+        correct = float((logits.argmax(dim=-1) == batch["labels"]).sum())
+        return {"targets": float(count), "nats": mean * count, "correct": correct}
+
+
+def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The mean in nats, computed in fp32 or better; 0 where no row has a label."""
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    total = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+    return total / (labels != IGNORE_INDEX).sum().clamp(min=1)

@@ -1,0 +1,109 @@
+"""From the name of an experiment to its model: where evaluation, sampling, export and analysis begin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.errors import CheckpointError, UsageError, did_you_mean
+from common.experiments.run_folders import folder_of
+from common.training.config import BaseExperimentConfig
+from common.training.projects import project_of_run, recorded_config
+
+if TYPE_CHECKING:  # a mistake in a command is reported before torch is imported
+    from common.data.token_files import TokenDataset
+    from common.models.base import BaseLanguageModel
+    from common.training.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """An experiment whose model has the weights of one of its checkpoints.
+
+    Attributes:
+        config: as the project's schema has it.
+        experiment: what the project's `build` made of it.
+        checkpoint: the folder that the weights are from.
+    """
+
+    name: str
+    project: str
+    config: Any
+    experiment: Experiment
+    checkpoint: Path
+
+    @property
+    def model(self) -> BaseLanguageModel:
+        """Raises UsageError where the experiment is not one of a language model."""
+        from common.models.base import BaseLanguageModel
+
+        if not isinstance(self.experiment.model, BaseLanguageModel):
+            raise UsageError(f"'{self.name}' is no language model")
+        return self.experiment.model
+
+    @property
+    def text(self) -> TokenDataset:
+        """The tokens it was trained on. Raises UsageError where its data is no text."""
+        return self.experiment.text
+
+    def evaluate(self, split: str = "val") -> dict[str, float]:
+        """The metrics of a whole split (train or val). Raises UsageError where there is no such split."""
+        from common.training.evaluator import Evaluator
+        from common.training.experiment import eval_windows
+
+        experiment = self.experiment
+        if split == "val" and experiment.val_data is not None:
+            data = experiment.val_data
+        else:
+            data = eval_windows(self.config, self.text.tokens(split))
+        return Evaluator(experiment.model, objective=experiment.objective).evaluate(data)
+
+
+def load_run(name: str, checkpoint: str = "best") -> TrainedRun:
+    """Experiment `name` with the weights of a checkpoint: best (lowest validation loss), last, or a step.
+
+    The project that trained it builds it again. Raises ExperimentError where there is no such run or
+    its project is gone, DataError where its data is not on this machine, and CheckpointError for
+    a checkpoint that is not there, or data other than it was trained on.
+    """
+    project = project_of_run(name)
+    schema, build = project.load()
+    config = recorded_config(name, schema)
+    project.check_inputs(config, folder_of(name) / "config.yaml")
+    path = find_checkpoint(name, checkpoint)
+    return TrainedRun(name, project.name, config, _build(name, config, build, path), path)
+
+
+def find_checkpoint(name: str, which: str) -> Path:
+    """The folder of checkpoint `which` (best, last or a step) of run `name`."""
+    from common.training.checkpoints import best_checkpoint, steps_in
+
+    directory = folder_of(name) / "checkpoints"
+    steps = steps_in(directory)
+    if which == "best":
+        return best_checkpoint(directory)
+    if which == "last" and steps:
+        return directory / f"step_{steps[-1]}"
+    if which.isdecimal() and int(which) in steps:
+        return directory / f"step_{which}"
+    choices = ["best", "last", *(str(step) for step in steps)]
+    raise CheckpointError(f"no checkpoint '{which}'", did_you_mean(which, choices))
+
+
+def _build(name: str, config: BaseExperimentConfig, build: Any, path: Path) -> Experiment:
+    from common.models.checkpoint import load_checkpoint
+    from common.training.precision import select_device
+
+    experiment: Experiment = build(config)
+    trained_on = load_checkpoint(path).state["fingerprint"]
+    # Neither the order of the batches nor other texts make a difference from here on.
+    data = experiment.text.fingerprint if experiment.has_text else experiment.fingerprint
+    if not data.items() <= trained_on.items():
+        raise CheckpointError(
+            f"'{name}' was trained on other data than data.* gives now",
+            "restore the text it was prepared from, or train a new experiment",
+        )
+    experiment.model.to(select_device(config.training.device))
+    experiment.model.load_checkpoint(path)
+    return experiment
