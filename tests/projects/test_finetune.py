@@ -40,6 +40,7 @@ def tiny(assets_dir: Path) -> Decoder:
     return model
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_the_pretrained_weights(
     run_tool, tiny: Decoder, assets_dir: Path
 ) -> None:

@@ -18,6 +18,7 @@ SCRIPT = "tools/benchmarks/experiment_store.py"
 SMALL = ("--runs", 20, "--steps", 2000, "--calls", 500, "--repetitions", 1, "--no-peers")
 
 
+@pytest.mark.slow
 def test_every_line_of_the_table_is_measured(run_tool, tmp_path: Path) -> None:
     store = tmp_path / "store"
     result = run_tool(SCRIPT, *SMALL, "--store", store, "--format", "json")

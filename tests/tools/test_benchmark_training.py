@@ -103,6 +103,7 @@ def test_the_best_of_a_peer_is_found_and_compared() -> None:
     assert records["nanoGPT compiled bf16"].preparation_seconds == 34
 
 
+@pytest.mark.slow
 def test_peers_read_the_windows_that_our_trainer_reads(tmp_path: Path) -> None:
     network = networks.NETWORKS["tiny"]
     networks.write_tokens(network, tmp_path / "tokens")

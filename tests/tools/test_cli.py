@@ -233,6 +233,7 @@ def test_a_run_whose_text_is_gone_is_told_at_once(run_cli, tmp_path: Path) -> No
         assert result.code == 2 and f"needs {text}: there is no file" in result.err
 
 
+@pytest.mark.slow
 def test_a_vocabulary_is_learned_measured_and_found_again(run_cli, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("the cat sat on the mat.\n" * 300)
     arguments = ("--path", tmp_path / "text.txt", "--vocab-size", 269, "--holdout", 0.2)

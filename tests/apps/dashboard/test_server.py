@@ -157,6 +157,7 @@ def answer_of(connection: HTTPConnection) -> dict[str, Any]:
     return answer
 
 
+@pytest.mark.slow
 def test_many_slow_queries_hold_up_nobody_and_end_when_their_askers_leave(port: int) -> None:
     save("a", [1.0])
     endless = "SELECT count(*) FROM range(100000000) a, range(100000) b"

@@ -105,6 +105,7 @@ def rows() -> dict[str, list[float]]:
 WAYS = [finished, unfinished, packed]
 
 
+@pytest.mark.slow
 # A file system holds one file of a name.
 @pytest.mark.parametrize(
     ("theirs", "mine"), [(t, m) for t in WAYS for m in WAYS if t is not m or t is packed]

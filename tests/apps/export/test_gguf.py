@@ -88,6 +88,7 @@ class LlamaCpp:
         return ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_llama_cpp_writes_what_the_model_writes(

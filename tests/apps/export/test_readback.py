@@ -95,6 +95,7 @@ def test_onnx_runtime_gives_the_logits_at_every_width(
     assert torch.allclose(torch.from_numpy(found), model(ids)["logits"].detach(), atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [

@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from apps.experiments.deleting import delete_experiments
@@ -33,6 +33,7 @@ from common.experiments.recovery import open_catalogue
 from common.experiments.sql import query_rows
 from common.utils import save_experiment, start_experiment
 from common.utils.paths import get_experiments_dir
+from tests.budget import examples
 
 
 def save(name: str, split: str = "val", **metrics: list[float]) -> Path:
@@ -508,9 +509,8 @@ ROWS = st.lists(
 )
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@pytest.mark.slow
+@examples(25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(ROWS, st.sampled_from(["", "resume", "update"])), max_size=5))
 def test_a_log_that_is_followed_says_what_the_whole_log_says(
     parts: list[tuple[list[tuple[str, dict[str, float]]], str]],

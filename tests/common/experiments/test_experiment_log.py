@@ -87,6 +87,7 @@ def test_a_log_cut_at_any_byte_gives_every_whole_row_and_no_error(tmp_path: Path
         )
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_anywhere_costs_at_most_the_two_records_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     whole = write(path, [start(), *(row(i) for i in range(5))])

@@ -474,6 +474,7 @@ EDITS: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", EDITS)
 @pytest.mark.parametrize("name", ["gpt2", "llama2", "qwen2", "qwen3"])
 def test_an_edited_configuration_is_right_or_refused(
@@ -701,6 +702,7 @@ def test_folders_without_weights_that_are_read(folders: dict[str, Path], tmp_pat
         load_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_what_a_file_claims_takes_no_memory(folders: dict[str, Path], tmp_path: Path) -> None:
     """A process that may have 3 GiB refuses sizes of terabytes with the ordinary error."""
     huge = {"vocab_size": 2**31 - 1, "hidden_size": 2**30, "intermediate_size": 2**31 - 1}
