@@ -47,6 +47,7 @@ SCRIPTS = sorted(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_imports_nothing_heavy(script: str) -> None:
     assert not imported_by(script, "--help") & (HEAVY | {"pyarrow", "numpy"})

@@ -185,6 +185,7 @@ def test_prepare_makes_the_token_files_and_says_where_they_are(run_cli, tmp_path
     assert (folder / "meta.json").stat().st_mtime_ns == built, "what is there is used"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [

@@ -114,6 +114,7 @@ def test_llama_cpp_gives_the_logits_at_every_width(
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_transformers_gives_the_logits_at_every_width(shape: str, tmp_path: Path) -> None:
     model = model_of(shape)

@@ -188,6 +188,7 @@ def test_another_database_is_one_clear_error(tmp_path: Path) -> None:
         import_experiments(tmp_path / "other.db")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", ["meta.yaml", "metrics/train/loss", "params/lr"])
 def test_a_cut_file_store_gives_what_is_whole(
     file_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: str

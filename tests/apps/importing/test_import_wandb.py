@@ -59,6 +59,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "wandb"
 
 
+@pytest.mark.slow
 def test_history_config_and_facts_of_an_offline_run(offline: Path) -> None:
     report = import_experiments(offline)
     assert sorted(report.imported) == ["crashed1", "first-run-1"]

@@ -25,6 +25,7 @@ def test_a_trial_is_stored_with_the_tag_of_its_sweep(make_sweep: MakeSweep, begi
     assert begin(trial) is None, "a finished trial is not repeated"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("misbehave", "kind", "reason"),
     [

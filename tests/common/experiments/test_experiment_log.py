@@ -192,6 +192,7 @@ def test_any_bytes_at_all_are_read_without_an_error(
     assert steps(path) == [0, 0]
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(st.text(min_size=1, max_size=10), st.floats(allow_nan=False), max_size=4),
     st.integers(-(2**63), 2**63 - 1),

@@ -125,6 +125,7 @@ def assert_same(ours: BaseLanguageModel, theirs: Any) -> None:
     assert ours.generate(prompt, 45, temperature=0).tolist() == greedy.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_theirs_to_ours_and_back(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     theirs, ours = from_transformers(folders[name]), load_pretrained(folders[name])
