@@ -10,6 +10,7 @@ from torch import nn
 
 from common.data.batch import Batch, to_device
 from common.errors import DataError
+from common.generation.text import prompt_ids, stream_text
 from common.models.base import BaseLanguageModel
 from common.training.distributed import DistributedContext
 from common.training.objective import NextToken, Objective
@@ -134,21 +135,23 @@ class Evaluator:
         """
         if not isinstance(self.model, BaseLanguageModel):
             raise TypeError("generate_samples needs a BaseLanguageModel")
-        end = getattr(tokenizer, "end_of_text", None)
         texts = []
         for index, prompt in enumerate(prompts):
-            ids = [int(i) for i in tokenizer.encode(prompt)] or [end if end is not None else 0]
+            ids = prompt_ids(tokenizer, prompt)
             new = max(0, max_length - len(ids)) if max_new_tokens is None else max_new_tokens
-            output = self.model.generate(
-                torch.tensor([ids]),
-                new,
+            continuation = stream_text(
+                self.model,
+                tokenizer,
+                prompt,
+                max_new_tokens=new,
                 temperature=temperature,
                 top_k=top_k,
                 top_p=top_p,
-                stop_tokens=[] if end is None else [end],
                 seed=None if seed is None else derive_seed(seed, index),
-            )[0].tolist()
-            texts.append(tokenizer.decode([i for i in output if i != end]))
+            )
+            end = getattr(tokenizer, "end_of_text", None)
+            begun = tokenizer.decode([token for token in ids if token != end])
+            texts.append(begun + "".join(continuation))
         return texts
 
     @staticmethod

@@ -99,7 +99,9 @@ class NextToken(Objective):
         self, vocab_size: int | None = None, token_bytes: Any = None, *, accuracy: bool = False
     ) -> None:
         self.vocab_size = vocab_size
-        self.token_bytes = None if token_bytes is None else torch.as_tensor(np.array(token_bytes))
+        if token_bytes is not None and not isinstance(token_bytes, torch.Tensor):
+            token_bytes = torch.as_tensor(np.array(token_bytes))
+        self.token_bytes: torch.Tensor | None = token_bytes
         self.accuracy = accuracy
 
     def prepare(self, given: Any, index: int) -> Batch:

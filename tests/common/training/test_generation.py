@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from common.cli import sample, sample_parser
 from common.data.tokenizers import BPETokenizer, CharTokenizer
 from common.errors import DataError
+from common.generation.text import decode_stream, stream_text, until_stop
 from common.models import BaseLanguageModel
-from common.training.generation import decode_stream, stream_text, until_stop
 from common.utils.paths import REPOSITORY_ROOT
 from tests.untrained_run import make_run
 
