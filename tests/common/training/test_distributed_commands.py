@@ -164,14 +164,14 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(
 
 
 @pytest.mark.slow
-def test_one_process_answers_the_command_line(config: Path, fork_server: ForkServer) -> None:
+def test_one_process_answers_the_command_line(config: Path) -> None:
     train = BASELINE / "train.py"
-    code, output = fork_processes(fork_server, 2, train, "--help")
+    code, output = run_processes(2, train, "--help")
     assert (code, output.count("usage:")) == (0, 1)
-    code, output = fork_processes(fork_server, 2, train, "--config", config, "training.max_step=3")
+    code, output = run_processes(2, train, "--config", config, "training.max_step=3")
     assert code != 0
     assert output.count("did you mean 'max_steps'?") == 1, output
-    code, output = fork_processes(fork_server, 2, train, "--confi", config)
+    code, output = run_processes(2, train, "--confi", config)
     assert output.count("error [usage]") == 1, output
 
 
