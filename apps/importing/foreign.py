@@ -18,7 +18,7 @@ class Content(NamedTuple):
     """One run, read.
 
     `facts` become the manifest; `name` is the tracker's own and need not fit our store. `rows` are
-    rows of the log (see `store.make_row`). `warnings` say what was changed or left out.
+    rows of the log (see `rows.make_row`). `warnings` say what was changed or left out.
     """
 
     facts: dict[str, Any]

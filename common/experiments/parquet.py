@@ -246,16 +246,25 @@ def summarise_table(name: str, table: pa.Table) -> list[MetricSummary]:
 
 def _summary(name: str, split: str, metric: str, values: Any, steps: Any) -> MetricSummary:
     finite = np.isfinite(values)
-    low = high = low_step = high_step = None
+    at_low = at_high = None
     if finite.any():
         at_low = int(np.argmin(np.where(finite, values, np.inf)))
         at_high = int(np.argmax(np.where(finite, values, -np.inf)))
-        low, high = float(values[at_low]), float(values[at_high])
-        low_step, high_step = int(steps[at_low]), int(steps[at_high])
     at_last = len(steps) - 1 - int(np.argmax(steps[::-1]))  # the last row of the highest step
-    first, last = float(values[0]), float(values[at_last])
-    extremes = (low, high, low_step, high_step, int(steps[at_last]), int((~finite).sum()))
-    return MetricSummary(name, split, metric, len(values), first, last, *extremes)
+    return MetricSummary(
+        name,
+        split,
+        metric,
+        num_values=len(values),
+        first=float(values[0]),
+        last=float(values[at_last]),
+        minimum=None if at_low is None else float(values[at_low]),
+        maximum=None if at_high is None else float(values[at_high]),
+        minimum_step=None if at_low is None else int(steps[at_low]),
+        maximum_step=None if at_high is None else int(steps[at_high]),
+        last_step=int(steps[at_last]),
+        non_finite=int((~finite).sum()),
+    )
 
 
 # Checksums ----------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -69,39 +70,56 @@ def _create_experiments(
     hiding_nan: set[str],
     names_apart: dict[str, dict[str, str]],
 ) -> None:
-    fields = ", ".join(
-        f"{_text(name)}: {{name: {_text(name)}, type: '{kind}', default_value: NULL}}"
-        for name, kind in schema.items()
-    )
     kinds: dict[tuple[bool, bool], list[str]] = {}
     for file in (file for file in parquet if file not in names_apart):
-        kinds.setdefault(("/" in file, file in hiding_nan), []).append(_text(file))
-    file_name = _free_name(schema)
+        kinds.setdefault(("/" in file, file in hiding_nan), []).append(file)
     parts = ["SELECT * FROM live_rows"]
     for (is_pack, hides_nan), files in kinds.items():
-        source = f"read_parquet([{', '.join(files)}], schema = MAP {{{fields}}}"
         columns = _opaque_metrics(schema) if hides_nan else []
         if is_pack:
-            parts.append(f"SELECT * {_replace(columns)} FROM {source})")
+            parts.append(f"SELECT * {_replace(columns)} FROM {_read(files, schema)}")
         else:
-            # Named after its file, so that DuckDB opens only those files whose experiment is asked for.
-            columns.append(f"parse_filename({file_name}, true) AS experiment_name")
-            parts.append(
-                f"SELECT * EXCLUDE ({file_name}) {_replace(columns)} FROM {source}, filename = '{file_name}')"
-            )
-    for file, names in names_apart.items():  # {name in the file: name of the experiment}
-        source = f"read_parquet([{_text(file)}], schema = MAP {{{fields}}})"
-        cases = " ".join(f"WHEN {_text(old)} THEN {_text(new)}" for old, new in names.items())
-        columns = [f"CASE experiment_name {cases} END AS experiment_name"]
-        columns += _opaque_metrics(schema) if file in hiding_nan else []
-        inside = ", ".join(map(_text, names))
-        parts.append(
-            f"SELECT * {_replace(columns)} FROM {source} WHERE experiment_name IN ({inside})"
-        )
+            parts.append(_select_named_after_files(files, schema, columns))
+    for file, names in names_apart.items():
+        columns = _opaque_metrics(schema) if file in hiding_nan else []
+        parts.append(_select_renamed(file, names, schema, columns))
     connection.execute(f"CREATE VIEW experiments AS {' UNION ALL BY NAME '.join(parts)}")
 
 
-def _free_name(schema: dict[str, str]) -> str:
+def _read(files: Sequence[str], schema: Mapping[str, str], *options: str) -> str:
+    """A call of `read_parquet` that takes the columns of `schema`; those that a file lacks are NULL."""
+    fields = ", ".join(
+        _text(name) + ": {" + f"name: {_text(name)}, type: '{kind}', default_value: NULL" + "}"
+        for name, kind in schema.items()
+    )
+    paths = ", ".join(map(_text, files))
+    arguments = [f"[{paths}]", "schema = MAP {" + fields + "}", *options]
+    return f"read_parquet({', '.join(arguments)})"
+
+
+def _select_named_after_files(
+    files: Sequence[str], schema: Mapping[str, str], columns: Sequence[str]
+) -> str:
+    """The rows of files of one experiment each, called as the file, so that DuckDB opens only those
+    whose experiment is asked for."""
+    file = _free_name(schema)
+    columns = [*columns, f"parse_filename({file}, true) AS experiment_name"]
+    source = _read(files, schema, f"filename = '{file}'")
+    return f"SELECT * EXCLUDE ({file}) {_replace(columns)} FROM {source}"
+
+
+def _select_renamed(
+    file: str, names: Mapping[str, str], schema: Mapping[str, str], columns: Sequence[str]
+) -> str:
+    """The rows of the experiments `names` of a file: {name in the file: name of the experiment}."""
+    cases = " ".join(f"WHEN {_text(old)} THEN {_text(new)}" for old, new in names.items())
+    columns = [*columns, f"CASE experiment_name {cases} END AS experiment_name"]
+    inside = ", ".join(map(_text, names))
+    source = _read([file], schema)
+    return f"SELECT * {_replace(columns)} FROM {source} WHERE experiment_name IN ({inside})"
+
+
+def _free_name(schema: Mapping[str, str]) -> str:
     """A column that no metric is named after: a metric may be named anything."""
     taken = {name.lower() for name in schema}
     name = "file"
@@ -110,14 +128,14 @@ def _free_name(schema: dict[str, str]) -> str:
     return name
 
 
-def _opaque_metrics(schema: dict[str, str]) -> list[str]:
+def _opaque_metrics(schema: Mapping[str, str]) -> list[str]:
     """Every metric, times one, such that DuckDB cannot know it: it prunes by the statistics of the
     column, in several of its optimizers, but never by those of a volatile expression."""
     metrics = [_name(name) for name in schema if name not in FIXED_COLUMNS]
     return [f"{metric} * (random() < 2)::DOUBLE AS {metric}" for metric in metrics]
 
 
-def _replace(columns: list[str]) -> str:
+def _replace(columns: Sequence[str]) -> str:
     return f"REPLACE ({', '.join(columns)})" if columns else ""
 
 
