@@ -77,13 +77,13 @@ def to_batch(given: object, vocab_size: int | None = None) -> Batch:
     input_ids = given["input_ids"]
     labels = given.get("labels", input_ids)
     if not (_is_ids(input_ids) and _is_ids(labels) and input_ids.shape == labels.shape):
-        shapes = " and ".join(_describe(tensor) for tensor in (input_ids, labels))
+        shapes = " and ".join(describe_tensor(tensor) for tensor in (input_ids, labels))
         raise DataError(f"input_ids and labels are {shapes}", _EXPECTED)
     mask = given.get("attention_mask")
     if mask is not None:
         if mask.shape != input_ids.shape or (mask[:, :-1].bool() < mask[:, 1:].bool()).any():
             raise DataError(
-                f"the attention_mask of {_describe(mask)} has padding before a token",
+                f"the attention_mask of {describe_tensor(mask)} has padding before a token",
                 'pad at the end (padding_side="right"), with a mask of (batch, time)',
             )
         labels = labels.masked_fill(mask == 0, IGNORE_INDEX)
@@ -113,7 +113,7 @@ def _is_ids(tensor: object) -> bool:
     return isinstance(tensor, torch.Tensor) and tensor.ndim == 2 and not tensor.is_floating_point()
 
 
-def _describe(tensor: object) -> str:
+def describe_tensor(tensor: object) -> str:
     if isinstance(tensor, torch.Tensor):
         return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
     return type(tensor).__name__

@@ -6,9 +6,9 @@ begin with the same value, through `load_run` (trained_run.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
 
@@ -16,15 +16,16 @@ from common.data.batch import Batch, BatchSource, batch_source
 from common.data.loader import EvalWindows, MixedWindows, RandomWindows, ShuffledWindows
 from common.data.texts import read_texts
 from common.data.token_files import TokenDataset, TokenMixture, Tokens
-from common.errors import DataError, UsageError
+from common.errors import ConfigError, DataError, ModelError, UsageError
 from common.experiments.metrics import VAL_QUICK
 from common.models.base import BaseLanguageModel, BaseModel
 from common.training.callbacks.base import Callback
 from common.training.callbacks.efficiency import Efficiency
 from common.training.callbacks.samples import Samples
-from common.training.config import ExperimentConfig
+from common.training.config import BaseExperimentConfig, ExperimentConfig
 from common.training.objective import NextToken, Objective
 
+C = TypeVar("C", bound=BaseExperimentConfig)
 _LOOK_AT = 100  # training batches, where the first ones have no target
 _NO_LABELS = "-100 marks what is not predicted; the labels of a text are its input ids"
 
@@ -50,7 +51,7 @@ class Experiment:
             on other data is refused.
         facts: recorded in the manifest of the run.
         text: the tokens that the batches are cut from, for what looks at texts.
-    Raises DataError for data that cannot give a batch by its index.
+    Raises DataError for data that cannot give a batch by its index, ModelError for another module.
     """
 
     def __init__(
@@ -68,6 +69,11 @@ class Experiment:
         facts: Mapping[str, Any] | None = None,
         text: TokenDataset | None = None,
     ) -> None:
+        if not isinstance(model, BaseModel):
+            raise ModelError(
+                f"an experiment trains a BaseModel, not a {type(model).__name__}",
+                "subclass BaseModel or BaseLanguageModel; Classifier(network) takes any module",
+            )
         self.model = model
         self.train_data = batch_source(train_data)
         self.val_data = val_data
@@ -112,6 +118,17 @@ class Experiment:
             prepared = (self.objective.prepare(each, i) for i, each in enumerate(data or ()))
             if data is not None and not any(map(count, prepared)):
                 raise DataError(f"{name} has no label to predict", _NO_LABELS)
+
+
+def build_experiment(build: Callable[[C], Experiment], config: C, project: str) -> Experiment:
+    """What the `build` of a project makes of `config`. Raises ConfigError where it is no Experiment."""
+    experiment = build(config)
+    if not isinstance(experiment, Experiment):
+        raise ConfigError(
+            f"build in projects/{project}/train.py returns a {type(experiment).__name__}",
+            "end it with: return Experiment(model, train_data, val_data, objective)",
+        )
+    return experiment
 
 
 def text_experiment(

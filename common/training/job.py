@@ -23,7 +23,7 @@ from common.training.callbacks.samples import Samples
 from common.training.checkpoints import steps_in
 from common.training.config import FREE_ON_RESUME, BaseExperimentConfig, TrainingConfig
 from common.training.distributed import DistributedContext, join_context
-from common.training.experiment import Experiment
+from common.training.experiment import Experiment, build_experiment
 from common.training.optimizers import check_optimizer
 from common.training.parallel import check_distributed
 from common.training.precision import check_precision
@@ -65,7 +65,7 @@ def train_experiment(
             changes = _changes_of_config(config, name, resume_anyway)
         if extend is not None:
             _check_extendable(config, extend)
-        experiment = _build(config, build, context)
+        experiment = _build(config, build, project, context)
         with _start_run(config, context, name, prefix, project, tags, resume, extend) as run:
             if run is not None:
                 run.update(parameters=experiment.model.num_parameters(), **_facts(experiment, run))
@@ -97,7 +97,9 @@ def train_experiment(
         return metrics
 
 
-def _build(config: C, build: Callable[[C], Experiment], context: DistributedContext) -> Experiment:
+def _build(
+    config: C, build: Callable[[C], Experiment], project: str, context: DistributedContext
+) -> Experiment:
     """The experiment, after all checks that need no run; the main process prepares the data first."""
     check_precision(config.training.precision, context.device)
     check_distributed(config.training, config.optimizer, context)
@@ -110,7 +112,7 @@ def _build(config: C, build: Callable[[C], Experiment], context: DistributedCont
         torch.set_num_threads(config.training.num_threads)
     seed_everything(config.seed)
     with context.main_first():
-        experiment = build(config)
+        experiment = build_experiment(build, config, project)
     check_optimizer(experiment.model, config.optimizer)
     check_activation_checkpointing(experiment.model, config.training)
     return experiment

@@ -16,20 +16,33 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.data.batch import IGNORE_INDEX, Batch, count_labels, num_rows, to_batch
-from common.errors import DataError
+from common.data.batch import (
+    IGNORE_INDEX,
+    Batch,
+    count_labels,
+    describe_tensor,
+    num_rows,
+    to_batch,
+)
+from common.errors import DataError, ModelError
 from common.models.base import BaseLanguageModel
 from common.models.loss import next_token_loss
 
+_INPUTS_AND_LABELS = (
+    'expected {"inputs": (batch, ...), "labels": (batch,) int64}, or a pair of them'
+)
+
 
 class Objective(ABC):
-    """The task of a training. Losses are means in nats over the targets of a batch.
+    """The task of a training. Losses are means over the targets of a batch, in `loss_unit`.
 
     Attributes:
         unit: what a target is, in the plural: the metrics have `num_<unit>` and `<unit>_per_second`.
+        loss_unit: of one target, as a terminal shows it; empty for a loss without a unit.
     """
 
     unit: str
+    loss_unit = "nats"
 
     @abstractmethod
     def prepare(self, given: Any, index: int) -> Batch:
@@ -53,10 +66,10 @@ class Objective(ABC):
 
     @abstractmethod
     def measure(self, model: nn.Module, batch: Batch) -> dict[str, float]:
-        """Sums over `batch` for `report`: at least `nats` and `targets`."""
+        """Sums over `batch` for `report`: at least `loss` and `targets`, and `correct` for an accuracy."""
 
     def loss_metrics(self, loss: float) -> dict[str, float]:
-        """What is logged of a mean loss in nats."""
+        """What is logged of a mean loss."""
         return {"loss": loss}
 
     def report(self, sums: Mapping[str, float]) -> dict[str, float]:
@@ -64,7 +77,7 @@ class Objective(ABC):
         targets = sums["targets"]
         if not targets:
             raise DataError("there is nothing to evaluate: no batch has a label to predict")
-        metrics = self.loss_metrics(sums["nats"] / targets)
+        metrics = self.loss_metrics(sums["loss"] / targets)
         metrics[f"num_{self.unit}"] = int(targets)
         if "correct" in sums:
             metrics["accuracy"] = sums["correct"] / targets
@@ -73,7 +86,8 @@ class Objective(ABC):
     def describe(self, metrics: Mapping[str, float]) -> str:
         """The metrics of an evaluation in one line, for a terminal."""
         one = self.unit.removesuffix("s")
-        parts = [f"loss {metrics['loss']:.4f} nats per {one}"]
+        loss_unit = f" {self.loss_unit}" if self.loss_unit else ""
+        parts = [f"loss {metrics['loss']:.4f}{loss_unit} per {one}"]
         if "perplexity" in metrics:
             parts.append(f"perplexity {metrics['perplexity']:.3f}")
         if "accuracy" in metrics:
@@ -134,7 +148,7 @@ class NextToken(Objective):
         if self.token_bytes is not None:
             targets = labels[:, 1:].cpu()
             sums["bytes"] = float(self.token_bytes[targets[targets != IGNORE_INDEX]].sum())
-        return sums | {"nats": mean * count}
+        return sums | {"loss": mean * count}
 
     def loss_metrics(self, loss: float) -> dict[str, float]:
         return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
@@ -146,7 +160,7 @@ class NextToken(Objective):
         """
         metrics = super().report(sums)
         if sums.get("bytes"):
-            metrics["bits_per_byte"] = sums["nats"] / math.log(2) / sums["bytes"]
+            metrics["bits_per_byte"] = sums["loss"] / math.log(2) / sums["bytes"]
         return metrics
 
 
@@ -156,41 +170,67 @@ class Classification(Objective):
     The model maps inputs to {"logits": (batch, num_classes)}; rows with the label -100 do not count.
 
     Args:
+        num_classes: labels beyond it are refused.
         unit: what a row is, in the plural.
     """
 
-    def __init__(self, unit: str = "images") -> None:
+    def __init__(self, num_classes: int, unit: str = "images") -> None:
+        self.num_classes = num_classes
         self.unit = unit
 
     def prepare(self, given: Any, index: int) -> Batch:
         """Takes a mapping with these two keys, or a tuple of the two, as datasets of PyTorch give it."""
         if isinstance(given, list | tuple) and len(given) == 2:
             given = {"inputs": given[0], "labels": given[1]}
-        if (
-            not isinstance(given, Mapping)
-            or not {"inputs", "labels"} <= given.keys()
-            or given["labels"].shape != given["inputs"].shape[:1]
-        ):
+        if not isinstance(given, Mapping) or not {"inputs", "labels"} <= given.keys():
             what = f"the keys {[*given]}" if isinstance(given, Mapping) else type(given).__name__
+            raise DataError(f"a batch is {what}", _INPUTS_AND_LABELS)
+        inputs, labels = given["inputs"], given["labels"]
+        if not (
+            isinstance(inputs, torch.Tensor)
+            and isinstance(labels, torch.Tensor)
+            and labels.shape == inputs.shape[:1]
+            and not (labels.is_floating_point() or labels.is_complex())
+        ):
             raise DataError(
-                f"a batch is {what}",
-                'expected {"inputs": (batch, ...), "labels": (batch,) int64}, or a pair of them',
+                f"inputs and labels are {describe_tensor(inputs)} and {describe_tensor(labels)}",
+                _INPUTS_AND_LABELS,
             )
-        return {"inputs": given["inputs"], "labels": given["labels"].long()}
+        self._check_classes(labels)
+        return {"inputs": inputs, "labels": labels.long()}
+
+    def _check_classes(self, labels: torch.Tensor) -> None:
+        """A GPU only says that an assertion failed."""
+        classes = labels[labels != IGNORE_INDEX]
+        wrong = classes[(classes < 0) | (classes >= self.num_classes)]
+        if len(wrong):
+            raise DataError(
+                f"a label is {int(wrong[0])}, and there are {self.num_classes} classes",
+                f"classes are 0 to {self.num_classes - 1}; {IGNORE_INDEX} marks what does not count",
+            )
 
     def count(self, batch: Batch) -> int:
         return int((batch["labels"] != IGNORE_INDEX).sum())
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        loss: torch.Tensor = _cross_entropy(model(batch["inputs"])["logits"], batch["labels"])
+        loss: torch.Tensor = _cross_entropy(self._logits(model, batch), batch["labels"])
         return loss
 
     def measure(self, model: nn.Module, batch: Batch) -> dict[str, float]:
-        count = self.count(batch)
-        logits = model(batch["inputs"])["logits"]
+        count, logits = self.count(batch), self._logits(model, batch)
         mean = float(_cross_entropy(logits, batch["labels"]))
         correct = float((logits.argmax(dim=-1) == batch["labels"]).sum())
-        return {"targets": float(count), "nats": mean * count, "correct": correct}
+        return {"targets": float(count), "loss": mean * count, "correct": correct}
+
+    def _logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        logits: torch.Tensor = model(batch["inputs"])["logits"]
+        expected = (len(batch["labels"]), self.num_classes)
+        if logits.shape != expected:
+            raise ModelError(
+                f"{type(model).__name__} gives logits of {tuple(logits.shape)}",
+                f"expected (batch, num_classes), here {expected}",
+            )
+        return logits
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

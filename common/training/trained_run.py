@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import CheckpointError, UsageError, did_you_mean
 from common.experiments.run_folders import folder_of
-from common.training.config import BaseExperimentConfig
 from common.training.projects import project_of_run, recorded_config
 
 if TYPE_CHECKING:  # a mistake in a command is reported before torch is imported
@@ -39,12 +38,19 @@ class TrainedRun:
         from common.models.base import BaseLanguageModel
 
         if not isinstance(self.experiment.model, BaseLanguageModel):
-            raise UsageError(f"'{self.name}' is no language model")
+            kind = type(self.experiment.model).__name__
+            raise UsageError(f"'{self.name}' is a {kind}, no language model: it writes no text")
         return self.experiment.model
 
     @property
     def text(self) -> TokenDataset:
         """The tokens it was trained on. Raises UsageError where its data is no text."""
+        if not self.experiment.has_text:
+            unit = self.experiment.objective.unit
+            raise UsageError(
+                f"'{self.name}' was trained on {unit}, not on a text",
+                "evaluate it on its validation data: evaluate.py NAME",
+            )
         return self.experiment.text
 
     def evaluate(self, split: str = "val") -> dict[str, float]:
@@ -53,10 +59,13 @@ class TrainedRun:
         from common.training.experiment import eval_windows
 
         experiment = self.experiment
-        if split == "val" and experiment.val_data is not None:
-            data = experiment.val_data
-        else:
+        data = experiment.val_data
+        if split != "val":
             data = eval_windows(self.config, self.text.tokens(split))
+        if data is None:
+            raise UsageError(
+                f"'{self.name}' has no validation data", "build(config) gives none as val_data"
+            )
         return Evaluator(experiment.model, objective=experiment.objective).evaluate(data)
 
 
@@ -72,7 +81,11 @@ def load_run(name: str, checkpoint: str = "best") -> TrainedRun:
     config = recorded_config(name, schema)
     project.check_inputs(config, folder_of(name) / "config.yaml")
     path = find_checkpoint(name, checkpoint)
-    return TrainedRun(name, project.name, config, _build(name, config, build, path), path)
+    from common.training.experiment import build_experiment
+
+    experiment = build_experiment(build, config, project.name)
+    _load_weights(name, experiment, path, config.training.device)
+    return TrainedRun(name, project.name, config, experiment, path)
 
 
 def find_checkpoint(name: str, which: str) -> Path:
@@ -91,11 +104,11 @@ def find_checkpoint(name: str, which: str) -> Path:
     raise CheckpointError(f"no checkpoint '{which}'", did_you_mean(which, choices))
 
 
-def _build(name: str, config: BaseExperimentConfig, build: Any, path: Path) -> Experiment:
+def _load_weights(name: str, experiment: Experiment, path: Path, device: str) -> None:
+    """Fill the model with those of the checkpoint `path`, which was trained on the same data."""
     from common.models.checkpoint import load_checkpoint
     from common.training.precision import select_device
 
-    experiment: Experiment = build(config)
     trained_on = load_checkpoint(path).state["fingerprint"]
     # Neither the order of the batches nor other texts make a difference from here on.
     data = experiment.text.fingerprint if experiment.has_text else experiment.fingerprint
@@ -104,6 +117,5 @@ def _build(name: str, config: BaseExperimentConfig, build: Any, path: Path) -> E
             f"'{name}' was trained on other data than data.* gives now",
             "restore the text it was prepared from, or train a new experiment",
         )
-    experiment.model.to(select_device(config.training.device))
+    experiment.model.to(select_device(device))
     experiment.model.load_checkpoint(path)
-    return experiment

@@ -14,5 +14,6 @@ def require(package: str, extra: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise MissingPackageError(
-            f"the package {package} is not installed", f'install it: uv pip install -e ".[{extra}]"'
+            f"the package {package.partition('.')[0]} is not installed",
+            f'install it: uv pip install -e ".[{extra}]"',
         ) from error

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from papers.grokking import GROKKED
-from papers.grokking.filters import project_orthogonally
+from common.models import Classifier
+from common.training import Classification, Experiment, Trainer, TrainingConfig
+from common.training.config import OptimizerConfig, ScheduleConfig
+from papers.grokking.filters import GradientFilter, OrthogonalFilter
+from papers.grokking.grokked import StopWhenGrokked, train_until_grokked
 
-MEASURE_EVERY_EPOCHS = 5
+if TYPE_CHECKING:
+    from common.experiments.run import Run
+
+MEASURE_EVERY_EPOCHS = 5  # an epoch is a step
 
 
 def sums(modulus: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -31,38 +37,47 @@ def make_model(modulus: int, width: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def train(config: Mapping[str, Any], seed: int, log: Any) -> dict[str, float]:
-    """Train until 95% validation accuracy or `max_epochs`; `epochs` is given where it got there.
-
-    `log(metrics, epoch, split)` is called every 5 epochs.
-    """
+def make_experiment(config: Mapping[str, Any], seed: int) -> Experiment:
+    """All draws are from `seed`: first which sums are trained on, then the weights."""
     torch.manual_seed(seed)
     inputs, targets = sums(config["modulus"])
     order = torch.randperm(len(inputs))
     chosen, others = order.tensor_split([int(config["train_fraction"] * len(inputs))])
-    x, y, x_val, y_val = inputs[chosen], targets[chosen], inputs[others], targets[others]
-    model = make_model(config["modulus"], config["width"])
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=config["lr"],
-        betas=(0.9, config["beta2"]),
-        eps=config["eps"],  # so small that tiny gradients still move the weights
-        weight_decay=config["weight_decay"],
+    return Experiment(
+        Classifier(make_model(config["modulus"], config["width"])),
+        [(inputs[chosen], targets[chosen])],
+        [(inputs[others], targets[others])],
+        Classification(config["modulus"], "sums"),
+        callbacks=[
+            OrthogonalFilter() if config["orthogonal"] else GradientFilter(),
+            StopWhenGrokked(),
+        ],
     )
-    for epoch in range(1, config["max_epochs"] + 1):
-        optimizer.zero_grad()
-        logits = model(x)
-        loss = F.cross_entropy(logits, y)
-        loss.backward()
-        if config["orthogonal"]:
-            project_orthogonally(model.parameters())
-        optimizer.step()
-        if epoch % MEASURE_EVERY_EPOCHS == 0:
-            fitted = float((logits.detach().argmax(dim=1) == y).float().mean())
-            with torch.no_grad():
-                accuracy = float((model(x_val).argmax(dim=1) == y_val).float().mean())
-            found = {"loss": loss.item(), "train_accuracy": fitted, "accuracy": accuracy}
-            log(found, epoch, "val")
-            if accuracy >= GROKKED:
-                return {"trained_epochs": epoch, "epochs": epoch}
-    return {"trained_epochs": config["max_epochs"]}
+
+
+def training_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the Trainer takes besides the experiment."""
+    return {
+        "config": TrainingConfig(
+            max_steps=config["max_epochs"],
+            max_grad_norm=None,
+            log_every_steps=MEASURE_EVERY_EPOCHS,
+            eval_every_steps=MEASURE_EVERY_EPOCHS,
+            keep_checkpoints=1,
+            precision="fp32",
+            compile=False,
+        ),
+        "optimizer": OptimizerConfig(
+            lr=config["lr"],
+            betas=(0.9, config["beta2"]),
+            eps=config["eps"],  # so small that tiny gradients still move the weights
+            weight_decay=config["weight_decay"],
+        ),
+        "schedule": ScheduleConfig(name="constant", warmup_steps=0),
+    }
+
+
+def train(config: Mapping[str, Any], seed: int, run: Run) -> None:
+    """Train until 95% or `max_epochs`; logs `epochs` (to 95%) as the result where it got there."""
+    trainer = Trainer(make_experiment(config, seed), run=run, **training_settings(config))
+    train_until_grokked(trainer, run, "epochs")

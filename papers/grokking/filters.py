@@ -1,16 +1,14 @@
 """Gradients changed between the backward pass and the optimizer.
 
 `EMAFilter` and `MAFilter`: Lee et al. 2024, "Grokfast: Accelerated Grokking by Amplifying Slow
-Gradients". `project_orthogonally`: Prieto et al. 2025, "Grokking at the Edge of Numerical Stability".
+Gradients". `OrthogonalFilter`: Prieto et al. 2025, "Grokking at the Edge of Numerical Stability".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from common.errors import TrainingError
 from common.training import Callback
@@ -113,18 +111,17 @@ class MAFilter(GradientFilter):
         self._last, self._sum = tensors["last"], tensors["sum"]
 
 
-@torch.no_grad()
-def project_orthogonally(parameters: Iterable[nn.Parameter]) -> None:
+class OrthogonalFilter(GradientFilter):
     """g - (w.g / w.w) w for each parameter tensor, scaled back to the length of g (section 5.1).
 
     The part along the weights lengthens them, which lowers the loss without changing any prediction
     once the training set is fitted. (Adam divides each element by a size of its own, so its step is
     not quite orthogonal to the weights any more.)
     """
-    for parameter in parameters:
-        gradient = parameter.grad
-        if gradient is None:
-            continue
-        along = (parameter * gradient).sum() / parameter.square().sum().clamp(min=1e-30)
-        orthogonal = gradient - along * parameter
-        gradient.copy_(orthogonal * (gradient.norm() / orthogonal.norm().clamp(min=1e-30)))
+
+    @torch.no_grad()
+    def change(self, weights: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:
+        for weight, gradient in zip(weights, gradients, strict=True):
+            along = (weight * gradient).sum() / weight.square().sum().clamp(min=1e-30)
+            orthogonal = gradient - along * weight
+            gradient.copy_(orthogonal * (gradient.norm() / orthogonal.norm().clamp(min=1e-30)))

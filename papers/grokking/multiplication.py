@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +15,12 @@ from common.data.batch import IGNORE_INDEX
 from common.models import Decoder
 from common.models.decoder import Block
 from common.models.mixers.attention import Attention
-from common.training import Callback, Trainer, TrainingConfig
+from common.training import Experiment, Trainer, TrainingConfig
 from common.training.config import OptimizerConfig, ScheduleConfig
 from common.training.precision import fastest_fp32, select_device
 from common.utils.seeding import seed_everything
-from papers.grokking import GROKKED
 from papers.grokking.filters import EMAFilter, GradientFilter, MAFilter
+from papers.grokking.grokked import StopWhenGrokked, train_until_grokked
 
 if TYPE_CHECKING:
     from common.data.batch import Batch
@@ -93,29 +92,19 @@ class Epochs:
         return torch.from_numpy(generator.permutation(len(self.rows)))
 
 
-class Grokking(Callback):
-    """Accuracies on both splits at every log; the training ends where validation reaches 95%."""
+class Grokking(StopWhenGrokked):
+    """Accuracies on both splits at every log: a checkpoint, which each evaluation has, is large here."""
 
     def __init__(self, model: AnswerDecoder, train: torch.Tensor, validation: torch.Tensor) -> None:
+        super().__init__()
         self.model = model
         self.splits = {"train_accuracy": train, "accuracy": validation}
-        self.reached_step: int | None = None
-
-    def on_train_start(self, trainer: Trainer) -> None:
-        trainer.should_stop = self.reached_step is not None  # killed between the end and its record
 
     def on_log(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         found = {name: self.model.accuracy(rows) for name, rows in self.splits.items()}
         if trainer.run is not None:
             trainer.run.log(found, step=trainer.step, split="val")
-        if found["accuracy"] >= GROKKED:
-            self.reached_step, trainer.should_stop = trainer.step, True
-
-    def state(self) -> dict[str, Any]:
-        return {"reached_step": self.reached_step}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.reached_step = state["reached_step"]
+        self.on_evaluate(trainer, found, "val")
 
 
 def make_model(config: Mapping[str, Any]) -> AnswerDecoder:
@@ -153,7 +142,7 @@ def make_filter(config: Mapping[str, Any]) -> GradientFilter:
 
 
 def training_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the Trainer takes besides model, data and callbacks."""
+    """What the Trainer takes besides the experiment."""
     return {
         "config": TrainingConfig(
             max_steps=config["max_steps"],
@@ -171,25 +160,20 @@ def training_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def train(config: Mapping[str, Any], seed: int, run: Run) -> None:
-    """Train until 95% or `max_steps`; logs `steps` (to 95%) as the result where it got there."""
+def make_experiment(config: Mapping[str, Any], seed: int) -> Experiment:
+    """All draws are from `seed`: first which equations are trained on, then the weights."""
     seed_everything(seed)
     rows = equations(config["modulus"])
-    shuffled = rows[torch.randperm(len(rows))]
-    train_rows, validation = shuffled.tensor_split(2)
+    train_rows, validation = rows[torch.randperm(len(rows))].tensor_split(2)
     model = make_model(config)
-    run.update(parameters=model.num_parameters())
-    watch = Grokking(model, train_rows[::4], validation)
-    trainer = Trainer(
+    return Experiment(
         model,
         Epochs(train_rows, config["batch_size"], seed),
-        run=run,
-        callbacks=[make_filter(config), watch],
-        **training_settings(config),
+        callbacks=[make_filter(config), Grokking(model, train_rows[::4], validation)],
     )
-    if run.rows:
-        trainer.resume()
-    trainer.fit()
-    found = {} if watch.reached_step is None else {"steps": watch.reached_step}
-    run.log({"trained_steps": trainer.step, **found}, step=trainer.step, split="result")
-    shutil.rmtree(run.directory / "checkpoints")  # a moving average has some 170 MB there
+
+
+def train(config: Mapping[str, Any], seed: int, run: Run) -> None:
+    """Train until 95% or `max_steps`; logs `steps` (to 95%) as the result where it got there."""
+    trainer = Trainer(make_experiment(config, seed), run=run, **training_settings(config))
+    train_until_grokked(trainer, run, "steps")

@@ -101,17 +101,10 @@ def setting(variant: str, full: bool) -> tuple[Mapping[str, Any], int]:
 
 
 def train_run(planned: PaperRun, run: Run) -> None:
-    if planned.variant in DECODER:
-        from papers.grokking import multiplication
+    from papers.grokking import addition, multiplication
 
-        multiplication.train(planned.config, planned.seed, run)
-        return
-    from papers.grokking import addition
-
-    if run.rows:
-        run.resume_from(0)  # it takes a minute
-    results = addition.train(planned.config, planned.seed, run.log)
-    run.log(results, step=int(results["trained_epochs"]), split="result")
+    network = multiplication if planned.variant in DECODER else addition
+    network.train(planned.config, planned.seed, run)
 
 
 def report(

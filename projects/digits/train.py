@@ -31,13 +31,13 @@ class Config(BaseExperimentConfig):
 
 def build(config: Config) -> Experiment:
     import torch
-    from sklearn.datasets import load_digits
     from torch.utils.data import DataLoader, TensorDataset, random_split
 
     from common.models import Classifier
     from common.training import Classification, Experiment
+    from common.utils.packages import require
 
-    digits = load_digits()
+    digits = require("sklearn.datasets", extra="digits").load_digits()
     images = torch.tensor(digits.images / 16, dtype=torch.float32)[:, None]  # (images, 1, 8, 8)
     data = TensorDataset(images, torch.tensor(digits.target))
     # The same test images for every seed of the weights.
@@ -48,7 +48,7 @@ def build(config: Config) -> Experiment:
         Classifier(create_network(config.model)),
         DataLoader(train, config.batch_size, shuffle=True, generator=order),
         DataLoader(test, batch_size=config.test_images),
-        Classification("images"),
+        Classification(num_classes=10, unit="images"),
         fingerprint={"images": hashlib.sha256(digits.images.tobytes()).hexdigest()},
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from typing import Any
 
@@ -16,8 +17,8 @@ from common.errors import TrainingError
 from common.models import Decoder
 from common.training import Callback, Trainer
 from common.utils import query_experiments, start_experiment
-from papers.grokking import addition, multiplication
-from papers.grokking.filters import EMAFilter, GradientFilter, MAFilter, project_orthogonally
+from papers.grokking import addition, grokked, multiplication
+from papers.grokking.filters import EMAFilter, GradientFilter, MAFilter, OrthogonalFilter
 from papers.grokking.reproduce import ADDITION, DECODER, MLP, MULTIPLICATION, PAPER, setting
 from tests.trainers import make_trainer
 
@@ -215,6 +216,7 @@ def test_gradients_are_not_filtered_under_loss_scaling() -> None:
     source = multiplication.Epochs(multiplication.equations(7), 8, seed=0)
     model = multiplication.make_model(TINY)
     trainer = make_trainer(model, source, callbacks=[GradientFilter()], **settings)
+    trainer.set_up()
     trainer.scaler = object()  # type: ignore[assignment]  # only that there is one matters
     with pytest.raises(TrainingError, match="without loss scaling"):
         trainer.fit()
@@ -222,13 +224,11 @@ def test_gradients_are_not_filtered_under_loss_scaling() -> None:
 
 def test_the_projected_gradient_is_orthogonal_and_as_long_as_before() -> None:
     torch.manual_seed(0)
-    weight = nn.Parameter(torch.randn(5, 4, dtype=torch.float64))
-    weight.grad = torch.randn(5, 4, dtype=torch.float64)
-    given, values = weight.grad.clone().numpy().ravel(), weight.detach().numpy().ravel()
-    idle = nn.Parameter(torch.ones(3))
-    project_orthogonally([weight, idle])
-    assert weight.grad is not None and idle.grad is None
-    ours = weight.grad.numpy().ravel()
+    weight = torch.randn(5, 4, dtype=torch.float64)
+    gradient = torch.randn(5, 4, dtype=torch.float64)
+    given, values = gradient.clone().numpy().ravel(), weight.numpy().ravel()
+    OrthogonalFilter().change([weight], [gradient])
+    ours = gradient.numpy().ravel()
     # The residual of the least-squares fit of the gradient by the weights.
     residual = given - values * np.linalg.lstsq(values[:, None], given, rcond=None)[0]
     expected = residual * np.linalg.norm(given) / np.linalg.norm(residual)
@@ -237,11 +237,10 @@ def test_the_projected_gradient_is_orthogonal_and_as_long_as_before() -> None:
 
 
 def test_a_zero_gradient_or_weight_is_no_division_by_zero() -> None:
-    for weights, gradient in ((torch.zeros(3), torch.ones(3)), (torch.ones(3), torch.zeros(3))):
-        parameter = nn.Parameter(weights)
-        parameter.grad = gradient.clone()
-        project_orthogonally([parameter])
-        torch.testing.assert_close(parameter.grad, gradient)
+    for weight, gradient in ((torch.zeros(3), torch.ones(3)), (torch.ones(3), torch.zeros(3))):
+        changed = gradient.clone()
+        OrthogonalFilter().change([weight], [changed])
+        torch.testing.assert_close(changed, gradient)
 
 
 def test_sums_are_one_hot_codes_of_all_pairs() -> None:
@@ -257,12 +256,42 @@ def test_the_mlp_is_that_of_the_paper() -> None:
     assert shapes == [(200, 226), (200, 200), (113, 200)]
 
 
+SMALL_SUMS = ADDITION | {"modulus": 31, "train_fraction": 0.6, "max_epochs": 300}
+
+
 @pytest.mark.slow
 def test_orthogonal_gradients_grok_a_small_sum_that_plain_adamw_does_not() -> None:
-    config = ADDITION | {"modulus": 31, "train_fraction": 0.6, "max_epochs": 300}
-    results = addition.train(config | {"orthogonal": True}, 0, lambda *row: None)
-    assert results["epochs"] < 300
-    assert "epochs" not in addition.train(config, 0, lambda *row: None)
+    for name, orthogonal in (("orthogonal", True), ("plain", False)):
+        with start_experiment(name) as run:
+            addition.train(SMALL_SUMS | {"orthogonal": orthogonal}, 0, run)
+        assert not (run.directory / "checkpoints").exists()
+    found = query_experiments(
+        "SELECT experiment_name, epochs, trained_epochs FROM experiments WHERE split = 'result'"
+    ).set_index("experiment_name")
+    assert found.loc["orthogonal", "epochs"] == found.loc["orthogonal", "trained_epochs"] < 300
+    assert np.isnan(found.loc["plain", "epochs"]) and found.loc["plain", "trained_epochs"] == 300
+
+
+def test_the_mlp_walks_as_adamw_of_pytorch_on_the_full_batch() -> None:
+    config = SMALL_SUMS | {"orthogonal": True, "max_epochs": 12, "weight_decay": 2.0}
+    experiment = addition.make_experiment(config, seed=3)
+    theirs = copy.deepcopy(experiment.model.network)
+    Trainer(experiment, **addition.training_settings(config)).fit()
+    torch.manual_seed(3)
+    inputs, targets = addition.sums(31)
+    chosen = torch.randperm(len(inputs))[: int(0.6 * len(inputs))]
+    adamw = torch.optim.AdamW(
+        theirs.parameters(), lr=0.01, betas=(0.9, 0.99), eps=1e-25, weight_decay=2.0
+    )
+    for _ in range(12):
+        adamw.zero_grad()
+        nn.functional.cross_entropy(theirs(inputs[chosen]), targets[chosen]).backward()
+        OrthogonalFilter().change(
+            [p.detach() for p in theirs.parameters()], [p.grad for p in theirs.parameters()]
+        )
+        adamw.step()
+    for mine, other in zip(experiment.model.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=2e-5)
 
 
 def test_a_tiny_decoder_run_is_stored_with_its_accuracies() -> None:
@@ -281,7 +310,7 @@ def test_a_tiny_decoder_run_is_stored_with_its_accuracies() -> None:
 
 
 def test_a_decoder_that_groks_stops_and_says_when(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(multiplication, "GROKKED", 0.0)
+    monkeypatch.setattr(grokked, "GROKKED", 0.0)
     with start_experiment("tiny") as run:
         multiplication.train(TINY, 0, run)
     (steps,) = query_experiments("SELECT steps FROM experiments WHERE split = 'result'").to_numpy()
