@@ -1,4 +1,4 @@
-"""Start a project: a copy of projects/baseline under a new name, which trains as it stands."""
+"""Start a project: a copy of projects/baseline under a new name, and its test; it trains as it stands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from common.errors import ConfigError, exit_on_error
-from common.utils.paths import REPOSITORY_ROOT
+from common.utils.paths import REPOSITORY_ROOT, display_path
 
 TEMPLATE = "baseline"
 # A figure is of the project that measured it: the copy has none until it has been trained.
@@ -23,7 +23,17 @@ EXAMPLES = """examples:
 
 README = """# {name}
 
-What this project asks, and what it has found.
+What this project asks: *write the question here.* What it has found: nothing yet.
+
+## What to change first
+
+1. `build` in `train.py` is the whole experiment: text, model, what happens during training. Write a model of your own
+   (`common/models/base.py` says what it needs), or fill an `Experiment` with other data, as `projects/digits` does.
+2. `Config` there is the schema of `configs/*.yaml`: add a key where `build` needs one. All that can be set:
+   `python projects/{name}/train.py --config configs/quickstart.yaml --print-config`.
+3. `tests/projects/test_{name}.py` trains a small model; it should keep passing.
+
+## Results
 
 | configuration | what | result |
 |---|---|---|
@@ -35,14 +45,38 @@ To measure one, train it with as many seeds as the claim needs; write the result
 python tools/launch.py projects/{name}/train.py --config configs/quickstart.yaml "seed=range(3)"
 python tools/query_experiments.py --best loss --top 3
 ```
-
-Everything that can be set: `python projects/{name}/train.py --config configs/quickstart.yaml --print-config`.
-
-## Files
-
-`train.py` has the schema of the configuration and `build_model`; `evaluate.py` and `sample.py` read a trained run.
-Everything else is in `common/`, beginning with `common/cli.py`.
 """
+TEST = '''"""{name} learns a text that repeats itself, and its run can be loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.config import load_config
+from common.training import load_run
+from common.training.job import train_experiment
+from common.utils.paths import REPOSITORY_ROOT, display_path
+from projects.{name}.train import Config, build
+
+SMALL = [
+    *("data.tokenizer=char", "data.batch_size=8", "model.num_layers=1", "model.num_heads=2"),
+    *("model.hidden_size=32", "model.context_length=16", "optimizer.lr=1e-2"),
+    *("schedule.warmup_steps=5", "training.max_steps=60", "training.eval_every_steps=30"),
+    *("training.device=cpu", "training.precision=fp32", "training.compile=false"),
+    *("samples.prompts=[abc]", "samples.max_new_tokens=5"),
+]
+
+
+def test_it_learns_and_its_run_can_be_loaded(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("abcabcabd " * 400)
+    config_file = REPOSITORY_ROOT / "projects/{name}/configs/quickstart.yaml"
+    config = load_config(config_file, Config, [*SMALL, f"data.path={{tmp_path}}/text.txt"])
+    metrics = train_experiment(config, build, project="{name}", name="small")
+    assert metrics["loss"] < 1.0, "a guess among its five characters is 1.6 nats"
+    assert load_run("small", "last").evaluate()["loss"] == pytest.approx(metrics["loss"], rel=1e-5)
+'''
 
 
 def main() -> None:
@@ -59,8 +93,9 @@ def main() -> None:
         print(
             f"train it    python projects/{arguments.name}/train.py --config configs/quickstart.yaml"
         )
+        print(f"test it     python -m pytest tests/projects/test_{arguments.name}.py")
         print(
-            "change it   model and configuration are in train.py; README.md says what to write down"
+            "change it   build in train.py is the experiment; README.md says what to change first"
         )
 
 
@@ -72,8 +107,10 @@ def create_project(name: str) -> None:
             "use lower-case letters, digits and underscores, a letter first",
         )
     source, target = REPOSITORY_ROOT / "projects" / TEMPLATE, REPOSITORY_ROOT / "projects" / name
-    if target.exists():
-        raise ConfigError(f"projects/{name} exists already", "choose another name")
+    test = REPOSITORY_ROOT / "tests" / "projects" / f"test_{name}.py"
+    for path in (target, test):
+        if path.exists():
+            raise ConfigError(f"{display_path(path)} exists already", "choose another name")
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "data"))
     for path in target.rglob("*"):
         if path.suffix in (".py", ".yaml", ".toml", ".md"):
@@ -82,6 +119,8 @@ def create_project(name: str) -> None:
                 text = _without_figures(text)
             path.write_text(text, encoding="utf-8")
     (target / "README.md").write_text(_readme(name, target), encoding="utf-8")
+    test.parent.mkdir(parents=True, exist_ok=True)
+    test.write_text(TEST.format(name=name), encoding="utf-8")
 
 
 def _without_figures(config: str) -> str:

@@ -7,35 +7,9 @@ from typing import Any
 
 import pytest
 
-import common.data
-from common.config import dump_config, load_config
-from common.data.token_files import TokenDataset
-from common.models import Decoder
 from common.utils import query_experiments
-from common.utils.paths import REPOSITORY_ROOT
-from projects.baseline.train import Config, build
 
-CONFIGS = sorted((REPOSITORY_ROOT / "projects/baseline/configs").glob("*.yaml"))
 NO_THREADS = {"OMP_NUM_THREADS": "1"}
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_every_configuration_builds_its_model_and_survives_being_written(
-    path: Path, tmp_path: Path, short_text: TokenDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = load_config(path, Config)
-    smaller = load_config(path, Config, ["model.hidden_size=16", "model.num_layers=1"])
-    monkeypatch.setattr(common.data, "prepare", lambda config: short_text)
-    model = build(smaller).model
-    assert isinstance(model, Decoder) and model.num_parameters() > 0
-    (tmp_path / "again.yaml").write_text(dump_config(config))
-    assert load_config(tmp_path / "again.yaml", Config) == config
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_every_configuration_begins_with_the_command_that_runs_it(path: Path) -> None:
-    first = path.read_text().splitlines()[0]
-    assert first.startswith("# python projects/baseline/train.py --config configs/" + path.name)
 
 
 @pytest.mark.slow

@@ -69,7 +69,9 @@ def test_a_configuration_loads_builds_its_model_and_survives_being_written(
 
 @pytest.mark.parametrize("path", CONFIGS, ids=named)
 def test_a_configuration_begins_with_its_command_its_time_and_its_number(path: Path) -> None:
-    command, *rest = read_header(path)
+    header = read_header(path)
+    assert header, f"{named(path)} does not begin with a comment: its command, time and number"
+    command, *rest = header
     project, config = path.parent.parent.name, f"configs/{path.name}"
     assert command.startswith(f"python projects/{project}/train.py --config {config}")
     told = " ".join(rest).lower()

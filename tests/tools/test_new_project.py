@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +25,14 @@ def repository(tmp_path: Path) -> Path:
     for part in ("common", "tools", "projects/baseline"):
         shutil.copytree(REPOSITORY_ROOT / part, copy / part, ignore=unwanted, symlinks=True)
     shutil.copy(REPOSITORY_ROOT / "projects" / "__init__.py", copy / "projects")
+    (copy / "tests" / "projects").mkdir(parents=True)
+    for file in (
+        "conftest.py",
+        "fork_server.py",
+        "projects/conftest.py",
+        "projects/test_configs.py",
+    ):
+        shutil.copy(REPOSITORY_ROOT / "tests" / file, copy / "tests" / file)
     return copy
 
 
@@ -81,6 +91,21 @@ def test_every_command_that_it_prints_names_files_that_exist(run: Run, repositor
     assert (repository / script).is_file()
     result = run(script, "--config", config, "--print-config")
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+def test_the_tests_of_the_new_project_pass(run: Run, repository: Path) -> None:
+    """A test of its own, and those that hold for the configurations of every project."""
+    assert run("tools/new_project.py", "my_idea").returncode == 0
+    tests = repository / "tests" / "projects"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "my_idea"]
+    environment = os.environ | {"PYTHONPATH": str(repository)}
+    result = subprocess.run(
+        [*command, str(tests)], cwd=repository, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout
+    configs = len(list((repository / "projects/my_idea/configs").iterdir()))
+    assert f"{3 * configs + 1} passed" in result.stdout
 
 
 @pytest.mark.slow
