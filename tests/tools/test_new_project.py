@@ -65,7 +65,6 @@ def test_a_project_is_a_copy_of_the_baseline_under_its_own_name(run: Run, reposi
     for path in new.rglob("*.*"):
         if path.is_file() and path.suffix != ".pyc":
             assert not re.search(r"\bbaseline\b", path.read_text(encoding="utf-8")), path
-    assert "projects.my_idea.train" in (new / "evaluate.py").read_text()
     assert sorted(p.name for p in (REPOSITORY_ROOT / "projects").iterdir()) == projects_before
 
 
