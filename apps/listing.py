@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from common.errors import DataError
-from common.training.projects import find_projects, read_header
+from common.errors import ConfigError, DataError, did_you_mean
+from common.training.projects import Project, find_projects
 from common.utils.files import read_json
 from common.utils.paths import display_path, get_datasets_dir
 from common.utils.tables import format_rows
@@ -51,3 +52,27 @@ def describe_tokens(meta: dict[str, Any]) -> str:
 def _counts(meta: dict[str, Any]) -> tuple[int, int, int]:
     splits = meta["splits"]
     return meta["vocab_size"], splits["train"]["tokens"], splits["val"]["tokens"]
+
+
+def find_project(name: str) -> Project:
+    """Raises ConfigError, with the nearest name, where there is no such project."""
+    projects = {project.name: project for project in find_projects()}
+    if name not in projects:
+        raise ConfigError(f"there is no project '{name}'", did_you_mean(name, list(projects)))
+    return projects[name]
+
+
+def project_of_config(path: Path) -> Project | None:
+    """The project whose folder the file is in: `projects/<name>/configs/file.yaml`."""
+    inside = {project.directory: project for project in find_projects()}
+    return next((inside[folder] for folder in path.resolve().parents if folder in inside), None)
+
+
+def read_header(config: Path) -> list[str]:
+    """The comment that a configuration begins with, a line each: its command, time and number."""
+    lines = []
+    for line in config.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").strip())
+    return lines

@@ -80,6 +80,7 @@ def _main(
 
 
 def train_parser(command: str) -> argparse.ArgumentParser:
+    """The arguments of a train.py."""
     parser = _parser(
         command,
         "Train: prepares the text, trains, evaluates, samples, stores the experiment.",
@@ -219,6 +220,7 @@ def _config_path(arguments: argparse.Namespace, project: Project) -> Path:
 
 
 def evaluate_parser(command: str) -> argparse.ArgumentParser:
+    """The arguments of an evaluate.py."""
     parser = _parser(
         command,
         "Evaluate a trained run on its whole validation split, and on other texts.",
@@ -264,6 +266,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 
 def sample_parser(command: str) -> argparse.ArgumentParser:
+    """The arguments of a sample.py."""
     parser = _parser(
         command,
         "Let a trained run write, token by token.",

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
-from common.utils.terminal import printable
+from common.terminal import printable
 
 _ELSEWHERE = "set RESEARCH_ASSETS_DIR to a folder that you can write to"
 _SYSTEM_HINTS = {
@@ -53,10 +53,6 @@ class DataError(ResearchError):
 
 class DownloadError(ResearchError):
     code = "download"
-
-
-class UploadError(ResearchError):
-    code = "upload"
 
 
 class ModelError(ResearchError):

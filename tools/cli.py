@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from apps.export.command import export
+from apps.listing import find_project, project_of_config
 from common.cli import (
     evaluate,
     evaluate_parser,
@@ -28,9 +29,7 @@ from common.errors import ConfigError, UsageError, exit_on_error
 from common.training.config import ExperimentConfig
 from common.training.projects import (
     Project,
-    find_project,
     find_projects,
-    project_of_config,
     project_of_run,
 )
 from common.utils.paths import display_path
@@ -136,7 +135,7 @@ def prepare_data(
     print(describe_tokens(data.meta))
     print(f"token files {display_path(data.directory)}")
     if nanogpt:
-        from common.data.nanogpt import write_meta
+        from apps.nanogpt import write_meta
 
         print(f"for nanoGPT {display_path(write_meta(data.directory, data.tokenizer))}")
     command = ["cli", "train", project.name, "--config", str(config), *overrides]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import ExperimentError, exit_on_error
+from common.terminal import printable, show
 from common.utils.tables import FORMATS, format_rows
-from common.utils.terminal import printable, show
 
 if TYPE_CHECKING:  # SQL needs neither: each action imports what it needs
     from common.utils.tables import Report
@@ -200,7 +200,7 @@ def _plot(arguments: argparse.Namespace) -> None:
         names = [str(row[1]) for row in best_experiments(metric, top=5).rows]
     from shutil import get_terminal_size
 
-    from common.visualization.terminal import draw_in_terminal
+    from apps.experiments.terminal_curves import draw_in_terminal
 
     size = get_terminal_size((100, 30))
     shape = {"width": size.columns, "height": min(size.lines - 2, 30)}

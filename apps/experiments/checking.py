@@ -9,17 +9,17 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import pyarrow as pa
+
 from apps.experiments.renaming import begun_renamings, finish_renaming
 from common.experiments import store
 from common.experiments.catalogue import Catalogue, Copy
 from common.experiments.catalogue_cache import discard_cache
-from common.experiments.log import damaged_lines
+from common.experiments.log import damaged_lines, read_records
 from common.experiments.members import read_file
 from common.experiments.packs import read_pack
 from common.experiments.parquet import (
-    Written,
-    is_beginning,
-    read_checksums,
     read_manifest,
     read_parquet,
 )
@@ -32,6 +32,13 @@ from common.utils.paths import get_experiments_dir, get_runs_dir
 
 _LEFT_BEHIND_SECONDS = 3600.0
 _LEFT = "left as it is: restore it, or delete it"
+
+
+class Written(NamedTuple):
+    """What a file was when it was written; `id` of the experiment in it, where that was said."""
+
+    sha256: str
+    id: str | None
 
 
 class Finding(NamedTuple):
@@ -228,3 +235,26 @@ def _damaged_logs() -> Iterator[Finding]:
         if damaged:
             problem = f"damaged: line {', '.join(map(str, damaged))}"
             yield Finding(path.name, problem, "left out; every other record counts", False)
+
+
+def is_beginning(table: pa.Table, other: pa.Table) -> bool:
+    """Whether `other` begins with the rows of `table`, whatever their experiments are called."""
+    if len(table) > len(other) or not {*table.column_names} <= {*other.column_names}:
+        return False
+    for name in table.column_names[1:]:
+        mine, its = table[name], other[name].slice(0, len(table))
+        if not mine.is_valid().equals(its.is_valid()):
+            return False
+        if pa.types.is_floating(mine.type):  # to Arrow NaN equals nothing
+            if not np.array_equal(mine.to_numpy(), its.to_numpy(), equal_nan=True):
+                return False
+        elif not mine.equals(its):
+            return False
+    return True
+
+
+def read_checksums() -> dict[str, Written]:
+    """{file of the store: what it must be}; of a file from elsewhere nothing is known."""
+    path = get_experiments_dir() / store.CHECKSUMS
+    records = [record for record, _ in read_records(path)] if path.exists() else []
+    return {r["file"]: Written(r["sha256"], r.get("id")) for r in records if r is not None}

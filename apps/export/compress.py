@@ -12,6 +12,7 @@ import torch
 
 from apps.export.config import Pruning
 from apps.export.prune import prune
+from apps.export.readback import check_logits, probe
 from common.config import dump_config
 from common.errors import ConfigError, ExperimentError, ModelError
 from common.experiments.run import start_experiment
@@ -20,7 +21,6 @@ from common.models.checkpoint import load_checkpoint, weights_of
 from common.models.config import DecoderConfig
 from common.models.quantization import Quantization
 from common.models.quantize import quantize
-from common.models.readback import check_logits, probe
 from common.training.config import ExperimentConfig
 from common.training.trained_run import TrainedRun, load_run
 from common.utils.paths import get_runs_dir

@@ -21,10 +21,10 @@ from apps.export.config import GGUFDtype
 from apps.export.families import Family, family_of
 from apps.export.gguf_tensors import gguf_tensors
 from apps.export.gguf_vocabulary import SavedTokenizer, Vocabulary, vocabulary_of
+from apps.export.readback import check_logits, probe, run_reader
 from common.errors import MissingPackageError, ModelError
 from common.models.base import BaseLanguageModel
 from common.models.decoder import Decoder
-from common.models.readback import check_logits, probe, run_reader
 from common.utils.files import atomic_path
 from common.utils.logging import get_logger
 

@@ -8,13 +8,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common.data.hf_utils import hub_endpoint
-from common.errors import UploadError
+from common.errors import ResearchError
 
 # Files of an earlier model that would be read in place of, or beside, those of the new one.
 _REPLACED = [
     *("model*.safetensors", "model.safetensors.index.json"),
     *("tokenizer.json", "tokenizer_config.json"),
 ]
+
+
+class UploadError(ResearchError):
+    """The hub does not take a model."""
+
+    code = "upload"
 
 
 def check_repo_id(repo_id: str) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from apps.export.hub_format import hub_config, save_pretrained
 from apps.export.model_card import CardFacts, model_card
 from common.experiments.catalogue import Catalogue
 from common.models.checkpoint import load_checkpoint
-from common.models.hub_config import hub_config
-from common.models.hub_format import save_pretrained
 from common.training.trained_run import TrainedRun
 from common.utils.files import write_text_atomic
 

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from apps.export.readback import check_logits, probe, run_reader
 from common.errors import MissingPackageError, ModelError
 from common.models.base import BaseLanguageModel
-from common.models.readback import check_logits, probe, run_reader
 from common.utils.files import atomic_path
 from common.utils.logging import get_logger
 

@@ -7,11 +7,11 @@ from typing import cast
 
 from apps.export.config import Format, GGUFDtype, check_dtype
 from apps.export.gguf import export_gguf
+from apps.export.hub_format import save_pretrained
 from apps.export.onnx import export_onnx
 from common.data.tokenizers import Tokenizer
 from common.errors import ModelError
 from common.models.base import BaseLanguageModel
-from common.models.hub_format import save_pretrained
 from common.training.trained_run import TrainedRun
 from common.utils.paths import get_runs_dir
 

@@ -23,9 +23,9 @@ from common.experiments import store
 from common.experiments.names import claim_name
 from common.experiments.recovery import open_catalogue
 from common.experiments.run import enter_into_catalogue
+from common.terminal import printable
 from common.utils.logging import get_logger
 from common.utils.manifest import ID, check_manifest, identity, now, plain_facts
-from common.utils.terminal import printable
 
 OnConflict = Literal["rename", "skip"]
 TAG = "imported"

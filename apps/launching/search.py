@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,7 +11,7 @@ from apps.launching.space import Parameter
 from apps.launching.sweep import Sweep, Trial
 from common.errors import ConfigError, MissingPackageError, did_you_mean
 from common.experiments.catalogue import Catalogue
-from common.experiments.metrics import MetricSummary, judging_summaries
+from common.experiments.metrics import VAL_QUICK, MetricSummary, preferred_split
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -190,3 +190,16 @@ def _distribution(parameter: Parameter) -> BaseDistribution:
 
 def _text(value: object) -> str:
     return repr(value) if isinstance(value, float) else str(value)
+
+
+def judging_summaries(
+    summaries: Iterable[MetricSummary], *, quick_too: bool = False
+) -> dict[str, MetricSummary]:
+    """{run: its summary} of one metric, on the split that judges all the runs. `quick_too`: where that
+    is `val`, a run that has no value there yet is in with the one on `val_quick`."""
+    found = list(summaries)
+    if not found:
+        return {}
+    split = preferred_split(summary.split for summary in found)
+    splits = [VAL_QUICK, split] if quick_too and split == "val" else [split]
+    return {s.name: s for split in splits for s in found if s.split == split}

@@ -15,7 +15,7 @@ from apps.launching.report import ranking
 from apps.launching.search import Goal, summaries_of
 from apps.launching.sweep import Sweep, Trial
 from common.experiments.catalogue import Overview
-from common.utils.terminal import printable
+from common.terminal import printable
 
 
 class View:

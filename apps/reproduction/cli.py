@@ -89,7 +89,7 @@ def parse_arguments(
 @contextmanager
 def _same_command_goes_on() -> Iterator[None]:
     """Ctrl-C and SIGTERM end everything; what is said is of this command, not of train.py."""
-    from common.training.signals import sigterm_interrupts
+    from apps.reproduction.signals import sigterm_interrupts
 
     try:
         with sigterm_interrupts():

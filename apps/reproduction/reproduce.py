@@ -14,6 +14,7 @@ from typing import Any
 
 from apps.reproduction.differences import Row, RowComparison, WeightComparison, compare_weights
 from apps.reproduction.rerun import Rerun, progress
+from apps.reproduction.signals import sigterm_interrupts
 from apps.reproduction.worktree import worktree
 from common.config import dump_values
 from common.errors import CheckpointError, DataError, ExperimentError
@@ -22,7 +23,6 @@ from common.experiments.catalogue import Catalogue
 from common.experiments.conditions import diff_flat, flatten
 from common.experiments.names import exists, next_name
 from common.experiments.run_folders import folder_of
-from common.training.signals import sigterm_interrupts
 from common.utils.logging import get_logger
 from common.utils.manifest import create_manifest
 

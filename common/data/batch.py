@@ -40,6 +40,7 @@ def count_labels(labels: torch.Tensor) -> int:
 
 
 def num_rows(batch: Batch) -> int:
+    """The size of the first dimension."""
     return len(next(iter(batch.values())))
 
 
@@ -55,6 +56,7 @@ def rows_of(batch: Batch, rank: int, world_size: int) -> Batch | None:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Copy every tensor to `device`, without waiting for it."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
@@ -160,6 +162,7 @@ class LoaderBatches:
         }
 
     def batch(self, index: int) -> Any:
+        """Collate the rows of batch `index`."""
         epoch, place = divmod(index, len(self._loader))
         size = self._loader.batch_size
         assert size is not None  # of a BatchSampler
@@ -170,6 +173,7 @@ class LoaderBatches:
         return self._loader.collate_fn(items)
 
     def epochs(self, batches: int) -> float:
+        """How many epochs so many batches are."""
         return batches / len(self._loader)
 
     def _order(self, epoch: int) -> np.ndarray[Any, Any]:
@@ -192,12 +196,15 @@ class ListedBatches:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
+        """What a resume must find again."""
         return {"batches": len(self._batches)}
 
     def epochs(self, batches: int) -> float:
+        """How many passes over the list so many batches are."""
         return batches / len(self._batches)
 
     def batch(self, index: int) -> Any:
+        """Batch `index` of the list, begun again at its end."""
         return self._batches[index % len(self._batches)]
 
 

@@ -34,6 +34,7 @@ class RandomWindows:
         self._seed = seed
 
     def batch(self, index: int) -> Batch:
+        """Draw batch `index`."""
         # Philox is counter-based: the generator of any index costs the same, no state is carried.
         generator = np.random.Generator(np.random.Philox(key=self._seed, counter=[0, index, 0, 0]))
         last_start = len(self._tokens) - self._context_length
@@ -71,6 +72,7 @@ class ShuffledWindows:
         self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
 
     def batch(self, index: int) -> Batch:
+        """Return batch `index`."""
         first = index * self._batch_size
         rows = [self._window(window) for window in range(first, first + self._batch_size)]
         starts, counts = np.array(rows).T
@@ -129,6 +131,7 @@ class MixedWindows:
         self._seed = seed
 
     def batch(self, index: int) -> Batch:
+        """Draw batch `index`."""
         generator = np.random.Generator(np.random.Philox(key=self._seed, counter=[0, index, 0, 2]))
         drawn = generator.choice(len(self._sources), size=self._batch_size, p=self._weights)
         last_starts = np.array([len(tokens) - self._context_length for tokens in self._sources])

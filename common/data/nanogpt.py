@@ -1,6 +1,6 @@
 """nanoGPT's token files: `train.bin`, `val.bin` and, for its character vocabularies, `meta.pkl`.
 
-What is prepared here opens there once `meta.pkl` is beside it, and what was prepared there trains here.
+What was prepared there trains here. apps/nanogpt.py writes `meta.pkl` for the way back.
 """
 
 from __future__ import annotations
@@ -14,36 +14,15 @@ from typing import Any
 import numpy as np
 
 from common.data.documents import Document
-from common.data.tokenizers import CharTokenizer, Tokenizer
 from common.errors import DataError
-from common.utils.files import atomic_path
 
 _LARGEST_META_BYTES = 50_000_000
 _BLOCK_TOKENS = 1_000_000
 
 
 def is_nanogpt(folder: Path) -> bool:
+    """Whether `folder` holds both token files."""
     return all((folder / f"{split}.bin").is_file() for split in ("train", "val"))
-
-
-def write_meta(folder: Path, tokenizer: Tokenizer) -> Path:
-    """Write `meta.pkl` beside token files, so that nanoGPT's train.py and sample.py take them.
-
-    Raises DataError for a vocabulary that does not fit its 16 bits.
-    """
-    if tokenizer.vocab_size > 2**16:
-        raise DataError(
-            f"nanoGPT reads tokens of 16 bits; this vocabulary has {tokenizer.vocab_size:,}",
-            "take a smaller data.vocab_size",
-        )
-    meta: dict[str, Any] = {"vocab_size": tokenizer.vocab_size}
-    if isinstance(tokenizer, CharTokenizer):
-        letters = ["", *tokenizer.characters]  # 0 is the end of a text
-        meta["itos"] = dict(enumerate(letters))
-        meta["stoi"] = {letter: i for i, letter in enumerate(letters) if i}
-    with atomic_path(folder / "meta.pkl") as path:
-        path.write_bytes(pickle.dumps(meta))
-    return folder / "meta.pkl"
 
 
 def read_meta(path: Path) -> dict[str, Any]:

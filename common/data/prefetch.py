@@ -25,6 +25,7 @@ class Prefetcher:
         self._coming: dict[int, Future[Batch]] = {}
 
     def batch(self, index: int) -> Batch:
+        """Return batch `index`, and begin with those after it."""
         wanted = range(index, index + 1 + self._depth)
         self._coming = {i: f for i, f in self._coming.items() if i in wanted}
         for i in wanted:
@@ -39,5 +40,6 @@ class Prefetcher:
         return batch
 
     def close(self) -> None:
+        """Stop the thread; batches that nobody asked for are dropped."""
         self._thread.shutdown(cancel_futures=True)
         self._coming.clear()

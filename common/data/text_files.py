@@ -78,6 +78,7 @@ class TextFiles:
         return sum(file.stat().st_size for file in self.files())
 
     def documents(self) -> Iterator[Document]:
+        """Read every file. Raises DataError for one that is damaged or no text."""
         for file in self.files():
             kind = _kind(file.name)
             if kind == ".parquet":
@@ -88,6 +89,7 @@ class TextFiles:
                 yield from self._text(file)
 
     def key(self, file: Path) -> str:
+        """The path below the folder, which identifies the documents of `file`."""
         root = self.path.parent if file == self.path else self.path
         name = file.relative_to(root).as_posix()
         # A name that is not UTF-8 is spelt out: keys are hashed, and stored with results.

@@ -25,6 +25,7 @@ class Annotation(NamedTuple):
 
 
 def annotations_path() -> Path:
+    """The log of annotations."""
     return get_experiments_dir() / ANNOTATIONS
 
 

@@ -166,6 +166,7 @@ class Catalogue:
         return [pack for (replaces,) in rows for pack in json.loads(replaces)]
 
     def names(self) -> list[str]:
+        """The name of every experiment, oldest first."""
         return [name for (name,) in self._query(f"SELECT name FROM experiments {_OLDEST_FIRST}")]
 
     @cached_property

@@ -54,6 +54,7 @@ def open_cache(*, refresh: bool, damaged: bool = False) -> sqlite3.Connection:
 
 
 def discard_cache() -> None:
+    """Delete the cache file."""
     with suppress(OSError):  # what can only be read can still be read, only slower
         cache_path().unlink(missing_ok=True)
 

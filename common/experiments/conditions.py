@@ -70,6 +70,7 @@ def config_hash(manifest: Mapping[str, Any]) -> str:
 
 
 def config_hash_of(manifest: Mapping[str, Any]) -> str:
+    """The hash of project and configuration without its seed."""
     config = {key: value for key, value in manifest["config"].items() if key != "seed"}
     return _digest([manifest["project"], config])
 

@@ -287,4 +287,5 @@ class LogContent:
 
 
 def read_log(path: Path) -> LogContent:
+    """Read a whole log."""
     return LogContent(path)

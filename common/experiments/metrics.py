@@ -82,9 +82,11 @@ class MetricSummary(NamedTuple):
         return self.last is None or math.isinf(self.last)
 
     def best(self, direction: str) -> float | None:
+        """The best finite value; `direction` is `min` or `max`."""
         return self.minimum if direction == "min" else self.maximum
 
     def best_step(self, direction: str) -> int | None:
+        """The step of `best`."""
         return self.minimum_step if direction == "min" else self.maximum_step
 
 
@@ -141,19 +143,6 @@ def preferred_split(splits: Iterable[str]) -> str:
     """The split that judges a run: test before validation (val, valid, eval, dev ...) before `val_quick`
     before train before any other."""
     return min(splits, key=lambda split: (*_split_rank(split), split))
-
-
-def judging_summaries(
-    summaries: Iterable[MetricSummary], *, quick_too: bool = False
-) -> dict[str, MetricSummary]:
-    """{run: its summary} of one metric, on the split that judges all the runs. `quick_too`: where that
-    is `val`, a run that has no value there yet is in with the one on `val_quick`."""
-    found = list(summaries)
-    if not found:
-        return {}
-    split = preferred_split(summary.split for summary in found)
-    splits = [VAL_QUICK, split] if quick_too and split == "val" else [split]
-    return {s.name: s for split in splits for s in found if s.split == split}
 
 
 @lru_cache(maxsize=4096)

@@ -15,6 +15,7 @@ from common.utils.paths import get_experiments_dir, get_runs_dir
 
 
 def exists(name: str) -> bool:
+    """Whether an experiment of this name is live or stored."""
     return log_path(name).exists() or is_finished(name)
 
 

@@ -16,14 +16,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from common.experiments.log import append_records, read_records
+from common.experiments.log import append_records
 from common.experiments.metrics import MetricSummary
 from common.experiments.rows import FIXED_COLUMNS, MANIFEST_COLUMN
 from common.experiments.store import CHECKSUMS, parquet_path
@@ -164,6 +164,7 @@ def has_metric_statistics(path: Path) -> bool:
 
 
 def check_columns(table: pa.Table) -> None:
+    """Raise ValueError for a column that is missing, of another type, or empty in places."""
     columns = set(table.column_names)  # the attribute makes a list anew each time
     for column in (*FIXED_COLUMNS, *(columns - {*FIXED_COLUMNS})):
         if column not in columns:
@@ -184,6 +185,7 @@ def align(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def metrics_of(table: pa.Table) -> list[str]:
+    """The names of the metric columns."""
     return [column for column in table.column_names if column not in FIXED_COLUMNS]
 
 
@@ -199,22 +201,6 @@ def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
         if error.errno is None:  # how Arrow reports a damaged page
             raise ValueError(str(error)) from error
         raise
-
-
-def is_beginning(table: pa.Table, other: pa.Table) -> bool:
-    """Whether `other` begins with the rows of `table`, whatever their experiments are called."""
-    if len(table) > len(other) or not {*table.column_names} <= {*other.column_names}:
-        return False
-    for name in table.column_names[1:]:
-        mine, its = table[name], other[name].slice(0, len(table))
-        if not mine.is_valid().equals(its.is_valid()):
-            return False
-        if pa.types.is_floating(mine.type):  # to Arrow NaN equals nothing
-            if not np.array_equal(mine.to_numpy(), its.to_numpy(), equal_nan=True):
-                return False
-        elif not mine.equals(its):
-            return False
-    return True
 
 
 def table_to_rows(table: pa.Table) -> list[dict[str, Any]]:
@@ -275,13 +261,6 @@ def _checksums_path() -> Path:
     return get_experiments_dir() / CHECKSUMS
 
 
-class Written(NamedTuple):
-    """What a file was when it was written; `id` of the experiment in it, where that was said."""
-
-    sha256: str
-    id: str | None
-
-
 def record_checksum(path: Path, written: Path, identifier: str | None = None) -> None:
     """Remember that what stands in `written` is to stand in `path`, if that is in the store."""
     if not path.is_relative_to(get_experiments_dir()):
@@ -289,11 +268,3 @@ def record_checksum(path: Path, written: Path, identifier: str | None = None) ->
     file = str(path.relative_to(get_experiments_dir()))
     record = {"kind": "written", "file": file, "sha256": sha256_of(written), "id": identifier}
     append_records(_checksums_path(), [record])
-
-
-def read_checksums() -> dict[str, Written]:
-    """{file of the store: what it must be}; of a file from elsewhere nothing is known."""
-    if not _checksums_path().exists():
-        return {}
-    records = [record for record, _ in read_records(_checksums_path()) if record is not None]
-    return {record["file"]: Written(record["sha256"], record.get("id")) for record in records}

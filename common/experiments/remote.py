@@ -38,6 +38,7 @@ _VARIABLE = "RESEARCH_EXPERIMENTS_URI"
 
 
 def remote_uri() -> str | None:
+    """The address of the object store; None where none is set."""
     return os.environ.get(_VARIABLE) or None
 
 
@@ -54,6 +55,7 @@ def upload_finished(name: str) -> None:
 
 
 def finished_places(where: str = "TRUE", *parameters: str) -> list[Place]:
+    """Where the finished experiments stand of which `where` SQL is true."""
     return open_catalogue().places(
         f"file LIKE '%.parquet' AND status = 'finished' AND {where}", *parameters
     )
@@ -125,6 +127,7 @@ class ObjectStore:
             temporary.write_bytes(content)
 
     def read(self, file: str) -> bytes:
+        """The content of a file."""
         with self.system.open_input_stream(f"{self.folder}/{file}") as stream:
             content: bytes = stream.read()
         return content
@@ -156,5 +159,6 @@ def upload(remote: ObjectStore, there: dict[str, str], places: Iterable[Place]) 
 
 
 def warn_taken(name: str, where: str, other: str) -> None:
+    """Log that an experiment is stored under `other`, because `name` is taken."""
     message = f"another experiment '{name}' is {where} already: this one is stored as '{other}'"
     get_logger("experiments").warning(message)

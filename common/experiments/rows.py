@@ -101,6 +101,7 @@ def check_metrics(metrics: Mapping[str, Any], known: dict[str, str]) -> dict[str
 
 
 def dataframe_rows(dataframe: pd.DataFrame) -> list[dict[str, Any]]:
+    """The checked rows of a table, see `save_experiment`."""
     known: dict[str, str] = {}
     rows = []
     padding = _padding(dataframe)

@@ -139,6 +139,7 @@ class Run:
         return round(self._worked_before + time.monotonic() - self._started, 6)
 
     def start(self, manifest: dict[str, Any], config_text: str | None) -> None:
+        """Log the manifest as the first record."""
         self.manifest = manifest
         self._writer.append({"kind": "start", "manifest": manifest})
         self._writer.flush()

@@ -64,6 +64,7 @@ class QueryProcess:
             self._messages.put(("ended", None))
 
     def send(self, question: Question) -> None:
+        """Ask `question`."""
         assert self._process.stdin is not None
         self.is_idle = False
         # It may have been started under other variables, and it stands in another folder.
@@ -117,9 +118,11 @@ class QueryProcess:
                 )
 
     def is_alive(self) -> bool:
+        """Whether the process has not ended."""
         return self._process.poll() is None
 
     def kill(self) -> None:
+        """End the process and wait for it."""
         with self._process:  # closes the pipes and waits
             self._process.kill()
 

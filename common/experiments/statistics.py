@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -66,6 +65,7 @@ class Comparison:
 
     @property
     def significant(self) -> bool:
+        """Whether the p-value is below 5%."""
         return self.p_value is not None and self.p_value < _ALPHA
 
     @property
@@ -201,27 +201,3 @@ def seeds_for_power(
         middle = (low + high) // 2
         low, high = (low, middle) if suffices(middle) else (middle + 1, high)
     return low if low <= _MOST_SEEDS else None
-
-
-def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The 95% interval of a median, whatever the distribution; None below 6 values, which have none.
-
-    Between two pairs of order statistics (Hettmansperger and Sheather 1986).
-    """
-    n, ordered = len(values), sorted(values)
-    if n < 6:
-        return None
-    depth, weight = _median_ranks(n)
-    low = (1 - weight) * ordered[depth - 1] + weight * ordered[depth]
-    high = (1 - weight) * ordered[n - depth] + weight * ordered[n - depth - 1]
-    return low, high
-
-
-@lru_cache(maxsize=256)
-def _median_ranks(n: int) -> tuple[int, float]:
-    """(d, how far the ends lie from the d-th smallest and largest value towards the next ones)"""
-    # The median lies between the d-th smallest and the d-th largest with 1 - 2 P(B < d).
-    depth = int(stats.binom.ppf(_ALPHA / 2, n, 0.5))
-    outer, inner = (1 - 2 * float(stats.binom.cdf(d - 1, n, 0.5)) for d in (depth, depth + 1))
-    share = (outer - (1 - _ALPHA)) / (outer - inner)
-    return depth, (n - depth) * share / (depth + (n - 2 * depth) * share)

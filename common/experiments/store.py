@@ -30,14 +30,17 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 
 
 def log_path(name: str) -> Path:
+    """The log of a live run."""
     return get_experiments_dir() / f"{name}.jsonl"
 
 
 def parquet_path(name: str) -> Path:
+    """The file of a finished experiment."""
     return get_experiments_dir() / f"{name}.parquet"
 
 
 def packs_dir() -> Path:
+    """The folder of packs."""
     return get_experiments_dir() / "packs"
 
 
@@ -56,6 +59,7 @@ def free_parquet_path(name: str, identifier: str) -> Path:
 
 
 def is_name(name: str) -> bool:
+    """Whether `name` can name an experiment."""
     return re.fullmatch(_NAME, name) is not None
 
 
@@ -72,6 +76,7 @@ def check_name(name: str) -> None:
 
 
 def lock_path(name: str) -> Path:
+    """The file that a live run locks."""
     return get_experiments_dir() / f".{name}.lock"
 
 

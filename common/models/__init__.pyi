@@ -4,4 +4,3 @@ from .classifier import Classifier as Classifier
 from .config import DecoderConfig as DecoderConfig
 from .decoder import Decoder as Decoder
 from .hub_format import load_pretrained as load_pretrained
-from .hub_format import save_pretrained as save_pretrained

@@ -104,9 +104,11 @@ class BaseModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where its parameters are."""
         return next(self.parameters()).device
 
     def num_parameters(self) -> int:
+        """The number of weights; those that are tied count once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def save_checkpoint(self, path: str | Path, **state: Any) -> Path:

@@ -129,6 +129,7 @@ def temporary_folder(path: Path) -> Path:
 
 
 def make_empty(directory: Path) -> None:
+    """Make the folder, and empty it where it exists."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
 
@@ -145,6 +146,7 @@ def _write_tensors(
 
 
 def write_state(directory: Path, state: Mapping[str, Any]) -> Path:
+    """Write state.json; returns its path."""
     (directory / "state.json").write_text(json.dumps(state, indent=2))
     return directory / "state.json"
 
@@ -173,12 +175,14 @@ def publish(building: Path, path: Path, lines: Iterable[str]) -> None:
 
 
 def save_error(path: Path, reason: str) -> CheckpointError:
+    """The error of a checkpoint that cannot be written."""
     return CheckpointError(
         f"cannot save {path}: {reason}", "free some disk space; earlier checkpoints are whole"
     )
 
 
 def delete(path: Path) -> None:
+    """Delete a file or folder, if it exists."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -113,4 +113,5 @@ class DecoderConfig(ModelConfig):
 
     @property
     def size_of_heads(self) -> int:
+        """`head_size`, or what hidden_size leaves for each head."""
         return self.head_size or self.hidden_size // self.num_heads

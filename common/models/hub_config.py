@@ -1,4 +1,4 @@
-"""`config.json` of Hugging Face's GPT-2, Llama, Qwen2 and Qwen3, as arguments of a Decoder and back.
+"""`config.json` of Hugging Face's GPT-2, Llama, Qwen2 and Qwen3, as arguments of a Decoder.
 
 Every key is read, or is known to change no logits, or is refused by name: whatever a `config.json` asks
 for that a Decoder does not compute, a key that nobody here has looked at, and a value of another kind
@@ -9,13 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.errors import ModelError
-from common.models.config import DecoderConfig
-
-if TYPE_CHECKING:
-    from common.models.decoder import Decoder
 
 ARCHITECTURES = {
     "gpt2": "GPT2LMHeadModel",
@@ -23,8 +19,8 @@ ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
-_ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu_squared": "relu2"}
-_ACTIVATIONS_READ = {theirs: ours for ours, theirs in _ACTIVATIONS.items()}
+ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu_squared": "relu2"}
+_ACTIVATIONS_READ = {theirs: ours for ours, theirs in ACTIVATIONS.items()}
 _ACTIVATIONS_READ["gelu_pytorch_tanh"] = "gelu_tanh"
 # Keys that change what is computed, and the values at which they do not.
 _WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
@@ -259,101 +255,3 @@ def _check_windows(keys: _Keys, num_layers: int, context_length: int) -> None:
     if slides and window < context_length:
         hint = f"load it with context_length={window}" if window > 1 else ""
         raise keys.refuse("sliding_window", "not supported below the context's length", hint)
-
-
-def hub_config(model: Decoder) -> dict[str, Any]:
-    """The `config.json` with which transformers computes what `model` does.
-
-    Raises ModelError, with what does not fit, for a Decoder that is of none of the families.
-    """
-    config = model.config
-    family = _family_of(config)
-    intermediate_size = model.get_parameter("blocks.0.feedforward.input.weight").shape[0]
-    common = {
-        "model_type": family,
-        "architectures": [ARCHITECTURES[family]],
-        "vocab_size": model.vocab_size,
-        "tie_word_embeddings": config.tie_embeddings,
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
-    if family != "gpt2":
-        return common | _llama_config(config, family, intermediate_size)
-    return common | {
-        "n_positions": config.context_length,
-        "n_embd": config.hidden_size,
-        "n_layer": config.num_layers,
-        "n_head": config.num_heads,
-        "n_inner": intermediate_size,
-        "activation_function": _ACTIVATIONS[config.activation],
-        "layer_norm_epsilon": config.norm_eps or 1e-5,
-        **dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), config.dropout),
-    }
-
-
-def _llama_config(config: DecoderConfig, family: str, intermediate_size: int) -> dict[str, Any]:
-    written: dict[str, Any] = {
-        "max_position_embeddings": config.context_length,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads or config.num_heads,
-        "head_dim": config.size_of_heads,
-        "intermediate_size": intermediate_size,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps or 1e-6,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": None,
-        "attention_dropout": config.dropout,
-    }
-    if family != "qwen2":
-        written["attention_bias"] = config.bias
-    if family == "llama":
-        written["mlp_bias"] = config.bias
-    if scaling := config.rope_scaling:
-        written["rope_scaling"] = {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_frequency_factor,
-            "high_freq_factor": scaling.high_frequency_factor,
-            "original_max_position_embeddings": scaling.original_context_length,
-        }
-    return written
-
-
-def _family_of(config: DecoderConfig) -> str:
-    """The family that a Decoder belongs to. Raises ModelError with what the nearest one needs."""
-    has = config.model_dump() | {
-        "qkv_bias": config.bias if config.qkv_bias is None else config.qkv_bias,
-        "num_kv_heads": config.num_kv_heads or config.num_heads,
-        "head_size": config.size_of_heads,
-    }
-    wrong: dict[str, list[str]] = {}
-    for family, needs in _needs(config).items():
-        wrong[family] = [f"{k}={value}" for k, value in needs.items() if has[k] != value]
-        if not wrong[family]:
-            return family
-    nearest = min(wrong, key=lambda family: len(wrong[family]))
-    raise ModelError(
-        "no architecture of transformers computes what this Decoder does: "
-        f"{nearest} would need {', '.join(wrong[nearest])}",
-        f"it is written for what is a {', '.join(ARCHITECTURES)}",
-    )
-
-
-def _needs(config: DecoderConfig) -> dict[str, dict[str, Any]]:
-    """By family what the settings of a Decoder have to be; others are free."""
-    gpt2 = {"positions": "learned", "norm": "layernorm", "feedforward": "mlp", "qk_norm": False}
-    llama = {
-        **{"mixer": "attention", "positions": "rope", "norm": "rmsnorm"},
-        **{"feedforward": "swiglu", "qk_norm": False},
-    }
-    heads, whole = config.num_heads, config.hidden_size // config.num_heads
-    return {
-        "gpt2": {**gpt2, "mixer": "attention", "num_kv_heads": heads, "head_size": whole},
-        # transformers insists on this although it takes head_dim.
-        "llama": {**llama, "qkv_bias": config.bias, "hidden_size": whole * heads},
-        "qwen2": {**llama, "bias": False, "qkv_bias": True},
-        "qwen3": {**llama, "bias": False, "qkv_bias": False, "qk_norm": True},
-    }

@@ -1,4 +1,4 @@
-"""The weights of Hugging Face's GPT-2, Llama, Qwen2 and Qwen3 as parameters of a Decoder, and back.
+"""The weights of Hugging Face's GPT-2, Llama, Qwen2 and Qwen3 as parameters of a Decoder.
 
 Nothing is unpickled, and what a file claims is compared with its size before memory is taken for it.
 """
@@ -16,7 +16,6 @@ from safetensors import SafetensorError, safe_open
 
 from common.errors import ModelError
 from common.models.decoder import Decoder
-from common.models.hub_config import decoder_arguments
 from common.utils.files import read_json
 
 _LARGEST_INDEX = 2**26  # bytes
@@ -154,14 +153,15 @@ def _check_header_size(path: Path) -> None:
 def hub_parts(model: Decoder, config: dict[str, Any]) -> dict[str, list[Part]]:
     """By the name of our parameter what it is in the format."""
     return {
-        name: _parts_of(model, config, name, parameter)
+        name: parts_of(model, config, name, parameter)
         for name, parameter in model.named_parameters()
     }
 
 
-def _parts_of(
+def parts_of(
     model: Decoder, config: dict[str, Any], name: str, parameter: torch.Tensor
 ) -> list[Part]:
+    """What a parameter of ours is in the format."""
     is_gpt2 = config["model_type"] == "gpt2"
     module, _, kind = name.rpartition(".")
     block = re.match(r"blocks\.(\d+)\.", module)
@@ -212,6 +212,7 @@ def check_weights(parts: dict[str, list[Part]], tensors: WeightFiles, tied: bool
 
 @torch.no_grad()
 def fill_model(model: Decoder, parts: dict[str, list[Part]], tensors: WeightFiles) -> None:
+    """Copy the tensors of the files into the parameters of `model`."""
     for name, parameter in model.named_parameters():
         start = 0
         for part in parts[name]:
@@ -220,25 +221,3 @@ def fill_model(model: Decoder, parts: dict[str, list[Part]], tensors: WeightFile
             room = parameter[start : start + len(tensor)]  # fewer rows where the context is cut
             room.copy_(tensor[: len(room)])
             start += len(tensor)
-
-
-@torch.no_grad()
-def hub_tensors(model: Decoder, config: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The parameters as `load_pretrained` would look for them, each in memory of its own."""
-    vocab_size, arguments = decoder_arguments(config)
-    with torch.device("meta"):
-        read_again = Decoder(vocab_size, **arguments)
-    ours: dict[str, torch.Tensor] = dict(model.named_parameters())
-    tensors = {}
-    for name, parameter in read_again.named_parameters():
-        value = ours.get(name)
-        if value is None:  # a bias that a GPT-2 has
-            value = model.token_embedding.weight.new_zeros(parameter.shape)
-        start = 0
-        for part in _parts_of(read_again, config, name, parameter):
-            size = part.shape[-1 if part.transposed else 0]
-            rows = value[start : start + size]
-            rows = rows.t() if part.transposed else rows
-            tensors[part.name] = rows.to("cpu").clone(memory_format=torch.contiguous_format)
-            start += size
-    return tensors

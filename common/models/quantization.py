@@ -27,4 +27,5 @@ class Quantization:
 
     @property
     def bits(self) -> int:
+        """Of a weight."""
         return 8 if self.kind == "int8" else 4

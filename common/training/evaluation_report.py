@@ -141,7 +141,7 @@ def _write(
     samples: Mapping[str, Mapping[str, float]],
     floor: float | None,
 ) -> None:
-    from common.visualization.evaluation import plot_evaluation  # Matplotlib takes half a second
+    from common.training.evaluation_plot import plot_evaluation  # Matplotlib takes half a second
 
     report = {
         "name": directory.name,

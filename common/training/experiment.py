@@ -88,6 +88,7 @@ class Experiment:
 
     @property
     def has_text(self) -> bool:
+        """Whether the data is text."""
         return self._text is not None
 
     @property

@@ -10,8 +10,8 @@ from typing import Any
 from common.data.tokenizers import Tokenizer
 from common.errors import DataError
 from common.generation.text import stream_text
+from common.terminal import printable, show
 from common.training.trained_run import TrainedRun
-from common.utils.terminal import printable, show
 
 
 def sample_run(

@@ -16,6 +16,7 @@ from common.experiments.metrics import VAL_QUICK
 from common.experiments.recovery import open_catalogue
 from common.experiments.run import Run, start_experiment
 from common.experiments.run_folders import folder_of
+from common.terminal import show
 from common.training.callbacks.base import Callback
 from common.training.callbacks.early_stopping import EarlyStopping
 from common.training.callbacks.progress import ProgressBar
@@ -32,7 +33,6 @@ from common.training.trainer import Trainer, check_activation_checkpointing
 from common.utils.logging import get_logger
 from common.utils.paths import display_path
 from common.utils.seeding import seed_everything
-from common.utils.terminal import show
 
 C = TypeVar("C", bound=BaseExperimentConfig)
 log = get_logger("experiment")

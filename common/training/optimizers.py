@@ -38,9 +38,11 @@ class AdamWMuon(torch.optim.Optimizer):
             parameter.grad = None
 
     def parameters(self) -> list[nn.Parameter]:
+        """Every parameter of every group."""
         return [parameter for group in self.param_groups for parameter in group["params"]]
 
     def set_learning_rate_factor(self, factor: float) -> None:
+        """Multiply the initial learning rate of every group by `factor`."""
         for group in self.param_groups:
             group["lr"] = group["initial_lr"] * factor
 

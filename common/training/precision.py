@@ -123,8 +123,10 @@ class LossScaler:
         return diverged
 
     def state(self) -> dict[str, float]:
+        """JSON values."""
         return {"scale": float(self.scale), "good_steps": float(self.good_steps)}
 
     def load_state(self, state: dict[str, float]) -> None:
+        """Take up what `state` returned."""
         self.scale.fill_(state["scale"])
         self.good_steps.fill_(state["good_steps"])

@@ -67,6 +67,7 @@ class PredictionMetrics:
 
     @property
     def perplexity(self) -> float:
+        """exp(loss)."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     def scalars(self) -> dict[str, float]:

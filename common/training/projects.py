@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from common.config import make_config
 from common.data.config import DataConfig
 from common.data.sources import check_source
-from common.errors import ConfigError, ExperimentError, did_you_mean
+from common.errors import ConfigError, ExperimentError
 from common.experiments.catalogue import Catalogue
 from common.training.config import BaseExperimentConfig, ExperimentConfig
 from common.utils.paths import REPOSITORY_ROOT, display_path, get_datasets_dir
@@ -36,6 +36,7 @@ class Project:
 
     @property
     def name(self) -> str:
+        """That of its folder."""
         return self.directory.name
 
     @property
@@ -46,6 +47,7 @@ class Project:
 
     @property
     def configs(self) -> list[Path]:
+        """Its configuration files, by name."""
         return sorted(
             path
             for path in (self.directory / "configs").glob("*")
@@ -97,20 +99,6 @@ def find_projects() -> list[Project]:
     return [Project(directory) for directory in sorted(path.parent for path in scripts)]
 
 
-def find_project(name: str) -> Project:
-    """Raises ConfigError, with the nearest name, where there is no such project."""
-    projects = {project.name: project for project in find_projects()}
-    if name not in projects:
-        raise ConfigError(f"there is no project '{name}'", did_you_mean(name, list(projects)))
-    return projects[name]
-
-
-def project_of_config(path: Path) -> Project | None:
-    """The project whose folder the file is in: `projects/<name>/configs/file.yaml`."""
-    inside = {project.directory: project for project in find_projects()}
-    return next((inside[folder] for folder in path.resolve().parents if folder in inside), None)
-
-
 def project_of_run(name: str) -> Project:
     """The project that trained experiment `name`. Raises ExperimentError where either is gone."""
     trained_by = Catalogue().manifest(name)["project"]
@@ -129,13 +117,3 @@ def recorded_config(name: str, schema: type[C]) -> C:
     read. Raises ExperimentError with the nearest name, and ConfigError where `schema` is another.
     """
     return make_config(schema, Catalogue().manifest(name)["config"])
-
-
-def read_header(config: Path) -> list[str]:
-    """The comment that a configuration begins with, a line each: its command, time and number."""
-    lines = []
-    for line in config.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.removeprefix("#").strip())
-    return lines

@@ -40,10 +40,12 @@ class Window:
     seconds: float = 0.0
 
     def state(self, context: DistributedContext) -> dict[str, Any]:
+        """JSON values; `nats` of every process."""
         counts = {"labels": self.targets, "tokens": self.units, "seconds": self.seconds}
         return {**counts, "nats": context.gather(self.nats.item())}
 
     def load_state(self, state: Mapping[str, Any], context: DistributedContext) -> None:
+        """Take up what `state` returned, also with another number of processes."""
         self.targets, self.units = state["labels"], state["tokens"]
         self.seconds = state["seconds"]
         parts = state["nats"] if isinstance(state["nats"], list) else [state["nats"]]

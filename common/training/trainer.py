@@ -572,6 +572,7 @@ class Trainer:
 
 
 def check_activation_checkpointing(model: BaseModel, config: TrainingConfig) -> None:
+    """Raise TrainingError where it is asked for and the model has none."""
     if config.activation_checkpointing and not model.supports_activation_checkpointing:
         raise TrainingError(
             f"{type(model).__name__} has no activation checkpointing",

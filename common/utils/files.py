@@ -25,6 +25,7 @@ def fsync_dir(directory: Path) -> None:
 
 
 def fsync_file(path: Path) -> None:
+    """Make the content of a file survive a power loss."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
@@ -95,6 +96,7 @@ def publish_folder(building: Path, path: Path, replaced: Path | None = None) -> 
 
 
 def write_text_atomic(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, see `atomic_path`."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

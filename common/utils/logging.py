@@ -12,7 +12,7 @@ import os
 import sys
 from datetime import datetime
 
-from common.utils.terminal import printable
+from common.terminal import printable
 
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from types import NoneType
 from typing import TYPE_CHECKING, cast
 
-from common.utils.terminal import printable
+from common.terminal import printable
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -56,6 +56,7 @@ class Report:
         )
 
     def to_pandas(self) -> pd.DataFrame:
+        """The rows as a DataFrame."""
         import pandas as pd
 
         return pd.DataFrame(self.rows, columns=self.columns)

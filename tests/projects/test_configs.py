@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import common.data
+from apps.listing import read_header
 from common.config import dump_config, load_config
 from common.data.token_files import TokenDataset
 from common.models import BaseModel
 from common.training.config import ExperimentConfig
-from common.training.projects import CONFIG_SUFFIXES, find_projects, read_header
+from common.training.projects import CONFIG_SUFFIXES, find_projects
 from common.utils import query_experiments
 from common.utils.paths import REPOSITORY_ROOT
 

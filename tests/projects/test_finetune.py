@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import common.data
+from apps.export.hub_format import save_pretrained
 from common.config import load_config
 from common.data.tokenizers import BPETokenizer
 from common.errors import ModelError
-from common.models import Decoder, save_pretrained
+from common.models import Decoder
 from common.training import load_run
 from projects.finetune.train import Config, build
 

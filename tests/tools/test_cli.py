@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from common.training.projects import find_projects, read_header
+from apps.listing import read_header
+from common.training.projects import find_projects
 from common.utils import start_experiment
 from common.utils.paths import REPOSITORY_ROOT, get_datasets_dir
 from tests.fork_server import ForkServer

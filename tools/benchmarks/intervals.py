@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import exit_on_error
-from common.experiments.statistics import compare, estimate, median_interval
+from common.experiments.statistics import compare, estimate
 from common.utils.arguments import positive_int
 from common.utils.tables import FORMATS, format_rows
+from tools.benchmarks.medians import median_interval
 
 SEEDS = (2, 3, 5, 10)
 Draw = Callable[[np.random.Generator, tuple[int, int]], NDArray[np.float64]]

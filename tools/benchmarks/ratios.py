@@ -74,7 +74,7 @@ def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
 
 def interval(ratios: Sequence[float]) -> Ratio:
     """The median of `ratios` with its 95% interval."""
-    from common.experiments.statistics import median_interval  # scipy: half a second
+    from tools.benchmarks.medians import median_interval  # scipy: half a second
 
     return Ratio(median(ratios), *(median_interval(ratios) or (None, None)))
 

@@ -37,7 +37,8 @@ class Tokenizer(ABC):
 
     @property
     @abstractmethod
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """The largest id and one more."""
 
     @property
     @abstractmethod
@@ -59,6 +60,7 @@ class Tokenizer(ABC):
 
     @property
     def end_of_text(self) -> int:
+        """The id between two documents."""
         return self.special_tokens[END_OF_TEXT]
 
     def encode(self, text: str) -> TokenIds:

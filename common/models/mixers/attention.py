@@ -157,6 +157,7 @@ class Attention(nn.Module):
             )
 
     def new_cache(self, batch_size: int, max_length: int) -> KeyValueCache:
+        """An empty cache for up to `max_length` tokens."""
         weight = self.output.weight
         shape = (batch_size, self.num_kv_heads, 0, self.head_size)
         # Not weight.new_empty: that of a sharded weight would be sharded too.

@@ -26,6 +26,7 @@ class LSTM(nn.Module):
         self.lstm = nn.LSTM(config.hidden_size, config.hidden_size, batch_first=True)
 
     def new_cache(self, batch_size: int, max_length: int) -> LSTMState:
+        """A state of zeros; `max_length` has no effect."""
         weight = next(self.parameters())
         shape = (1, batch_size, self.lstm.hidden_size)
         zeros = torch.zeros(shape, dtype=weight.dtype, device=weight.device)

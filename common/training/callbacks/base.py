@@ -18,7 +18,8 @@ class Callback:
     again, so whatever `on_evaluate` did for that step has to be done, or replaced, a second time.
     """
 
-    def on_train_start(self, trainer: Trainer) -> None: ...
+    def on_train_start(self, trainer: Trainer) -> None:
+        """Before the first step, after a resume too."""
 
     def on_gradients(self, trainer: Trainer) -> None:
         """After the backward passes of a step, before clipping: `parameter.grad` may be changed in place.
@@ -26,13 +27,15 @@ class Callback:
         With fp16 the gradients are still multiplied by `trainer.scaler.scale`; with FSDP they are parts.
         """
 
-    def on_step(self, trainer: Trainer) -> None: ...
+    def on_step(self, trainer: Trainer) -> None:
+        """After each optimizer step."""
 
     def measure(self, trainer: Trainer, metrics: Mapping[str, float]) -> Mapping[str, float]:
         """Metrics to add to the row of the training split that is about to be logged."""
         return {}
 
-    def on_log(self, trainer: Trainer, metrics: Mapping[str, float]) -> None: ...
+    def on_log(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        """After a row of the training split was logged."""
 
     def on_evaluate(self, trainer: Trainer, metrics: Mapping[str, float], split: str) -> None:
         """After each evaluation of `trainer.quick_split`, which is `val_quick` or `val`; at the last step
@@ -50,7 +53,8 @@ class Callback:
         """JSON values."""
         return {}
 
-    def load_state(self, state: dict[str, Any]) -> None: ...
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up what `state` returned."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """State that is too large for JSON; the same in every process.
@@ -60,4 +64,5 @@ class Callback:
         """
         return {}
 
-    def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None: ...
+    def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take up what `tensors` returned."""

@@ -9,18 +9,19 @@ import pytest
 import torch
 
 import apps.export.gguf as gguf_module
-import common.models.hub_format as hub_module
+import apps.export.hub_format as hub_module
 from apps.export.config import GGUFDtype, Pruning
 from apps.export.gguf import export_gguf
 from apps.export.gguf_vocabulary import Vocabulary, vocabulary_of
+from apps.export.hub_format import save_pretrained
 from apps.export.onnx import export_onnx
 from apps.export.prune import prune
+from apps.export.readback import check_logits, probe, relative_error
 from common.data.tokenizers import BPETokenizer
 from common.errors import ModelError
-from common.models import BaseLanguageModel, Decoder, load_pretrained, save_pretrained
+from common.models import BaseLanguageModel, Decoder, load_pretrained
 from common.models.quantization import Quantization
 from common.models.quantize import pack_int4, quantize, unpack_int4
-from common.models.readback import check_logits, probe, relative_error
 from tests.apps.export.conftest import random_model
 
 # Of each family, with the shapes that differ most: shared keys, wide heads, tied, odd widths.

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from apps.reproduction.cli import reproduce
+from apps.reproduction.signals import sigterm_interrupts
 from apps.reproduction.table import PaperRow, PaperTable
-from common.training.signals import sigterm_interrupts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

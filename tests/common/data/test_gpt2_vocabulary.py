@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apps.export.gguf_vocabulary import merges_of_ranks, vocabulary_of
-from common.data.hub_tokenizer import save_hub_tokenizer
+from apps.export.hub_tokenizer import save_hub_tokenizer
 from common.data.prepare import prepare
 from common.data.tokenizers import TiktokenTokenizer, Tokenizer, load_tokenizer
 from common.data.tokenizers.byte_level import to_letters

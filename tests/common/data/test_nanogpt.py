@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from apps.nanogpt import write_meta
 from common.data.config import DataConfig
-from common.data.nanogpt import read_meta, write_meta
+from common.data.nanogpt import read_meta
 from common.data.prepare import prepare
 from common.errors import DataError
 

@@ -14,7 +14,7 @@ import tokenizers as hf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.data.hub_tokenizer import save_hub_tokenizer
+from apps.export.hub_tokenizer import save_hub_tokenizer
 from common.data.tokenizers import (
     END_OF_TEXT,
     BPETokenizer,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import tokenizers as hf
 
-from common.data.hub_tokenizer import save_hub_tokenizer
+from apps.export.hub_tokenizer import save_hub_tokenizer
 from common.data.tokenizers import PretrainedTokenizer, load_tokenizer
 from tests.budget import budget
 from tests.common.data.random_pipelines import random_pipeline, random_text

@@ -11,10 +11,10 @@ from scipy import stats
 from common.experiments.statistics import (
     compare,
     estimate,
-    median_interval,
     seeds_for_power,
 )
 from tools.benchmarks.intervals import correlated, independent, simulate
+from tools.benchmarks.medians import median_interval
 
 # Two samples whose Welch test is worked out in many textbooks: t = -2.46, 25 degrees of freedom.
 FIRST = [27.5, 21.0, 19.0, 23.6, 17.0, 17.9, 16.9, 20.1, 21.9, 22.6, 23.1, 19.6, 19.0, 21.7, 21.4]

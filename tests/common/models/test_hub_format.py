@@ -18,6 +18,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
 
+from apps.export.hub_format import save_pretrained
 from common.data.tokenizers import (
     END_OF_TEXT,
     BPETokenizer,
@@ -30,7 +31,7 @@ from common.data.tokenizers import (
 from common.data.tokenizers.fast_bpe import FastBPE
 from common.data.tokenizers.patterns import GPT2 as GPT2_PATTERN
 from common.errors import DataError, ModelError
-from common.models import Decoder, load_pretrained, save_pretrained
+from common.models import Decoder, load_pretrained
 from common.models.base import BaseLanguageModel
 
 VOCABULARY, CONTEXT = 99, 64

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from apps.experiments.terminal_curves import draw_in_terminal
 from common.errors import ExperimentError
 from common.utils import save_experiment, start_experiment
 from common.visualization import plot_training_curves
-from common.visualization.terminal import draw_in_terminal
 
 
 @pytest.fixture(autouse=True)

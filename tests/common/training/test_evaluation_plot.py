@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.training.evaluation_plot import plot_evaluation
 from common.training.prediction_metrics import Calibration, PredictionMetrics
-from common.visualization import plot_evaluation
 
 
 def metrics(time: int = 40, many: int = 1000) -> PredictionMetrics:
