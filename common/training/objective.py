@@ -196,8 +196,9 @@ class Classification(Objective):
                 f"inputs and labels are {describe_tensor(inputs)} and {describe_tensor(labels)}",
                 _INPUTS_AND_LABELS,
             )
+        labels = labels.long()  # first: -100 is 156 to a uint8
         self._check_classes(labels)
-        return {"inputs": inputs, "labels": labels.long()}
+        return {"inputs": inputs, "labels": labels}
 
     def _check_classes(self, labels: torch.Tensor) -> None:
         """A GPU only says that an assertion failed."""

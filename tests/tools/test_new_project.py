@@ -97,7 +97,7 @@ def test_the_tests_of_the_new_project_pass(run: Run, repository: Path) -> None:
     """A test of its own, and those that hold for the configurations of every project."""
     assert run("tools/new_project.py", "my_idea").returncode == 0
     tests = repository / "tests" / "projects"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "my_idea"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "my_idea"]
     environment = os.environ | {"PYTHONPATH": str(repository)}
     result = subprocess.run(
         [*command, str(tests)], cwd=repository, env=environment, capture_output=True, text=True

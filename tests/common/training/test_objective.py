@@ -143,6 +143,12 @@ def test_a_classification_counts_the_rows_that_have_a_label() -> None:
     assert metrics["accuracy"] == pytest.approx(float(right))
 
 
+def test_labels_of_small_integers_are_classes_as_they_are() -> None:
+    objective = Classification(200)
+    batch = objective.prepare((IMAGES, torch.tensor([0, 156, 1, 2, 199], dtype=torch.uint8)), 0)
+    assert objective.count(batch) == 5 and batch["labels"].dtype == torch.int64
+
+
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
