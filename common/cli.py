@@ -2,7 +2,7 @@
 
 `tools/cli.py` has the same commands over all projects; both parse with the parsers and run the functions
 that stand here. Arguments, configuration and the presence of the data are checked before torch is
-imported: `--help`, a wrong key and a missing text are told at once.
+imported: `--help`, a wrong key and a missing text are reported at once.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def told_by_first_process() -> Iterator[None]:
             yield
     except (ResearchError, SystemExit) as error:
         if not isinstance(error, SystemExit) or error.code:
-            time.sleep(15)  # torchrun ends this process as soon as the first one has told
+            time.sleep(15)  # torchrun ends this process as soon as the first one has reported
         raise  # the first one found nothing wrong: another machine, or other files
 
 
@@ -241,7 +241,7 @@ Texts in other tokens or words are compared by their bits per byte.""",
         default=[],
         type=Path,
         metavar="PATH",
-        help="judge on these text files or folders too, each by itself",
+        help="evaluate on these text files or folders too, each by itself",
     )
     parser.add_argument(
         "--full-report",
@@ -382,7 +382,7 @@ def run_name(arguments: argparse.Namespace) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line, as every command here does."""
+    """Reports a mistake in one line, as every command here does."""
 
     def error(self, message: str) -> NoReturn:
         with exit_on_error():

@@ -26,7 +26,7 @@ def surprisal_page(found: Surprisal, tokenizer: Tokenizer, title: str) -> Page:
     if len(found.ids) > _MOST_TOKENS:
         raise DataError(
             f"the text has {len(found.ids):,} tokens, a page holds {_MOST_TOKENS:,}",
-            "give a shorter piece of it; evaluate.py --data judges a text of any length",
+            "give a shorter piece of it; evaluate.py --data takes a text of any length",
         )
     words = vocabulary_texts(tokenizer)
     labels = [label(words[i], int(i)) for i in found.ids]

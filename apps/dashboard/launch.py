@@ -28,7 +28,7 @@ def serve(port: int | None = None, open_browser: bool | None = None) -> None:
             f"the dashboard needs the packages {', '.join(missing)}",
             'install them: uv pip install -e ".[dashboard]"',
         )
-    # Bound before anything slow is imported, so that a taken port is told at once.
+    # Bound before anything slow is imported, so that a taken port is reported at once.
     listener = listen(port)
     import uvicorn
 

@@ -1,4 +1,4 @@
-"""What can be asked of an export and of a compression. Imports no torch, so that a mistake is told at once."""
+"""What can be asked of an export and of a compression. Imports no torch, so that a mistake is reported at once."""
 
 from __future__ import annotations
 

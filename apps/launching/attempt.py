@@ -54,7 +54,7 @@ class Attempt:
         self._stopping = False
 
     def poll(self) -> Outcome | None:
-        """How it ended, told once, or None while it runs."""
+        """How it ended, reported once, or None while it runs."""
         exit_code = self.process.poll()
         if exit_code is None:
             return None

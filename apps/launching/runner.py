@@ -15,7 +15,7 @@ class Handle(Protocol):
     def trial(self) -> Trial: ...
 
     def poll(self) -> Outcome | None:
-        """How it ended, told once, or None while it runs."""
+        """How it ended, reported once, or None while it runs."""
 
     def interrupt(self, signal_number: int) -> None:
         """Let it save and end."""

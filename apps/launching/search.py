@@ -166,10 +166,10 @@ def summaries_of(
 
 
 def missing_metric(metric: str, name: str) -> ConfigError:
-    """What to raise when a finished trial has no value to judge it by."""
+    """What to raise when a finished trial has no value to rank it by."""
     logged = sorted({summary.metric for summary in Catalogue().summaries(name=name)})
     hint = did_you_mean(metric, logged) if logged else "it has logged nothing"
-    return ConfigError(f"'{name}' has logged no '{metric}' to judge it by", hint)
+    return ConfigError(f"'{name}' has logged no '{metric}' to rank it by", hint)
 
 
 def _distribution(parameter: Parameter) -> BaseDistribution:

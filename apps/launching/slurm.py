@@ -166,7 +166,7 @@ class SlurmHandle:
 
 
 class Queue:
-    """The jobs of this user that wait or run, as squeue tells them."""
+    """The jobs of this user that wait or run, as squeue reports them."""
 
     def __init__(self) -> None:
         self._jobs: set[str] = set()

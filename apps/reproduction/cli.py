@@ -74,7 +74,7 @@ def parse_arguments(
     )
     add = parser.add_argument
     add("--full", action="store_true", help="the paper's own setting instead of the reduced one")
-    add("--seeds", type=positive_int, help="how many of each (default: as told above)")
+    add("--seeds", type=positive_int, help="how many of each (default: as stated above)")
     add("--only", nargs="+", choices=variants, metavar="VARIANT", help=f"of {', '.join(variants)}")
     add("--jobs", type=positive_int, default=os.cpu_count() or 1, help="runs at a time")
     add("--format", choices=FORMATS, default="table")

@@ -58,7 +58,7 @@ class PaperTable:
     """Rows in the order in which they are added.
 
     Args:
-        min_seeds: with fewer a row is not judged.
+        min_seeds: with fewer a row has no verdict.
         digits: after the decimal point.
         reduced: says what is smaller than in the paper; then nothing is called reproduced.
     """

@@ -1,4 +1,4 @@
-"""What to train on. Kept apart from the code, so that a wrong key is told before anything heavy loads."""
+"""What to train on. Kept apart from the code, so that a wrong key is reported before anything heavy loads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class DataConfig(Config):
     path: Path | None = None  # a text file or a folder of them; takes the place of `dataset`
     # Several sources at once, {path or dataset: weight}: each sequence is drawn from one of them
     mixture: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
-    more_validation: tuple[Path, ...] = ()  # other texts to judge the final model on
+    more_validation: tuple[Path, ...] = ()  # other texts to evaluate the final model on
     text_column: str = "text"  # of JSONL, Parquet and datasets from the hub
     num_stories: int = Field(20_000, gt=0)  # for `stories`, and of speeches
     tokenizer: Literal[

@@ -1,4 +1,4 @@
-"""How to train. Kept apart from the code, so that a wrong key is told before torch loads."""
+"""How to train. Kept apart from the code, so that a wrong key is reported before torch loads."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class TrainingConfig(Config):
     max_steps: int = Field(1000, gt=0)
     gradient_accumulation_steps: int = Field(1, gt=0)
     max_grad_norm: float | None = Field(1.0, gt=0)  # clips the global norm; null: no clipping
-    ema_decay: float | None = Field(None, gt=0, lt=1)  # judge, sample and keep averaged weights
+    ema_decay: float | None = Field(None, gt=0, lt=1)  # evaluate, sample and keep averaged weights
     log_every_steps: int = Field(10, gt=0)
     eval_every_steps: int = Field(250, gt=0)
     eval_batches: int | None = Field(None, gt=0)  # of the evaluations on the way: split val_quick

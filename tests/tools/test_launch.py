@@ -243,7 +243,7 @@ def test_when_the_launcher_fails_itself_trials_save_and_end() -> None:
     with launcher(*TINY_ARGUMENTS, *search, "step_seconds=loguniform(0.01,100)") as process:
         _, error = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert "has logged no 'accuracy' to judge it by" in error and "choose from: loss" in error
+    assert "has logged no 'accuracy' to rank it by" in error and "choose from: loss" in error
     assert not trials_alive()
     assert sorted(set(statuses().values())) == ["finished", "interrupted"]
 

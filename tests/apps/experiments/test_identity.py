@@ -459,7 +459,7 @@ def test_an_export_comes_back_as_the_experiment_that_it_was(tmp_path: Path) -> N
 
 
 def test_stores_are_merged_as_the_documentation_says(machine: Machine, tmp_path: Path) -> None:
-    text = (REPOSITORY_ROOT / "tools" / "README.md").read_text(encoding="utf-8")
+    text = (REPOSITORY_ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
     section = text.partition("## Merging stores")[2]
     commands = section.partition("```bash\n")[2].partition("```")[0]
     machine("theirs/assets")

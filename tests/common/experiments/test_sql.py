@@ -547,8 +547,8 @@ def test_a_comparison_with_a_text_of_the_configuration_says_how_to_cast_it(condi
     assert query_rows(right)[1] == [["a"]]
 
 
-def test_the_examples_of_the_tools_readme_are_right() -> None:
-    text = (REPOSITORY_ROOT / "tools" / "README.md").read_text()
+def test_the_examples_of_the_documentation_are_right() -> None:
+    text = (REPOSITORY_ROOT / "docs" / "experiments.md").read_text()
     (block,) = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
     statements = [part.strip() for part in re.split(r"\n(?=SELECT|PIVOT)|--[^\n]*\n|\n\n", block)]
     frame = pd.DataFrame(
