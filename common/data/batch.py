@@ -116,6 +116,7 @@ def _is_ids(tensor: object) -> bool:
 
 
 def describe_tensor(tensor: object) -> str:
+    """Dtype and shape of a tensor, or the type of anything else, for an error."""
     if isinstance(tensor, torch.Tensor):
         return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
     return type(tensor).__name__
