@@ -27,8 +27,7 @@ from apps.importing.foreign import (
 )
 from apps.importing.tags import DEFAULT_SPLIT, distinct_names
 from common.errors import ExperimentError
-from common.experiments.parquet import FOOTER_KEY
-from common.experiments.rows import FIXED_COLUMNS, make_row
+from common.experiments.rows import FIXED_COLUMNS, FOOTER_KEY, make_row
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 _NAME_COLUMNS = ("experiment_name", "run", "name")

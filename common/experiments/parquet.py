@@ -25,13 +25,12 @@ import pyarrow.parquet as pq
 
 from common.experiments.log import append_records
 from common.experiments.metrics import MetricSummary
-from common.experiments.rows import FIXED_COLUMNS, MANIFEST_COLUMN
+from common.experiments.rows import FIXED_COLUMNS, FOOTER_KEY, MANIFEST_COLUMN
 from common.experiments.store import CHECKSUMS, parquet_path
 from common.utils.files import atomic_path, sha256_of
 from common.utils.manifest import ID, identity
 from common.utils.paths import get_experiments_dir
 
-FOOTER_KEY = b"experiment"
 Member = tuple[dict[str, Any], pa.Table]  # (manifest, its rows)
 ROW_GROUP_ROWS = 122_880  # what one thread of DuckDB reads at a time
 _KINDS = {"experiment_name": pa.string(), "step": pa.int64(), "split": pa.string()}

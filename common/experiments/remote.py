@@ -23,12 +23,9 @@ from common.experiments import store
 from common.experiments.catalogue import Place
 from common.experiments.log import append_records, read_records
 from common.experiments.packs import read_member
-from common.experiments.parquet import (
-    FOOTER_KEY,
-    read_footer,
-    write_table,
-)
+from common.experiments.parquet import read_footer, write_table
 from common.experiments.recovery import open_catalogue
+from common.experiments.rows import FOOTER_KEY
 from common.utils.files import atomic_path
 from common.utils.logging import get_logger
 from common.utils.manifest import check_manifest, identity, unique_name

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 FIXED_COLUMNS = ("experiment_name", "step", "epoch", "split", "time")
 MANIFEST_COLUMN = "manifest"  # of a pack
+FOOTER_KEY = b"experiment"  # of the manifest in the Parquet file of one experiment
 RUN_COLUMNS: dict[str, str | list[str]] = {  # of the view `runs`, with their types in DuckDB
     "name": "VARCHAR",
     "status": "VARCHAR",

@@ -213,7 +213,7 @@ def test_epochs_have_their_own_order_and_a_batch_is_a_function_of_its_index() ->
 
 def test_prefetched_batches_are_those_of_the_source_in_any_order() -> None:
     source = RandomWindows(tokens(1000), batch_size=2, context_length=5, seed=1)
-    prefetcher = Prefetcher(source, torch.device("cpu"))
+    prefetcher = Prefetcher(source.batch, torch.device("cpu"))
     try:
         for index in (0, 1, 2, 7, 8, 3, 3, 4):
             found = prefetcher.batch(index)["input_ids"]
@@ -227,7 +227,7 @@ def test_an_error_of_the_source_reaches_whoever_asks_for_the_batch() -> None:
         def batch(self, index: int) -> Batch:
             raise DataError("the disk is gone")
 
-    prefetcher = Prefetcher(Broken(), torch.device("cpu"))
+    prefetcher = Prefetcher(Broken().batch, torch.device("cpu"))
     try:
         with pytest.raises(DataError, match="the disk is gone"):
             prefetcher.batch(0)

@@ -51,7 +51,7 @@ def processes(script: str, count: int, *arguments: str) -> list[subprocess.Popen
 
 
 def finish_all(started: list[subprocess.Popen[str]]) -> list[str]:
-    results = [process.communicate(timeout=120) for process in started]
+    results = [process.communicate(timeout=600) for process in started]
     for process, (_, errors) in zip(started, results, strict=True):
         assert process.returncode == 0, errors
     return [output for output, _ in results]
@@ -642,7 +642,7 @@ def die_at(moment):
     seen = 0
     def hook(event, arguments):
         nonlocal seen
-        if event in ("open", "os.rename", "os.remove") and "experiments/" in str(arguments[0]):
+        if event in ("open", "os.rename", "os.remove") and "outputs/experiments/" in str(arguments[0]):
             seen += 1
             if seen == moment:
                 os.kill(os.getpid(), signal.SIGKILL)
