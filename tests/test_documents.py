@@ -51,7 +51,7 @@ def commands(document: str) -> list[str]:
         pending += line + "\n"
         try:
             if shlex.split(pending) and not line.endswith("\\"):
-                found.append(pending.strip())
+                found.append(pending.replace("\\\n", " ").strip())
                 pending = ""
         except ValueError:
             continue  # a quote is still open
