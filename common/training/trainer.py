@@ -258,7 +258,7 @@ class Trainer:
         """On a terminal, where no callback does."""
         is_shown = any(isinstance(callback, ProgressBar) for callback in self.callbacks)
         if self.context.is_main and sys.stderr.isatty() and not is_shown:
-            self.callbacks.append(ProgressBar())
+            self.callbacks.insert(0, ProgressBar())
 
     @property
     def evaluates_now(self) -> bool:
