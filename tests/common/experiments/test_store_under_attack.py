@@ -23,7 +23,7 @@ import pytest
 
 from apps.experiments.deleting import unpack_experiment
 from common.errors import ExperimentError
-from common.experiments import packing, packs, store
+from common.experiments import packing, store
 from common.experiments.catalogue import Catalogue
 from common.experiments.sql import query_rows
 from common.utils import manifest, save_experiment, start_experiment
@@ -578,7 +578,7 @@ def test_no_question_reaches_beyond_the_experiments(
     start_experiment("live").log({"loss": 1.0}, step=0)
     (get_experiments_dir() / "link.parquet").symlink_to(outside)
     (get_experiments_dir().parent / "outside.parquet").symlink_to(outside)
-    with packs.packs_lock():  # a reader that looks again takes it
+    with store.packs_lock():  # a reader that looks again takes it
         before = sorted(tmp_path.rglob("*"))
     places = {"outside": outside, "store": get_experiments_dir()}
     asked = [f"SELECT * FROM {reader}('{place}')" for reader in READERS for place in PLACES[:3]]
