@@ -90,8 +90,6 @@ def train_experiment(
             if run is not None:
                 _announce(trainer, run)
             metrics = trainer.fit()
-            if run is not None:
-                run.update(tokens=trainer.state.units)
         if run is not None:
             _report(metrics, trainer, run)
         return metrics

@@ -467,7 +467,7 @@ class Trainer:
         keep = self.config.keep_checkpoints
         self._writer.write(self.model, path, weights, state, tensors, keep=keep)
         self.saved_step = self.step
-        if self.run is not None:
+        if self.run is not None and self.objective.unit == "tokens":
             self.run.update(tokens=self.state.units)
 
     def resume(self, anyway: bool = False, changes: Mapping[str, list[Any]] | None = None) -> None:

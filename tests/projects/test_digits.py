@@ -38,6 +38,8 @@ def test_a_cnn_reads_digits_is_resumed_bit_for_bit_ranked_and_evaluated(
     accuracy = re.search(r"accuracy (\S+)% \(360 images\)", whole.stdout)
     assert accuracy is not None and float(accuracy[1]) >= 97
 
+    assert query_experiments("SELECT tokens FROM runs WHERE tokens IS NOT NULL").empty, "images"
+
     kill = {"count": 1, "signal": signal.SIGKILL, "change": "step_150", "reads": False}
     with (tmp_path / "log").open("w+") as log:
         arguments = (*SHORT, "--name", "cut")
