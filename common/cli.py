@@ -51,7 +51,7 @@ def train_main(schema: type[C], build: Build[C], script: str) -> None:
     project = Project(Path(script).resolve().parent)
     parser = train_parser(f"python projects/{project.name}/train.py")
     with exit_on_error():
-        with told_by_first_process():
+        with reported_by_first_process():
             arguments = parser.parse_intermixed_args()
         train(project, schema, build, arguments)
 
@@ -74,7 +74,7 @@ def _main(
     path = Path(script).resolve()
     parser = parser_of(f"python projects/{path.parent.name}/{path.name}")
     with exit_on_error():
-        with told_by_first_process():
+        with reported_by_first_process():
             arguments = parser.parse_args()
         act(arguments)
 
@@ -135,7 +135,7 @@ def train(
     arguments: argparse.Namespace,
 ) -> None:
     """Train what the arguments of `train_parser` ask for. Raises ResearchErrors."""
-    with told_by_first_process():
+    with reported_by_first_process():
         if arguments.print_configs:
             path = _config_path(arguments, project)
             _print_configs(project, schema, path, arguments.overrides)
@@ -178,7 +178,7 @@ def _print_configs(project: Project, schema: type[C], path: Path, overrides: lis
 
 
 @contextmanager
-def told_by_first_process() -> Iterator[None]:
+def reported_by_first_process() -> Iterator[None]:
     """Of the processes of torchrun, which all read the same command line, only the first answers it."""
     if process_rank() == 0:
         yield

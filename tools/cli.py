@@ -16,9 +16,9 @@ from apps.listing import find_project, project_of_config
 from common.cli import (
     evaluate,
     evaluate_parser,
+    reported_by_first_process,
     sample,
     sample_parser,
-    told_by_first_process,
     train,
     train_parser,
 )
@@ -147,7 +147,7 @@ def train_any(arguments: HandedOn = None) -> None:
     """Train a project"""
     parser = train_parser("cli train PROJECT")
     parser.description = f"{parser.description} PROJECT is needed where --config is in none."
-    with told_by_first_process():
+    with reported_by_first_process():
         parsed = parser.parse_intermixed_args(arguments or [])
         named, parsed.overrides = _split(parsed.overrides)
         resumed = parsed.name if parsed.resume or parsed.resume_anyway else parsed.extend
@@ -233,7 +233,7 @@ def export_any(
 def _with_run(
     act: Callable[..., None], parser: argparse.ArgumentParser, arguments: list[str]
 ) -> None:
-    with told_by_first_process():
+    with reported_by_first_process():
         parsed = parser.parse_args(arguments)
     act(parsed)
 

@@ -1,4 +1,4 @@
-"""How models are trained and judged: Trainer, Evaluator, checkpoints; loaded when first used."""
+"""Training and evaluation: Trainer, Evaluator, checkpoints; loaded when first used."""
 
 import lazy_loader
 

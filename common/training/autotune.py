@@ -1,8 +1,8 @@
-"""`precision: auto` and `compile: auto` are measured: the real model, on the real device, on a real batch.
+"""Measure `precision: auto` and `compile: auto`: the real model, on the real device, on a real batch.
 
-A choice is kept in assets/cache/autotune.json under everything that it depends on, so a second run of
-the same model starts at once. Measured, because it cannot be known: bf16 is 5 times faster than fp32
-on one CPU and 50 times slower on the next.
+Choices are cached in assets/cache/autotune.json, keyed by everything that they depend on, so a
+second run of the same model starts at once. Speed cannot be predicted: bf16 is 5 times faster than
+fp32 on one CPU and 50 times slower on the next.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from common.utils.seeding import get_rng_state, set_rng_state
 
 # Compiling takes a minute or more on two cores, and rarely saves more than a third of a step.
 _COMPILE_IF_LONGER_THAN_SECONDS = 600.0
-_MIN_STEPS = 20  # fewer steps are over before anything could be measured
+_MIN_STEPS = 20  # shorter runs end before a measurement pays
 _ROUNDS = 3
 _COMPILED = ", compiled"
-# Its time is taken after that of the others, and compiling costs a minute: a clear gain, or none.
+# Timed after the others, and compiling costs a minute: require a clear gain.
 _COMPILE_GAIN = 1.15
 log = get_logger("autotune")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How to compute, and the seconds per forward and backward pass that decided it."""
+    """A precision, whether to compile, and the measured seconds per forward and backward pass."""
 
     precision: str
     compile: bool
@@ -59,15 +59,15 @@ def autotune(
     passes: int,
     shared: Path | None = None,
 ) -> Choice:
-    """Settle what is `auto`; the model, its gradients and all random states stay as they are.
+    """Resolve what is `auto`; the model, its gradients and all random states are unchanged.
 
     Args:
-        batch: of the shape that will be trained on, already on the model's device.
-        passes: forward and backward passes that training will make.
-        shared: a file through which several runs, the trials of a sweep, agree: the first to come
-            measures and writes it, all others take what it says, whatever their model and machine.
+        batch: a batch of the shape used in training, already on the model's device.
+        passes: number of forward and backward passes in the training.
+        shared: file that makes several runs (trials of a sweep) agree: the first run measures and
+            writes it, all others read it, whatever their model and machine.
 
-    Raises TrainingError where this device does not have the precision that was agreed on.
+    Raises TrainingError if this device does not support the shared precision.
     """
     if shared is not None and "auto" in (precision, compile):
         return _agree(shared, model, objective, batch, precision, compile, passes)
@@ -86,7 +86,7 @@ def autotune(
     try:
         write_json_atomic(path, _read(path) | {key: asdict(choice)})
     except OSError as error:
-        log.warning(f"the measurement is not kept: {path}: {error.strerror}")
+        log.warning(f"cannot cache the measurement: {path}: {error.strerror}")
     log.info(_describe(choice, "measured now"))
     return choice
 
@@ -100,7 +100,7 @@ def _agree(
     compile: bool | str,
     passes: int,
 ) -> Choice:
-    """Precision and compilation are agreed on apart: a run may have set one of them."""
+    """Precision and compilation are shared separately: a run may set one of them."""
     with file_lock(path.with_suffix(".lock")):
         agreed = read_json(path, TrainingError) if path.exists() else {}
         ours = [key for key, v in (("precision", precision), ("compile", compile)) if v == "auto"]
@@ -109,13 +109,13 @@ def _agree(
         if "auto" not in (precision, compile):
             if precision not in supported_precisions(model.device):
                 raise TrainingError(
-                    f"the other runs compute in {precision}, which {model.device.type} has not",
-                    "compare runs on machines alike, or set training.precision for all of them",
+                    f"the other runs compute in {precision}, which {model.device.type} does not support",
+                    "use machines of one kind, or set training.precision for all runs",
                 )
             choice = Choice(precision, bool(compile), {})
             log.info(_describe(choice, f"as agreed in {display_path(path)}"))
             return choice
-        # However short this run is: longer ones go by what it finds.
+        # Measure even for a short run: longer ones use the result.
         choice = autotune(model, objective, batch, precision, compile, max(passes, _MIN_STEPS))
         found = {"precision": choice.precision, "compile": choice.compile}
         facts = {"seconds": choice.seconds, "host": platform.node(), "device": model.device.type}
@@ -124,7 +124,7 @@ def _agree(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What was measured before; a file that cannot be read, or holds something else, is replaced."""
+    """The cached choices; an unreadable or malformed file is replaced."""
     with suppress(TrainingError):
         if isinstance(known := read_json(path, TrainingError), dict):
             return known
@@ -134,12 +134,12 @@ def _read(path: Path) -> dict[str, Any]:
 def _candidates(precision: str, device: torch.device) -> list[str]:
     if precision != "auto":
         return [precision]
-    # The range of fp16 is for users to accept.
+    # Only users can decide to accept the range of fp16.
     return [name for name in supported_precisions(device) if name != "fp16"]
 
 
 def _parse(entry: Any, candidates: list[str]) -> Choice | None:
-    """The choice that `entry` stands for, if it can have been made among `candidates`."""
+    """The choice stored in `entry`, or None if it is not one of `candidates`."""
     try:
         choice = Choice(**entry)
         seconds = [float(value) for value in choice.seconds.values()]
@@ -159,7 +159,7 @@ def _measure(
 ) -> Choice:
     candidates = _candidates(precision, model.device)
     seconds = _time_all({name: _pass(model, loss, name) for name in candidates})
-    # Ties go to fp32: a gain within the noise of the measurement is none.
+    # Ties go to fp32: a gain within the noise is no gain.
     best = min(seconds, key=lambda name: seconds[name] * (1.0 if name == "fp32" else 1.05))
     choice = Choice(best, compile is True, {n: round(value, 6) for n, value in seconds.items()})
     if not _is_compiling_open(choice, compile, passes):
@@ -168,7 +168,7 @@ def _measure(
     run = _pass(model, loss, best)
     model.set_compile(True)
     try:
-        # Both again and in turns: a busy moment of the machine is to slow neither alone.
+        # Time both again, alternating: other load on the machine then slows both.
         both = _time_all({best: _uncompiled(run), compiled: run})
     finally:
         model.set_compile(False)
@@ -208,7 +208,7 @@ def _pass(model: BaseModel, loss: Callable[[], torch.Tensor], precision: str) ->
 @contextmanager
 def _unchanged(model: BaseModel) -> Iterator[None]:
     rng = get_rng_state()
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # running means and the like
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # such as running means
     try:
         yield
     finally:
@@ -219,14 +219,14 @@ def _unchanged(model: BaseModel) -> Iterator[None]:
 
 
 def _time_all(passes: dict[str, Callable[[], None]]) -> dict[str, float]:
-    """The shortest of some alternating rounds: whatever else the machine does only adds to a time.
+    """Time each candidate: the minimum over alternating rounds, since other load only adds time.
 
-    Not every model can be computed in every precision; the first one has to be possible.
+    Not every model supports every precision; the first candidate must work.
     """
     best: dict[str, float] = {}
     for name, run in passes.items():
         try:
-            run()  # the first one allocates, and compiles
+            run()  # the first run allocates and compiles
             best[name] = float("inf")
         except RuntimeError as error:
             if not best:

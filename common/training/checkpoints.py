@@ -1,4 +1,4 @@
-"""The checkpoints of a training: written one after another, the latest and the best found, old ones deleted."""
+"""Write the checkpoints of a training, find the latest and the best, delete old ones."""
 
 from __future__ import annotations
 
@@ -27,12 +27,11 @@ _STEP = re.compile(r"step_(\d+)")
 
 
 class CheckpointWriter:
-    """Writes checkpoints, in the background if asked to: one at a time, so memory stays bounded.
+    """Writes checkpoints, optionally in the background: one at a time, so memory is bounded.
 
-    In the background the tensors are copied first; the next save, and the end, wait for the one
-    before. An error in the background is raised by whatever waits for it.
-
-    Every rank calls `write`; rank 0 writes, or all ranks where the model is sharded.
+    A background write copies the tensors first; the next save and the end of training wait for it
+    and raise its errors. Every rank calls `write`; rank 0 writes, or all ranks if the model is
+    sharded.
     """
 
     def __init__(
@@ -72,13 +71,13 @@ class CheckpointWriter:
         self._pending = self._thread.submit(_save_and_tidy, path, copies[0], state, copies[1], keep)
 
     def wait(self) -> None:
-        """Return when everything is on disk. Raises what went wrong."""
+        """Wait until everything is on disk; raises the error of a background write."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
 
     def close(self) -> None:
-        """Let a write that is under way come to its end."""
+        """Wait for a running write to end."""
         if self._thread is not None:
             self._thread.shutdown(wait=True)
 
@@ -125,7 +124,7 @@ def save_shards(
 
 @contextmanager
 def _all_or_none(path: Path, context: DistributedContext) -> Iterator[None]:
-    """What fails in one process is a CheckpointError in all of them; none goes on alone."""
+    """Turn a failure in one process into a CheckpointError in all, so that none continues alone."""
     problem = None
     try:
         yield
@@ -137,7 +136,7 @@ def _all_or_none(path: Path, context: DistributedContext) -> Iterator[None]:
 
 
 def steps_in(directory: Path) -> list[int]:
-    """The steps that have a checkpoint folder, ascending."""
+    """Steps that have a checkpoint folder, ascending."""
     if not directory.is_dir():
         return []
     found = (_STEP.fullmatch(entry.name) for entry in directory.iterdir())
@@ -150,9 +149,9 @@ def latest_checkpoint(
     context: DistributedContext | None = None,
     parts: Mapping[str, torch.Tensor] | None = None,
 ) -> Checkpoint | None:
-    """The newest whole checkpoint; damaged ones are passed over with a warning that names them.
+    """Read the newest intact checkpoint; damaged ones are skipped with a warning.
 
-    Rank 0 looks for it, all ranks read the same. `parts`: see Checkpoint.
+    Rank 0 selects it, and all ranks read the same one. `parts`: see Checkpoint.
     """
     context = context or DistributedContext()
     path = context.from_main(_newest_whole(directory) if context.is_main else None)
@@ -171,7 +170,7 @@ def _newest_whole(directory: Path) -> Path | None:
 
 
 def mark_best(directory: Path, step: int | None, loss: float) -> None:
-    """Record that `step` has the lowest validation loss (nats per token) so far; None: no step has."""
+    """Record `step` as the one with the lowest validation loss (nats per token); None: no step."""
     if step is None:
         (directory / "best.json").unlink(missing_ok=True)
     else:
@@ -179,7 +178,7 @@ def mark_best(directory: Path, step: int | None, loss: float) -> None:
 
 
 def best_checkpoint(directory: Path) -> Path:
-    """The checkpoint with the lowest validation loss, or the latest when none was marked."""
+    """The checkpoint with the lowest validation loss, or the latest if none is marked."""
     mark = directory / "best.json"
     if mark.exists():
         hint = "choose a checkpoint by its step; a resume writes this file again"
@@ -189,21 +188,21 @@ def best_checkpoint(directory: Path) -> Path:
             raise CheckpointError(f"{mark} names no step", hint) from error
     steps = steps_in(directory)
     if not steps:
-        raise CheckpointError(f"there is no checkpoint in {directory}", "train the model first")
+        raise CheckpointError(f"no checkpoint in {directory}", "train the model first")
     return directory / f"step_{steps[-1]}"
 
 
 def delete_old_checkpoints(directory: Path, step: int, keep: int) -> None:
     """Delete all but the best and the latest `keep` up to `step`, which was just saved.
 
-    Later ones are damaged (training was resumed before them); they are replaced when it comes
-    there. Half-written folders of a killed process go as well.
+    Later ones are damaged (training resumed from before them) and are replaced when training
+    reaches them. Partial folders of a killed process are deleted too.
     """
     best = best_checkpoint(directory)
     for old in [s for s in steps_in(directory) if s <= step][:-keep]:
         if (path := directory / f"step_{old}") != best:
             path.rename(
                 checkpoint.replaced(path)
-            )  # a kill must not leave half of it under its name
+            )  # a kill must not leave a partial folder under its name
     for rubbish in directory.glob(".step_*"):
         checkpoint.delete(rubbish)

@@ -1,4 +1,4 @@
-"""How to train. Kept apart from the code, so that a wrong key is reported before torch loads."""
+"""Training configuration. Imports no torch, so that a wrong key is reported at once."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from common.models.config import ModelConfig
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
-# What a resume may change unasked: neither a weight nor a row of the log follows from it. (The number
-# of threads changes the order of sums, as another machine does: the resume warns of it by itself.)
+# Keys that a resume may change freely: they affect no weight and no logged row. (The number of
+# threads changes the order of sums, as another machine does: the resume warns of it itself.)
 FREE_ON_RESUME = frozenset(
     f"training.{name}"
     for name in (
@@ -29,9 +29,9 @@ FREE_ON_RESUME = frozenset(
 
 
 class OptimizerConfig(Config):
-    """AdamW, or Muon for the matrices between embedding and output and AdamW for everything else.
+    """AdamW, or Muon for the matrices between embedding and output with AdamW for everything else.
 
-    `weight_decay` acts on matrices only, never on biases and norms.
+    `weight_decay` applies to matrices only, not to biases and norms.
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -42,18 +42,18 @@ class OptimizerConfig(Config):
     muon_lr: float = Field(0.02, gt=0)
     muon_momentum: float = Field(0.95, ge=0, lt=1)
     muon_weight_decay: float = Field(0.0, ge=0)
-    # Factors on the learning rate of parameters whose name matches, the first match counts:
+    # Learning-rate factors by pattern of parameter names; the first match applies:
     # {"token_embedding.*": 5.0}
     lr_factors: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
 
 
 class ScheduleConfig(Config):
-    """Linear warm-up to the learning rate, then down to `min_lr_ratio` of it at the last step."""
+    """Linear warm-up to the learning rate, then decay to `min_lr_ratio` of it at the last step."""
 
     name: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     warmup_steps: int = Field(100, ge=0)
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
-    decay_fraction: float = Field(0.2, gt=0, le=1)  # of all steps; for wsd, which decays only then
+    decay_fraction: float = Field(0.2, gt=0, le=1)  # of all steps; only for wsd
 
 
 class TrainingConfig(Config):
@@ -62,13 +62,13 @@ class TrainingConfig(Config):
     max_steps: int = Field(1000, gt=0)
     gradient_accumulation_steps: int = Field(1, gt=0)
     max_grad_norm: float | None = Field(1.0, gt=0)  # clips the global norm; null: no clipping
-    ema_decay: float | None = Field(None, gt=0, lt=1)  # evaluate, sample and keep averaged weights
+    ema_decay: float | None = Field(None, gt=0, lt=1)  # evaluate, sample and save averaged weights
     log_every_steps: int = Field(10, gt=0)
     eval_every_steps: int = Field(250, gt=0)
-    eval_batches: int | None = Field(None, gt=0)  # of the evaluations on the way: split val_quick
-    checkpoint_every_steps: int | None = Field(None, gt=0)  # besides one at each evaluation
-    keep_checkpoints: int = Field(2, gt=0)  # the latest so many, and the best
-    save_in_background: bool = False  # writes while training goes on; one at a time, kept in memory
+    eval_batches: int | None = Field(None, gt=0)  # of evaluations during training: split val_quick
+    checkpoint_every_steps: int | None = Field(None, gt=0)  # in addition to each evaluation
+    keep_checkpoints: int = Field(2, gt=0)  # the latest ones, and the best
+    save_in_background: bool = False  # one at a time, from a copy in memory
     early_stopping_patience: int | None = Field(None, gt=0)  # evaluations without a better loss
     num_threads: int | None = Field(None, gt=0)  # of the CPU; default: all cores
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
@@ -102,9 +102,9 @@ class TrainingConfig(Config):
 
 
 class SampleConfig(Config):
-    """Samples drawn at every evaluation, to look at while the model trains."""
+    """Samples drawn at every evaluation."""
 
-    prompts: tuple[str, ...] = Field(("",), min_length=1)  # "" begins at the start of a document
+    prompts: tuple[str, ...] = Field(("",), min_length=1)  # "" starts a new document
     max_new_tokens: int = Field(100, gt=0)
     temperature: float = Field(0.8, ge=0)
     top_k: int | None = Field(None, gt=0)
@@ -112,7 +112,7 @@ class SampleConfig(Config):
 
 
 class BaseExperimentConfig(Config):
-    """What defines an experiment whatever its data and its task; projects add their own keys."""
+    """Keys of every experiment, whatever its data and task; projects add their own."""
 
     seed: Seed = 0
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -120,14 +120,14 @@ class BaseExperimentConfig(Config):
     training: TrainingConfig = TrainingConfig()
 
     def check_inputs(self) -> None:
-        """Raise a ResearchError where something that the configuration names is missing.
+        """Raise a ResearchError if something that the configuration names is missing.
 
-        Called before torch is imported; a text is checked besides.
+        Called before torch is imported. Text data is checked elsewhere.
         """
 
 
 class ExperimentConfig(BaseExperimentConfig):
-    """A model of texts on tokens of a text; a project narrows `model` to its own kind."""
+    """A language model trained on text; projects narrow the type of `model`."""
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -144,5 +144,5 @@ class ExperimentConfig(BaseExperimentConfig):
 
     @property
     def context_length(self) -> int:
-        """Tokens per training sequence: `data.context_length`, or else the model's."""
+        """Tokens per training sequence: `data.context_length`, by default the model's."""
         return self.data.context_length or self.model.context_length

@@ -1,8 +1,8 @@
-"""Several processes that train one model: `torchrun --nproc-per-node 2 projects/x/train.py ...`.
+"""Distributed training: `torchrun --nproc-per-node 2 projects/x/train.py ...`.
 
-The batch of a step is the same whatever the number of processes, each takes its rows of it. So a
+The batch of a step does not depend on the number of processes; each computes its rows of it. So a
 configuration means the same training on 1, 2 or 4 processes, and can be resumed on another number.
-Rank 0 alone writes: the log, the samples, the checkpoints that are not sharded.
+Only rank 0 writes the log, the samples and unsharded checkpoints.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from common.utils.seeding import seed_everything
 T = TypeVar("T")
 Store = torch._C._distributed_c10d.Store
 
-# Others wait while the main process prepares the data; torchrun notices when a process dies.
+# The other ranks wait while rank 0 prepares the data; torchrun notices when a process dies.
 _TIMEOUT = timedelta(hours=12)
-# How long a process that has nothing to say lets the one that has speak first. torchrun ends all
-# others when one process fails, so hardly anybody ever waits so long.
+# How long a process without an error of its own waits for the one that reports. torchrun ends all
+# others when one process fails, so this is rarely reached.
 _SILENCE_SECONDS = 5.0
-# How long processes look for one another at the start, and what they have to end without torchrun.
+# Time to find the other processes at the start, and to end without torchrun.
 _MEETING_TIMEOUT = timedelta(minutes=5)
 _LAST_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """This process among those that train together; alone, every method does nothing."""
+    """This process in a group that trains together; with a single process, methods do nothing."""
 
     rank: int = 0
     world_size: int = 1
@@ -52,13 +52,13 @@ class DistributedContext:
         return self.rank == 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum over all processes, in place."""
+        """Sum over all processes, in place."""
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
 
     def any(self, *flags: bool) -> list[bool]:
-        """For each flag whether one of the processes has it set; no device is waited for."""
+        """Whether any process sets each flag; does not wait for a device."""
         if self.world_size == 1:
             return list(flags)
         found = torch.tensor(flags, dtype=torch.int32)
@@ -66,7 +66,7 @@ class DistributedContext:
         return [bool(flag) for flag in found]
 
     def from_main(self, value: T) -> T:
-        """What the main process passes, in all of them (anything that can be pickled)."""
+        """Send the value of rank 0 to all processes (anything that can be pickled)."""
         if self.world_size == 1:
             return value
         values = [value]
@@ -74,7 +74,7 @@ class DistributedContext:
         return values[0]
 
     def gather(self, value: T) -> list[T]:
-        """The values of all processes, in the order of their ranks."""
+        """Gather the values of all processes, by rank."""
         if self.world_size == 1:
             return [value]
         values: list[T] = [value] * self.world_size
@@ -83,7 +83,7 @@ class DistributedContext:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """The main process goes through the block first (and writes files that the others find)."""
+        """Run the block on rank 0 first (it writes files that the other ranks read)."""
         if not self.is_main:
             dist.barrier()
         yield
@@ -91,9 +91,9 @@ class DistributedContext:
             dist.barrier()
 
     def seed_apart(self) -> None:
-        """Give each process random numbers of its own; the main one goes on with those it has.
+        """Give each process its own random numbers; rank 0 keeps its state.
 
-        Called where all of them have the same: after the model was initialised.
+        Call it after the model is initialised, for which all ranks need the same state.
         """
         if not self.is_main:
             seed_everything(torch.initial_seed() + 1_000_003 * self.rank)
@@ -101,11 +101,10 @@ class DistributedContext:
 
 @contextmanager
 def join_context(device_name: str) -> Iterator[DistributedContext]:
-    """Join the processes that torchrun has started, or be the only one; `training.device` names the kind.
+    """Join the processes that torchrun started, or run as a single one, on `training.device`.
 
-    What goes wrong in the block is told by one process: the first to meet it raises, the others
-    leave without a word. Raises TrainingError for a device that is not there, and where the
-    processes do not find one another.
+    One process reports an error of the block: the first to fail raises, the others exit silently.
+    Raises TrainingError if the device is not available or the processes cannot connect.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield DistributedContext(device=select_device(device_name))
@@ -113,20 +112,20 @@ def join_context(device_name: str) -> Iterator[DistributedContext]:
     store, rank, world_size = _meet()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         threading.Thread(target=_end_with_torchrun, args=[os.getppid()], daemon=True).start()
-    with _told_once(store, rank):
+    with _reported_once(store, rank):
         device = _own_device(device_name)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(
             backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT
         )
         yield DistributedContext(rank, world_size, device)
-        # Not after an error: others may be waiting for this process, and so would it for them.
-        dist.barrier()  # a process that is still talking must find the others
+        # Not after an error: the processes would wait for one another.
+        dist.barrier()  # other ranks may still communicate
         dist.destroy_process_group()
 
 
 def _meet() -> tuple[Store, int, int]:
-    """(what all processes share, rank, how many they are), as the environment says."""
+    """Return (store shared by all processes, rank, world size) from the environment."""
     from torch.distributed.rendezvous import rendezvous
 
     found: list[tuple[Store, int, int] | Exception] = []
@@ -137,7 +136,7 @@ def _meet() -> tuple[Store, int, int]:
         except (ValueError, dist.DistError) as error:
             found.append(error)
 
-    # In a thread, since PyTorch waits for a server of another kind at this port without end.
+    # In a thread: PyTorch waits forever for a foreign server at this port.
     thread = threading.Thread(target=meet, daemon=True)
     thread.start()
     thread.join(2 * _MEETING_TIMEOUT.total_seconds())
@@ -147,22 +146,22 @@ def _meet() -> tuple[Store, int, int]:
     problem = str(found[0]) if found else ""
     if "EADDRINUSE" in problem:
         raise TrainingError(
-            f"another program listens at {place}, where the processes of this training were to meet",
-            "choose another port, as MASTER_PORT, or let torchrun --standalone find one",
+            f"another program listens at {place}, the address of this training's rank 0",
+            "set MASTER_PORT to another port, or let torchrun --standalone find one",
         )
     if isinstance(found[0] if found else None, ValueError):
         raise TrainingError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']} speaks of several processes, but: {problem}",
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} means several processes, but: {problem}",
             "start them with torchrun, or unset WORLD_SIZE",
         )
     raise TrainingError(
-        f"the main process of this training is not at {place}",
-        "see what it says itself; is MASTER_PORT that of another program?",
+        f"rank 0 of this training is not at {place}",
+        "see the output of rank 0; does another program use MASTER_PORT?",
     )
 
 
 def _end_with_torchrun(parent: int) -> None:
-    """A torchrun that was killed ends no processes any more: save and end as it would have them do."""
+    """Save and stop when torchrun was killed, which then ends no processes itself."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -171,7 +170,7 @@ def _end_with_torchrun(parent: int) -> None:
 
 
 def _own_device(name: str) -> torch.device:
-    """The device of this process among those on this machine."""
+    """The device of this process on this machine."""
     device = select_device(name)
     if device.type == "cpu":
         return device
@@ -192,12 +191,12 @@ def _own_device(name: str) -> torch.device:
 
 
 @contextmanager
-def _told_once(store: Store, rank: int) -> Iterator[None]:
-    """Let one process tell why all of them end: an interruption the main one, an error the first."""
+def _reported_once(store: Store, rank: int) -> Iterator[None]:
+    """Report once why all processes end: rank 0 reports an interruption, the first to fail an error."""
     try:
         yield
     except Interrupted as interrupt:
-        dist.barrier()  # now the main process has recorded it in the experiment
+        dist.barrier()  # now rank 0 has recorded it in the experiment
         if rank == 0:
             raise
         time.sleep(1.0)
@@ -208,8 +207,8 @@ def _told_once(store: Store, rank: int) -> Iterator[None]:
             sys.exit(2)
         if _is_lost_connection(error):
             raise TrainingError(
-                "another process of this training is gone (killed, or out of memory)",
-                "go on from the last checkpoint with --resume",
+                "another process of this training died (killed, or out of memory)",
+                "continue from the last checkpoint with --resume",
             ) from error
         raise
 
@@ -217,7 +216,7 @@ def _told_once(store: Store, rank: int) -> Iterator[None]:
 def _is_first_to_fail(store: Store) -> bool:
     try:
         return store.add("failed", 1) == 1
-    except (dist.DistError, RuntimeError):  # the process that counted is gone
+    except (dist.DistError, RuntimeError):  # the process that held the store died
         return True
 
 

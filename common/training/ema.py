@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights (Polyak and Juditsky 1992): often better than the last ones."""
+"""Exponential moving average of the weights (Polyak and Juditsky 1992)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from common.training.sharded import local
 class WeightAverage:
     """`average = decay * average + (1 - decay) * weights` after every optimizer step.
 
-    The decay of step t is at most (1 + t) / (10 + t), so that the average forgets the random
+    The decay at step t is at most (1 + t) / (10 + t), so that the average forgets the random
     initial weights (as in TensorFlow's ExponentialMovingAverage with `num_updates`).
     """
 
@@ -25,16 +25,16 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """`step`: optimizer steps done."""
+        """Update the average after `step` optimizer steps."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         averages = [local(average) for average in self.weights.values()]
         torch._foreach_lerp_(averages, self._values(), weight)
 
     @torch.no_grad()
     def load(self, trained: dict[str, torch.Tensor]) -> None:
-        """Take the model's weights as the average, and give it those it was trained to.
+        """Make the model's weights the average, and load the `trained` weights into the model.
 
-        Without `trained` (until now there was no average) both are the same.
+        Without `trained` (no average so far) both are the same.
         """
         for name, parameter in self._parameters.items():
             self.weights[name].copy_(parameter)
@@ -43,7 +43,7 @@ class WeightAverage:
     @contextmanager
     @torch.no_grad()
     def applied(self) -> Iterator[None]:
-        """The model has the averaged weights inside of the block."""
+        """Give the model the averaged weights inside the block."""
         self._swap()
         try:
             yield
@@ -51,7 +51,7 @@ class WeightAverage:
             self._swap()
 
     def _swap(self) -> None:
-        # In place: FSDP2 gathers the weights from the memory that it has laid out.
+        # In place: FSDP2 gathers the weights from memory that it laid out.
         for average, value in zip(self.weights.values(), self._values(), strict=True):
             kept = value.clone()
             value.copy_(local(average))

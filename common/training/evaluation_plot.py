@@ -1,4 +1,4 @@
-"""What a model makes of its context, and how far its confidence can be trusted."""
+"""Plot the loss by position and the calibration of a model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from common.visualization.labels import drawable, plain, wrapped
 if TYPE_CHECKING:  # it imports torch
     from common.training.prediction_metrics import PredictionMetrics
 
-_MOST_ROWS = 4  # of the legend, for which the figure needs no more room
+_MOST_ROWS = 4  # of the legend that fit the figure
 _FEW = 30  # an accuracy over fewer predictions says little
 
 
@@ -27,12 +27,12 @@ def plot_evaluation(
     title: str | None = None,
     output: str | Path | None = None,
 ) -> Figure:
-    """Loss by position and a reliability diagram; a colour is a validation set.
+    """Plot the loss by position and a reliability diagram; one colour per validation set.
 
     Args:
-        sets: {name: what `measure_predictions` found}.
-        output: also saved here (PNG, SVG or PDF by its ending).
-    Returns: a matplotlib Figure (shown by itself in a notebook).
+        sets: {name: result of `measure_predictions`}.
+        output: file to save to (PNG, SVG or PDF by its ending).
+    Returns: a matplotlib Figure (displayed automatically in a notebook).
     """
     figure = Figure(figsize=(10.5, 4.8), layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=(3, 1), width_ratios=(1.25, 1))
@@ -81,13 +81,13 @@ def _short(number: float) -> str:
 
 
 def _draw_positions(axes: Axes, found: PredictionMetrics, colour: str, label: str) -> None:
-    """Means over neighbouring positions, and pale behind them every position as it was measured."""
+    """Plot means over neighbouring positions, and every position pale behind them."""
     index = np.arange(len(found.position_loss))
     measured = found.position_counts > 0
     losses = drawable(found.position_loss)[0]
     measured &= np.isfinite(losses)
     x, loss, counts = (v[measured] for v in (index, losses, found.position_counts))
-    if not len(x):  # the curve that the legend names
+    if not len(x):  # the curve of the legend entry
         axes.plot([], [], color=colour, label=label)
         return
     groups = np.unique(np.floor(4 * np.log2(x)), return_inverse=True)[1]  # four to a doubling

@@ -1,4 +1,4 @@
-"""All that can be measured of a trained run, on its own text and others: tables, report.json, report.png."""
+"""Evaluate a trained run on its own text and others: tables, report.json, report.png."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _NUM_SAMPLES = 64
 def evaluate_run(run: TrainedRun, split: str = "val") -> dict[str, float]:
     """Evaluate a run on a whole split (train or val), print the result and return it.
 
-    Raises UsageError where there is no such split.
+    Raises UsageError if there is no such split.
     """
     metrics = run.evaluate(split)
     print(f"checkpoint  {display_path(run.checkpoint)}")
@@ -50,11 +50,11 @@ def evaluate_texts(
     """Evaluate a run on a whole split and on other texts, and print the results as a table.
 
     Args:
-        texts: files or folders of text; each is a set of its own, named by its file.
-        full_report: also accuracy, calibration, loss by position and the variety of samples, into
-            report.json and report.png of the run's folder.
-    Returns: the metrics that were printed, by set.
-    Raises ResearchErrors, before anything is computed where the input is at fault.
+        texts: files or folders of text; each is a separate set, named by its file.
+        full_report: also write accuracy, calibration, loss by position and diversity of samples to
+            report.json and report.png in the run's folder.
+    Returns: the printed metrics by set.
+    Raises ResearchError; for invalid input, before anything is computed.
     """
     text, model, config = run.text, run.model, run.config
     sets = {split: text.tokens(split), **read_texts(texts, text.tokenizer, taken=[split])}
@@ -85,9 +85,9 @@ def evaluate_texts(
 def measure_samples(
     model: BaseLanguageModel, tokens: Tokens, options: SampleConfig, seed: int
 ) -> dict[str, dict[str, float]]:
-    """Variety of what the model writes after prefixes of `tokens`, beside what follows them there.
+    """Diversity of continuations of prefixes of `tokens`, beside that of the original continuations.
 
-    Nothing ends a continuation early, so that all texts have the same length and can be compared.
+    No continuation ends early, so that all texts have the same length and are comparable.
     """
     length = min(_PREFIX_TOKENS + _CONTINUATION_TOKENS, len(tokens))
     prefix = max(1, min(_PREFIX_TOKENS, length // 3))
@@ -118,7 +118,7 @@ def _table_of_sets(metrics: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _table_of_positions(measured: Mapping[str, PredictionMetrics]) -> str:
-    """Mean losses where 1, 2-3, 4-7, ... tokens went before."""
+    """Mean losses after 1, 2-3, 4-7, ... preceding tokens."""
     longest = max(len(found.position_loss) for found in measured.values())
     firsts = [2**power for power in range(math.ceil(math.log2(longest)))]
     lasts = [min(2 * first, longest) - 1 for first in firsts]
@@ -167,7 +167,7 @@ def _write(
 
 
 def json_ready(value: Any) -> Any:
-    """`value` with arrays as lists and None for NaN and infinities, which JSON does not have."""
+    """Convert arrays to lists, and NaN and infinities, which JSON lacks, to None."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""How good a model is: the loss over all targets of a split, and what the objective reports besides."""
+"""Evaluate a model: the loss over all targets of a split, and other metrics of the objective."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 
 
 class Evaluator:
-    """Evaluates a model on batches that its objective understands.
+    """Evaluates a model on batches of its objective.
 
-    Without an objective that is the next token: batches {"input_ids", "labels"} of (batch, time)
-    int64 (see data/batch.py); without labels they are the input ids, and padding that an
-    `attention_mask` names never counts.
+    The default objective is the next token, with batches {"input_ids", "labels"} of (batch, time)
+    int64 (see data/batch.py). Labels default to the input ids, and padding by an `attention_mask`
+    is ignored.
 
     Args:
-        model: a BaseModel, or any module that is called and answers like a Hugging Face one.
-        device: where to compute; None leaves the model where it is.
+        model: a BaseModel, or any module with the interface of a Hugging Face model.
+        device: where to compute; None: the model's device.
         objective: what is predicted and reported; None: the next token.
         token_bytes: (vocab_size,) bytes per token (`Tokenizer.token_bytes`), for bits per byte
-            where there is no objective.
+            without an objective.
         precision: see training/precision.py.
-        context: of the processes that share the work; each computes some rows of every batch.
+        context: distributed context; each process computes some rows of every batch.
     """
 
     def __init__(
@@ -59,14 +59,14 @@ class Evaluator:
 
     @torch.no_grad()
     def evaluate(self, dataloader: Iterable[Any], *, accuracy: bool = False) -> dict[str, float]:
-        """Means over all targets, whatever batch they came in.
+        """Compute means over all targets, independent of how they are batched.
 
         Args:
-            accuracy: of next-token prediction, also the share of tokens that are the most likely
-                one (top-1), for which the logits of all tokens are computed.
-        Returns: `objective.report`: of texts loss (nats per token), perplexity, num_tokens, and with
-        `token_bytes` bits_per_byte.
-        Raises DataError when there is nothing to predict. See prediction_metrics.py for more.
+            accuracy: also compute top-1 accuracy of next-token prediction, which needs the logits
+                of all tokens.
+        Returns: `objective.report`; for text: loss (nats per token), perplexity, num_tokens, and
+        with `token_bytes` bits_per_byte.
+        Raises DataError if no batch has a label. See prediction_metrics.py for more metrics.
         """
         objective = self.objective
         if accuracy and isinstance(objective, NextToken):
@@ -102,7 +102,7 @@ class Evaluator:
     ) -> dict[str, dict[str, float]]:
         """`evaluate` on several validation sets: {"val": ..., "other": ...} -> metrics by set.
 
-        The name of a set is its split in `create_metrics_dataframe`. A DataError names the set.
+        Pass the name of a set as `split` to `create_metrics_dataframe`. A DataError names the set.
         """
         metrics = {}
         for name, dataloader in dataloaders.items():
@@ -124,14 +124,14 @@ class Evaluator:
         top_p: float | None = None,
         seed: int | None = 0,
     ) -> list[str]:
-        """Continue each prompt, up to `max_length` tokens in all; returns prompts with continuations.
+        """Continue each prompt up to `max_length` tokens in total; return prompts with continuations.
 
         Args:
-            tokenizer: has encode and decode; a text ends at its end-of-text token.
-            prompts: an empty one begins at the start of a document.
-            max_new_tokens: after each prompt, whatever its length; takes the place of `max_length`.
-            seed: each prompt has a generator of its own, seeded by `seed` and the index of the
-                prompt; None draws from the global generator.
+            tokenizer: has encode and decode; generation stops at its end-of-text token.
+            prompts: an empty prompt starts a new document.
+            max_new_tokens: number of tokens after each prompt, in place of `max_length`.
+            seed: each prompt has its own generator, seeded by `seed` and the index of the prompt;
+                None uses the global generator.
         """
         if not isinstance(self.model, BaseLanguageModel):
             raise TypeError("generate_samples needs a BaseLanguageModel")
@@ -158,7 +158,7 @@ class Evaluator:
     def create_metrics_dataframe(
         metrics: Mapping[str, float], epoch: float, split: str
     ) -> pd.DataFrame:
-        """One row with `epoch`, `split` and the metrics, as `save_experiment` takes it."""
+        """Return one row with `epoch`, `split` and the metrics, for `save_experiment`."""
         import pandas as pd
 
         return pd.DataFrame([{"epoch": epoch, "split": split, **metrics}])
@@ -169,5 +169,5 @@ def compute_perplexity(
     dataloader: Iterable[Any],
     device: str | torch.device | None = None,
 ) -> float:
-    """exp of the mean loss per predicted token (in nats) over `dataloader`."""
+    """Compute exp(mean loss in nats per predicted token) over `dataloader`."""
     return Evaluator(model, device).evaluate(dataloader)["perplexity"]

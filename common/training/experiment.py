@@ -1,7 +1,7 @@
-"""The value that flows: an Experiment is a model, its objective, and the data of both.
+"""Experiment: a model, its objective and their data, the value that everything else takes.
 
-A project's `build(config)` makes one. The Trainer trains it; evaluation, sampling, export and analysis
-begin with the same value, through `load_run` (trained_run.py).
+A project's `build(config)` returns it. The Trainer trains it; evaluation, sampling, export and
+analysis get the same value from `load_run` (trained_run.py).
 """
 
 from __future__ import annotations
@@ -26,32 +26,33 @@ from common.training.config import BaseExperimentConfig, ExperimentConfig
 from common.training.objective import NextToken, Objective
 
 C = TypeVar("C", bound=BaseExperimentConfig)
-_LOOK_AT = 100  # training batches, where the first ones have no target
+_LOOK_AT = 100  # training batches to search for a first target
 _NO_LABELS = "-100 marks what is not predicted; the labels of a text are its input ids"
 
 
 class Experiment:
-    """What is trained on what, and how it is evaluated.
+    """A model with its training and validation data.
 
     Args:
-        train_data: gives the batch of any index (data/batch.py), the same in every process; or a
-            DataLoader or a list of batches, which are gone through again and again.
-        val_data: batches of one pass over the validation split; None: no evaluation. A DataLoader
-            or a list will do.
+        train_data: returns the batch of any index (data/batch.py), the same in every process; or a
+            DataLoader or a list of batches, which are cycled through.
+        val_data: batches of one pass over the validation split, for example a DataLoader or a list;
+            None: no evaluation.
         objective: what is predicted; None: the next token, by `model.vocab_size`.
-        quick_val_data: a part of it, evaluated on the way and at the end, which finds the best
-            checkpoint and stops early. Logged as the split `val_quick`, so that no loss of few batches
-            passes for one of the whole split; `val` is then logged once, at the end. None: all of
-            `val_data`, logged as `val` each time.
-        other_val_data: more validation sets by name, evaluated at the end and logged as splits.
-        callbacks: of this experiment, besides those that the configuration asks for.
-        units_per_epoch: size of the training split in the unit of the objective, for the `epoch` of
-            logged rows where `train_data` has no epochs of its own.
-        fingerprint: identifies the data (JSON), besides what `train_data` says of itself; a resume
-            on other data is refused.
-        facts: recorded in the manifest of the run.
-        text: the tokens that the batches are cut from, for what looks at texts.
-    Raises DataError for data that cannot give a batch by its index, ModelError for another module.
+        quick_val_data: a part of it, evaluated during training and at the end, for the best
+            checkpoint and early stopping. Logged as the split `val_quick`, so that a loss over few
+            batches is never mistaken for that of the whole split; `val` is then logged once, at the
+            end. None: all of `val_data`, logged as `val` each time.
+        other_val_data: further validation sets by name, evaluated at the end and logged as splits.
+        callbacks: callbacks in addition to those of the configuration.
+        units_per_epoch: size of the training split in the unit of the objective, for the logged
+            `epoch` if `train_data` has no epochs.
+        fingerprint: identifies the data (JSON), in addition to the fingerprint of `train_data`; a
+            resume on other data is refused.
+        facts: values to record in the manifest of the run.
+        text: the tokens that the batches are cut from, if the data is text.
+    Raises DataError for data that cannot return a batch by index, ModelError if `model` is no
+    BaseModel.
     """
 
     def __init__(
@@ -93,17 +94,17 @@ class Experiment:
 
     @property
     def text(self) -> TokenDataset:
-        """Raises UsageError where the data is no text."""
+        """The text data. Raises UsageError if the data is not text."""
         if self._text is None:
             raise UsageError("this experiment has no text", "it was trained on other data")
         return self._text
 
     def batch(self, index: int) -> Batch:
-        """Training batch `index` as the model computes with it."""
+        """Return training batch `index`, prepared for the model."""
         return self.objective.prepare(self.train_data.batch(index), index)
 
     def check(self) -> None:
-        """Raise DataError where the data has nothing to learn or to evaluate."""
+        """Raise DataError if there is nothing to learn or to evaluate."""
         count = self.objective.count
         if not any(count(self.batch(index)) for index in range(_LOOK_AT)):
             raise DataError(
@@ -122,7 +123,7 @@ class Experiment:
 
 
 def build_experiment(build: Callable[[C], Experiment], config: C, project: str) -> Experiment:
-    """What the `build` of a project makes of `config`. Raises ConfigError where it is no Experiment."""
+    """Call the `build` of a project. Raises ConfigError if it returns no Experiment."""
     experiment = build(config)
     if not isinstance(experiment, Experiment):
         raise ConfigError(
@@ -138,9 +139,9 @@ def text_experiment(
     text: TokenDataset,
     callbacks: Sequence[Callback] = (),
 ) -> Experiment:
-    """Next-token prediction on `text` as `config.data` asks for it; samples at every evaluation.
+    """Create an Experiment of next-token prediction on `text` by `config.data`, with samples at every evaluation.
 
-    Raises ResearchErrors for a text that is too short, and for prompts that cannot be encoded.
+    Raises ResearchError for a text that is too short and prompts that cannot be encoded.
     """
     if config.data.document_mask:
         model.mask_documents(text.tokenizer.end_of_text)
@@ -202,7 +203,7 @@ def _train_windows(config: ExperimentConfig, text: TokenDataset) -> BatchSource:
 
 
 def _other_texts(config: ExperimentConfig, text: TokenDataset) -> dict[str, Tokens]:
-    """Tokens of every text of `data.more_validation` by the name of its file, and of each source."""
+    """Tokens of each text of `data.more_validation`, by file name, and of each source."""
     texts = read_texts(
         config.data.more_validation, text.tokenizer, taken=["train", "val", VAL_QUICK]
     )
@@ -212,7 +213,7 @@ def _other_texts(config: ExperimentConfig, text: TokenDataset) -> dict[str, Toke
 
 
 def _fingerprint_of_few(config: ExperimentConfig, text: TokenDataset) -> dict[str, str]:
-    """Equal for runs whose evaluations on the way take the same windows of the same tokens."""
+    """Fingerprint that is equal for runs whose quick evaluations use the same windows of the same tokens."""
     tokens = [value for key, value in text.fingerprint.items() if key.endswith("val")]
     windows = config.training.eval_batches, config.data.eval_batch_size, config.context_length
     return {VAL_QUICK: sha256(repr((tokens, windows)).encode()).hexdigest()}

@@ -1,4 +1,4 @@
-"""A trained run writes: text as it is drawn, up to a stop string, once or in answer to every line."""
+"""Sample from a trained run: streamed text up to a stop string, once or interactively."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def sample_run(
     seed: int,
     **options: Any,
 ) -> None:
-    """Print `num_samples` continuations as they are drawn, with seeds `seed`, `seed + 1`, ...
+    """Print `num_samples` continuations as they are generated, with seeds `seed`, `seed + 1`, ...
 
     `options` are those of `stream_text`.
     """
@@ -36,7 +36,7 @@ def sample_run(
 
 
 def _print_all(pieces: Iterable[str]) -> str:
-    """Show every piece at once, then end the line, also where Ctrl-C ends it; return the text."""
+    """Print each piece at once, then end the line, also on Ctrl-C; return the text."""
     text = ""
     try:
         for piece in pieces:
@@ -56,7 +56,7 @@ def converse(
 ) -> None:
     """Continue every line of standard input until it ends; `options` are those of `stream_text`.
 
-    The model reads all that was written before, `prompt` at first, a line end before each new line.
+    The model reads all previous text, starting with `prompt`, with a line end before each new line.
     The n-th continuation has the seed `seed + n`.
     """
     model, tokenizer = run.model, run.text.tokenizer
@@ -69,7 +69,7 @@ def converse(
         asked = f"{text}{line_end if text and not text.endswith(line_end) else ''}{line}"
         try:
             pieces = stream_text(model, tokenizer, asked, seed=seed + number, **options)
-        except DataError as error:  # a typing mistake must not end the conversation
+        except DataError as error:  # a typo must not end the session
             print(printable(f"error [{error.code}]: {error.message}"), file=sys.stderr)
             continue
         text = asked + _print_all(pieces)
@@ -84,11 +84,11 @@ def _knows(tokenizer: Tokenizer, text: str) -> bool:
 
 
 def _typed_lines() -> Iterator[str]:
-    """The lines of standard input; at a terminal they can be edited and called up again."""
+    """Yield the lines of standard input; on a terminal with line editing and history."""
     at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if at_terminal:
-        print("Every line is continued. /reset forgets what was written, Ctrl-D ends.")
-        with suppress(ImportError):  # Windows has none; its terminal edits lines by itself
+        print("Type a line to continue it. /reset clears the context, Ctrl-D exits.")
+        with suppress(ImportError):  # missing on Windows, whose terminal edits lines itself
             import readline  # noqa: F401  # input() uses it from then on
     while True:
         try:

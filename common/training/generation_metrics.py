@@ -1,8 +1,8 @@
-"""How varied the text is that a model writes: distinct n-grams and repetition.
+"""Diversity of generated text: distinct n-grams and repetition.
 
-A text that repeats itself has a low loss and is worth nothing; greedy decoding of small models ends
-in loops (Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration"). Compare with the
-numbers of real text of the same length: both depend on it.
+Repetitive text has a low loss but is worthless; greedy decoding of small models ends in loops
+(Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration"). Both metrics depend on the
+length: compare with real text of the same length.
 """
 
 from __future__ import annotations
@@ -17,22 +17,21 @@ Texts = Sequence[Sequence[int]]  # token ids of each text
 
 
 def distinct_n(texts: Texts, n: int) -> float:
-    """The number of different n-grams in all texts together, divided by the number of tokens.
+    """Number of distinct n-grams in all texts, divided by the number of tokens.
 
     Li et al. 2016, "A Diversity-Promoting Objective Function for Neural Conversation Models",
-    section 5 (others divide by the number of n-grams). N-grams do not cross from text to text.
-    1 is the most for n = 1; NaN where there are no tokens.
+    section 5 (others divide by the number of n-grams). N-grams do not cross texts. At most 1 for n
+    = 1; NaN without tokens.
     """
     num_tokens = sum(len(text) for text in texts)
     return len({gram for text in texts for gram in _ngrams(text, n)}) / (num_tokens or math.nan)
 
 
 def repetition_n(texts: Texts, n: int) -> float:
-    """The share of a text's n-grams that occurred in it before, as a mean over the texts.
+    """Fraction of n-grams that occurred earlier in the same text, averaged over texts.
 
-    seq-rep-n of Welleck et al. 2020, "Neural Text Generation with Unlikelihood Training",
-    section 6: 1 - |different n-grams| / |n-grams|. Texts shorter than n have none and are left out;
-    NaN where all are.
+    seq-rep-n of Welleck et al. 2020, "Neural Text Generation with Unlikelihood Training", section
+    6: 1 - |different n-grams| / |n-grams|. Texts shorter than n are excluded; NaN if all are.
     """
     shares = []
     for text in texts:

@@ -1,4 +1,4 @@
-"""The main job: build the experiment of a configuration, train, evaluate, sample, store. Called by common/cli.py."""
+"""The main job, called by common/cli.py: build an experiment, train, evaluate, sample, store."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def train_experiment(
     extend: str | None = None,
     share_auto: Path | None = None,
 ) -> dict[str, float]:
-    """Train the experiment that `build` makes of `config`; returns its final validation metrics.
+    """Train the experiment built from `config`; return its final validation metrics.
 
-    Everything that can be wrong with the input is found before the name of the experiment is
-    taken. `extend` names another experiment: training goes on from its last checkpoint. With
-    `share_auto`, a file, several runs agree on precision and compilation where those are `auto`.
-    Raises ResearchErrors, and Interrupted after a signal.
+    All input is validated before the experiment name is claimed. `extend` names another experiment,
+    whose last checkpoint training continues from. `share_auto` is a file through which several runs
+    agree on precision and compilation that are `auto`.
+    Raises ResearchError, and Interrupted after a signal.
     """
     changes: dict[str, list[Any]] = {}
     with join_context(config.training.device) as context:
@@ -98,12 +98,12 @@ def train_experiment(
 def _build(
     config: C, build: Callable[[C], Experiment], project: str, context: DistributedContext
 ) -> Experiment:
-    """The experiment, after all checks that need no run; the main process prepares the data first."""
+    """Build the experiment and check all that needs no run; rank 0 prepares the data first."""
     check_precision(config.training.precision, context.device)
     check_distributed(config.training, config.optimizer, context)
     if context.world_size == 1 and config.training.distributed != "auto":
         log.warning(
-            f"training.distributed={config.training.distributed} does nothing in one process: "
+            f"training.distributed={config.training.distributed} has no effect in one process: "
             "start several with torchrun --nproc-per-node N"
         )
     if config.training.num_threads is not None:
@@ -119,12 +119,12 @@ def _build(
 def _check_extendable(config: BaseExperimentConfig, name: str) -> None:
     steps = steps_in(folder_of(name) / "checkpoints")
     if not steps:
-        raise CheckpointError(f"'{name}' has no checkpoint to go on from", "train it first")
+        raise CheckpointError(f"'{name}' has no checkpoint to continue from", "train it first")
     if steps[-1] >= config.training.max_steps:
         raise ConfigError(
-            f"'{name}' has {steps[-1]} steps already, and training.max_steps is "
+            f"'{name}' already has {steps[-1]} steps, and training.max_steps is "
             f"{config.training.max_steps}",
-            f"give the steps in all, for example training.max_steps={2 * steps[-1]}",
+            f"give the total number of steps, for example training.max_steps={2 * steps[-1]}",
         )
 
 
@@ -132,7 +132,7 @@ def _extend(trainer: Trainer, config: BaseExperimentConfig, name: str) -> None:
     before = recorded_config(name, type(config)).model_dump(mode="json")
     changes = _decisive_changes(before, config.model_dump(mode="json"))
     shown = "; ".join(f"{key}: {was} -> {now}" for key, (was, now) in changes.items())
-    log.info(f"going on from the last checkpoint of '{name}' with other values ({shown})")
+    log.info(f"continuing from the last checkpoint of '{name}' with changes ({shown})")
     trainer.extend(folder_of(name) / "checkpoints", changes)
 
 
@@ -147,7 +147,7 @@ def _start_run(
     resume: bool,
     extend: str | None,
 ) -> Iterator[Run | None]:
-    """The experiment in the store. Only rank 0 has it."""
+    """Start the run in the store; only rank 0 has one."""
     if not context.is_main:
         yield None
         return
@@ -167,14 +167,14 @@ def _start_run(
 
 def _facts(experiment: Experiment, run: Run) -> Mapping[str, Any]:
     facts = experiment.facts
-    if holds_quick(run.manifest):  # begun by an earlier version, and remains what it is
+    if holds_quick(run.manifest):  # started by an earlier version: keep its splits
         data = {key: value for key, value in facts["data_fingerprint"].items() if key != VAL_QUICK}
         facts = {**facts, "data_fingerprint": data}
     return facts
 
 
 def _callbacks(config: TrainingConfig, run: Run | None) -> list[Callback]:
-    """What the configuration asks for; early stopping concerns every process, the rest rank 0."""
+    """Callbacks of the configuration; all ranks need early stopping, only rank 0 the rest."""
     callbacks: list[Callback] = []
     if run is not None:
         callbacks.append(ProgressBar())
@@ -198,7 +198,7 @@ def _callbacks(config: TrainingConfig, run: Run | None) -> list[Callback]:
 
 
 def _newest_resumable(config: C, project: str) -> str:
-    """The unfinished run of this project and configuration that was started last."""
+    """Find the latest unfinished run of this project and configuration."""
     wanted = config.model_dump(mode="json")
     catalogue = open_catalogue()
     for run in reversed(catalogue.overview()):
@@ -212,9 +212,9 @@ def _newest_resumable(config: C, project: str) -> str:
 
 
 def _changes_of_config(config: C, name: str, anyway: bool) -> dict[str, list[Any]]:
-    """{key: [before, now]} of what decides weights or rows. Raises ConfigError without `anyway`."""
+    """Return {key: [before, now]} of changed keys that affect weights or rows; without `anyway` raise ConfigError."""
     if name not in open_catalogue().names():
-        return {}  # killed before its first record, or not there: start_experiment knows
+        return {}  # killed before its first record, or missing: start_experiment handles both
     recorded = recorded_config(name, type(config))
     _warn_of_edited_file(recorded, name)
     different = _decisive_changes(recorded.model_dump(mode="json"), config.model_dump(mode="json"))
@@ -222,11 +222,11 @@ def _changes_of_config(config: C, name: str, anyway: bool) -> dict[str, list[Any
         changes = "; ".join(f"{key}: {was} -> {now}" for key, (was, now) in different.items())
         if not anyway:
             raise ConfigError(
-                f"'{name}' was started with another configuration ({changes})",
-                f"resume with its own: --name {name} --resume without --config and overrides, or "
-                "take the new one with --resume-anyway",
+                f"'{name}' was started with a different configuration ({changes})",
+                f"keep its configuration: --name {name} --resume without --config and overrides, or "
+                "use the new one with --resume-anyway",
             )
-        log.warning(f"resuming with another configuration: {changes}")
+        log.warning(f"resuming with a different configuration: {changes}")
     return different
 
 
@@ -238,19 +238,19 @@ def _warn_of_edited_file(recorded: BaseExperimentConfig, name: str) -> None:
         edited = True
     if edited:
         log.warning(
-            f"{display_path(path)} was edited, and is only a copy: '{name}' goes on as recorded; "
+            f"{display_path(path)} was edited, but is only a copy: '{name}' continues as recorded; "
             "to change it: --resume-anyway key.path=value"
         )
 
 
 def _decisive_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The keys on which two configurations differ, but for those that decide no weight and no row."""
+    """Keys that differ between two configurations and affect weights or rows."""
     different = diff_configs([before, now])
     return {key: values for key, values in different.items() if key not in FREE_ON_RESUME}
 
 
 def _record_config(config: BaseExperimentConfig, run: Run) -> None:
-    """From now on the run has this configuration: for the next resume, and for whoever reads it."""
+    """Record this configuration as the run's, for the next resume and for readers."""
     values = config.model_dump(mode="json")
     if values != run.manifest["config"]:
         run.update(config=values, seed=config.seed)
@@ -276,7 +276,7 @@ def _announce(trainer: Trainer, run: Run) -> None:
 
 
 def _report(metrics: dict[str, float], trainer: Trainer, run: Run) -> None:
-    """What a user wants to know at the end: the result, a sample, where everything is, what next."""
+    """Print the result, a sample, the run folder and the next commands."""
     samples = next((c for c in trainer.callbacks if isinstance(c, Samples)), None)
     for text in samples.latest if samples else []:
         show(f"\n--- sample ---\n{text}")
@@ -294,9 +294,9 @@ def _report(metrics: dict[str, float], trainer: Trainer, run: Run) -> None:
 
 
 def describe(split: str, metrics: Mapping[str, float], experiment: Experiment) -> str:
-    """The metrics of a split in a line, and in another what is known of the best that is possible."""
+    """The metrics of a split in a line, and on another the known lower bound."""
     if not metrics:
-        return f"{split:10}  not evaluated: there is no validation data"
+        return f"{split:10}  not evaluated: no validation data"
     lines = [f"{split:10}  {experiment.objective.describe(metrics)}"]
     floor = experiment.facts.get("floor_bits_per_byte")
     if floor is not None and split in ("validation", "val"):

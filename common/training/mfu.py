@@ -1,7 +1,7 @@
-"""Model FLOPs utilisation: which part of what the device could compute the model's own arithmetic is.
+"""Model FLOPs utilisation (MFU): achieved model FLOP/s as a fraction of the device's peak.
 
-Chowdhery et al. 2022, "PaLM", appendix B: MFU = tokens per second / (peak FLOP/s / FLOPs per token),
-where recomputation and anything else that the model does not need counts as nothing.
+Chowdhery et al. 2022, "PaLM", appendix B: MFU = tokens per second / (peak FLOP/s / FLOPs per
+token), where recomputation and other overhead do not count.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from common.models.base import BaseLanguageModel
 
 
 class Peak(NamedTuple):
-    """Dense (not sparse) FLOP/s in units of 1e12, as the maker states them; None: no such unit."""
+    """Dense (not sparse) TFLOP/s, from data sheets; None: not supported by the device."""
 
-    bf16: float | None  # tensor cores, summed in fp32
+    bf16: float | None  # tensor cores, fp32 accumulation
     tf32: float | None
     fp32: float  # without tensor cores
 
 
-# By what torch.cuda.get_device_name() says, after "NVIDIA ", "Tesla " or "GeForce ". The whole name
-# has to fit: a MIG slice, a laptop or a "4090 D" is another device. Where the maker states figures
-# with sparsity only, these are half of them.
+# Patterns of torch.cuda.get_device_name() after "NVIDIA ", "Tesla " or "GeForce ". The full name
+# must match: a MIG slice, a laptop or a "4090 D" is another device. Figures published only with
+# sparsity are halved.
 _PEAKS: dict[str, Peak] = {
     # "NVIDIA A100 Tensor Core GPU" data sheet
     r"A100-(SXM4|PCIE)-(40|80)GB|A100 80GB PCIe": Peak(312, 156, 19.5),
@@ -64,8 +64,8 @@ def flops_per_token(
 ) -> int:
     """6 N + 12 L H Q T: forward and backward, of which a third is forward (PaLM, appendix B).
 
-    6 per parameter that is multiplied with; 12 L H Q T for queries times keys and weights times
-    values, as if every token saw all `context_length` tokens (half of it is masked, and counts).
+    6 per parameter of a matrix product; 12 L H Q T for queries times keys and weights times values,
+    as if every token saw all `context_length` tokens (the masked half counts).
     """
     return 6 * num_parameters + 12 * num_layers * num_heads * head_size * context_length
 
@@ -73,8 +73,8 @@ def flops_per_token(
 def model_flops_per_token(model: BaseLanguageModel, context_length: int) -> int | None:
     """FLOPs per token of training `model` on sequences of `context_length` tokens.
 
-    None for a model of which it is not known: one that is not made of attention or LSTM layers and
-    plain feed-forward layers, as its `arguments` tell.
+    None if unknown: the model's `arguments` describe other layers than attention, LSTM and plain
+    feed-forward layers.
     """
     arguments = model.arguments
     mixer = arguments.get("mixer", "attention")
@@ -84,15 +84,15 @@ def model_flops_per_token(model: BaseLanguageModel, context_length: int) -> int 
         return None
     layers, heads, hidden = (int(size) for size in shape if size is not None)
     if mixer == "lstm":
-        layers = 0  # all that it computes, it computes with its weights
+        layers = 0  # all its FLOPs are products with its weights
     head_size = int(arguments.get("head_size") or hidden // heads)
     return flops_per_token(_multiplied(model), layers, heads, head_size, context_length)
 
 
 def _multiplied(model: BaseLanguageModel) -> int:
-    """The parameters that are multiplied with: a row that is looked up in an embedding is not.
+    """Number of parameters in matrix products, which excludes embedding look-ups.
 
-    (Kaplan et al. 2020, section 2.1, leave embeddings out as well. PaLM's are tied, and count.)
+    (Kaplan et al. 2020, section 2.1, exclude embeddings too. PaLM's are tied and count.)
     """
     looked_up = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding))
     tied = model.vocab_size * int(model.arguments["hidden_size"])
@@ -101,7 +101,7 @@ def _multiplied(model: BaseLanguageModel) -> int:
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """What the device can do in a second, None where that is not known. `precision`: bf16 or fp32."""
+    """Peak FLOP/s of the device, None if unknown. `precision`: bf16 or fp32."""
     if device.type != "cuda":
         return None
     uses_tf32 = precision == "fp32" and torch.get_float32_matmul_precision() != "highest"
@@ -109,7 +109,7 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 
 def peak_flops_of(device_name: str, precision: str) -> float | None:
-    """As `peak_flops`, by the name that CUDA gives the device. `precision`: bf16, tf32 or fp32."""
+    """`peak_flops` by the CUDA device name. `precision`: bf16, tf32 or fp32."""
     name = re.sub(r"^(NVIDIA )?(Tesla |GeForce )?", "", device_name)
     for pattern, peak in _PEAKS.items():
         if re.fullmatch(pattern, name):

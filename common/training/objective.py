@@ -1,7 +1,7 @@
-"""What a model is trained for: which targets a batch has, their loss, and what an evaluation reports.
+"""Training objectives: the targets of a batch, their loss, and the metrics of an evaluation.
 
-Trainer, Evaluator and autotuning hand batches to the objective and never look into them. Another task
-is another Objective: `prepare`, `count`, `loss`, `measure`, and `report` where it reports more.
+Trainer, Evaluator and autotuning pass batches to the objective and never inspect them. For another
+task subclass Objective: `prepare`, `count`, `loss`, `measure`, and `report` for more metrics.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _INPUTS_AND_LABELS = (
 
 
 class Objective(ABC):
-    """The task of a training. Losses are means over the targets of a batch, in `loss_unit`.
+    """Base class of training tasks. Losses are means over the targets of a batch, in `loss_unit`.
 
     Attributes:
-        unit: what a target is, in the plural: the metrics have `num_<unit>` and `<unit>_per_second`.
-        loss_unit: of one target, as a terminal shows it; empty for a loss without a unit.
+        unit: plural name of a target, used in the metrics `num_<unit>` and `<unit>_per_second`.
+        loss_unit: unit of the loss per target, for display; empty: no unit.
     """
 
     unit: str
@@ -46,37 +46,37 @@ class Objective(ABC):
 
     @abstractmethod
     def prepare(self, given: Any, index: int) -> Batch:
-        """The batch that the model computes with, from batch `index` of the data.
+        """Turn batch `index` of the data into the model's batch.
 
-        A pure function, so that a resume is exact: noise and masks are drawn from `index` and a seed
-        of the objective. Raises DataError for what is no batch of this task.
+        A pure function, so that a resume is exact: noise and masks are drawn from `index` and a
+        seed of the objective. Raises DataError for an invalid batch.
         """
 
     @abstractmethod
     def count(self, batch: Batch) -> int:
-        """How many targets `batch` has: they weight its mean loss."""
+        """Number of targets in `batch`, which weights its mean loss."""
 
     def size(self, batch: Batch) -> int:
-        """How many units the model reads, with or without a target: for the speed."""
+        """Number of units the model reads, with or without a target, for the speed."""
         return num_rows(batch)
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """The mean loss over the targets of `batch`, a scalar with a gradient."""
+        """Compute the mean loss over the targets of `batch`, a scalar with a gradient."""
 
     @abstractmethod
     def measure(self, model: nn.Module, batch: Batch) -> dict[str, float]:
-        """Sums over `batch` for `report`: at least `loss` and `targets`, and `correct` for an accuracy."""
+        """Compute sums over `batch` for `report`: at least `loss` and `targets`, and `correct` for accuracy."""
 
     def loss_metrics(self, loss: float) -> dict[str, float]:
-        """What is logged of a mean loss."""
+        """Metrics to log for a mean loss."""
         return {"loss": loss}
 
     def report(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """The metrics of an evaluation, from the sums of `measure` over all batches and processes."""
+        """Compute the metrics of an evaluation from the sums of `measure` over all batches and processes."""
         targets = sums["targets"]
         if not targets:
-            raise DataError("there is nothing to evaluate: no batch has a label to predict")
+            raise DataError("nothing to evaluate: no batch has a label to predict")
         metrics = self.loss_metrics(sums["loss"] / targets)
         metrics[f"num_{self.unit}"] = int(targets)
         if "correct" in sums:
@@ -84,7 +84,7 @@ class Objective(ABC):
         return metrics
 
     def describe(self, metrics: Mapping[str, float]) -> str:
-        """The metrics of an evaluation in one line, for a terminal."""
+        """Format the metrics of an evaluation as one line."""
         one = self.unit.removesuffix("s")
         loss_unit = f" {self.loss_unit}" if self.loss_unit else ""
         parts = [f"loss {metrics['loss']:.4f}{loss_unit} per {one}"]
@@ -98,13 +98,13 @@ class Objective(ABC):
 
 
 class NextToken(Objective):
-    """Predict the next token of texts: batches {"input_ids", "labels"} of (batch, time) int64.
+    """Next-token prediction: batches {"input_ids", "labels"} of (batch, time) int64.
 
     Args:
-        vocab_size: ids beyond it are refused; None: not checked.
+        vocab_size: larger ids raise DataError; None: not checked.
         token_bytes: (vocab_size,) bytes per token (`Tokenizer.token_bytes`), for bits per byte.
-        accuracy: measure also the share of tokens that are the most likely one (top-1). It needs
-            the (batch, time, vocab_size) logits, which the loss alone does not keep.
+        accuracy: also measure top-1 accuracy. It needs the (batch, time, vocab_size) logits, which
+            the loss alone does not keep.
     """
 
     unit = "tokens"
@@ -119,7 +119,7 @@ class NextToken(Objective):
         self.accuracy = accuracy
 
     def prepare(self, given: Any, index: int) -> Batch:
-        """What `to_batch` (data/batch.py) takes: padding and missing labels are seen to."""
+        """Convert anything that `to_batch` (data/batch.py) takes; handles padding and missing labels."""
         return to_batch(given, self.vocab_size)
 
     def count(self, batch: Batch) -> int:
@@ -129,7 +129,7 @@ class NextToken(Objective):
         return batch["input_ids"].numel()
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Of a BaseLanguageModel, or of any module that answers like a Hugging Face one."""
+        """Loss of a BaseLanguageModel, or of any module with the interface of a Hugging Face model."""
         input_ids, labels = batch["input_ids"], batch["labels"]
         if not isinstance(model, BaseLanguageModel):
             return model(input_ids, labels=labels)["loss"]  # type: ignore[no-any-return]
@@ -154,9 +154,9 @@ class NextToken(Objective):
         return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
 
     def report(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Loss (nats per token), perplexity (its exponential), num_tokens, and what was asked for.
+        """Loss (nats per token), perplexity (its exponential), num_tokens and the optional metrics.
 
-        Special tokens stand for 0 bytes, and their loss counts.
+        Special tokens have 0 bytes, but their loss counts.
         """
         metrics = super().report(sums)
         if sums.get("bytes"):
@@ -165,13 +165,13 @@ class NextToken(Objective):
 
 
 class Classification(Objective):
-    """Assign one of several classes: batches {"inputs": (batch, ...), "labels": (batch,) int64}.
+    """Classification: batches {"inputs": (batch, ...), "labels": (batch,) int64}.
 
-    The model maps inputs to {"logits": (batch, num_classes)}; rows with the label -100 do not count.
+    The model maps inputs to {"logits": (batch, num_classes)}; rows with label -100 are ignored.
 
     Args:
-        num_classes: labels beyond it are refused.
-        unit: what a row is, in the plural.
+        num_classes: larger labels raise DataError.
+        unit: plural name of a row.
     """
 
     def __init__(self, num_classes: int, unit: str = "images") -> None:
@@ -179,7 +179,7 @@ class Classification(Objective):
         self.unit = unit
 
     def prepare(self, given: Any, index: int) -> Batch:
-        """Takes a mapping with these two keys, or a tuple of the two, as datasets of PyTorch give it."""
+        """Accept a mapping with these two keys, or a tuple of the two, as PyTorch datasets return."""
         if isinstance(given, list | tuple) and len(given) == 2:
             given = {"inputs": given[0], "labels": given[1]}
         if not isinstance(given, Mapping) or not {"inputs", "labels"} <= given.keys():
@@ -196,18 +196,18 @@ class Classification(Objective):
                 f"inputs and labels are {describe_tensor(inputs)} and {describe_tensor(labels)}",
                 _INPUTS_AND_LABELS,
             )
-        labels = labels.long()  # first: -100 is 156 to a uint8
+        labels = labels.long()  # first: -100 is 156 as uint8
         self._check_classes(labels)
         return {"inputs": inputs, "labels": labels}
 
     def _check_classes(self, labels: torch.Tensor) -> None:
-        """A GPU only says that an assertion failed."""
+        """Check on the CPU: a GPU reports only a failed assertion."""
         classes = labels[labels != IGNORE_INDEX]
         wrong = classes[(classes < 0) | (classes >= self.num_classes)]
         if len(wrong):
             raise DataError(
-                f"a label is {int(wrong[0])}, and there are {self.num_classes} classes",
-                f"classes are 0 to {self.num_classes - 1}; {IGNORE_INDEX} marks what does not count",
+                f"label {int(wrong[0])} is out of range for {self.num_classes} classes",
+                f"labels are 0 to {self.num_classes - 1}; {IGNORE_INDEX} marks ignored rows",
             )
 
     def count(self, batch: Batch) -> int:
@@ -228,14 +228,14 @@ class Classification(Objective):
         expected = (len(batch["labels"]), self.num_classes)
         if logits.shape != expected:
             raise ModelError(
-                f"{type(model).__name__} gives logits of {tuple(logits.shape)}",
+                f"{type(model).__name__} returns logits of shape {tuple(logits.shape)}",
                 f"expected (batch, num_classes), here {expected}",
             )
         return logits
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The mean in nats, computed in fp32 or better; 0 where no row has a label."""
+    """Mean cross-entropy in nats, computed in fp32 or better; 0 if no row has a label."""
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     total = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")

@@ -1,4 +1,4 @@
-"""An optimizer's state as named tensors and JSON, as checkpoints keep it, and back."""
+"""Convert the state of an optimizer to named tensors and JSON for checkpoints, and back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from common.models.shards import is_sharded
 def pack_optimizer(
     optimizer: torch.optim.Optimizer,
 ) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
-    """(param groups as JSON, tensors by `optimizer.<parameter index>.<name>`)."""
+    """Return (param groups as JSON, tensors by `optimizer.<parameter index>.<name>`)."""
     # Not by state_dict(), whose first call imports PyTorch's compiler.
     groups = [
         {key: value for key, value in group.items() if key != "params"}
@@ -33,9 +33,9 @@ def unpack_optimizer(
     groups: list[dict[str, Any]],
     tensors: Mapping[str, torch.Tensor],
 ) -> None:
-    """Restore the tensors that `pack_optimizer` returned; rates and the like are the configuration's.
+    """Restore the tensors that `pack_optimizer` returned; hyperparameters come from the configuration.
 
-    Raises CheckpointError when the parameters are grouped in another way or have other shapes.
+    Raises CheckpointError if the parameters have other groups or shapes.
     """
     parameters = _parameters(optimizer)
     was, now = (
@@ -44,8 +44,8 @@ def unpack_optimizer(
     )
     if was != now:
         raise CheckpointError(
-            "the optimizer state does not fit: its parameters were grouped in another way",
-            "keep optimizer.name, optimizer.lr_factors, and whether weights decay, as they were",
+            "the optimizer state does not fit: its parameters were grouped differently",
+            "restore optimizer.name, optimizer.lr_factors, and whether weights decay",
         )
     for key, value in with_prefix(tensors, "optimizer.").items():
         index, name = key.split(".", 1)
@@ -60,7 +60,7 @@ def unpack_optimizer(
 def sharded_parameters(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, torch.Tensor]:
-    """What `latest_checkpoint` takes as `parts`: how the tensors of training are split."""
+    """How the tensors of training are sharded, as `latest_checkpoint` takes it as `parts`."""
     parts: dict[str, torch.Tensor] = dict(model.named_parameters())
     for index, parameter in enumerate(_parameters(optimizer)):
         parts[f"optimizer.{index}"] = parameter
@@ -72,5 +72,5 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
 
 
 def with_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors whose name begins so, without the prefix."""
+    """Tensors whose names start with the prefix, without it."""
     return {k.removeprefix(prefix): tensor for k, tensor in tensors.items() if k.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""AdamW and Muon in one optimizer: one step, one state, one place where gradients are scaled."""
+"""AdamW and Muon in one optimizer, with one step, one state and one place to scale gradients."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from common.training.sharded import local
 
 
 class AdamWMuon(torch.optim.Optimizer):
-    """Each parameter group says its `algorithm`: "adamw" or "muon".
+    """AdamW and Muon; each parameter group names its `algorithm`: "adamw" or "muon".
 
-    Gradient clipping and loss scaling are one division; the fused AdamW kernel makes it while it
-    reads the gradient, so no pass over all gradients is spent on it.
+    Gradient clipping and loss scaling are one division, which the fused AdamW kernel does as it
+    reads the gradient, without a separate pass over all gradients.
     """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         super().__init__(groups, {})
 
-    # PyTorch's own two methods import its compiler when they are first called (1 s, 70 MB).
+    # PyTorch's own two methods import its compiler on the first call (1 s, 70 MB).
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self.param_groups.append({"initial_lr": param_group["lr"], **param_group})
 
@@ -57,8 +57,8 @@ class AdamWMuon(torch.optim.Optimizer):
         """Update every parameter that has a gradient.
 
         Args:
-            divisor: scalar that every gradient is divided by.
-            skip: scalar, 1 where nothing is to be changed (a gradient is not finite), else 0.
+            divisor: scalar to divide every gradient by.
+            skip: scalar, 1 to change nothing (a gradient is not finite), else 0.
         """
         for group in self.param_groups:
             with_gradient = [p for p in group["params"] if p.grad is not None]
@@ -70,12 +70,11 @@ class AdamWMuon(torch.optim.Optimizer):
 def create_optimizer(
     model: nn.Module, config: OptimizerConfig, muon_dtype: torch.dtype = torch.float32
 ) -> AdamWMuon:
-    """AdamW (Loshchilov and Hutter 2019) with weight decay on matrices only, and Muon if asked for.
+    """Create AdamW (Loshchilov and Hutter 2019) with weight decay on matrices only, and optionally Muon.
 
-    Biases and the gains of norms have one dimension; decaying them pulls the network towards zero
-    output without limiting its capacity. Muon takes the matrices that are neither an embedding nor
-    the output projection, as `BaseModel.parameter_roles` says; `muon_dtype` is what its iterations
-    are computed in.
+    Biases and norm gains are one-dimensional; decaying them pulls the output to zero without
+    limiting capacity. Muon updates the matrices that are neither an embedding nor the output
+    projection, by `BaseModel.parameter_roles`; `muon_dtype` is the dtype of its iterations.
     """
     check_optimizer(model, config)
     if isinstance(model, BaseModel):
@@ -107,14 +106,14 @@ def create_optimizer(
 
 
 def check_optimizer(model: nn.Module, config: OptimizerConfig) -> None:
-    """Raise ConfigError for a pattern that no parameter of `model` matches, which would do nothing,
-    and TrainingError where no parameter would be trained."""
+    """Raise ConfigError for a pattern that matches no parameter of `model`, and TrainingError if no
+    parameter would be trained."""
     names = [name for name, _ in model.named_parameters()]
     for pattern in config.lr_factors:
         if not any(fnmatchcase(name, pattern) for name in names):
             kinds = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names)
             raise ConfigError(
-                f"optimizer.lr_factors: no parameter has a name like '{pattern}'",
+                f"optimizer.lr_factors: no parameter name matches '{pattern}'",
                 did_you_mean(pattern, list(kinds)),
             )
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -152,7 +151,7 @@ def _adamw(
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
-    # AdamW works on each element by itself: sharded parameters are updated part by part.
+    # AdamW is elementwise: each process updates its shard.
     weights = [local(parameter) for parameter in parameters]
     gradients = [local(p.grad) for p in parameters if p.grad is not None]
     held = [states[parameter] for parameter in parameters]
@@ -186,7 +185,7 @@ def _muon(
     divisor: torch.Tensor | None,
     skip: torch.Tensor | None,
 ) -> None:
-    """Jordan et al. 2024, "Muon", with Nesterov momentum; matrices of one shape are one batch."""
+    """Muon (Jordan et al. 2024) with Nesterov momentum; matrices of one shape are batched."""
     momentum, rate = group["momentum"], group["lr"]
     batches: dict[tuple[int, ...], list[tuple[nn.Parameter, torch.Tensor]]] = defaultdict(list)
     for parameter in parameters:
@@ -208,7 +207,8 @@ def _muon(
         orthogonal = orthogonalize(stacked, getattr(torch, group["dtype"])).to(stacked.dtype)
         for (parameter, _), wide in zip(batch, orthogonal, strict=True):
             rows, columns = parameter.shape
-            # As in the reference: the update of a tall matrix grows, so that its rows do not shrink.
+            # As in the reference: scale up the update of a tall matrix, so that its rows do not
+            # shrink.
             size = -rate * math.sqrt(max(1.0, rows / columns))
             update = wide if rows <= columns else wide.T
             keep: float | torch.Tensor = 1 - rate * group["weight_decay"]
@@ -221,14 +221,14 @@ def _muon(
 def orthogonalize(
     matrices: torch.Tensor, dtype: torch.dtype = torch.float32, steps: int = 5
 ) -> torch.Tensor:
-    """The nearest semi-orthogonal matrix, roughly: singular values between 0.7 and 1.2 instead of 1.
+    """Approximate the nearest semi-orthogonal matrix: singular values between 0.7 and 1.2 instead of 1.
 
     Newton-Schulz iterations with the quintic polynomial of Jordan et al. 2024, "Muon", whose
     coefficients make small singular values grow as fast as possible.
 
     Args:
         matrices: (batch, rows, columns) with rows <= columns.
-        dtype: of the iterations; bf16 is enough, and as fast as the device multiplies in it.
+        dtype: dtype of the iterations; bf16 is precise enough.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x: torch.Tensor = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)

@@ -1,4 +1,4 @@
-"""How the processes of a training share a model: each has it whole (DDP), or a part of it (FSDP)."""
+"""Data parallelism: each process holds the whole model (DDP) or a shard of it (FSDP)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from common.training.sharded import gathered
 def check_distributed(
     training: TrainingConfig, optimizer: OptimizerConfig, context: DistributedContext
 ) -> None:
-    """Raise ConfigError for what `training.distributed=fsdp` cannot do."""
+    """Raise ConfigError for options that `training.distributed=fsdp` does not support."""
     if strategy_of(training, context) != "fsdp":
         return
     if optimizer.name == "muon":
         raise ConfigError(
-            "Muon needs whole matrices, training.distributed=fsdp keeps parts of them",
+            "Muon needs whole matrices, training.distributed=fsdp shards them",
             "set optimizer.name=adamw or training.distributed=ddp",
         )
     if training.save_in_background:
@@ -45,10 +45,10 @@ def strategy_of(training: TrainingConfig, context: DistributedContext) -> str:
 
 
 def own_rows(batch: Batch, objective: Objective, context: DistributedContext) -> tuple[Batch, int]:
-    """(the rows of `batch` that this process computes, how many targets they have).
+    """Return (the rows of `batch` that this process computes, their number of targets).
 
-    Sharded models need every process in every forward pass: one without rows computes the first
-    row again, as 0 targets.
+    Sharded models need every process in every forward pass: a process without rows computes the
+    first row with 0 targets.
     """
     rows = rows_of(batch, context.rank, context.world_size)
     if rows is None:
@@ -57,11 +57,11 @@ def own_rows(batch: Batch, objective: Objective, context: DistributedContext) ->
 
 
 class TrainingModule(nn.Module):
-    """A model as the Trainer calls it: `module(batch)` is the loss of the objective.
+    """The module that the Trainer calls: `module(batch)` returns the loss of the objective.
 
-    With several processes their gradients are averaged in the backward pass: by DistributedData-
-    Parallel, which keeps the whole model in each (Li et al. 2020), or by FSDP2, which keeps a part
-    of the weights, gradients and optimizer state in each (Zhao et al. 2023; `fully_shard`).
+    The backward pass averages gradients over processes: with DistributedDataParallel each holds the
+    whole model (Li et al. 2020), with FSDP2 a shard of the weights, gradients and optimizer state
+    (Zhao et al. 2023; `fully_shard`).
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class TrainingModule(nn.Module):
         self.strategy = strategy
         self._replicas: nn.parallel.DistributedDataParallel | None = None
         if strategy == "ddp":
-            # After its first backward pass DDP groups the gradients anew, and so adds those of more
-            # than two processes in another order: a resumed run would differ in the last bits. It
-            # does not where it looks for unused parameters.
+            # After its first backward pass DDP rebuilds its gradient buckets, and so sums those of
+            # more than two processes in another order: a resumed run would differ in the last bits.
+            # With find_unused_parameters it does not.
             many = context.world_size > 2
             self._replicas = nn.parallel.DistributedDataParallel(
                 _Loss(model, objective, many),
@@ -92,7 +92,7 @@ class TrainingModule(nn.Module):
         return self.objective.loss(self.model, batch)
 
     def without_reduction(self, skip: bool) -> AbstractContextManager[None]:
-        """Where `skip`, gradients stay in their process: another backward pass of the step follows."""
+        """With `skip`, do not synchronise gradients: another backward pass of the step follows."""
         if self.strategy == "fsdp":
             self.model.set_requires_gradient_sync(not skip)  # type: ignore[operator]  # of FSDPModule
         if self._replicas is not None and skip:
@@ -105,7 +105,7 @@ class _Loss(nn.Module):
         super().__init__()
         self.model = model
         self.objective = objective
-        if with_unused:  # where it looks for one and finds none, DDP warns in each process
+        if with_unused:  # DDP warns in each process if it finds none
             self.unused = nn.Parameter(torch.zeros(1, device=model.device))
 
     def forward(self, batch: Batch) -> torch.Tensor:
@@ -113,28 +113,28 @@ class _Loss(nn.Module):
 
 
 def _shard(model: BaseModel, context: DistributedContext) -> None:
-    """FSDP2: each block gathers its weights when it is its turn; the model the rest, embeddings mostly."""
+    """Apply FSDP2: each block gathers its own weights, the model the rest (mostly embeddings)."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(context.device.type, (context.world_size,))
     blocks = getattr(model, "blocks", None)
     for block in blocks if isinstance(blocks, nn.ModuleList) else []:
-        if type(block).forward is not nn.Module.forward:  # it is called, not only a container
+        if type(block).forward is not nn.Module.forward:  # callable, not only a container
             fully_shard(block, mesh=mesh)
-    # Gathered weights are dropped after every pass, also of an evaluation: what changes the parts
-    # between two passes (the optimizer, averaged weights) is what the next pass sees.
+    # Gathered weights are dropped after every pass, also in an evaluation, so that the next pass
+    # sees changes of the shards (by the optimizer or averaged weights).
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
     for name in model.entry_points:
         plain = getattr(model, name)
         register_fsdp_forward_method(model, name)
         setattr(model, name, partial(_enter, model, plain, getattr(model, name)))
-    # A backward pass gathers ahead in this order. Left to itself, FSDP2 follows all forward passes
-    # since the last one, and processes that did not sample alike would wait for one another forever.
+    # A backward pass prefetches in this order. By default FSDP2 follows all forward passes since
+    # the last one, and processes that sampled differently would deadlock.
     shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for shard, before in zip(shards, [shards[-1], *shards[:-1]], strict=True):
         shard.set_modules_to_backward_prefetch([before])
-    with gathered(model):  # makes room for whole weights before anyone is in inference mode
+    with gathered(model):  # allocate whole weights outside of inference mode
         pass
 
 
@@ -145,9 +145,9 @@ def _enter(
     *arguments: Any,
     **options: Any,
 ) -> torch.Tensor:
-    """An entry point of a sharded model, which gathers the weights unless they are here already.
+    """Wrap an entry point of a sharded model: gather the weights unless they are already gathered.
 
-    Left to itself, FSDP2 drops them at the end of each entry, also of one that another one calls.
+    By default FSDP2 drops them at the end of each entry point, also of a nested one.
     """
     here = not is_sharded(next(model.parameters()))
     return (plain if here else gathering)(*arguments, **options)

@@ -1,7 +1,7 @@
-"""Which device to compute on and in which precision; what is not there is an error, never a fallback.
+"""Select device and precision; an unavailable one is an error, never a fallback.
 
 fp32   IEEE single precision
-tf32   fp32 with products of TF32 on tensor cores (NVIDIA Ampere and later)
+tf32   fp32 with TF32 matrix products on tensor cores (NVIDIA Ampere and later)
 bf32   fp32 with oneDNN's products on CPU: of bf16 where the CPU has AMX, of fp32 elsewhere, and
        even then twice as fast as the default on AMD
 bf16   autocast: matrix products and activations in bfloat16, weights and sums in fp32
@@ -22,7 +22,7 @@ _MATMUL_PRECISION = {"tf32": "high", "bf32": "medium"}
 
 
 def select_device(name: str) -> torch.device:
-    """`auto` is CUDA, else MPS, else CPU. Raises TrainingError for a device that is not there."""
+    """Select a device; `auto` is CUDA, else MPS, else CPU. Raises TrainingError if it is not available."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -39,7 +39,7 @@ def select_device(name: str) -> torch.device:
 
 
 def supported_precisions(device: torch.device) -> list[str]:
-    """What this device can compute in, plain fp32 first."""
+    """Precisions that this device supports, plain fp32 first."""
     if device.type == "cpu":
         onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         return ["fp32", *(["bf32"] if onednn else []), "bf16", "fp16"]
@@ -50,29 +50,31 @@ def supported_precisions(device: torch.device) -> list[str]:
 
 
 def check_precision(name: str, device: torch.device) -> None:
-    """Raise TrainingError for a precision that `device` does not have."""
+    """Raise TrainingError for a precision that `device` does not support."""
     supported = supported_precisions(device)
     if name not in ("auto", *supported):
         raise TrainingError(
-            f"{device.type} has no {name}", f"set training.precision to {', '.join(supported)}"
+            f"{device.type} does not support {name}",
+            f"set training.precision to {', '.join(supported)}",
         )
 
 
 def fastest_fp32(device: torch.device) -> str:
-    """fp32, or bf32 where its products are of fp32 too: tried on one of them.
+    """fp32, or bf32 if its products are exact fp32 too, tested on one product.
 
-    On AMD it takes half the time, but for matrices so small that 20 microseconds a product count.
+    On AMD bf32 takes half the time, except for matrices so small that 20 microseconds a product
+    matter.
     """
     if "bf32" not in supported_precisions(device):
         return "fp32"
-    x = torch.full((64, 64), 1 + 2.0**-12)  # of 1 in bf16
+    x = torch.full((64, 64), 1 + 2.0**-12)  # rounds to 1 in bf16
     with matmul_precision("bf32"):
         exact = torch.allclose(x @ x, (x.double() @ x.double()).float())
     return "bf32" if exact else "fp32"
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """The context in which forward passes run."""
+    """Context manager for forward passes."""
     if precision in ("bf16", "fp16"):
         dtype = torch.bfloat16 if precision == "bf16" else torch.float16
         return torch.autocast(device.type, dtype=dtype)
@@ -81,7 +83,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 
 @contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
-    """The context of everything that multiplies matrices, backward passes included."""
+    """Context manager for all matrix products, backward passes included."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(_MATMUL_PRECISION.get(precision, "highest"))
     try:
@@ -94,13 +96,13 @@ class LossScaler:
     """Dynamic loss scaling (Micikevicius et al. 2018, "Mixed Precision Training", section 3.2).
 
     Gradients below 6e-8 are zero in fp16: the loss is multiplied by `scale`, which is halved when a
-    gradient overflows and doubled after `growth_steps` steps without. An overflow is a normal event:
-    the step is skipped. One at a scale of `min_scale` is not: no scale would help, the training has
-    diverged (as fairseq has it). Nothing waits for the device.
+    gradient overflows and doubled after `growth_steps` steps without overflow. An overflow is
+    normal: the step is skipped. An overflow at `min_scale` means that training has diverged (as in
+    fairseq). Nothing waits for the device.
     """
 
     min_scale = 2.0**-14
-    max_scale = 2.0**100  # far from infinity, which would never come down again
+    max_scale = 2.0**100  # far from infinity, which halving cannot leave
 
     def __init__(
         self, device: torch.device, initial_scale: float = 65536.0, growth_steps: int = 2000
@@ -110,9 +112,9 @@ class LossScaler:
         self.good_steps = torch.zeros((), device=device)
 
     def update(self, overflow: torch.Tensor) -> torch.Tensor:
-        """Adapt the scale after a step; returns a scalar, 1 where the training has diverged, else 0.
+        """Update the scale after a step; return a scalar, 1 if training has diverged, else 0.
 
-        `overflow`: scalar, 1 where the gradients of this step were not finite, else 0.
+        `overflow`: scalar, 1 if the gradients of this step were not finite, else 0.
         """
         diverged = overflow * (self.scale <= self.min_scale)
         good = (self.good_steps + 1) * (1 - overflow)
@@ -127,6 +129,6 @@ class LossScaler:
         return {"scale": float(self.scale), "good_steps": float(self.good_steps)}
 
     def load_state(self, state: dict[str, float]) -> None:
-        """Take up what `state` returned."""
+        """Restore what `state` returned."""
         self.scale.fill_(state["scale"])
         self.good_steps.fill_(state["good_steps"])

@@ -1,7 +1,7 @@
-"""How a model predicts, token by token: loss by position, accuracy, calibration.
+"""Metrics of single predictions: loss by position, accuracy, calibration.
 
-These need the logits of every token. Training asks only for the loss (see evaluator.py), so they
-are measured when someone asks for them, a bounded number of logits at a time.
+They need the logits of every token, unlike the loss (see evaluator.py), so they are computed on
+request, for a bounded number of logits at a time.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ Counts = npt.NDArray[np.int64]
 
 NUM_BINS = 15  # as Guo et al. 2017 use
 TOP_K = 5
-_LOGITS_AT_A_TIME = 2**24  # 64 MiB in fp32; working on them takes about four times that
+_LOGITS_AT_A_TIME = 2**24  # 64 MiB in fp32; peak memory is about four times that
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A reliability diagram: predictions in bins of equal width by their confidence.
+    """A reliability diagram: predictions in bins of equal width by confidence.
 
     The confidence of a prediction is the probability of the most likely token; the prediction is
-    right where that is the token that came. Bin m of M holds ]m / M, (m + 1) / M].
+    correct if that is the target. Bin m of M is the interval (m / M, (m + 1) / M].
     """
 
     counts: Counts  # (num_bins,)
     confidence: Floats  # (num_bins,) mean; NaN in an empty bin
-    accuracy: Floats  # (num_bins,) share that is right; NaN in an empty bin
+    accuracy: Floats  # (num_bins,) fraction correct; NaN in an empty bin
 
     @property
     def expected_error(self) -> float:
-        """The gap between accuracy and confidence, weighted by the counts of the bins.
+        """Mean gap between accuracy and confidence, weighted by the counts of the bins.
 
         Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3.
         """
@@ -54,15 +54,15 @@ class Calibration:
 
 @dataclass(frozen=True)
 class PredictionMetrics:
-    """What `measure_predictions` finds in one validation set."""
+    """Result of `measure_predictions` on one validation set."""
 
     loss: float  # nats per token
     num_tokens: int
-    accuracy: float  # share of tokens that are the most likely one
+    accuracy: float  # fraction of targets that are the most likely token
     top5_accuracy: float  # ... that are among the five most likely
-    bits_per_byte: float | None  # None where nobody said how many bytes a token stands for
+    bits_per_byte: float | None  # None without token_bytes
     position_loss: Floats  # (time,) mean nats of the token after `index` others; [0] is NaN
-    position_counts: Counts  # (time,) how many tokens each of these is the mean of
+    position_counts: Counts  # (time,) number of tokens in each mean
     calibration: Calibration
 
     @property
@@ -71,7 +71,7 @@ class PredictionMetrics:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     def scalars(self) -> dict[str, float]:
-        """The single numbers, under the names that experiments are logged with."""
+        """The scalar metrics, under the names used in logs."""
         metrics = {
             "loss": self.loss,
             "perplexity": self.perplexity,
@@ -86,7 +86,7 @@ class PredictionMetrics:
 
 
 class PredictionMeter:
-    """Adds up predictions batch by batch: `update(logits, labels)` as often as needed, then `compute()`.
+    """Accumulates predictions over batches: call `update(logits, labels)` repeatedly, then `compute()`.
 
     Args:
         token_bytes: (vocab_size,) bytes per token, for bits per byte.
@@ -105,19 +105,19 @@ class PredictionMeter:
         self._bin_correct = np.zeros(num_bins)
 
     def update(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Count the predictions of labels[:, t + 1] by logits[:, t].
+        """Add the predictions of labels[:, t + 1] by logits[:, t].
 
         Args:
             logits: (batch, time, vocab_size), any float dtype.
-            labels: (batch, time) int64, as the loss takes them; -100 is not predicted.
-        Raises ModelError when a logit is NaN.
+            labels: (batch, time) int64, as for the loss; -100 is ignored.
+        Raises ModelError if a logit is NaN.
         """
         predicted = labels[:, 1:] != IGNORE_INDEX
         targets = labels[:, 1:][predicted]  # (n,)
         nats, ranks, confidence = _judge(logits[:, :-1][predicted], targets)
         if np.isnan(nats).any():
             raise ModelError(
-                "the model predicts NaN", "it has diverged: judge an earlier --checkpoint"
+                "the model predicts NaN", "it has diverged: evaluate an earlier --checkpoint"
             )
         self._count_positions(predicted.nonzero()[:, 1].cpu().numpy() + 1, nats, labels.shape[1])
         self._count_bins(confidence, ranks == 0)
@@ -136,17 +136,17 @@ class PredictionMeter:
 
     def _count_bins(self, confidence: Floats, correct: npt.NDArray[np.bool_]) -> None:
         size = len(self._bin_counts)
-        # Rounding may put a confidence just outside of ]0, 1].
+        # Rounding may put a confidence just outside of (0, 1].
         bins = (np.ceil(confidence * size).astype(np.int64) - 1).clip(0, size - 1)
         self._bin_counts += np.bincount(bins, minlength=size)
         self._bin_confidence += np.bincount(bins, confidence, size)
         self._bin_correct += np.bincount(bins, correct, size)
 
     def compute(self) -> PredictionMetrics:
-        """The means over all that was counted. Raises DataError when that is nothing."""
+        """Compute means over all predictions. Raises DataError if there are none."""
         num_tokens = int(self._position_counts.sum())
         if num_tokens == 0:
-            raise DataError("there is nothing to evaluate: no batch has a label to predict")
+            raise DataError("nothing to evaluate: no batch has a label to predict")
         nats = float(self._position_nats.sum())
         with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: a position or bin without predictions
             return PredictionMetrics(
@@ -166,7 +166,7 @@ class PredictionMeter:
 
 
 def _judge(logits: torch.Tensor, targets: torch.Tensor) -> tuple[Floats, Counts, Floats]:
-    """Of each prediction: its cost in nats, how many tokens were more likely, its confidence.
+    """Compute for each prediction its loss in nats, the rank of the target, and its confidence.
 
     Args:
         logits: (n, vocab_size); targets: (n,) int64.
@@ -176,8 +176,8 @@ def _judge(logits: torch.Tensor, targets: torch.Tensor) -> tuple[Floats, Counts,
         logits = logits.float()
     log_normaliser = logits.logsumexp(dim=-1)
     target_logits = logits.gather(1, targets[:, None])  # (n, 1)
-    # Of equal logits the first counts as more likely, as in argmax: a model that cannot tell its
-    # tokens apart gets no credit. "Not smaller or equal" counts NaN as more likely.
+    # Ties go to the first token, as in argmax: a model with equal logits gets no credit. "Not
+    # smaller or equal" ranks NaN higher.
     before = torch.arange(logits.shape[1], device=logits.device) < targets[:, None]
     ranks = (~(logits <= target_logits) | ((logits == target_logits) & before)).sum(dim=-1)
     nats = log_normaliser - target_logits[:, 0]
@@ -194,17 +194,17 @@ def measure_predictions(
     num_bins: int = NUM_BINS,
     precision: str = "fp32",
 ) -> PredictionMetrics:
-    """Judge every predicted token of batches, which `to_batch` (data/batch.py) brings into shape.
+    """Measure all predictions of a model on batches that `to_batch` (data/batch.py) accepts.
 
-    The model stays where it is, computes without dropout and is left in the mode it was in. Memory
-    is that of the logits of a few rows, whatever the size of a batch.
+    The model keeps its device and mode, and runs without dropout. Memory is that of the logits of a
+    few rows, whatever the batch size.
 
     Args:
-        model: a BaseLanguageModel, or any module that answers like a Hugging Face one.
+        model: a BaseLanguageModel, or any module with the interface of a Hugging Face model.
         token_bytes: (vocab_size,) bytes per token (`Tokenizer.token_bytes`), for bits per byte.
         num_bins: of the reliability diagram.
         precision: fp32 or bf16, of the forward pass.
-    Raises DataError when there is nothing to predict, ModelError when the model predicts NaN.
+    Raises DataError if there is nothing to predict, ModelError if the model predicts NaN.
     """
     meter = PredictionMeter(token_bytes, num_bins)
     device = next(model.parameters()).device
@@ -224,12 +224,12 @@ def measure_predictions(
 
 
 def vocab_size_of(model: nn.Module) -> int:
-    """Of a BaseLanguageModel, or from the configuration that Hugging Face models have."""
+    """Vocabulary size of a BaseLanguageModel or of a Hugging Face model's configuration."""
     return int(getattr(model, "vocab_size", None) or model.config.vocab_size)  # type: ignore[union-attr, arg-type]  # nn.Module
 
 
 def max_rows(time: int, vocab_size: int) -> int:
-    """How many rows of `time` tokens may be computed at once, at least 1."""
+    """Number of rows of `time` tokens to compute at once, at least 1."""
     return max(1, _LOGITS_AT_A_TIME // (time * vocab_size))
 
 

@@ -1,8 +1,8 @@
-"""The projects of this repository: found by their folders, imported when one is needed.
+"""The projects of this repository: found by folder, imported on demand.
 
-A project is a folder `projects/<name>` whose `train.py` holds `Config`, the schema of its configurations,
-and `build(config)`, which returns an Experiment. The library names no project: `load` imports the script
-that a command was given, or that the store names as the one that trained a run.
+A project is a folder `projects/<name>` whose `train.py` holds `Config`, the schema of its
+configurations, and `build(config)`, which returns an Experiment. The library names no project:
+`load` imports the script given to a command, or the one that the store records for a run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Project:
 
     @property
     def name(self) -> str:
-        """That of its folder."""
+        """The name of its folder."""
         return self.directory.name
 
     @property
@@ -55,7 +55,7 @@ class Project:
         )
 
     def load(self) -> tuple[type[BaseExperimentConfig], Callable[[Any], Experiment]]:
-        """(schema, build) of its train.py. Raises ConfigError where it lacks one of them."""
+        """Import (schema, build) from its train.py. Raises ConfigError if one is missing."""
         parts = self.directory.relative_to(REPOSITORY_ROOT).parts
         train: Any = importlib.import_module(".".join([*parts, "train"]))
         try:
@@ -63,16 +63,15 @@ class Project:
         except AttributeError as error:
             raise ConfigError(
                 f"projects/{self.name}/train.py defines no {error.name}",
-                "every project has both: Config and build, as projects/baseline/train.py",
+                "every project defines both Config and build, see projects/baseline/train.py",
             ) from error
 
     def check_inputs(
         self, config: BaseExperimentConfig, path: Path, overrides: Sequence[str] = ()
     ) -> None:
-        """Raise DataError, with the way to get it, where what `config` needs is not on this machine.
+        """Raise DataError, with a download command, if data of `config` is not on this machine.
 
-        A text that is here is tokenized when it is first used. One that is not is never waited for:
-        only `cli prepare` asks the network. `path` and `overrides` are where `config` came from.
+        Only `cli prepare` uses the network. `path` and `overrides` are the source of `config`.
         """
         if isinstance(config, ExperimentConfig):
             check_source(
@@ -100,7 +99,7 @@ def find_projects() -> list[Project]:
 
 
 def project_of_run(name: str) -> Project:
-    """The project that trained experiment `name`. Raises ExperimentError where either is gone."""
+    """The project that trained experiment `name`. Raises ExperimentError if either is missing."""
     trained_by = Catalogue().manifest(name)["project"]
     projects = {project.name: project for project in find_projects()}
     if trained_by not in projects:
@@ -111,9 +110,9 @@ def project_of_run(name: str) -> Project:
 
 
 def recorded_config(name: str, schema: type[C]) -> C:
-    """The configuration that experiment `name` was started with last.
+    """The latest configuration of experiment `name`, read from its log or Parquet file
+    (`config.yaml` in the run's folder is a copy).
 
-    The store has it, in the log or the Parquet file; `config.yaml` in the run's folder is a copy to
-    read. Raises ExperimentError with the nearest name, and ConfigError where `schema` is another.
+    Raises ExperimentError with the nearest name, and ConfigError if it does not match `schema`.
     """
     return make_config(schema, Catalogue().manifest(name)["config"])

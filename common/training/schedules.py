@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step: nothing to save, nothing to restore."""
+"""The learning rate as a pure function of the step, without state."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from common.training.config import ScheduleConfig
 
 
 def learning_rate_factor(step: int, max_steps: int, config: ScheduleConfig) -> float:
-    """What the learning rates are multiplied with at optimizer step `step` (0 is the first).
+    """Factor of the learning rates at optimizer step `step` (from 0).
 
-    Linear warm-up over `warmup_steps` (step 0 takes 1/warmup), then down to `min_lr_ratio` at the
+    Linear warm-up over `warmup_steps` (1/warmup at step 0), then decay to `min_lr_ratio` at the
     last step: `cosine` (Loshchilov and Hutter 2017, "SGDR", eq. 5, one period), `linear`, or `wsd`
     (warmup-stable-decay: Hu et al. 2024, "MiniCPM", section 4), constant until the last
     `decay_fraction` of all steps and linear there. `constant` stays at 1.

@@ -1,4 +1,4 @@
-"""Computing with sharded models: the shard that this process holds, and all weights for a moment."""
+"""Sharded models: access the local shard, or gather all weights temporarily."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from common.models.shards import is_sharded
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """The shard that this process holds, sharing its memory; an ordinary tensor itself."""
+    """The local shard of a sharded tensor, sharing its memory; any other tensor unchanged."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]  # DTensor
 
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """Each process has all weights inside of the block, so that it can compute what others do not.
+    """Gather all weights in each process inside the block, so that a process can compute alone.
 
-    All processes of a sharded model enter and leave it together. The weights are copies to read:
-    raises TrainingError where one was changed, which would be lost. Other models are left alone.
+    All processes of a sharded model enter and leave it together. The weights are read-only copies:
+    raises TrainingError if one was changed, which would be lost. Does nothing for other models.
     """
     if not any(map(is_sharded, model.parameters())):
         yield
         return
     shards: list[Any] = [module for module in model.modules() if hasattr(module, "unshard")]
-    for shard in shards:  # the model itself first: FSDP2 takes it for the root
+    for shard in shards:  # the model first, as the root of FSDP2
         shard.unshard()
     shards[0].set_reshard_after_forward(False)
     versions = [parameter._version for parameter in model.parameters()]
@@ -38,7 +38,7 @@ def gathered(model: nn.Module) -> Iterator[None]:
         if versions != [parameter._version for parameter in model.parameters()]:
             raise TrainingError(
                 "weights were changed while each process had a copy of them",
-                "change them in on_step, where a callback sees the parts that are trained",
+                "change them in on_step, where a callback sees the shards that are trained",
             )
     finally:
         shards[0].set_reshard_after_forward(True)

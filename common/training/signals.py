@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM (Ctrl-C, a cluster's notice) are obeyed between two steps, when all can be saved."""
+"""Handle SIGINT and SIGTERM (Ctrl-C, a cluster's notice) between two steps, when all can be saved."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:  # it imports torch
 
 @contextmanager
 def stop_on_signals(context: DistributedContext) -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, to be obeyed between two steps; a second one acts at once.
+    """Collect SIGINT and SIGTERM, to be handled between two steps; a second one acts at once.
 
-    Not so among several processes: on Ctrl-C they get one from the terminal and one from torchrun,
-    which kills those that do not end.
+    With several processes it does not: on Ctrl-C they get one from the terminal and one from
+    torchrun, which kills processes that do not end.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():

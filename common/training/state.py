@@ -1,7 +1,7 @@
-"""Everything that a training is between two steps: into a checkpoint, and back.
+"""The state of a training between two steps, saved in checkpoints.
 
-The place in the data needs no state of its own: batches are a function of the step. A step that was
-cut off inside of its accumulation begins again with its first batch.
+The position in the data needs no state: batches are a function of the step. A step that was
+interrupted during gradient accumulation starts over with its first batch.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass
 class Window:
-    """What was added up since the last row was logged.
+    """Sums since the last logged row.
 
     Attributes:
-        nats: scalar on the device, so that no step waits for it: this process's part of the loss.
-        targets, units, seconds: of all processes.
+        nats: this process's part of the loss, a scalar on the device, so that no step waits for it.
+        targets, units, seconds: over all processes.
     """
 
     nats: torch.Tensor
@@ -45,24 +45,24 @@ class Window:
         return {**counts, "nats": context.gather(self.nats.item())}
 
     def load_state(self, state: Mapping[str, Any], context: DistributedContext) -> None:
-        """Take up what `state` returned, also with another number of processes."""
+        """Restore what `state` returned, also with another number of processes."""
         self.targets, self.units = state["labels"], state["tokens"]
         self.seconds = state["seconds"]
         parts = state["nats"] if isinstance(state["nats"], list) else [state["nats"]]
         if len(parts) == context.world_size:
             self.nats.fill_(parts[context.rank])
-        else:  # of other processes: their sum, in rank 0
+        else:  # another number of processes: the sum on rank 0
             self.nats.fill_(sum(parts) if context.is_main else 0.0)
 
 
 @dataclass
 class TrainState:
-    """The parts of a training that change with every step; each hands out and takes up its state.
+    """The parts of a training that change with every step.
 
     Attributes:
-        step: optimizer steps done.
-        units: of the objective (tokens, images) that were read.
-        best_loss, best_step: the lowest validation loss (nats), and the checkpoint that has it.
+        step: optimizer steps so far.
+        units: units of the objective (tokens, images) read so far.
+        best_loss, best_step: the lowest validation loss (nats), and its checkpoint.
     """
 
     model: BaseModel
@@ -78,7 +78,7 @@ class TrainState:
     best_step: int | None = None
 
     def state(self) -> tuple[dict[str, Any], Tensors, Tensors]:
-        """(values that JSON can hold, the weights to use, every other tensor)."""
+        """Return (JSON values, the weights to use, all other tensors)."""
         groups, tensors = pack_optimizer(self.optimizer)
         values, random_states = get_rng_state()
         state = {
@@ -98,19 +98,19 @@ class TrainState:
             tensors |= {f"callback.{key}.{name}": held for name, held in callback.tensors().items()}
         weights = weights_of(self.model)
         if self.average is not None:
-            # The averaged weights are evaluated and kept; training goes on from the others.
+            # Averaged weights are for evaluation; training continues from the others.
             tensors |= {f"trained.{name}": weights[name] for name in self.average.weights}
             weights |= self.average.weights
         return state, weights, tensors
 
     def load_state(self, saved: Checkpoint) -> None:
-        """Raises CheckpointError when `saved` does not fit the model or the optimizer."""
+        """Restore `saved`. Raises CheckpointError if it does not fit the model or the optimizer."""
         state, tensors = saved.state, saved.tensors
         fill_model(self.model, saved)
         trained = with_prefix(tensors, "trained.")
         if self.average is not None:
             self.average.load(trained)
-        elif trained:  # they were averaged until now, and are no longer
+        elif trained:  # no longer averaged
             self.model.load_state_dict(trained, strict=False)
         unpack_optimizer(self.optimizer, state["param_groups"], tensors)
         if self.scaler and state["scaler"]:
@@ -129,11 +129,11 @@ class TrainState:
         if len(state["rng"]) == self.context.world_size:
             states = with_prefix(tensors, f"rng.{rank}.")
             set_rng_state(state["rng"][rank], {name: s.cpu() for name, s in states.items()})
-        else:  # other processes have other rows: there is nothing to continue
+        else:  # other processes have other rows
             seed_everything(torch.initial_seed() + state["step"])
 
     def _keyed_callbacks(self) -> list[tuple[str, Callback]]:
-        """`Samples.0`, `EarlyStopping.0`: the class, and which one of that class."""
+        """`Samples.0`, `EarlyStopping.0`: the class, and the index within it."""
         names = [type(callback).__name__ for callback in self.callbacks]
         keys = [f"{name}.{names[:index].count(name)}" for index, name in enumerate(names)]
         return list(zip(keys, self.callbacks, strict=True))

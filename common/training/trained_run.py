@@ -1,4 +1,4 @@
-"""From the name of an experiment to its model: where evaluation, sampling, export and analysis begin."""
+"""Load the model of an experiment by name, for evaluation, sampling, export and analysis."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:  # a mistake in a command is reported before torch is imported
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """An experiment whose model has the weights of one of its checkpoints.
+    """An experiment with the weights of one of its checkpoints.
 
     Attributes:
-        config: as the project's schema has it.
-        experiment: what the project's `build` made of it.
-        checkpoint: the folder that the weights are from.
+        config: an instance of the project's schema.
+        experiment: the result of the project's `build`.
+        checkpoint: the folder of the weights.
     """
 
     name: str
@@ -34,17 +34,19 @@ class TrainedRun:
 
     @property
     def model(self) -> BaseLanguageModel:
-        """Raises UsageError where the experiment is not one of a language model."""
+        """The language model. Raises UsageError if the experiment has another kind of model."""
         from common.models.base import BaseLanguageModel
 
         if not isinstance(self.experiment.model, BaseLanguageModel):
             kind = type(self.experiment.model).__name__
-            raise UsageError(f"'{self.name}' is a {kind}, no language model: it writes no text")
+            raise UsageError(
+                f"'{self.name}' is a {kind}, not a language model: it cannot generate text"
+            )
         return self.experiment.model
 
     @property
     def text(self) -> TokenDataset:
-        """The tokens it was trained on. Raises UsageError where its data is no text."""
+        """The tokens it was trained on. Raises UsageError if its data is not text."""
         if not self.experiment.has_text:
             unit = self.experiment.objective.unit
             raise UsageError(
@@ -54,7 +56,7 @@ class TrainedRun:
         return self.experiment.text
 
     def evaluate(self, split: str = "val") -> dict[str, float]:
-        """The metrics of a whole split (train or val). Raises UsageError where there is no such split."""
+        """Evaluate a whole split (train or val). Raises UsageError if there is no such split."""
         from common.training.evaluator import Evaluator
         from common.training.experiment import eval_windows
 
@@ -64,17 +66,17 @@ class TrainedRun:
             data = eval_windows(self.config, self.text.tokens(split))
         if data is None:
             raise UsageError(
-                f"'{self.name}' has no validation data", "build(config) gives none as val_data"
+                f"'{self.name}' has no validation data", "build(config) sets no val_data"
             )
         return Evaluator(experiment.model, objective=experiment.objective).evaluate(data)
 
 
 def load_run(name: str, checkpoint: str = "best") -> TrainedRun:
-    """Experiment `name` with the weights of a checkpoint: best (lowest validation loss), last, or a step.
+    """Load experiment `name` with a checkpoint: best (lowest validation loss), last, or a step.
 
-    The project that trained it builds it again. Raises ExperimentError where there is no such run or
-    its project is gone, DataError where its data is not on this machine, and CheckpointError for
-    a checkpoint that is not there, or data other than it was trained on.
+    The project that trained it rebuilds it. Raises ExperimentError if the run or its project does
+    not exist, DataError if its data is not on this machine, and CheckpointError if the checkpoint
+    does not exist or the data has changed.
     """
     project = project_of_run(name)
     schema, build = project.load()
@@ -105,16 +107,16 @@ def find_checkpoint(name: str, which: str) -> Path:
 
 
 def _load_weights(name: str, experiment: Experiment, path: Path, device: str) -> None:
-    """Fill the model with those of the checkpoint `path`, which was trained on the same data."""
+    """Load the weights of the checkpoint `path`, which must be trained on the same data."""
     from common.models.checkpoint import load_checkpoint
     from common.training.precision import select_device
 
     trained_on = load_checkpoint(path).state["fingerprint"]
-    # Neither the order of the batches nor other texts make a difference from here on.
+    # The order of batches and further validation texts no longer matter.
     data = experiment.text.fingerprint if experiment.has_text else experiment.fingerprint
     if not data.items() <= trained_on.items():
         raise CheckpointError(
-            f"'{name}' was trained on other data than data.* gives now",
+            f"'{name}' was trained on different data than data.* now gives",
             "restore the text it was prepared from, or train a new experiment",
         )
     experiment.model.to(select_device(device))

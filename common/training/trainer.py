@@ -1,8 +1,8 @@
 """The training loop. Read `fit` first, then `_train_step`.
 
 A run that is killed and resumed ends with the same weights, bit for bit (on CPU in fp32), because
-nothing hidden is carried from step to step: batches and learning rates are functions of the step,
-and everything else is in the checkpoint.
+no hidden state is carried between steps: batches and learning rates are functions of the step, and
+everything else is in the checkpoint.
 """
 
 from __future__ import annotations
@@ -67,16 +67,16 @@ log = get_logger("training")
 class Trainer:
     """Trains the model of `experiment`, evaluates it, and logs to `run`.
 
-    The constructor checks and moves the model to its device; `fit` and `resume` measure what is
-    `auto`, distribute the model and create the optimizer (`set_up`).
+    The constructor validates and moves the model to its device; `fit` and `resume` resolve `auto`,
+    distribute the model and create the optimizer (`set_up`).
 
     Args:
-        schedule: None: a cosine whose warm-up is a tenth of the steps, at most 100.
-        run: where rows, checkpoints and samples go; None: nothing is written.
-        context: of the processes that train together, from `join_context`; None: this process alone.
-        share_auto: a file through which several runs agree on what is `auto`; see autotune.py.
-    Raises DataError where the data has nothing to learn, TrainingError and ConfigError for what
-    this machine or model cannot do.
+        schedule: None: a cosine with a warm-up of a tenth of the steps, at most 100.
+        run: destination of rows, checkpoints and samples; None: nothing is written.
+        context: distributed context from `join_context`; None: this process alone.
+        share_auto: file through which several runs agree on what is `auto`; see autotune.py.
+    Raises DataError if there is nothing to learn, TrainingError and ConfigError for options that
+    this machine or model does not support.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Trainer:
         is_quick = experiment.quick_val_data is not experiment.val_data
         self.quick_split = VAL_QUICK if is_quick else "val"
         self.should_stop = False  # callbacks may set it
-        self.saved_step = 0  # of the newest checkpoint
+        self.saved_step = 0  # step of the newest checkpoint
         self.changes: dict[str, list[Any]] = {}  # since the run was started, see Run.record_start
         self._is_set_up = False
         self._is_recorded = False
@@ -121,9 +121,9 @@ class Trainer:
         self._writer = CheckpointWriter(self.config.save_in_background, self.context)
 
     def set_up(self, recorded: Mapping[str, Any] | None = None) -> None:
-        """Settle what is `auto`, distribute the model, create the optimizer; once, before the first step.
+        """Resolve `auto`, distribute the model and create the optimizer; once, before the first step.
 
-        `recorded`: the `numerics` of the run so far, which it goes on with.
+        `recorded`: the `numerics` of the run so far, which are kept.
         """
         if self._is_set_up:
             return
@@ -131,7 +131,7 @@ class Trainer:
         self.precision, self.compiled = self._settle_auto(recorded)
         strategy = strategy_of(self.config, self.context)
         self._module = TrainingModule(self.model, self.objective, strategy, self.context)
-        self.model.set_compile(self.compiled)  # only now: sharding changes what is to be compiled
+        self.model.set_compile(self.compiled)  # after sharding, which changes what is compiled
         self.context.seed_apart()
         muon_dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         self.optimizer: AdamWMuon = create_optimizer(self.model, self.optimizer_config, muon_dtype)
@@ -145,7 +145,7 @@ class Trainer:
             context=self.context,
         )
         # On the device, so that no step waits for it: the nats of the window, the last gradient
-        # norm, and whether training has diverged (then no weight is changed any more).
+        # norm, and whether training has diverged (weights are then frozen).
         zero = torch.zeros((), device=self.device)
         self.state = TrainState(
             self.model,
@@ -160,7 +160,7 @@ class Trainer:
         self._gradient_norm, self._diverged = zero.clone(), zero.clone()
 
     def _settle_auto(self, recorded: Mapping[str, Any] | None) -> tuple[str, bool]:
-        """Precision and compilation: as recorded, else measured where `auto`; the same in every process."""
+        """Set precision and compilation: as recorded, else measured if `auto`; the same in every process."""
         precision, compile = self.config.precision, self.config.compile
         if recorded is not None:
             possible = recorded["precision"] in supported_precisions(self.device)
@@ -179,12 +179,12 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """Optimizer steps done."""
+        """Number of optimizer steps so far."""
         return self.state.step if self._is_set_up else 0
 
     @property
     def numerics(self) -> dict[str, Any]:
-        """What decides the bits of a step besides configuration and data."""
+        """What determines the bits of a step besides configuration and data."""
         return {
             "precision": self.precision,
             "compiled": self.compiled,
@@ -198,8 +198,8 @@ class Trainer:
     def fit(self) -> dict[str, float]:
         """Train up to `max_steps` and return the metrics of the final, full evaluation.
 
-        Raises TrainingError when a loss or gradient is not finite (the weights stay as they were),
-        and Interrupted on SIGINT or SIGTERM, after saving. A second Ctrl-C stops at once.
+        Raises TrainingError if a loss or gradient is not finite (the weights are unchanged), and
+        Interrupted on SIGINT or SIGTERM, after saving. A second Ctrl-C stops at once.
         """
         self.set_up()
         self._announce_short_warmup()
@@ -246,16 +246,16 @@ class Trainer:
                 callback.on_train_end(self)
 
     def _announce_short_warmup(self) -> None:
-        """Say how far the learning rate gets where the warm-up is longer than the run."""
+        """Warn if the warm-up is longer than the run."""
         warmup, steps = self.schedule.warmup_steps, self.config.max_steps
         if warmup > steps:
             log.warning(
                 f"schedule.warmup_steps={warmup} does not end within training.max_steps={steps}: "
-                f"the learning rate gets no higher than {steps / warmup:.0%} of optimizer.lr"
+                f"the learning rate reaches only {steps / warmup:.0%} of optimizer.lr"
             )
 
     def _show_progress(self) -> None:
-        """On a terminal, where no callback does."""
+        """Print on a terminal if no callback does."""
         is_shown = any(isinstance(callback, ProgressBar) for callback in self.callbacks)
         if self.context.is_main and sys.stderr.isatty() and not is_shown:
             self.callbacks.insert(0, ProgressBar())
@@ -269,7 +269,7 @@ class Trainer:
         )
 
     def _record_start(self) -> None:
-        """Once: when training is resumed, or else when it begins."""
+        """Record the start, once: on a resume, or when training begins."""
         if self.run is not None and not self._is_recorded:
             self.run.record_start(self.step, self.changes, **self.numerics)
         self._is_recorded = True
@@ -280,13 +280,13 @@ class Trainer:
         return self.step % every_steps == 0
 
     def _is_checkpoint_due(self) -> bool:
-        # Saved before each evaluation, so that a long one can be lost but not the steps before it.
+        # Save before each evaluation: a kill during a long one then loses no steps.
         return self._is_due(self.config.checkpoint_every_steps) or self._is_due(
             self.config.eval_every_steps
         )
 
     def _train_step(self) -> None:
-        """One optimizer step over `gradient_accumulation_steps` batches, each weighted by its targets."""
+        """Run one optimizer step over `gradient_accumulation_steps` batches, weighted by their targets."""
         started = time.perf_counter()
         accumulation = self.config.gradient_accumulation_steps
         first = self.step * accumulation
@@ -309,23 +309,23 @@ class Trainer:
         window.seconds += time.perf_counter() - started
 
     def _backward(self, batch: Batch, count: int, weight: float) -> torch.Tensor:
-        """Add the gradient of `weight` x the mean loss of the batch; returns this process's part of it."""
+        """Add the gradient of `weight` x the mean loss of the batch; return this process's part of it."""
         mine, own_count = own_rows(batch, self.objective, self.context)
         # The mean over this process's targets, as a part of the mean over all `count`.
         share = weight if own_count == count else weight * (own_count / count)
         with autocast(self.precision, self.device):
             loss: torch.Tensor = self._module(to_device(mine, self.device))
         part = loss * share if share != 1.0 else loss
-        # Gradients are averaged over the processes, and each has but a part of the batch.
+        # Gradients are averaged over processes, and each has only a part of the batch.
         scaled = part * self.context.world_size if self.context.world_size > 1 else part
         (scaled * self.scaler.scale if self.scaler else scaled).backward()  # type: ignore[no-untyped-call]
         return part.detach()
 
     def _update_weights(self) -> None:
-        """Clip the global gradient norm and step, unless something is not finite.
+        """Clip the global gradient norm and step, unless it is not finite.
 
-        With fp16 an overflow skips the step: it counts as a step of the schedule and of the data,
-        but changes neither weights nor the optimizer's state.
+        With fp16 an overflow skips the step: the schedule and the data advance, but weights and
+        optimizer state do not change.
         """
         factor = learning_rate_factor(self.step, self.config.max_steps, self.schedule)
         self.optimizer.set_learning_rate_factor(factor)
@@ -342,18 +342,18 @@ class Trainer:
             divisor = divisor * (norm / self.config.max_grad_norm).clamp(min=1.0)
         overflow = (~torch.isfinite(norm)).to(self._diverged.dtype)
         diverged = self.scaler.update(overflow) if self.scaler else overflow
-        # Once diverged, the norm stays that of the step at which it happened.
+        # Once diverged, keep the norm of the step at which it happened.
         self._gradient_norm = torch.where(self._diverged > 0, self._gradient_norm, norm)
         self._diverged = torch.maximum(self._diverged, diverged)
         skip: torch.Tensor | None = torch.maximum(self._diverged, overflow)
         if self.device.type == "cpu":
-            self._check_finite(self.step + 1)  # a look costs nothing here
+            self._check_finite(self.step + 1)  # free on this device
             skip = overflow if self.scaler else None
         self.optimizer.step(divisor=divisor, skip=skip)
         self.optimizer.zero_grad()
 
     def _check_finite(self, step: int) -> None:
-        """Raise TrainingError when the loss of a step was not finite, or its gradient at any scale."""
+        """Raise TrainingError if the loss of a step is not finite, or its gradient at every scale."""
         nats = float(self.context.sum(self.state.window.nats.clone()))
         if math.isfinite(nats) and not self._diverged:
             return
@@ -363,7 +363,7 @@ class Trainer:
         elif self.scaler:
             what += f" at every loss scale down to {self.scaler.min_scale:g}"
         steps = steps_in(self.checkpoints) if self.checkpoints else []
-        last = f"{self.checkpoints}/step_{steps[-1]}" if steps else "none was saved yet"
+        last = f"{self.checkpoints}/step_{steps[-1]}" if steps else "none saved yet"
         raise TrainingError(
             f"{what} at step {step} (learning rate {self._learning_rate:.2e}); it changed no weight",
             f"lower optimizer.lr or raise schedule.warmup_steps. Last good checkpoint: {last}",
@@ -388,7 +388,7 @@ class Trainer:
         if self.scaler is not None:
             metrics["loss_scale"] = float(self.scaler.scale)
             if not math.isfinite(metrics["gradient_norm"]):
-                del metrics["gradient_norm"]  # this step was skipped, and has none
+                del metrics["gradient_norm"]  # the step was skipped
         for callback in self.callbacks:
             metrics |= callback.measure(self, metrics)
         self._write_row(metrics, "train")
@@ -400,16 +400,16 @@ class Trainer:
             self.run.log(metrics, step=self.step, split=split, epoch=self._epochs())
 
     def _epochs(self) -> float | None:
-        """How often the training split was gone through; None where nobody knows its size."""
+        """Number of passes over the training split; None if its size is unknown."""
         if (epochs := getattr(self.experiment.train_data, "epochs", None)) is not None:
             return float(epochs(self.step * self.config.gradient_accumulation_steps))
         size = self.experiment.units_per_epoch
         return self.state.units / size if size else None
 
     def _evaluate(self, full: bool) -> dict[str, float]:
-        """Evaluate `quick_val_data`, then with `full` `val_data`, each split once per step.
+        """Evaluate `quick_val_data`, and with `full` also `val_data`, each split once per step.
 
-        Returns the metrics of `val`, empty where it was not evaluated at this step.
+        Returns the metrics of `val`, empty if it was not evaluated at this step.
         """
         sets = {self.quick_split: self.experiment.quick_val_data}
         if full:
@@ -440,7 +440,7 @@ class Trainer:
         return self.average.applied() if self.average else nullcontext()
 
     def _mark_if_best(self, loss: float) -> None:
-        """`loss`: of `quick_val_data`, now."""
+        """Mark this step as the best if its `loss` on `quick_val_data` is the lowest."""
         state = self.state
         if not loss < state.best_loss:
             return
@@ -451,12 +451,12 @@ class Trainer:
             mark_best(self.checkpoints, self.step, loss)
 
     def save(self) -> None:
-        """Write a training checkpoint; a failure (a full disk) leaves the earlier ones as they are."""
+        """Write a training checkpoint; a failure (a full disk) leaves earlier ones intact."""
         if self.checkpoints is None:
             return
-        self._check_finite(self.step)  # no checkpoint holds what every resume would die of
+        self._check_finite(self.step)  # never save weights that fail every resume
         if self.run is not None:
-            self.run.flush()  # the checkpoint counts the rows up to here
+            self.run.flush()  # the checkpoint records the rows up to here
         state, weights, tensors = self.state.state()
         state |= {
             "log_rows": self.run.rows if self.run else 0,
@@ -471,12 +471,12 @@ class Trainer:
             self.run.update(tokens=self.state.units)
 
     def resume(self, anyway: bool = False, changes: Mapping[str, list[Any]] | None = None) -> None:
-        """Continue from the newest whole checkpoint of the run, or from the beginning without one.
+        """Continue from the newest intact checkpoint of the run, or from the beginning without one.
 
         `changes` of the configuration since then, {key: [before, now]}, are recorded with the run.
 
-        Raises CheckpointError when it was trained on other data (`anyway`: says so and goes on), or
-        does not fit the model.
+        Raises CheckpointError if it was trained on other data (with `anyway` a warning), or does
+        not fit the model.
         """
         if self.checkpoints is None:
             raise TrainingError("only a run with a folder can be resumed")
@@ -490,22 +490,22 @@ class Trainer:
         if self.run is not None:
             self.run.resume_from(saved.state["log_rows"] if saved else 0)
             mark_best(self.checkpoints, self.state.best_step, self.state.best_loss)
-            if saved:  # a kill may have come between a save and this
+            if saved:  # a kill may have come in between
                 keep = self.config.keep_checkpoints
                 delete_old_checkpoints(self.checkpoints, self.step, keep)
             self._record_start()
         log.info("resumed", extra={"step": self.step})
 
     def extend(self, checkpoints: Path, changes: Mapping[str, list[Any]]) -> None:
-        """Continue, as another run, from the newest whole checkpoint of the run that `checkpoints` is of.
+        """Continue, as a new run, from the newest intact checkpoint in the folder `checkpoints`.
 
-        `changes` of the configuration since then are recorded. A checkpoint of this run is written at
-        once, so that it can be resumed by itself. Raises CheckpointError where there is no checkpoint,
-        or it was trained on other data.
+        `changes` of the configuration since then are recorded. A checkpoint of this run is written
+        at once, so that it can be resumed by itself. Raises CheckpointError if there is no
+        checkpoint, or it was trained on other data.
         """
         saved = latest_checkpoint(checkpoints, self.device, self.context)
         if saved is None:
-            raise CheckpointError(f"there is no checkpoint in {checkpoints} to go on from")
+            raise CheckpointError(f"no checkpoint to continue from in {checkpoints}")
         self.changes = dict(changes)
         self._load(saved, anyway=False)
         self.state.best_loss, self.state.best_step, self.saved_step = math.inf, None, 0
@@ -515,7 +515,7 @@ class Trainer:
         log.info("extended", extra={"step": self.step})
 
     def _load(self, saved: Checkpoint, anyway: bool) -> None:
-        """Make the trainer what it was when `saved` was written, and log what cannot be the same."""
+        """Restore the trainer from `saved`, and log what cannot be the same."""
         with state_errors(saved.path):
             self._check_fingerprint(saved, anyway)
             recorded = saved.state["training"]
@@ -528,11 +528,11 @@ class Trainer:
             if now != recorded.get(name, now):  # not recorded by earlier versions
                 log.warning(
                     f"{name} was {recorded[name]} and is {now}: "
-                    "the results will be close, but not the same bits"
+                    "the results will be close, but not bitwise equal"
                 )
 
     def _take_threads(self, recorded: Mapping[str, Any]) -> None:
-        """Set the recorded number of CPU threads, unless the user gives one or the CPU is another one."""
+        """Set the recorded number of CPU threads, unless the user sets one or the CPU differs."""
         if self.config.num_threads is not None or "OMP_NUM_THREADS" in os.environ:
             return
         threads = recorded.get("threads") if self.device.type == "cpu" else None
@@ -542,7 +542,7 @@ class Trainer:
 
     def _check_fingerprint(self, saved: Checkpoint, anyway: bool) -> None:
         then, now = saved.state["fingerprint"], self.experiment.fingerprint
-        # Earlier versions recorded no text of data.more_validation; the order of their batches counts.
+        # Earlier versions did not record data.more_validation; the order of batches matters.
         now = {key: value for key, value in now.items() if key in then or key[:5] != "text "}
         different = diff_configs([then, now])
         if not different:
@@ -550,10 +550,10 @@ class Trainer:
         changes = "; ".join(f"{key}: {was} -> {now}" for key, (was, now) in different.items())
         if not anyway:
             raise CheckpointError(
-                f"{saved.path} was trained on other data than data.* gives now ({changes})",
+                f"{saved.path} was trained on different data than data.* now gives ({changes})",
                 "restore the text it was prepared from, start a new experiment, or --resume-anyway",
             )
-        log.warning(f"resuming on other data: {changes}")
+        log.warning(f"resuming on different data: {changes}")
         self.changes |= {f"data {key}": values for key, values in different.items()}
 
     def _save_once(self) -> None:
@@ -567,12 +567,12 @@ class Trainer:
         how = f"; continue with --name {name} --resume" if self.run else ""
         raise Interrupted(
             f"interrupted at step {self.step}, everything is saved{how}",
-            received[0] if received else signal.SIGTERM,  # another process received it
+            received[0] if received else signal.SIGTERM,  # if another process received it
         )
 
 
 def check_activation_checkpointing(model: BaseModel, config: TrainingConfig) -> None:
-    """Raise TrainingError where it is asked for and the model has none."""
+    """Raise TrainingError if it is enabled and the model does not support it."""
     if config.activation_checkpointing and not model.supports_activation_checkpointing:
         raise TrainingError(
             f"{type(model).__name__} has no activation checkpointing",

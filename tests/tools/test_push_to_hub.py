@@ -261,4 +261,4 @@ def test_a_run_or_a_checkpoint_that_is_not_there(text: Path, push: Push, tmp_pat
     assert result.returncode == 2 and "exists already" in result.stderr
     (get_runs_dir() / "a").rename(get_runs_dir() / "b")
     result = push("--dry-run", tmp_path / "new")
-    assert result.returncode == 2 and "there is no checkpoint in" in result.stderr
+    assert result.returncode == 2 and "no checkpoint in" in result.stderr

@@ -1,1 +1,1 @@
-"""What happens around training, one concern a file; `base.Callback` lists the hooks."""
+"""Callbacks, one concern per file; `base.Callback` lists the hooks."""

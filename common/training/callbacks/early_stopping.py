@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 
 class EarlyStopping(Callback):
-    """Ends training after `patience` evaluations in a row without a new lowest loss.
+    """Stops training after `patience` consecutive evaluations without a new lowest loss.
 
-    Compares losses of `trainer.quick_split` alone: those of few batches with no full one.
+    Compares only losses of `trainer.quick_split`, never a loss over few batches with one of a whole
+    split.
     """
 
     def __init__(self, patience: int) -> None:

@@ -1,4 +1,4 @@
-"""How well the device is used, and how much memory: in every logged row of the training split."""
+"""Model FLOPs utilisation and memory, in every logged row of the training split."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ _GIB = 2**30
 
 
 class Efficiency(Callback):
-    """Adds `mfu` (0 to 1; only where model and device are known, see mfu.py) and memory.
+    """Logs `mfu` (0 to 1; only for known models and devices, see mfu.py) and memory.
 
-    Memory has the names that the store's own measurements of it have (utils/system_metrics.py):
-    `gpu_memory_gib`, the most that was allocated on a CUDA device, elsewhere `memory_gib`, what the
-    process holds now.
+    Memory is logged under the names of utils/system_metrics.py: `gpu_memory_gib`, the peak
+    allocation on a CUDA device, or `memory_gib`, the current memory of the process, elsewhere.
 
     Args:
         context_length: tokens per training sequence.

@@ -1,4 +1,4 @@
-"""Where the time of some training steps goes: a trace for Perfetto, and a table of operators."""
+"""Profile some training steps: a trace for Perfetto and a table of operators."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _log = get_logger("profiler")
 
 
 class Profiler(Callback):
-    """Records the steps `first` to `last`, both included and counted from 1.
+    """Profiles steps `first` to `last`, inclusive, counted from 1.
 
-    The step before them warms the profiler up, where there is one. What happens between two steps
-    (an evaluation, a checkpoint) is recorded too: choose steps without, and not the very first ones,
-    in which kernels are still chosen and compiled. The steps themselves become slower, not different.
+    The step before them, if any, warms the profiler up. What happens between two steps (an
+    evaluation, a checkpoint) is recorded too: choose steps without, and not the very first ones, in
+    which kernels are still selected and compiled. Profiled steps are slower, but compute the same.
     Writes trace.json (open it at ui.perfetto.dev or chrome://tracing) and operators.txt.
     """
 

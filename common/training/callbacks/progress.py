@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, a line now and then elsewhere."""
+"""A progress bar on a terminal, periodic log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from common.utils.progress import EVERY_SECONDS, time_left
 if TYPE_CHECKING:
     from common.training.trainer import Trainer
 
-# What stands beside the losses, where it is logged: on a terminal's one line there is less room.
+# Shown beside the losses where logged; one line of a terminal has less room.
 _IN_BAR = {"tokens_per_second": "{:,.0f} tokens/s", "mfu": "MFU {:.0%}"}
 _IN_LINE = {
     "learning_rate": "lr {:.1e}",
@@ -29,7 +29,7 @@ _IN_LINE = {
 
 
 class ProgressBar(Callback):
-    """Step, losses, speed, time left; on stderr, and elsewhere than on a terminal in the log."""
+    """Shows step, losses, speed and time left: on stderr on a terminal, else in the log."""
 
     def __init__(self) -> None:
         columns = (
@@ -39,7 +39,8 @@ class ProgressBar(Callback):
             TextColumn("{task.fields[text]}"),
             TimeRemainingColumn(),
         )
-        # Measured: redrawing ten times a second costs a small model 2% of its steps; four are enough.
+        # Redrawing ten times a second costs a small model 2% of its speed (measured); four are
+        # enough.
         self._bar = Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
         self._interactive = sys.stderr.isatty()
         self._losses: dict[str, float] = {}
@@ -62,7 +63,7 @@ class ProgressBar(Callback):
         self._losses["loss"] = metrics["loss"]
         self._metrics = metrics
         self._bar.update(self._task, text=self._text(_IN_BAR))
-        # The line of an evaluation of this step says the same and more.
+        # The evaluation of this step prints the same and more.
         if time.monotonic() - self._last_line > EVERY_SECONDS and not trainer.evaluates_now:
             self._print_line(trainer)
 

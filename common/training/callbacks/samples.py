@@ -1,4 +1,4 @@
-"""Texts drawn from the model at every evaluation, kept in the run's samples.jsonl."""
+"""Sample texts at every evaluation, into the run's samples.jsonl."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ log = get_logger("samples")
 
 
 class Samples(Callback):
-    """Draws from generators of its own, so that training is the same with and without samples.
+    """Samples with its own generators, so that training is the same with and without samples.
 
-    Each text has one, seeded by the seed of the run, the step and the index of the prompt. Only
-    rank 0 draws, and only where there is a run or a `path`.
+    Each text has a generator, seeded by the seed of the run, the step and the index of the prompt.
+    Only rank 0 samples, and only with a run or a `path`.
 
     Args:
-        path: of the file; None: `samples.jsonl` in the folder of the run.
+        path: output file; None: `samples.jsonl` in the folder of the run.
     """
 
     def __init__(
@@ -43,12 +43,12 @@ class Samples(Callback):
         self._drawn_at: int | None = None
 
     def on_train_start(self, trainer: Trainer) -> None:
-        """Forget the samples that a lost process drew at or after the step we start from."""
+        """Drop the samples that a killed process drew at or after the step we start from."""
         if self.path is None and trainer.run is not None:
             self.path = trainer.run.directory / "samples.jsonl"
         if self.path is not None and self.path.exists():
             content = self.path.read_bytes()
-            # By b"\n" alone: a text may hold other ends of lines, such as U+2028.
+            # Split at b"\n" only: a text may contain other line separators, such as U+2028.
             kept = [line for line in content.split(b"\n") if _step(line) < trainer.step]
             if (wanted := b"".join(line + b"\n" for line in kept)) != content:
                 with atomic_path(self.path) as temporary:
@@ -58,7 +58,7 @@ class Samples(Callback):
         if self.path is None:
             return
         if trainer.step == self._drawn_at:
-            return  # the full evaluation follows that of few batches: the same weights
+            return  # sampled at the quick evaluation: the same weights
         self._drawn_at = trainer.step
         self.latest = trainer.evaluator.generate_samples(
             self.config.prompts,
@@ -78,15 +78,15 @@ class Samples(Callback):
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            # As for rows: a training of days does not end for want of a kilobyte.
-            log.warning(f"{self.path}: {error.strerror}; the samples of this step are not kept")
+            # As for rows: a full disk does not end a training of days.
+            log.warning(f"{self.path}: {error.strerror}; the samples of this step are not saved")
 
 
 def _append(path: Path, entries: list[dict[str, Any]]) -> None:
     with named_in_errors(path), path.open("a+b") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":  # half a line, of a full disk
+            if file.read(1) != b"\n":  # half a line, after a full disk
                 file.write(b"\n")
         for entry in entries:
             file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
@@ -96,4 +96,4 @@ def _step(line: bytes) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return float("inf")  # the half line of a killed process or a full disk, or no sample at all
+        return float("inf")  # half a line (killed process, full disk), or no sample

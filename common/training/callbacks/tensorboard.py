@@ -1,4 +1,4 @@
-"""The same numbers in TensorBoard."""
+"""Log to TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class TensorBoard(Callback):
-    """Writes event files to `directory`; look at them with `tensorboard --logdir DIRECTORY`.
+    """Writes event files to `directory`; view them with `tensorboard --logdir DIRECTORY`.
 
-    Raises MissingPackageError where the package is not installed.
+    Raises MissingPackageError if the package is not installed.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -31,7 +31,7 @@ class TensorBoard(Callback):
         self._directory = directory
 
     def on_train_start(self, trainer: Trainer) -> None:
-        # purge_step hides what a lost process wrote after the step that training resumes from.
+        # purge_step hides what a killed process wrote after the step that training resumes from.
         self._writer = self._writer_class(str(self._directory), purge_step=trainer.step + 1)
 
     def on_log(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""The same numbers in Weights & Biases, on its server or in a folder of its own."""
+"""Log to Weights & Biases, on its server or to a local folder."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _INTERRUPTED = 255  # what W&B calls a run that ended on Ctrl-C
 
 
 class WandB(Callback):
-    """Logs `train/loss`, `val/loss`, `val_quick/loss` ... as the run `run.name`; seeds of one configuration are a group.
+    """Logs `train/loss`, `val/loss`, `val_quick/loss` ... as the run `run.name`, grouped by configuration.
 
-    `mode` is online or offline: then everything is in `<run folder>/wandb`, until `wandb sync` uploads
-    it. WANDB_MODE has precedence, and may be disabled as well. A resumed training continues the run: it is known by an id that
-    the checkpoints keep. Steps that are trained a second time log the numbers that are there already.
-    Raises MissingPackageError where the package is not installed.
+    `mode` is online or offline; offline writes to `<run folder>/wandb`, which `wandb sync` uploads.
+    WANDB_MODE takes precedence and may also be `disabled`. A resumed training continues the run by
+    the id saved in its checkpoints. Steps that are trained again log the same numbers again.
+    Raises MissingPackageError if the package is not installed.
     """
 
     def __init__(self, run: Run, mode: str = "online") -> None:
@@ -47,7 +47,7 @@ class WandB(Callback):
         self._session: Any = None
 
     def on_train_start(self, trainer: Trainer) -> None:
-        """Raises TrainingError when W&B does not let us in or cannot be reached."""
+        """Start the W&B run. Raises TrainingError if login or connection fails."""
         manifest = self._run.manifest
         # Its console capture would record every redraw of the progress bar.
         settings = self._wandb.Settings(console="off", silent=self._mode == "offline")
@@ -83,7 +83,7 @@ class WandB(Callback):
     def on_train_end(self, trainer: Trainer) -> None:
         if self._session is None:
             return
-        error = sys.exc_info()[0]  # what ends the training, where something does
+        error = sys.exc_info()[0]  # the error that ended the training, if any
         is_interrupt = error is not None and issubclass(error, KeyboardInterrupt)
         self._session.finish(exit_code=_INTERRUPTED if is_interrupt else int(error is not None))
 

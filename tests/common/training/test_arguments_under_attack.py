@@ -66,7 +66,7 @@ def test_what_is_overridden_takes_effect_and_is_recorded(
     assert "another configuration" in error and override.told in error
     process = attack.run("--name", name, "--resume-anyway", override.change)
     assert process.code == 0, process.output
-    assert "resuming with another configuration" in process.output
+    assert "resuming with a different configuration" in process.output
     assert override.told in process.output
     state = checkpoint.load_checkpoint(checkpoints(name) / f"step_{MAX_STEPS}").state
     assert override.effect(state["param_groups"])
@@ -117,7 +117,7 @@ def test_the_state_of_a_parameter_is_never_given_to_another(attack: Attack) -> N
     process = train(attack, name, "muon", factors.format("weight"), strikes=(strike,))
     assert process.code == -signal.SIGKILL, process.output
     process = train(attack, name, "muon", factors.format("bias"), "--resume-anyway")
-    assert "grouped in another way" in error_of(process)
+    assert "grouped differently" in error_of(process)
 
 
 def test_an_average_can_be_given_up_and_begun_on_the_way(attack: Attack) -> None:
@@ -161,7 +161,7 @@ def test_other_data_is_refused_but_a_touched_file_is_not_and_it_can_be_taken_any
         assert process.code == -signal.SIGKILL, process.output
         text.write_text(other)
         process = attack.run("--name", name, "--resume-anyway")
-        assert process.code == 0 and "resuming on other data" in process.output
+        assert process.code == 0 and "resuming on different data" in process.output
     finally:
         text.write_text(content)
 
@@ -178,13 +178,13 @@ def test_another_number_of_threads_is_told(attack: Attack) -> None:
 WRONG = {
     "optimizer.name=foo": "expected 'adamw' or 'muon', got 'foo'",
     "optimizer.betas=[0.9,1.0]": "optimizer.betas.1: expected less than 1",
-    "optimizer.lr_factors={'nothing.*':2.0}": "no parameter has a name like 'nothing.*'",
+    "optimizer.lr_factors={'nothing.*':2.0}": "no parameter name matches 'nothing.*'",
     "optimizer.lr_factors={'token_embedding.*':-1.0}": "greater than or equal to 0",
     "optimizer.lr_factors={'token_embedding.*':true}": "expected a number, got true",
     "schedule.decay_fraction=0": "schedule.decay_fraction: expected greater than 0, got 0",
     "schedule.name=triangle": "'cosine', 'linear', 'constant' or 'wsd'",
     "training.precision=fp8": "'fp32', 'tf32', 'bf32', 'bf16' or 'fp16', got 'fp8'",
-    "training.precision=tf32": "cpu has no tf32",
+    "training.precision=tf32": "cpu does not support tf32",
     "training.ema_decay=1.5": "training.ema_decay: expected less than 1, got 1.5",
     "training.compile=maybe": "training.compile: expected 'auto', True or False, got 'maybe'",
     "training.profile_steps=[5,2]": "1 <= first <= last",

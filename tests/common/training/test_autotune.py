@@ -104,7 +104,7 @@ def test_what_is_set_is_not_agreed_on(tmp_path: Path) -> None:
 def test_a_machine_without_the_precision_of_the_others_refuses(tmp_path: Path) -> None:
     path = tmp_path / "auto.json"
     path.write_text(json.dumps({"precision": "tf32", "compile": False}))
-    with pytest.raises(TrainingError, match="compute in tf32, which cpu has not"):
+    with pytest.raises(TrainingError, match="compute in tf32, which cpu does not support"):
         module.autotune(*tiny_pass(), "auto", "auto", 1000, path)
 
 
@@ -204,7 +204,7 @@ def test_where_nothing_can_be_kept_it_is_measured_each_time(attack: Attack) -> N
     finally:
         cache.unlink()
     assert process.code == 0, process.output
-    assert "the measurement is not kept" in process.output and "autotune.json" in process.output
+    assert "cannot cache the measurement" in process.output and "autotune.json" in process.output
 
 
 def test_runs_that_measure_at_the_same_time_do_not_spoil_what_is_kept(attack: Attack) -> None:

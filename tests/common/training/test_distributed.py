@@ -375,7 +375,7 @@ def test_the_script_survives_signals_and_kills(tmp_path: Path) -> None:
 
     output = signal_one(2, signal.SIGKILL, script, "--name", "run", "--resume")
     assert f"resumed  step={saved}" in output
-    assert output.count("error [training]: another process of this training is gone") == 1
+    assert output.count("error [training]: another process of this training died") == 1
     assert status("run") == "failed"
 
     train_experiment(*job, project="baseline", name="run", resume=True)

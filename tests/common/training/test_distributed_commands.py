@@ -134,7 +134,7 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(
     for how in kills:
         output = train_until_killed(how, *arguments)
         if how == "one":
-            told = output.count("error [training]: another process of this training is gone")
+            told = output.count("error [training]: another process of this training died")
             assert told <= 1, output  # torchrun may be faster to end the other one
         if how == "torchrun":
             assert output.count("is saved; continue with --name killed --resume") == 1, output
@@ -185,7 +185,7 @@ def test_processes_that_do_not_meet_say_why(config: Path) -> None:
     assert f"error [training]: another program listens at 127.0.0.1:{port}" in told
     assert "Traceback" not in told
     told = train_by_hand(config, WORLD_SIZE="2")
-    assert "error [training]: WORLD_SIZE=2 speaks of several processes" in told
+    assert "error [training]: WORLD_SIZE=2 means several processes" in told
     assert "Traceback" not in told
 
 

@@ -159,8 +159,8 @@ def test_labels_of_small_integers_are_classes_as_they_are() -> None:
         ((IMAGES, LABELS[:, None]), r"int64 \(5, 1\)"),
         ((IMAGES, LABELS.float()), r"float32 \(5,\)"),
         ((IMAGES, [0, 9, 1, 3, 3]), "and list"),
-        ((IMAGES, torch.tensor([0, 10, 1, 2, 3])), "a label is 10, and there are 10 classes"),
-        ((IMAGES, torch.tensor([0, -1, 1, 2, 3])), "a label is -1"),
+        ((IMAGES, torch.tensor([0, 10, 1, 2, 3])), "label 10 is out of range for 10 classes"),
+        ((IMAGES, torch.tensor([0, -1, 1, 2, 3])), "label -1 is out of range"),
     ],
 )
 def test_a_batch_that_is_none_of_the_task_is_refused_before_training(
@@ -174,7 +174,7 @@ def test_a_batch_that_is_none_of_the_task_is_refused_before_training(
 
 def test_a_model_with_another_number_of_classes_is_named() -> None:
     experiment = Experiment(tiny_classifier(7), [(IMAGES, LABELS)], None, Classification(10))
-    with pytest.raises(ModelError, match=r"Classifier gives logits of \(5, 7\)") as error:
+    with pytest.raises(ModelError, match=r"Classifier returns logits of shape \(5, 7\)") as error:
         Trainer(experiment, SHORT).fit()
     assert "(5, 10)" in error.value.hint
 
@@ -216,7 +216,7 @@ def test_a_run_is_loaded_and_evaluated_until_its_build_gives_other_shapes(
     assert run.evaluate() == pytest.approx(metrics)
     with pytest.raises(UsageError, match="'line' was trained on points, not on a text"):
         run.evaluate("train")
-    with pytest.raises(UsageError, match="'line' is a Line, no language model"):
+    with pytest.raises(UsageError, match="'line' is a Line, not a language model"):
         _ = run.model
 
     def build_wider(config: digits.Config) -> Experiment:
@@ -239,7 +239,7 @@ def test_without_validation_data_a_run_trains_and_says_so(
         return Experiment(tiny_classifier(), [(IMAGES, LABELS)], None, Classification(10))
 
     assert train_experiment(CONFIG, build, project="digits", name="blind") == {}
-    assert "not evaluated: there is no validation data" in capsys.readouterr().out
+    assert "not evaluated: no validation data" in capsys.readouterr().out
     monkeypatch.setattr(digits, "build", build)
     with pytest.raises(UsageError, match="'blind' has no validation data"):
         load_run("blind", "last").evaluate()

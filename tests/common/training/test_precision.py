@@ -40,7 +40,7 @@ def test_cuda_without_a_card_is_an_error() -> None:
 def test_a_precision_that_the_device_lacks_is_an_error_that_lists_what_it_has() -> None:
     check_precision("auto", torch.device("cpu"))
     check_precision("fp16", torch.device("cpu"))
-    with pytest.raises(TrainingError, match="cpu has no tf32") as caught:
+    with pytest.raises(TrainingError, match="cpu does not support tf32") as caught:
         check_precision("tf32", torch.device("cpu"))
     assert "fp32" in caught.value.hint and "bf16" in caught.value.hint
 

@@ -242,7 +242,8 @@ def test_a_killed_run_resumes_to_the_same_weights_rows_and_samples(
 def test_a_kill_at_any_change_of_a_file_resumes_to_the_same_run(
     lab: Lab, whole: str, moment: int
 ) -> None:
-    """While it is set up, in the middle of a save, between a checkpoint and its evaluation, while samples are written."""
+    """While it is set up, in the middle of a save, between a checkpoint and its evaluation, while
+    samples are written."""
     name = f"moment_{moment}"
     process = lab.train(name, signal_at=(moment, f"runs/{name}", signal.SIGKILL))
     assert process.code == -signal.SIGKILL, process.output
@@ -404,7 +405,7 @@ def test_an_extended_run_is_an_experiment_of_its_own_that_goes_on(lab: Lab, whol
     assert manifest["extends"] == "short"
     assert [start["step"] for start in manifest["starts"]] == [60, 80]
     assert manifest["starts"][0]["changes"] == {"training.max_steps": [60, MAX_STEPS]}
-    assert_refused(lab.run("--extend", "short"), "has 60 steps already", "training.max_steps=120")
+    assert_refused(lab.run("--extend", "short"), "already has 60 steps", "training.max_steps=120")
     assert_refused(lab.run("--extend", "nothing", "training.max_steps=99"), "no experiment")
     assert_refused(lab.run("--extend", "short", "--resume"), "goes without")
 
@@ -425,7 +426,7 @@ def test_the_log_decides_what_is_resumed_and_the_file_is_a_copy(
         file.write_text(content)
     process = lab.resume(name)
     assert process.code == 0, process.output
-    assert ("was edited, and is only a copy" in process.output) == (content is not None)
+    assert ("was edited, but is only a copy" in process.output) == (content is not None)
     assert_same_run(name, whole)
     assert file.read_text() == before
 

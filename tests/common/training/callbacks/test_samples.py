@@ -62,4 +62,4 @@ def test_half_a_line_is_closed_off_before_the_next(tmp_path: Path) -> None:
 
 def test_a_full_disk_ends_no_training(caplog: pytest.LogCaptureFixture) -> None:
     samples(Path("/dev/full")).on_evaluate(trainer(10), {}, "val")
-    assert "No space left on device; the samples of this step are not kept" in caplog.text
+    assert "No space left on device; the samples of this step are not saved" in caplog.text
