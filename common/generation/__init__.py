@@ -1,1 +1,1 @@
-"""Sampling, decoding sessions and the fast CPU path, below the models."""
+"""Sampling, decoding sessions and the fast CPU path."""

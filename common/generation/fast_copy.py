@@ -1,8 +1,8 @@
-"""A copy of a model that generates faster: the same parameters, the same results up to rounding.
+"""A copy of a model that generates faster: same parameters, same results up to rounding.
 
-One token at a time, a small model spends half of its time between its layers, and a large one waits
-for its weights. So the modules of the copy are called without what `nn.Module` does around
-`forward`, and large matrices are copied into the layout that a CPU reads at the speed of memory.
+Generating token by token, a small model spends half of its time between layers, and a large one
+waits for its weights. So modules of the copy are called without the overhead of `nn.Module` around
+`forward`, and large matrices are repacked into the layout that a CPU reads at memory speed.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from torch import nn
 
 M = TypeVar("M", bound=nn.Module)
 
-# Products with smaller matrices, which stay in the processor's cache, are faster without a copy.
+# Smaller matrices fit the processor's cache and are faster without repacking.
 MIN_PACKED_WEIGHTS = 2**18
 
 
 @runtime_checkable
 class HasFastVersion(Protocol):
-    """A module that is replaced in a fast copy, by another that computes the same, or by itself."""
+    """A module that provides its own replacement in a fast copy."""
 
     def fast_version(self) -> nn.Module: ...
 
 
 class PackedLinear(nn.Linear):
-    """`nn.Linear` with these parameters, which multiplies by a copy of the weight as it is now.
+    """`nn.Linear` that multiplies by a repacked snapshot of the weight.
 
-    PyTorch gives float32 products to MKL, which with few rows and a large matrix reaches a half to
-    a third of the speed of memory. oneDNN, which PyTorch contains too, reaches nearly all of it
-    with the matrix in blocks of its own choice. Both compute in float32 and differ in the order of
-    summation. These two operators are what `torch.compile` emits for frozen weights.
+    PyTorch computes float32 products with MKL, which reaches a half to a third of the memory
+    bandwidth for few rows and a large matrix. oneDNN, also part of PyTorch, reaches nearly all of
+    it with a blocked layout. Both compute in float32 and differ only in the order of summation.
+    `torch.compile` emits the same two operators for frozen weights.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        nn.Module.__init__(self)  # that of nn.Linear would make parameters
+        nn.Module.__init__(self)  # nn.Linear's would create parameters
         self.out_features, self.in_features = weight.shape
         self.weight, self.bias = cast(nn.Parameter, weight), cast(nn.Parameter, bias)
         self.blocks = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
@@ -51,14 +51,14 @@ class PackedLinear(nn.Linear):
 
 
 class DirectLayerNorm(nn.LayerNorm):
-    """`nn.LayerNorm` without what `F.layer_norm` looks up before it calls the operator."""
+    """`nn.LayerNorm` without the dispatch overhead of `F.layer_norm`."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return torch.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
 
 
 def is_worth_packing(weight: torch.Tensor) -> bool:
-    """Whether the product of a few vectors with this (out, in) matrix gains from a packed copy."""
+    """Whether multiplying a few vectors by this (out, in) matrix is faster with a packed copy."""
     return (
         _is_plain(weight)
         and weight.numel() >= MIN_PACKED_WEIGHTS
@@ -68,15 +68,15 @@ def is_worth_packing(weight: torch.Tensor) -> bool:
 
 
 def _is_plain(weight: torch.Tensor) -> bool:
-    """Whether it lies in this machine's memory, in float32, neither quantised nor distributed."""
+    """Whether the tensor is in CPU memory, in float32, and neither quantised nor sharded."""
     ordinary = type(weight) in (nn.Parameter, torch.Tensor)
     return ordinary and weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
 def make_fast_copy(model: M) -> M:
-    """The fast copy of `model`, which is not changed; call it in evaluation mode.
+    """Return a fast copy of `model`, which is unchanged and must be in evaluation mode.
 
-    Modules with hooks and those that are compiled or scripted are in the copy as they are.
+    Modules with hooks, and compiled or scripted ones, are kept as they are.
     """
     return cast(M, _copy_of(model, {}))
 
@@ -98,7 +98,7 @@ def _copy_of(module: nn.Module, copies: dict[nn.Module, nn.Module]) -> nn.Module
                 name: None if child is None else _copy_of(child, copies)
                 for name, child in module._modules.items()
             }
-            # nn.Module looks in three dictionaries for what is not here.
+            # Plain attributes avoid nn.Module's look-up in three dictionaries.
             copy.__dict__ |= copy._parameters | copy._buffers | copy._modules
     return copies[module]
 
@@ -107,14 +107,14 @@ def _fast_linear(linear: nn.Linear) -> nn.Module:
     if is_worth_packing(linear.weight):
         return _bare(PackedLinear(linear.weight, linear.bias))
     copy = _bare(linear)
-    # The same matrix, its columns next to each other: what MKL reads faster for few rows.
+    # The same matrix in column-major order, which MKL reads faster for few rows.
     weight = linear.weight.detach().t().contiguous().t()
     copy.__dict__ |= {"weight": weight, "bias": linear.bias}
     return copy
 
 
 def _is_special(module: nn.Module) -> bool:
-    """Whether more is to happen at a call than `forward` of the module's class."""
+    """Whether a call does more than `forward` of the module's class."""
     kind = type(module)
     return (
         bool(module._forward_hooks or module._forward_pre_hooks)
@@ -122,12 +122,12 @@ def _is_special(module: nn.Module) -> bool:
         or kind.__call__ is not nn.Module.__call__
         or "forward" in module.__dict__
         or module._compiled_call_impl is not None
-        or hasattr(kind.__init_subclass__, "__func__")  # a subclass would have consequences
+        or hasattr(kind.__init_subclass__, "__func__")  # subclassing has side effects
     )
 
 
 def _bare(module: nn.Module, kind: type[nn.Module] | None = None) -> nn.Module:
-    """A shallow copy of `module`, perhaps as a subclass, called without `nn.Module.__call__`."""
+    """A shallow copy of `module`, perhaps as a subclass, that bypasses `nn.Module.__call__`."""
     kind = kind or type(module)
     if kind not in _bare_classes:
         _bare_classes[kind] = type(kind.__name__, (kind,), {"__call__": kind.forward})

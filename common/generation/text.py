@@ -1,4 +1,4 @@
-"""Text as it is drawn, token by token, up to a stop string."""
+"""Stream generated text up to a stop string."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ def stream_text(
     stop: Sequence[str] = (),
     **options: Any,
 ) -> Iterator[str]:
-    """Yield the continuation of `prompt` piece by piece, as early as each piece is certain.
+    """Yield the continuation of `prompt` in pieces, each as soon as it is certain.
 
-    It ends at `<|endoftext|>`, before the first of the texts in `stop`, or after `max_new_tokens`;
-    `options` are those of `stream` (decoding.py). An empty prompt begins a new document.
+    It ends at `<|endoftext|>`, before the first match of a string in `stop`, or after
+    `max_new_tokens`; `options` are those of `stream` (decoding.py). An empty prompt starts a new
+    document.
     Raises DataError for a prompt that the tokenizer cannot encode.
     """
     ids = prompt_ids(tokenizer, prompt)
@@ -31,16 +32,16 @@ def stream_text(
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The ids that the model continues: an empty prompt is the end of a text, which begins a new one."""
+    """Encode the prompt; an empty one becomes the end-of-text token, which starts a new document."""
     end = getattr(tokenizer, "end_of_text", None)
     return [int(i) for i in tokenizer.encode(prompt)] or [0 if end is None else end]
 
 
 def decode_stream(tokenizer: Tokenizer, before: list[int], drawn: Iterable[int]) -> Iterator[str]:
-    """The text of each token of `drawn` up to `<|endoftext|>`; a character of several comes whole.
+    """Yield the text of each token of `drawn` up to `<|endoftext|>`; multi-token characters come whole.
 
-    What a token writes may depend on those before it (a space at the beginning, parts of a
-    character), so it is decoded together with the tokens of the last piece, at first with `before`.
+    The text of a token may depend on earlier ones (a leading space, parts of a character), so it is
+    decoded together with the tokens of the last piece, at first with `before`.
     """
     known, new = before, list[int]()
     end = getattr(tokenizer, "end_of_text", None)
@@ -49,7 +50,7 @@ def decode_stream(tokenizer: Tokenizer, before: list[int], drawn: Iterable[int])
             break
         new.append(token)
         piece = tokenizer.decode(known + new)[len(tokenizer.decode(known)) :]
-        if piece and piece[-1] != "\ufffd":  # which stands for bytes that are no character yet
+        if piece and piece[-1] != "\ufffd":  # stands for an incomplete character
             yield piece
             known, new = new, []
     if new:
@@ -57,9 +58,9 @@ def decode_stream(tokenizer: Tokenizer, before: list[int], drawn: Iterable[int])
 
 
 def until_stop(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
-    """`pieces` up to the stop string that is complete first; how the text is cut makes no difference.
+    """Yield `pieces` up to the first complete stop string, independent of piece boundaries.
 
-    What may be the beginning of a stop string is held back until it is certain that it is none.
+    A possible start of a stop string is held back until it is certain.
     """
     held = ""
     for piece in pieces:
@@ -75,6 +76,6 @@ def until_stop(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that `stop` begins with."""
+    """Length of the longest suffix of `text` that is a prefix of `stop`."""
     lengths = range(min(len(text), len(stop) - 1), 0, -1)
     return next((n for n in lengths if text.endswith(stop[:n])), 0)

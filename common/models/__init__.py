@@ -1,4 +1,4 @@
-"""What is trained: the base contract, the shared decoder and its mixers; loaded when first used."""
+"""Models: base classes, the shared decoder and its mixers; loaded when first used."""
 
 import lazy_loader
 

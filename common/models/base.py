@@ -1,4 +1,4 @@
-"""The contracts of the models here: BaseModel (saving, loading, compilation) and BaseLanguageModel."""
+"""Base classes of models: BaseModel (saving, loading, compilation) and BaseLanguageModel."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ M = TypeVar("M", bound="BaseModel")
 LM = TypeVar("LM", bound="BaseLanguageModel")
 Model = TypeVar("Model", bound="BaseModel", covariant=True)
 
-# What an optimizer may treat in its own way: "matrix" is a weight between hidden layers, "vector" a
-# bias or the gain of a norm.
+# Roles that an optimizer may treat differently: "matrix" is a weight between hidden layers,
+# "vector" a bias or a norm gain.
 ParameterRole = Literal["matrix", "embedding", "head", "vector"]
 
 
 def default_parameter_roles(model: nn.Module) -> dict[str, ParameterRole]:
-    """The role of each parameter by name: by its dimensions, and the module that holds it.
+    """Map each parameter name to its role, by its dimensions and the module that holds it.
 
     Weights of `nn.Embedding` are embeddings, those of the submodule `head` are the head.
     """
@@ -49,8 +49,8 @@ class _LoadCheckpoint(Protocol[Model]):
 class _ClassOrInstanceMethod:
     """`Model.load_checkpoint(path)` builds a model, `model.load_checkpoint(path)` fills this one.
 
-    Both are what people write; with a plain method or classmethod one of them would silently do
-    nothing to the model at hand.
+    Both are common; with a plain method or classmethod one of them would silently leave the model
+    unchanged.
     """
 
     def __get__(self, instance: M | None, owner: type[M]) -> _LoadCheckpoint[M]:
@@ -58,20 +58,20 @@ class _ClassOrInstanceMethod:
 
 
 class BaseModel(nn.Module):
-    """Subclass this, keep the keyword arguments JSON-like, and write `forward`.
+    """Base class of models: subclass it, keep the keyword arguments JSON-like, and write `forward`.
 
     Args:
         **kwargs: whatever the subclass needs to be built again; saved with every checkpoint.
     """
 
-    # Keep only the inputs of each block for the backward pass and compute the rest again (Chen et
-    # al. 2016, "Training Deep Nets with Sublinear Memory Cost"); for models that say they can.
+    # Keep only the inputs of each block for the backward pass and recompute the rest (Chen et al.
+    # 2016, "Training Deep Nets with Sublinear Memory Cost"); for models that support it.
     activation_checkpointing = False
     supports_activation_checkpointing = False
-    # The methods besides `forward` that compute with the weights and are called from outside. Where
-    # each process has a part of the weights (FSDP), only these and `forward` gather them.
+    # Entry points besides `forward` that compute with the weights. With sharded weights (FSDP) only
+    # these and `forward` gather them.
     entry_points: tuple[str, ...] = ()
-    # How its matrices are quantised (common/models/quantize.py); saved with every checkpoint.
+    # Quantisation of the matrices (common/models/quantize.py); saved with every checkpoint.
     quantization: dict[str, Any] | None = None
 
     def __init__(self, **kwargs: Any) -> None:
@@ -80,39 +80,39 @@ class BaseModel(nn.Module):
 
     @abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
-        """Compute the outputs: {"logits": ..., and whatever else}."""
+        """Compute the outputs: {"logits": ..., and any others}."""
         raise ModelError(f"{type(self).__name__} defines no forward")
 
     def constructor_arguments(self) -> dict[str, Any]:
-        """What `load_checkpoint` needs to build the model again, as state.json holds it."""
+        """What `load_checkpoint` needs to rebuild the model, as stored in state.json."""
         return {"arguments": self.arguments}
 
     def set_compile(self, on: bool) -> None:
-        """Run calls of the model through torch.compile; override to compile only what repeats."""
+        """Run the model through torch.compile; override to compile only repeated blocks."""
         if on:
             self.compile(dynamic=False)
         else:
             self._compiled_call_impl = None
 
     def parameter_roles(self) -> dict[str, ParameterRole]:
-        """The role of each parameter by name; the optimizer is chosen by it (Muon for matrices).
+        """Map each parameter name to its role, which selects the optimizer (Muon for matrices).
 
-        Override for parameters whose role the default cannot see:
+        Override for parameters whose role the default cannot infer:
         `super().parameter_roles() | {"tokens": "embedding"}`.
         """
         return default_parameter_roles(self)
 
     @property
     def device(self) -> torch.device:
-        """Where its parameters are."""
+        """The device of the parameters."""
         return next(self.parameters()).device
 
     def num_parameters(self) -> int:
-        """The number of weights; those that are tied count once."""
+        """Number of weights; tied ones count once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def save_checkpoint(self, path: str | Path, **state: Any) -> Path:
-        """Save weights and arguments to the folder `path`, with any JSON `state` beside them."""
+        """Save weights, arguments and a JSON `state` to the folder `path`."""
         state = {"model": identity_of(self), **state}
         return save_checkpoint(Path(path), weights_of(self), state, {})
 
@@ -142,10 +142,10 @@ class BaseLanguageModel(BaseModel):
 
         Args:
             input_ids: (batch, time) int64.
-            labels: (batch, time) int64, as in Hugging Face models the input ids themselves: the
+            labels: (batch, time) int64, the input ids themselves as in Hugging Face models: the
                 model shifts them, so that position t predicts labels[:, t + 1]. -100 is ignored.
-            cache: what `new_cache` returned; the inputs then continue what it has seen. Models
-                without a cache leave this parameter out.
+            cache: result of `new_cache`; the inputs continue its tokens. Models without a cache
+                omit this parameter.
         Returns: {"logits": (batch, time, vocab_size), and with labels "loss": mean nats per token}.
         """
         raise ModelError(f"{type(self).__name__} defines no forward")
@@ -155,7 +155,7 @@ class BaseLanguageModel(BaseModel):
         return {"vocab_size": self.vocab_size, **super().constructor_arguments()}
 
     def compute_loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The loss alone, as training needs it; override where logits need not be kept for it."""
+        """Compute only the loss, for training; override to avoid keeping the logits."""
         return self(input_ids, labels=labels)["loss"]  # type: ignore[no-any-return]  # nn.Module
 
     def training_loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -163,39 +163,40 @@ class BaseLanguageModel(BaseModel):
         return (self._compiled_loss or self.compute_loss)(input_ids, labels)
 
     def set_compile(self, on: bool) -> None:
-        """Let `training_loss` run through torch.compile; override to compile only what repeats."""
+        """Run `training_loss` through torch.compile; override to compile only repeated blocks."""
         self._compiled_loss = torch.compile(self.compute_loss, dynamic=False) if on else None
 
     def mask_documents(self, end_of_text: int) -> None:
-        """From now on, without a cache, no token sees what stands before the last `end_of_text`.
+        """Mask attention across documents: without a cache, no token sees tokens before the last `end_of_text`.
 
-        It is no part of a checkpoint. Raises ModelError for models that cannot.
+        Not saved in checkpoints. Raises ModelError if the model does not support it.
         """
         raise ModelError(
-            f"{type(self).__name__} cannot keep documents apart", "set data.document_mask=false"
+            f"{type(self).__name__} does not support a document mask",
+            "set data.document_mask=false",
         )
 
     @property
     def context_limit(self) -> int | None:
-        """The most tokens that one forward pass can see; None where there is no limit."""
+        """Maximum number of tokens of a forward pass; None: no limit."""
         return None
 
     def new_cache(self, batch_size: int, max_length: int) -> Any:
-        """State for step-by-step generation of up to `max_length` tokens, or None: no cache."""
+        """Create the cache for generating up to `max_length` tokens; None: the model has no cache."""
         return None
 
     def next_logits(self, input_ids: torch.Tensor, cache: Any = None) -> torch.Tensor:
-        """Logits (batch, vocab_size) of the token after `input_ids`, all that generation needs.
+        """Compute logits (batch, vocab_size) of the token after `input_ids`, for generation.
 
-        Override where those of the other positions need not be computed for it.
+        Override to skip the logits of other positions.
         """
         output = self(input_ids) if cache is None else self(input_ids, cache=cache)
         return output["logits"][:, -1]  # type: ignore[no-any-return]  # nn.Module
 
     def fast_copy(self: LM) -> LM:
-        """A copy for generation that shares all parameters; its large matrices are those of now.
+        """Return a copy for generation that shares all parameters; large matrices are a snapshot.
 
-        Override where large matrices are multiplied that are no `nn.Linear` (see fast_copy.py).
+        Override for large matrices outside of `nn.Linear` (see fast_copy.py).
         """
         return make_fast_copy(self)
 

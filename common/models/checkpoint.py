@@ -1,16 +1,16 @@
-"""The folder of a checkpoint: atomic, complete, exact. The only module that knows its layout.
+"""Read and write checkpoint folders atomically. The only module that knows their layout.
 
     step_200/
         model.safetensors       weights
         training.safetensors    optimizer moments and random states (training checkpoints only)
-        state.json              model class and arguments, step, everything that is not a tensor
-        SHA256SUMS              of the files above, as `sha256sum -c` reads it
+        state.json              model class and arguments, step, all other values that are no tensors
+        SHA256SUMS              of the files above, in the format of `sha256sum -c`
 
-Of a sharded model, `shard-*.safetensors` take the place of the first two (see shards.py): each rank
-writes one, and any number of processes can read them.
+For a sharded model, `shard-*.safetensors` replace the first two (see shards.py): each rank writes
+one, and any number of processes can read them.
 
-A folder is written under another name, fsynced and renamed, so `step_200` is always whole. Nothing
-is read with pickle.
+A folder is written under a temporary name, fsynced and renamed, so `step_200` is always complete.
+Nothing is read with pickle.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ _OPTIONAL_KINDS = {"vocab_size": int, "quantization": dict}  # of the model
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose checksums are right.
+    """A checkpoint with verified checksums.
 
     Args:
-        device: where its tensors are read to.
-        parts: which tensors to split, and how: what is called `optimizer.3.exp_avg` as `optimizer.3`,
-            `trained.head.weight` or `callback.Mine.0.mean.head.weight` as `head.weight`.
+        device: device to read tensors to.
+        parts: which tensors to shard, and how: `optimizer.3.exp_avg` like `optimizer.3`,
+            `trained.head.weight` or `callback.Mine.0.mean.head.weight` like `head.weight`.
     """
 
     path: Path
@@ -64,7 +64,7 @@ class Checkpoint:
 
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything but the weights of the model."""
+        """Read all tensors except the weights of the model."""
         if _is_whole(self.path) and not self.parts:
             file = self.path / "training.safetensors"
             return load_file(file, device=str(self.device)) if file.exists() else {}
@@ -77,7 +77,7 @@ class Checkpoint:
 
 
 class SavedModel(Protocol):
-    """What a checkpoint holds of a model besides its weights."""
+    """The description of a model in a checkpoint, besides its weights."""
 
     quantization: dict[str, Any] | None
 
@@ -85,14 +85,14 @@ class SavedModel(Protocol):
 
 
 def identity_of(model: SavedModel) -> dict[str, Any]:
-    """What `load_model` needs to build the model again."""
+    """Return what `load_model` needs to rebuild the model."""
     kind = shards.class_of(model)
     identity = {"class": f"{kind.__module__}.{kind.__qualname__}", **model.constructor_arguments()}
     return identity | ({"quantization": model.quantization} if model.quantization else {})
 
 
 def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers by name; those that share memory (tied) once."""
+    """Parameters and persistent buffers by name; tied ones once."""
     kept = model.state_dict().keys()
     found = [*model.named_parameters(), *model.named_buffers()]
     return {name: tensor.detach() for name, tensor in found if name in kept}
@@ -104,9 +104,8 @@ def save_checkpoint(
     state: Mapping[str, Any],
     tensors: Mapping[str, torch.Tensor],
 ) -> Path:
-    """Write a checkpoint folder. On an error (a full disk, say) nothing of it remains.
-
-    `state["model"]` is what `identity_of` says; `tensors` is everything but the weights.
+    """Write a checkpoint folder; an error (such as a full disk) leaves nothing behind.
+    `state["model"]` is the result of `identity_of`; `tensors` are all tensors except the weights.
     """
     building = temporary_folder(path)
     try:
@@ -120,7 +119,7 @@ def save_checkpoint(
     return path
 
 
-# The steps of a save, also for checkpoints that several processes write together.
+# The steps of a save, also used by checkpoints that several processes write together.
 
 
 def temporary_folder(path: Path) -> Path:
@@ -129,7 +128,7 @@ def temporary_folder(path: Path) -> Path:
 
 
 def make_empty(directory: Path) -> None:
-    """Make the folder, and empty it where it exists."""
+    """Create the folder, or empty an existing one."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
 
@@ -146,13 +145,13 @@ def _write_tensors(
 
 
 def write_state(directory: Path, state: Mapping[str, Any]) -> Path:
-    """Write state.json; returns its path."""
+    """Write state.json; return its path."""
     (directory / "state.json").write_text(json.dumps(state, indent=2))
     return directory / "state.json"
 
 
 def seal(files: Iterable[Path]) -> list[str]:
-    """Flush `files` to the disk. Returns their lines of SHA256SUMS."""
+    """Fsync `files`; return their lines of SHA256SUMS."""
     lines = []
     for file in files:
         fsync_file(file)
@@ -161,7 +160,8 @@ def seal(files: Iterable[Path]) -> list[str]:
 
 
 def publish(building: Path, path: Path, lines: Iterable[str]) -> None:
-    """Add SHA256SUMS of these lines to a finished folder, and give it its name in place of what had it."""
+    """Add SHA256SUMS with these lines to a finished folder, and rename it to its final name,
+    replacing an earlier one."""
     sums = building / "SHA256SUMS"
     sums.write_text("".join(sorted(lines, key=lambda line: line.split("  ")[1])))
     fsync_file(sums)
@@ -175,9 +175,9 @@ def publish(building: Path, path: Path, lines: Iterable[str]) -> None:
 
 
 def save_error(path: Path, reason: str) -> CheckpointError:
-    """The error of a checkpoint that cannot be written."""
+    """The error for a checkpoint that cannot be written."""
     return CheckpointError(
-        f"cannot save {path}: {reason}", "free some disk space; earlier checkpoints are whole"
+        f"cannot save {path}: {reason}", "free some disk space; earlier checkpoints are intact"
     )
 
 
@@ -190,12 +190,12 @@ def delete(path: Path) -> None:
 
 
 def replaced(path: Path) -> Path:
-    """Where a checkpoint is while a new one takes its place; a kill may leave only this one."""
+    """Path of a checkpoint while it is replaced; a kill may leave only this one."""
     return path.with_name(f".{path.name}.replaced")
 
 
 def verify(path: Path) -> None:
-    """Raise CheckpointError when the folder is missing, incomplete, or any byte of it has changed."""
+    """Raise CheckpointError if the folder is missing, incomplete, or any byte of it has changed."""
     sums = path / "SHA256SUMS"
     if not sums.is_file():
         near = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
@@ -203,7 +203,7 @@ def verify(path: Path) -> None:
         raise CheckpointError(f"{path} is not a checkpoint", hint)
     try:
         found = _checksums(path)
-    except OSError as error:  # it cannot be read, or is a folder
+    except OSError as error:  # unreadable, or a folder
         raise CheckpointError(
             f"checkpoint {path} is damaged: {error}", "use an earlier one"
         ) from error
@@ -217,7 +217,7 @@ def verify(path: Path) -> None:
 
 
 def _checksums(directory: Path) -> str:
-    """What SHA256SUMS has to say: a line for every other file, in the order of their names."""
+    """The content of SHA256SUMS: a line for every other file, sorted by name."""
     files = sorted(file for file in directory.iterdir() if file.name != "SHA256SUMS")
     return "".join(map(_checksum, files))
 
@@ -231,7 +231,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Checkpoint:
-    """Read a checkpoint without its weights. Raises CheckpointError when it is not whole."""
+    """Read a checkpoint without its weights. Raises CheckpointError if it is damaged."""
     if not path.exists() and replaced(path).exists():
         path = replaced(path)
     verify(path)
@@ -239,7 +239,7 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> Checkpoin
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The state.json of the checkpoint `path`. Raises CheckpointError where it is none of a checkpoint."""
+    """Read the state.json of the checkpoint `path`. Raises CheckpointError if it is malformed."""
     state = read_json(path / "state.json", CheckpointError)
     with state_errors(path):
         model = state["model"]
@@ -249,7 +249,7 @@ def read_state(path: Path) -> dict[str, Any]:
             *_wrong_keys(state, _TRAINING_KINDS if "param_groups" in state else {}),
         ]
     if wrong:
-        raise _no_state(path, f"{wrong[0]} is missing, or of another kind or size")
+        raise _no_state(path, f"{wrong[0]} is missing, or has a wrong type or size")
     return dict(state)
 
 
@@ -264,7 +264,7 @@ def _wrong_keys(values: Mapping[str, Any], kinds: Mapping[str, type]) -> list[st
 
 @contextmanager
 def state_errors(path: Path) -> Iterator[None]:
-    """Make what the values of a state.json that was edited cause in the block a CheckpointError."""
+    """Turn errors that an edited state.json causes in the block into a CheckpointError."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -279,10 +279,10 @@ def _no_state(path: Path, reason: str) -> CheckpointError:
 
 
 def load_model(target: M | type[M], path: str | Path, device: str | torch.device = "cpu") -> M:
-    """Fill `target` with the weights at `path`, or build it first when it is a class.
+    """Load the weights at `path` into `target`, or build the model first if `target` is a class.
 
-    A class stands for its imported subclasses too: the one that was saved is built. A model that is
-    given stays on its device. Raises CheckpointError for a damaged checkpoint or other shapes.
+    A class includes its imported subclasses: the saved one is built. A given model keeps its
+    device. Raises CheckpointError for a damaged checkpoint or other shapes.
     """
     saved = load_checkpoint(Path(path))
     model = target if isinstance(target, nn.Module) else _build(target, saved).to(device)
@@ -303,7 +303,7 @@ def _build(base: type[M], saved: Checkpoint) -> M:
 
 
 def _saved_class(base: type[M], name: str) -> type[M]:
-    # Found among the classes already imported: a file never decides what gets imported.
+    # Search only classes already imported: a file never decides what is imported.
     pending = [base]
     while pending:
         kind = pending.pop()
@@ -312,13 +312,13 @@ def _saved_class(base: type[M], name: str) -> type[M]:
         pending.extend(kind.__subclasses__())
     if getattr(base.forward, "__isabstractmethod__", False):
         raise CheckpointError(f"the checkpoint holds a {name}", "import that class before loading")
-    return base  # which may have had another name
+    return base  # perhaps saved under another name
 
 
 def fill_model(model: nn.Module, saved: Checkpoint) -> None:
-    """Give `model`, or the shards of it that this process has, the weights of a checkpoint.
+    """Load the weights of a checkpoint into `model`, or into the shards of it in this process.
 
-    A model whose checkpoint is quantised becomes so.
+    A quantised checkpoint quantises the model.
     """
     if quantization := saved.state["model"].get("quantization"):
         quantize_as_saved(model, quantization)

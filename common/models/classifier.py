@@ -1,4 +1,4 @@
-"""Any module that maps inputs to scores of classes, as the Trainer takes it."""
+"""Adapt any module that maps inputs to class logits to the Trainer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from common.models.base import BaseModel
 
 
 class Classifier(BaseModel):
-    """Wraps `network`, which maps (batch, ...) to logits of (batch, num_classes)."""
+    """Wraps `network`, which maps (batch, ...) to logits (batch, num_classes)."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The shape of a Decoder. Kept apart from the code, so that a wrong key is told before torch loads."""
+"""Configuration of a Decoder. Imports no torch, so that a wrong key is reported at once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "llama": _LLAMA,
     # Qwen team 2024, "Qwen2 Technical Report": Llama with biases on queries, keys and values
     "qwen2": {**_LLAMA, "qkv_bias": True},
-    # Qwen team 2025, "Qwen3 Technical Report": those biases gave way to norms of queries and keys
+    # Qwen team 2025, "Qwen3 Technical Report": norms of queries and keys instead of those biases
     "qwen3": {**_LLAMA, "qk_norm": True},
     # Karpathy 2015, "The Unreasonable Effectiveness of Recurrent Neural Networks", with residuals
     "char_lstm": {
@@ -36,16 +36,17 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class ModelConfig(Config):
-    """What the configuration of every model has; a project's own model extends it."""
+    """Keys of every model configuration; a project's own model extends it."""
 
-    context_length: int = Field(256, ge=2)  # the most tokens that it is trained to see
+    context_length: int = Field(256, ge=2)  # tokens
 
 
 class RopeScaling(Config):
-    """How Llama 3.1 stretched RoPE to longer texts than it was first trained on.
+    """RoPE scaling of Llama 3.1 to contexts longer than in pretraining.
 
-    Frequencies that turn more than `high_frequency_factor` times in the original context stay, those
-    that turn less than `low_frequency_factor` times are divided by `factor`, in between it is linear.
+    Frequencies with more than `high_frequency_factor` turns in the original context are kept, those
+    with fewer than `low_frequency_factor` are divided by `factor`, with linear interpolation
+    between.
     """
 
     type: Literal["llama3"] = "llama3"
@@ -62,7 +63,7 @@ class RopeScaling(Config):
 
 
 class DecoderConfig(ModelConfig):
-    """A preset is a set of defaults: whatever is written beside it wins."""
+    """A preset sets defaults; explicit keys override them."""
 
     preset: Literal["gpt2", "llama", "qwen2", "qwen3", "char_lstm"] = "gpt2"
     num_layers: int = Field(4, gt=0)
@@ -97,21 +98,21 @@ class DecoderConfig(ModelConfig):
         if self.mixer == "attention":
             if self.head_size is None and self.hidden_size % self.num_heads:
                 raise ValueError(
-                    f"hidden_size {self.hidden_size} is no multiple of num_heads {self.num_heads}"
+                    f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
                 )
             if self.num_heads % (self.num_kv_heads or self.num_heads):
                 raise ValueError(
-                    f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}"
+                    f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
                 )
             if self.positions == "rope" and self.size_of_heads % 2:
                 raise ValueError("rope needs an even head_size")
         elif self.positions == "rope":
-            raise ValueError("rope turns queries and keys: it needs mixer=attention")
+            raise ValueError("rope rotates queries and keys: it needs mixer=attention")
         if self.rope_scaling is not None and self.positions != "rope":
             raise ValueError("rope_scaling needs positions=rope")
         return self
 
     @property
     def size_of_heads(self) -> int:
-        """`head_size`, or what hidden_size leaves for each head."""
+        """`head_size`, by default hidden_size / num_heads."""
         return self.head_size or self.hidden_size // self.num_heads

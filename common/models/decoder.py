@@ -1,4 +1,4 @@
-"""One residual stack, [mixer + feed-forward] x n; GPT-2, Llama and the char-LSTM are presets of it."""
+"""A residual stack, [mixer + feed-forward] x n; GPT-2, Llama and the char-LSTM are presets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FEEDFORWARDS: dict[str, type[MLP | SwiGLU]] = {"mlp": MLP, "swiglu": SwiGLU}
 
 @dataclass
 class DecoderCache:
-    """One state per layer, and how many tokens they have seen."""
+    """One state per layer, and the number of cached tokens."""
 
     layers: list[Any] = field(default_factory=list)
     length: int = 0
@@ -65,7 +65,7 @@ class Block(nn.Module):
 
 
 def _share_rope(blocks: nn.ModuleList) -> None:
-    """One table of angles for all layers: with a context of 131,072 tokens it takes 128 MiB."""
+    """All layers share one table of angles: with a context of 131,072 tokens it takes 128 MiB."""
     mixers = [module for module in blocks.modules() if isinstance(module, Attention)]
     for mixer in mixers:
         mixer.rope = mixers[0].rope
@@ -85,7 +85,7 @@ class Decoder(BaseLanguageModel):
             raise ModelError(f"Decoder({key}): {first['msg']}") from error
         super().__init__(vocab_size, **config.model_dump())
         self.config = config
-        self.end_of_text: int | None = None  # where set, documents do not see one another
+        self.end_of_text: int | None = None  # if set, attention does not cross documents
         self.token_embedding = nn.Embedding(vocab_size, config.hidden_size)
         self.position_embedding = None
         if config.positions == "learned":
@@ -94,7 +94,7 @@ class Decoder(BaseLanguageModel):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         _share_rope(self.blocks)
         self.final_norm = _norm(config)
-        self._compiled_blocks: list[Any] = []  # a plain list: no second set of weights
+        self._compiled_blocks: list[Any] = []  # a plain list does not register the weights again
         self.head = None
         if not config.tie_embeddings:
             self.head = nn.Linear(config.hidden_size, vocab_size, bias=False)
@@ -112,7 +112,7 @@ class Decoder(BaseLanguageModel):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.num_layers))
 
     def set_compile(self, on: bool) -> None:
-        """The blocks only: they are alike, so one is compiled and serves for all."""
+        """Compile only the blocks: they are alike, so one compilation serves all."""
         compiled = [torch.compile(block, dynamic=False) for block in self.blocks] if on else []
         self._compiled_blocks = compiled
 
@@ -146,7 +146,7 @@ class Decoder(BaseLanguageModel):
         return output
 
     def compute_loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The loss without the (batch, time, vocab_size) logits."""
+        """Compute the loss without keeping the (batch, time, vocab_size) logits."""
         tied = TiedGradient() if self.head is None else None
         hidden = self._hidden(input_ids, None, tied)
         return linear_next_token_loss(hidden, self._output_weight, labels, tied)
@@ -162,7 +162,7 @@ class Decoder(BaseLanguageModel):
         return self._logits(self._hidden(input_ids, cache)[:, -1])
 
     def fast_copy(self) -> Decoder:
-        """See BaseLanguageModel.fast_copy; a tied output projection is no module of its own."""
+        """See BaseLanguageModel.fast_copy; a tied output projection is not a separate module."""
         copy = super().fast_copy()
         weight = self.token_embedding.weight
         if copy is not self and self.head is None and is_worth_packing(weight):
@@ -173,15 +173,15 @@ class Decoder(BaseLanguageModel):
         """See BaseLanguageModel.mask_documents."""
         if self.config.mixer != "attention":
             raise ModelError(
-                f"mixer={self.config.mixer} carries what it has read from one document to the next",
+                f"mixer={self.config.mixer} carries its state across documents",
                 "set data.document_mask=false, or model.mixer=attention",
             )
         self.end_of_text = end_of_text
 
     def _attention_mask(self, input_ids: torch.Tensor) -> torch.Tensor | None:
-        """(batch, 1, time, time) bool: the keys of its own document, up to itself.
+        """Causal mask within documents, (batch, 1, time, time) bool.
 
-        A document begins with the end of the one before: from it, its first token is predicted.
+        A document starts at the end-of-text token before it, which predicts its first token.
         """
         if self.end_of_text is None:
             return None

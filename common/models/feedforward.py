@@ -1,4 +1,4 @@
-"""What happens to each token alone, between the mixers."""
+"""Feed-forward layers, applied to each token separately."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 class MLP(nn.Module):
-    """W2 f(W1 x); f is `activation`: by default the tanh form of GELU that GPT-2 was trained with.
+    """W2 f(W1 x); f is `activation`, by default the tanh approximation of GELU, as in GPT-2.
 
     The exact GELU takes a third of the time on CPUs, ReLU squared (So et al. 2021, "Primer") less.
     """

@@ -1,4 +1,4 @@
-"""Where models in Hugging Face's format are. Imports no torch, so that a missing one is told at once."""
+"""Find models in Hugging Face format. Imports no torch, so that a missing one is reported at once."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from common.utils.paths import display_path, get_models_dir
 
 
 def find_model_folder(where: Path | str) -> Path:
-    """The folder itself, or the one of that name in assets/models: OWNER/NAME of the hub, or one's own.
+    """Find a model: a folder, or a name in assets/models (OWNER/NAME of the hub, or a local name).
 
-    Raises ModelError, with the way to download it, where neither is there.
+    Raises ModelError with the download command if neither exists.
     """
     folder = Path(where).expanduser()
     if folder.is_dir():
@@ -22,7 +22,7 @@ def find_model_folder(where: Path | str) -> Path:
         return known[name]
     names = [other.replace("--", "/") for other in known]
     raise ModelError(
-        f"there is no model '{where}', neither as a folder nor in {display_path(get_models_dir())}",
+        f"no model '{where}', neither a folder nor in {display_path(get_models_dir())}",
         (did_you_mean(str(where), names) + "; or " if names else "")
         + "download it: python tools/download_hf_model.py --repo-id OWNER/NAME "
         "--include '*.safetensors' '*.json'",

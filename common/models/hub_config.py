@@ -1,8 +1,7 @@
-"""`config.json` of Hugging Face's GPT-2, Llama, Qwen2 and Qwen3, as arguments of a Decoder.
+"""Convert `config.json` of Hugging Face's GPT-2, Llama, Qwen2 and Qwen3 to arguments of a Decoder.
 
-Every key is read, or is known to change no logits, or is refused by name: whatever a `config.json` asks
-for that a Decoder does not compute, a key that nobody here has looked at, and a value of another kind
-than it has to be. The file may come from anywhere.
+Every key is either read, known not to affect logits, or refused by name: features that a Decoder
+does not compute, unknown keys, and values of a wrong type. The file is untrusted.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ ARCHITECTURES = {
 ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu_squared": "relu2"}
 _ACTIVATIONS_READ = {theirs: ours for ours, theirs in ACTIVATIONS.items()}
 _ACTIVATIONS_READ["gelu_pytorch_tanh"] = "gelu_tanh"
-# Keys that change what is computed, and the values at which they do not.
+# Keys that change the computation, and the values at which they do not.
 _WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
-    # Code that comes with a model is not run.
+    # Code shipped with a model is never run.
     "auto_map": (None,),
     "trust_remote_code": (None, False),
     "quantization_config": (None,),
@@ -46,8 +45,8 @@ _WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
     "tie_encoder_decoder": (None, False),
     "use_mrope": (None, False),
 }
-# Keys that no logits depend on: what a text is made of, who wrote the file, how generation draws, what a
-# training sets dropout and first weights to, and by which kernels and for which tasks transformers computes.
+# Keys that do not affect logits: tokenizer, origin of the file, generation settings, dropout and
+# initialisation in training, kernels and tasks of transformers.
 _IRRELEVANT_KEYS = """
     model_type architectures _name_or_path name_or_path _commit_hash transformers_version
     transformers.js_config tokenizer_class prefix model_max_length unsloth_version unsloth_fixed
@@ -68,7 +67,7 @@ _IRRELEVANT_KEYS = """
     num_return_sequences forced_bos_token_id forced_eos_token_id remove_invalid_values
     exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
 """
-# Keys that a family's code does not read, whatever they say.
+# Keys that a family's code ignores.
 _UNREAD = {"qwen2": {"attention_bias"}}
 _ROPE_KEYS = {
     *("rope_type", "type", "rope_theta", "partial_rotary_factor"),
@@ -80,10 +79,10 @@ _LARGEST = 2**31 - 1  # of any size or count
 
 @dataclass(frozen=True)
 class _Keys:
-    """The keys of a JSON object, each read as the kind that it must be; `null` is as if left out."""
+    """The keys of a JSON object, each read with its type; `null` means absent."""
 
     values: Mapping[str, Any]
-    inside: str = ""  # the key whose value this is, and a dot
+    inside: str = ""  # key of this object and a dot
     read: set[str] = field(default_factory=set)
 
     def refuse(self, key: str, reason: str, hint: str = "") -> ModelError:
@@ -92,7 +91,7 @@ class _Keys:
         return ModelError(f"config.json: {self.inside}{key} = {shown}: {reason}", hint)
 
     def get(self, key: str) -> Any:
-        """The value, which may be anything, or None."""
+        """Any value, or None."""
         self.read.add(key)
         return self.values.get(key)
 
@@ -100,7 +99,7 @@ class _Keys:
         for key in self.values:
             if key not in self.read and key not in irrelevant:
                 raise self.refuse(
-                    key, "not supported", "where it changes nothing, take it out of the file"
+                    key, "not supported", "if it changes nothing, remove it from the file"
                 )
 
     def _read(self, key: str, default: Any, kinds: tuple[type, ...], what: str) -> Any:
@@ -146,17 +145,18 @@ class _Keys:
 
 
 def _same(value: object, other: object) -> bool:
-    """Equal, and `1` is not `true`, but it is `1.0`."""
+    """Strict equality: `1` equals `1.0` but not `true`."""
     return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 
 def decoder_arguments(
     config: object, context_length: int | None = None
 ) -> tuple[int, dict[str, Any]]:
-    """The vocabulary size and the arguments of the Decoder that a parsed `config.json` describes.
+    """Return vocabulary size and Decoder arguments of a parsed `config.json`.
 
-    `context_length` shortens the context. Dropout is 0: it belongs to a training, not to a model.
-    Raises ModelError for what is missing, malformed or not supported.
+    `context_length` shortens the context. Dropout is 0, since it belongs to training, not to the
+    model.
+    Raises ModelError for anything missing, malformed or unsupported.
     """
     if not isinstance(config, dict):
         raise ModelError("config.json: expected an object")
@@ -196,7 +196,7 @@ def _llama_arguments(keys: _Keys, family: str) -> dict[str, Any]:
     keys.choice("hidden_act", "silu", {"silu": None})
     bias = family != "qwen2" and keys.flag("attention_bias", False)
     if family == "llama" and keys.flag("mlp_bias", False) != bias:
-        raise keys.refuse("mlp_bias", "it differs from attention_bias: not supported")
+        raise keys.refuse("mlp_bias", "differs from attention_bias: not supported")
     if family == "qwen3" and bias:
         raise keys.refuse("attention_bias", "not supported")
     hidden_size, num_heads = keys.integer("hidden_size"), keys.integer("num_attention_heads")
@@ -218,8 +218,8 @@ def _llama_arguments(keys: _Keys, family: str) -> dict[str, Any]:
 
 
 def _rope_arguments(keys: _Keys) -> dict[str, Any]:
-    """Of `rope_theta` and `rope_scaling` (transformers 4), or of `rope_parameters` (5)."""
-    # Of two, transformers reads the first.
+    """Read `rope_theta` and `rope_scaling` (transformers 4), or `rope_parameters` (5)."""
+    # If both are present, transformers reads rope_scaling.
     rope = keys.inner("rope_scaling" if keys.get("rope_scaling") else "rope_parameters")
     keys.read.add("rope_parameters")
     for key in rope.values:
@@ -241,10 +241,10 @@ def _rope_arguments(keys: _Keys) -> dict[str, Any]:
 
 
 def _check_windows(keys: _Keys, num_layers: int, context_length: int) -> None:
-    """A sliding window as long as the context changes nothing; a shorter one is refused."""
+    """Accept a sliding window as long as the context, which has no effect; refuse a shorter one."""
     used, kinds = keys.flag("use_sliding_window", False), keys.get("layer_types")
     last_layer = keys.get("max_window_layers")
-    keys.read.add("sliding_window")  # it has no effect where it is not used
+    keys.read.add("sliding_window")  # no effect if unused
     if kinds is None:
         slides = used and last_layer != num_layers
     elif isinstance(kinds, list) and all(kind in _LAYER_TYPES for kind in kinds):

@@ -1,9 +1,9 @@
-"""Decoders from folders in the format of Hugging Face: `config.json` and safetensors.
+"""Load Decoders from folders in Hugging Face format: `config.json` and safetensors.
 
     model = load_pretrained("assets/models/openai-community--gpt2")
 
-Nothing is executed and nothing unpickled. Before memory is taken for a tensor, its name, dtype and
-shape in the file are compared with those that `config.json` implies.
+Nothing is executed or unpickled. Before allocating a tensor, its name, dtype and shape in the file
+are compared with those that `config.json` implies.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _FEWEST_TENSORS = 9  # of a layer
 
 
 def load_pretrained(folder: Path | str, *, context_length: int | None = None) -> Decoder:
-    """The GPT-2, Llama, Qwen2 or Qwen3 of a folder as a Decoder, in float32 on the CPU, no dropout.
+    """Load GPT-2, Llama, Qwen2 or Qwen3 from a folder as a Decoder, in float32 on the CPU, without dropout.
 
     Args:
-        folder: with `config.json` and `model.safetensors` or `model.safetensors.index.json`; or the
-            name of one in assets/models, for models of the hub OWNER/NAME.
-        context_length: the most tokens it has to see, where that is less than it could.
+        folder: folder with `config.json` and `model.safetensors` or `model.safetensors.index.json`,
+            or its name in assets/models (OWNER/NAME for models of the hub).
+        context_length: shortens the context.
 
-    Raises ModelError for what is damaged, missing, or computed in a way that a Decoder does not.
+    Raises ModelError for damaged or missing files and unsupported features.
     """
     folder = find_model_folder(folder)
     config = read_bounded_json(folder / "config.json", _LARGEST_CONFIG)
@@ -57,7 +57,7 @@ def load_pretrained(folder: Path | str, *, context_length: int | None = None) ->
         check_weights(parts, tensors, tied=model.head is None)
         try:
             model.to_empty(device="cpu")
-        except RuntimeError as error:  # the allocator's own kind
+        except RuntimeError as error:  # raised by the allocator
             size = 4 * model.num_parameters() / 2**30
             raise ModelError(f"{folder} needs {size:.1f} GiB of memory in float32") from error
         for module in model.modules():
@@ -68,7 +68,7 @@ def load_pretrained(folder: Path | str, *, context_length: int | None = None) ->
 
 
 def _check_counts(arguments: dict[str, Any], num_tensors: int) -> None:
-    """What costs memory and is not the shape of a tensor in the file."""
+    """Check what costs memory and is not the shape of a tensor in the file."""
     if arguments["num_layers"] * _FEWEST_TENSORS > num_tensors:
         raise ModelError(
             f"config.json has {arguments['num_layers']} layers, but there are {num_tensors} tensors"

@@ -1,6 +1,6 @@
-"""The weights of Hugging Face's GPT-2, Llama, Qwen2 and Qwen3 as parameters of a Decoder.
+"""Map weights of Hugging Face's GPT-2, Llama, Qwen2 and Qwen3 to parameters of a Decoder.
 
-Nothing is unpickled, and what a file claims is compared with its size before memory is taken for it.
+Nothing is unpickled, and sizes claimed by a file are checked against its length before allocation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LARGEST_INDEX = 2**26  # bytes
 _LARGEST_HEADER = 2**22  # of a safetensors file; that of GPT-2 has 2**14
 _DTYPES = ("F32", "F16", "BF16")
 
-# Our parameters without `blocks.N` and `.weight` or `.bias`; a * stands for the number of the block.
+# Our parameter names without `blocks.N` and `.weight` or `.bias`; * is the number of the block.
 _LLAMA = {
     "token_embedding": ("model.embed_tokens",),
     "final_norm": ("model.norm",),
@@ -50,13 +50,13 @@ _GPT2 = {
     "feedforward.output": ("transformer.h.*.mlp.c_proj",),
 }
 ROOTS = {"gpt2": "transformer.", **dict.fromkeys(("llama", "qwen2", "qwen3"), "model.")}
-# Masks and frequencies that old versions wrote among the weights.
+# Masks and frequencies that old versions saved with the weights.
 _NO_WEIGHTS = re.compile(r".*\.attn\.(masked_)?bias|.*\.rotary_emb\.inv_freq")
 
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor of the format: some rows of one of our parameters, perhaps transposed."""
+    """A tensor of the file: some rows of one of our parameters, perhaps transposed."""
 
     name: str
     shape: tuple[int, ...]
@@ -64,25 +64,27 @@ class Part:
 
 
 def shown(text: str) -> str:
-    """What a file says, as one short line."""
+    """Text of a file as one short line."""
     return repr(text if len(text) <= 200 else f"{text[:200]}...")
 
 
 class WeightFiles:
-    """The safetensors files of a folder, as one."""
+    """The safetensors files of a folder as one collection."""
 
     def __init__(self, folder: Path, files: ExitStack, root: str) -> None:
-        """root: what all names but that of the head begin with; it may have been left out."""
+        """root: prefix of all names except the head's; may be absent in the files."""
         self.folder = folder
-        self._files: dict[str, Any] = {}  # by the name of the tensor there
-        self._root = ""  # what is missing there
+        self._files: dict[str, Any] = {}  # by tensor name
+        self._root = ""  # prefix absent in the files
         self.shapes: dict[str, tuple[int, ...]] = {}
         paths, index = _weight_files(folder)
         for path in paths:
             self._open(path, files)
         if index is not None and set(index) != set(self._files):
             name = shown(min(set(index) ^ set(self._files)))
-            raise ModelError(f"{folder}: {name} is not where model.safetensors.index.json says")
+            raise ModelError(
+                f"{folder}: {name} is not in the file named by model.safetensors.index.json"
+            )
         if not any(name.startswith(root) for name in self.shapes):
             self._root = root
             whole = {n if n.startswith("lm_head.") else root + n: n for n in self.shapes}
@@ -95,7 +97,7 @@ class WeightFiles:
             for name in file.keys():  # noqa: SIM118  # it has no __iter__
                 facts = file.get_slice(name)
                 if name in self._files:
-                    raise ModelError(f"{path}: {shown(name)} is in another file too")
+                    raise ModelError(f"{path}: {shown(name)} is also in another file")
                 if facts.get_dtype() not in _DTYPES and not _NO_WEIGHTS.fullmatch(name):
                     raise ModelError(f"{path}: {shown(name)} has the dtype {facts.get_dtype()}")
                 self._files[name], self.shapes[name] = file, tuple(facts.get_shape())
@@ -104,16 +106,16 @@ class WeightFiles:
             raise ModelError(f"cannot read {path}: {reason}", "download it again") from error
 
     def read(self, name: str) -> torch.Tensor:
-        """It may share memory with the file."""
+        """Read a tensor, which may share memory with the file."""
         name = name.removeprefix(self._root)
         tensor: torch.Tensor = self._files[name].get_tensor(name)
         return tensor
 
 
 def read_bounded_json(path: Path, most_bytes: int) -> Any:
-    """Raises ModelError for a file that is missing, larger, nested too deeply or no JSON."""
+    """Read a JSON file. Raises ModelError if it is missing, too large, nested too deeply or not JSON."""
     if not path.is_file():
-        raise ModelError(f"there is no {path}", "give a folder in the format of Hugging Face")
+        raise ModelError(f"no such file: {path}", "pass a folder in Hugging Face format")
     if path.stat().st_size > most_bytes:
         raise ModelError(f"{path} is larger than {most_bytes:,} bytes")
     try:
@@ -123,27 +125,27 @@ def read_bounded_json(path: Path, most_bytes: int) -> Any:
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
-    """The files, and of several which tensor is where."""
+    """Return the files, and for several the file of each tensor."""
     if (folder / "model.safetensors").exists():
         return [folder / "model.safetensors"], None
     path = folder / "model.safetensors.index.json"
     if not path.exists():
         pickled = "; pickled weights are not read" if any(folder.glob("*.bin")) else ""
-        raise ModelError(f"there is no {folder / 'model.safetensors'}{pickled}")
+        raise ModelError(f"no such file: {folder / 'model.safetensors'}{pickled}")
     index = read_bounded_json(path, _LARGEST_INDEX)
     places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict) or not all(isinstance(p, str) for p in places.values()):
         raise ModelError(f"{path} has no weight_map from tensors to files")
     for name in set(places.values()):
         if not re.fullmatch(r"[\w.-]+\.safetensors", name):
-            raise ModelError(f"{path}: {shown(name)} is no file of this folder")
+            raise ModelError(f"{path}: {shown(name)} is not a file of this folder")
     return [folder / name for name in sorted(set(places.values()))], places
 
 
 def _check_header_size(path: Path) -> None:
-    """Before the header is parsed: it may claim any size."""
+    """Check the header size before parsing: it may claim any size."""
     if not path.is_file():
-        raise ModelError(f"there is no {path}", "download it again")
+        raise ModelError(f"no such file: {path}", "download it again")
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
     if size > min(_LARGEST_HEADER, path.stat().st_size - 8):
@@ -151,7 +153,7 @@ def _check_header_size(path: Path) -> None:
 
 
 def hub_parts(model: Decoder, config: dict[str, Any]) -> dict[str, list[Part]]:
-    """By the name of our parameter what it is in the format."""
+    """Map our parameter names to their slices in the file."""
     return {
         name: parts_of(model, config, name, parameter)
         for name, parameter in model.named_parameters()
@@ -161,7 +163,7 @@ def hub_parts(model: Decoder, config: dict[str, Any]) -> dict[str, list[Part]]:
 def parts_of(
     model: Decoder, config: dict[str, Any], name: str, parameter: torch.Tensor
 ) -> list[Part]:
-    """What a parameter of ours is in the format."""
+    """The slices in the file that make up one of our parameters."""
     is_gpt2 = config["model_type"] == "gpt2"
     module, _, kind = name.rpartition(".")
     block = re.match(r"blocks\.(\d+)\.", module)
@@ -186,7 +188,7 @@ def parts_of(
 
 
 def check_weights(parts: dict[str, list[Part]], tensors: WeightFiles, tied: bool) -> None:
-    """Raise ModelError unless the files have exactly the tensors of the model."""
+    """Raise ModelError unless the files contain exactly the tensors of the model."""
     expected = {part.name: part.shape for parts_of in parts.values() for part in parts_of}
     for name, shape in expected.items():
         if name not in tensors.shapes:
@@ -202,7 +204,7 @@ def check_weights(parts: dict[str, list[Part]], tensors: WeightFiles, tied: bool
             raise ModelError(
                 f"{tensors.folder}: 'lm_head.weight' is not '{embedding.name}', to which "
                 "config.json ties it",
-                'write "tie_word_embeddings": false if that is what was trained',
+                'set "tie_word_embeddings": false if the model was trained so',
             )
         expected["lm_head.weight"] = expected[embedding.name]
     for name in tensors.shapes:
@@ -218,6 +220,6 @@ def fill_model(model: Decoder, parts: dict[str, list[Part]], tensors: WeightFile
         for part in parts[name]:
             tensor = tensors.read(part.name)
             tensor = tensor.t() if part.transposed else tensor
-            room = parameter[start : start + len(tensor)]  # fewer rows where the context is cut
+            room = parameter[start : start + len(tensor)]  # fewer rows if the context is cut
             room.copy_(tensor[: len(room)])
             start += len(tensor)

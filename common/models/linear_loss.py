@@ -1,4 +1,4 @@
-"""The loss of next-token prediction from hidden states, without all logits in memory at once."""
+"""Next-token loss from hidden states, without materialising all logits."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from common.data.batch import IGNORE_INDEX
 from common.models.loss import mean_cross_entropy, shifted_targets
 
-# Logits of up to so many bytes are made at once; above it they are made, used and dropped in chunks.
+# Logits of up to this many bytes are computed at once; above it, in chunks.
 _CHUNK_BYTES = 16 * 2**20
-# Rows whose fp32 softmax is computed together: few enough to stay in the cache of a CPU.
+# Rows per fp32 softmax: few enough to fit a CPU cache.
 _SOFTMAX_ROWS = 32
-# Words whose gradient is computed together, to be added while it is in the cache.
+# Tokens per block of the gradient, which is added while it is in the cache.
 _VOCABULARY_SLICE = 8192
 
 
@@ -25,16 +25,16 @@ def linear_next_token_loss(
     labels: torch.Tensor,
     tied: TiedGradient | None = None,
 ) -> torch.Tensor:
-    """`next_token_loss(F.linear(hidden, weight), labels)` without all logits in memory at once.
+    """Compute `next_token_loss(F.linear(hidden, weight), labels)` without materialising all logits.
 
-    With large vocabularies the logits are by far the largest tensor of training. Here a chunk of
-    rows is projected, its loss and its gradient are computed, and it is dropped; so the backward
-    pass has nothing left to do but to scale (as Liger Kernel does; Hsu et al. 2024, section 3.2).
-    `F.linear_cross_entropy` with chunks does the same; on CPUs in bf16 it took 2.4 times as long.
+    With large vocabularies the logits are by far the largest tensor of training. Each chunk of rows
+    is projected, its loss and gradient are computed, and it is freed; the backward pass only scales
+    (as in Liger Kernel; Hsu et al. 2024, section 3.2). `F.linear_cross_entropy` with chunks does
+    the same; on CPUs in bf16 it took 2.4 times as long.
 
     Args:
         hidden: (batch, time, hidden_size); weight: (vocab_size, hidden_size); labels as there.
-        tied: what `TiedGradient.embed` embedded the same tokens with, where `weight` is also that.
+        tied: the `TiedGradient` that embedded the tokens, if `weight` is also the embedding.
     """
     targets = shifted_targets(labels)
     rows = hidden.flatten(0, 1)
@@ -49,11 +49,11 @@ def linear_next_token_loss(
 
 
 class TiedGradient:
-    """The gradient of a weight that is both embedding and output projection, in one buffer.
+    """Accumulates the gradient of a tied embedding and output projection in one buffer.
 
-    Left to autograd there are three of its size at once, one of them nearly all zeros: that of the
-    projection, that of the embedding, and their sum. Here the projection, whose backward pass comes
-    first, hands its gradient over, and the embedding adds its few rows to it.
+    Autograd would hold three tensors of its size: the gradients of the projection and of the
+    embedding (nearly all zeros), and their sum. Here the projection, whose backward pass comes
+    first, passes its gradient on, and the embedding adds its few rows to it.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ def _compute_dtype(hidden: torch.Tensor) -> torch.dtype:
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of rows @ weight.T, its gradients computed on the way forward."""
+    """Mean cross-entropy of rows @ weight.T, with gradients computed in the forward pass."""
 
     @staticmethod
     def forward(
@@ -105,7 +105,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_rows = torch.empty_like(rows) if any(ctx.needs_input_grad[:2]) else None
         grad_weight = torch.empty_like(weight) if grad_rows is not None else None
         predicted = (targets != IGNORE_INDEX)[:, None]
-        # Scaling the small factors of a product, and not the product, scales it for nothing.
+        # Scale the small factors of the product, not the product.
         factor = predicted / predicted.sum().clamp(min=1).to(rows.dtype)
         projection = weight.to(dtype)
         nats = torch.zeros((), device=rows.device, dtype=torch.promote_types(dtype, torch.float32))
@@ -130,9 +130,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if ctx.gradients is None:
-            raise RuntimeError("the gradients of this loss were already used")
+            raise RuntimeError("the gradients of this loss have already been used")
         (grad_rows, grad_weight), ctx.gradients = ctx.gradients, None
-        # On CPU a look at the factor is free, and it is 1 unless gradients are accumulated.
+        # On CPU reading the factor is free, and it is 1 unless gradients are accumulated.
         if upstream.device.type != "cpu" or float(upstream) != 1.0:
             grad_rows.mul_(upstream)
             grad_weight.mul_(upstream)
@@ -142,13 +142,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _softmax_minus_target_(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Turn `logits` (rows, vocab_size) into the gradient of their summed cross-entropy, in place.
+    """Replace `logits` (rows, vocab_size) by the gradient of their summed cross-entropy.
 
-    The softmax is computed in fp32 or better. Returns (rows,) nats; where the target is -100, both
-    are of no meaning.
+    The softmax is computed in fp32 or better. Returns (rows,) nats; rows with target -100 are
+    undefined in both.
     """
     size = _SOFTMAX_ROWS if logits.device.type == "cpu" else len(logits)
-    # No other negative number: it would be predicted as token 0, where F.cross_entropy refuses it.
+    # Refuse other negative targets, as F.cross_entropy does: they would count as token 0.
     wanted = targets.where(targets != IGNORE_INDEX, 0)[:, None]
     low = logits.dtype.itemsize < 4
     scratch = torch.empty(size, logits.shape[1], device=logits.device) if low else None

@@ -1,4 +1,4 @@
-"""The loss of next-token prediction, the one definition that models and evaluation share."""
+"""The next-token loss shared by models and evaluation."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ def next_token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
     Args:
         logits: (batch, time, vocab_size), any float dtype; the loss is computed in fp32 or better.
-        labels: (batch, time) int64, the input ids; -100 is not predicted.
-    Returns: a scalar; 0 where nothing is to be predicted.
+        labels: (batch, time) int64, the input ids; -100 is ignored.
+    Returns: a scalar; 0 if there are no targets.
     """
     return mean_cross_entropy(logits.flatten(0, 1), shifted_targets(labels))
 
 
 def shifted_targets(labels: torch.Tensor) -> torch.Tensor:
-    """(batch, time) labels -> (batch * time,): what each position predicts; the last one nothing."""
+    """(batch, time) labels -> (batch * time,) targets of each position; -100 for the last one."""
     return F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).flatten()
 
 
 def mean_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """logits: (n, vocab_size); targets: (n,) int64, -100 counts nothing. In nats, in fp32 or better."""
+    """Mean in nats, in fp32 or better. logits: (n, vocab_size); targets: (n,) int64, -100 is ignored."""
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     total = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")

@@ -1,4 +1,4 @@
-"""How a model is quantised. Imports no torch, so that a mistake in a command is reported at once."""
+"""Quantisation settings. Imports no torch, so that a mistake in a command is reported at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GROUP_SIZES = (32, 64, 128)
 
 @dataclass(frozen=True)
 class Quantization:
-    """How a model is quantised; `group_size` counts only for int4."""
+    """Quantisation settings of a model; `group_size` applies only to int4."""
 
     kind: QuantizationKind
     group_size: int = 32
@@ -27,5 +27,5 @@ class Quantization:
 
     @property
     def bits(self) -> int:
-        """Of a weight."""
+        """Bits per weight."""
         return 8 if self.kind == "int8" else 4

@@ -1,16 +1,16 @@
-"""Weights in 8 or 4 bits: a quarter or a sixth of the file, and less memory to read per token.
+"""Quantise weights to 8 or 4 bits: a quarter or a sixth of the file, and less memory to read per token.
 
-Symmetric, rounded to nearest: each group of weights w has a scale s = max|w| / q, and is stored as the
-whole numbers round(w / s) from -q to q; q is 127 (int8) or 7 (int4). An int8 group is a row of the
+Symmetric round-to-nearest: each group of weights w has a scale s = max|w| / q, and is stored as
+integers round(w / s) from -q to q; q is 127 (int8) or 7 (int4). An int8 group is a row of the
 matrix, an output channel (Jacob et al. 2018, "Quantization and Training of Neural Networks for
-Efficient Integer-Arithmetic-Only Inference", section 2.1; Dettmers et al. 2022, "LLM.int8()", section
-2). An int4 group is 32 or 128 neighbours of a row (Shen et al. 2020, "Q-BERT", section 3.3). Nothing
-is fitted to data: it is the baseline that Frantar et al. 2022, "GPTQ", call RTN.
+Efficient Integer-Arithmetic-Only Inference", section 2.1; Dettmers et al. 2022, "LLM.int8()",
+section 2). An int4 group is 32 or 128 neighbours of a row (Shen et al. 2020, "Q-BERT", section
+3.3). It uses no calibration data: the baseline RTN of Frantar et al. 2022, "GPTQ".
 
-`nn.Linear` becomes int8 or int4, `nn.Embedding` int8 in either case; biases, norms and what an LSTM
-has inside stay as they are. Activations are float32, and the results those of the rounded weights. Only
-generation takes a shorter way (see generation/fast_copy.py): small matrices are dequantised once, and of large ones
-a CPU that multiplies bfloat16 reads the small weights as they are.
+`nn.Linear` becomes int8 or int4, `nn.Embedding` always int8; biases, norms and LSTM weights are
+unchanged. Activations are float32, and results are exactly those of the rounded weights, except in
+generation (see generation/fast_copy.py): small matrices are dequantised once, and large ones are
+multiplied directly on CPUs with bfloat16 instructions.
 """
 
 from __future__ import annotations
@@ -27,17 +27,16 @@ from common.errors import ConfigError, ModelError
 from common.generation.fast_copy import MIN_PACKED_WEIGHTS
 from common.models.quantization import Quantization
 
-_FEW_ROWS = 4  # up to which the kernels take less time than dequantising for a dense product
+_FEW_ROWS = 4  # up to this the kernels are faster than dequantising for a dense product
 
 
 def quantize(model: nn.Module, how: Quantization) -> None:
-    """Replace the large matrices of `model`, in place. It can be evaluated, sampled, saved and loaded,
-    no longer trained.
+    """Quantise the large matrices of `model` in place; it can no longer be trained.
 
-    Raises ModelError when it is quantised already, or when a group does not fit its rows.
+    Raises ModelError if it is already quantised, or if a group size does not divide its rows.
     """
     if getattr(model, "quantization", None) is not None:
-        raise ModelError("the model is quantised already", "quantise the one that it came from")
+        raise ModelError("the model is already quantised", "quantise the original model")
     for name, module in list(model.named_modules()):
         if type(module) is nn.Linear:
             replacement: nn.Module = QuantizedLinear(module, how, name)
@@ -51,13 +50,13 @@ def quantize(model: nn.Module, how: Quantization) -> None:
 
 
 def quantize_as_saved(model: nn.Module, saved: Mapping[str, Any]) -> None:
-    """Make `model` of the kind whose `quantization` a checkpoint holds, to be filled by it."""
+    """Convert `model` to the `quantization` of a checkpoint, before loading its weights."""
     if getattr(model, "quantization", None) == saved:
         return
     try:
         how = Quantization(**saved)
     except (TypeError, ConfigError) as error:
-        raise ModelError(f"no quantisation is described by {saved!r}") from error
+        raise ModelError(f"invalid quantisation {saved!r}") from error
     quantize(model, how)
 
 
@@ -68,13 +67,13 @@ def to_levels(
     largest = 2 ** (bits - 1) - 1
     groups = weight.detach().reshape(len(weight), -1, group_size)
     scales = groups.abs().amax(dim=2) / largest
-    scales = scales.clamp(min=torch.finfo(scales.dtype).tiny)  # of a group of zeros
+    scales = scales.clamp(min=torch.finfo(scales.dtype).tiny)  # for a group of zeros
     levels = (groups / scales[..., None]).round().clamp(-largest, largest)
     return levels.flatten(1).to(torch.int8), scales
 
 
 def from_levels(levels: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """What `to_levels` made of a matrix: (out, in), of the dtype of the scales."""
+    """Inverse of `to_levels`: a matrix (out, in) in the dtype of the scales."""
     groups = levels.reshape(*scales.shape, -1).to(scales.dtype)
     return groups.mul_(scales[..., None]).flatten(1)
 
@@ -87,19 +86,19 @@ def pack_int4(levels: torch.Tensor) -> torch.Tensor:
 
 def unpack_int4(packed: torch.Tensor) -> torch.Tensor:
     """The inverse of `pack_int4`."""
-    # Each half by itself: PyTorch's exporter to ONNX takes a shifted uint8 for an int8.
+    # Each half separately: PyTorch's ONNX exporter treats a shifted uint8 as an int8.
     halves = [(packed & 15).to(torch.int8), (packed >> 4).to(torch.int8)]
     return torch.stack(halves, dim=2).flatten(1) - 8
 
 
 class QuantizedLinear(nn.Module):
-    """`nn.Linear` with a weight of whole numbers and scales; `weight` gives it dequantised."""
+    """`nn.Linear` with an integer weight and scales; `weight` is dequantised."""
 
     quantized: torch.Tensor
     scales: torch.Tensor
 
     def __init__(self, linear: nn.Linear, how: Quantization, name: str = "a layer") -> None:
-        """linear: what it takes the place of; name: for the error where its rows fit no group."""
+        """linear: the layer to replace; name: for the error if its rows do not fit the group size."""
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.how = how
@@ -114,7 +113,7 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("quantized", levels if how.bits == 8 else pack_int4(levels))
         self.register_buffer("scales", scales)
         self.bias = linear.bias
-        self._kernels: list[KernelLinear] = []  # at most one, made for the first text
+        self._kernels: list[KernelLinear] = []  # at most one, created on first use
 
     @property
     def weight(self) -> torch.Tensor:
@@ -127,18 +126,18 @@ class QuantizedLinear(nn.Module):
         return F.linear(input, self.weight, self.bias)
 
     def fast_version(self) -> nn.Module:
-        """What generates in its place: the kernel on large matrices, else a dense copy."""
+        """Replacement for generation: the kernel for large matrices, else a dense copy."""
         if not self._kernels and self._kernel_fits():
             self._kernels.append(KernelLinear(self))
         if self._kernels:
             return self._kernels[0]
-        with torch.device("meta"):  # its own weight would be drawn for nothing
+        with torch.device("meta"):  # skip initialising a weight
             dense = nn.Linear(self.in_features, self.out_features, bias=False)
         dense.weight, dense.bias = nn.Parameter(self.weight, requires_grad=False), self.bias
         return dense
 
     def _kernel_fits(self) -> bool:
-        # PyTorch's own checks let other shapes through to a kernel that reads past their end.
+        # PyTorch does not reject other shapes, and its kernel reads past their end.
         return (
             self.in_features * self.out_features >= MIN_PACKED_WEIGHTS
             and self.in_features % 32 == 0
@@ -154,16 +153,16 @@ class QuantizedLinear(nn.Module):
 
 
 class KernelLinear(nn.Module):
-    """A QuantizedLinear whose product with a few vectors is computed by PyTorch's kernels.
+    """A QuantizedLinear that multiplies a few vectors with PyTorch's kernels.
 
-    They read the small weights as they are, and round vectors, scales and products to bfloat16.
+    They read the quantised weights directly, and round vectors, scales and products to bfloat16.
     """
 
     def __init__(self, source: QuantizedLinear) -> None:
         super().__init__()
         self.out_features, self.in_features = source.out_features, source.in_features
         self.how, self.bias = source.how, source.bias
-        self._levels = source.quantized  # packed two by two where they are int4
+        self._levels = source.quantized  # int4 is packed in pairs
         self._scales = source.scales
         scales = self._scales.to(torch.bfloat16)
         if self.how.bits == 8:
@@ -191,7 +190,7 @@ class KernelLinear(nn.Module):
 
 
 class QuantizedEmbedding(nn.Module):
-    """`nn.Embedding` with rows of int8 and a scale each; `weight` gives all of it dequantised."""
+    """`nn.Embedding` with int8 rows and a scale each; `weight` is dequantised."""
 
     quantized: torch.Tensor
     scales: torch.Tensor
@@ -213,12 +212,12 @@ class QuantizedEmbedding(nn.Module):
         return self.quantized[input].to(self.scales.dtype) * self.scales[input]
 
     def fast_version(self) -> nn.Module:
-        """What generates in its place: of a small table, which may be the output too, a dense copy."""
+        """Replacement for generation: a dense copy of a small table, which may also be the output."""
         if self.quantized.numel() >= MIN_PACKED_WEIGHTS:
             return self
         return nn.Embedding(self.num_embeddings, self.embedding_dim, _weight=self.weight)
 
 
 def _multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for it; without, the kernels are slower than float32."""
+    """Whether this CPU has bfloat16 instructions, without which the kernels are slower than float32."""
     return cast(bool, torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -1,9 +1,10 @@
-"""Sharded tensors (FSDP2's DTensors, of which each process holds a part) in the files of a checkpoint.
+"""Sharded tensors (DTensors of FSDP2) in checkpoint files.
 
-The files are those of torch.distributed.checkpoint in its safetensors storage: a process writes
-`shard-00001-model-00001-of-00001.safetensors` with its shards and where in the whole they belong.
-Any number of processes reads them, each what it needs. Its other storage reads pickles. The names
-of what is not a weight begin with `training.`, which no weight's does: `nn.Module` has it.
+The format is the safetensors storage of torch.distributed.checkpoint: each process writes
+`shard-00001-model-00001-of-00001.safetensors` with its shards and their offsets, and any number of
+processes reads what it needs. (Its other storage reads pickles.) Names of tensors that are not
+weights start with `training.`, which no weight name does, since `nn.Module` has an attribute
+`training`.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ import torch
 
 from common.errors import CheckpointError
 
-# PyTorch's own modules for this take 1 s to import, and most trainings need none of them.
+# PyTorch's modules for this take 1 s to import, and most trainings do not need them.
 
-# Begins the names of what is not a weight; earlier versions had no word for all of it.
+# Prefix of tensors that are not weights; earlier versions did not have it.
 _TRAINING = "training."
 _PREFIXES = ("optimizer.", "trained.", "rng.", "callback.")
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
-    """Whether this process holds only a part of `tensor`."""
+    """Whether this process holds only a shard of `tensor`."""
     return hasattr(tensor, "placements")
 
 
 def class_of(model: object) -> type:
-    """The class that a model was built from; FSDP2 puts its own before it."""
+    """The original class of a model, without the one that FSDP2 adds."""
     if not hasattr(model, "unshard"):
         return type(model)
     from torch.distributed.fsdp import FSDPModule
@@ -44,10 +45,10 @@ def write_shards(
     training: Mapping[str, torch.Tensor],
     rank: int,
 ) -> list[Path]:
-    """Write this process's shards; all processes call it at once. Returns the files it wrote.
+    """Write this process's shards and return the written files; all processes call it together.
+    Unsharded tensors are the same in all processes and are written by one.
 
-    Tensors that are whole are the same in all processes, and written by one of them. What fails in
-    one process is an OSError in all.
+    A failure in one process raises OSError in all.
     """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
@@ -68,9 +69,9 @@ def read_training(
     like: Callable[[str], torch.Tensor | None],
     device: str | torch.device,
 ) -> dict[str, torch.Tensor]:
-    """All tensors but the weights, split as `like(name)` is; whole, on `device`, where it is None.
+    """Read all tensors except the weights, sharded like `like(name)`; if that is None, whole, on `device`.
 
-    `directory` may as well hold ordinary safetensors files.
+    `directory` may also contain ordinary safetensors files.
     """
     _, found = _contents(directory)
     tensors = {}
@@ -85,9 +86,9 @@ def read_training(
 
 
 def read_weights(directory: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    """Fill `weights`, whole or sharded, with the tensors of the same names.
+    """Load tensors into `weights`, whole or sharded, by name.
 
-    Raises CheckpointError when names or shapes differ.
+    Raises CheckpointError if names or shapes differ.
     """
     found, _ = _contents(directory)
     missing = sorted(weights.keys() - found.keys())
@@ -105,7 +106,7 @@ def read_weights(directory: Path, weights: Mapping[str, torch.Tensor]) -> None:
 
 
 def _contents(directory: Path) -> tuple[dict[str, Any], dict[str, tuple[str, Any]]]:
-    """TensorStorageMetadata (size, properties.dtype): of the weights, and (name in its file, ...) of all else."""
+    """Return ({weight: metadata}, {other tensor: (name in its file, metadata)})."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
     metadata = HuggingFaceStorageReader(str(directory)).read_metadata()
@@ -119,7 +120,7 @@ def _contents(directory: Path) -> tuple[dict[str, Any], dict[str, tuple[str, Any
         training = {
             name: name.removeprefix(_TRAINING) for name in facts if name.startswith(_TRAINING)
         }
-        if not training:  # as earlier versions wrote it
+        if not training:  # written by earlier versions
             training = {name: name for name in facts if name.startswith(_PREFIXES)}
     weights = {name: facts[name] for name in facts if name not in training}
     return weights, {name: (stored, facts[stored]) for stored, name in training.items()}
@@ -131,6 +132,6 @@ def _read_into(directory: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
     reader = HuggingFaceStorageReader(str(directory))
     with warnings.catch_warnings():
-        # Each process plans by itself what it reads, so that none waits for another.
+        # Each process plans its own reads, so that none waits for another.
         warnings.filterwarnings("ignore", message=".*intent is to load in a single process")
         load(dict(tensors), storage_reader=reader, no_dist=True)

@@ -65,7 +65,7 @@ def test_what_is_not_there_or_does_not_fit_is_told(
     script, config = "projects/finetune/train.py", "configs/quickstart.yaml"
     missing = run_tool(script, "--config", config, *OPTIONS, "model.pretrained=owner/tinny")
     assert missing.returncode == 2
-    assert "there is no model 'owner/tinny'" in missing.stderr
+    assert "no model 'owner/tinny'" in missing.stderr
     assert "did you mean 'owner/tiny'" in missing.stderr and "prepared" not in missing.stderr
     other = run_tool(script, "--config", config, *OPTIONS, "data.tokenizer=bpe")
     assert other.returncode == 2 and "its own tokenizer alone" in other.stderr

@@ -10,24 +10,24 @@ from torch import nn
 
 from common.models.config import DecoderConfig, RopeScaling
 
-_LONGEST_EAGER = 1024  # tokens; beyond it the (time, time) weights cost more than they save
+_LONGEST_EAGER = 1024  # tokens; beyond it eager attention is slower
 
 
 class KeyValueCache:
-    """Keys and values seen so far: the first `length` of (batch, kv heads, room, head size).
+    """Cached keys and values: the first `length` of (batch, kv heads, room, head size).
 
-    The room grows with the text, up to `max_length`, and is never much larger: a processor reads
-    one piece of memory nearly twice as fast as a piece per head with gaps between them.
+    The room grows with the text up to `max_length` and is never much larger: contiguous memory is
+    read nearly twice as fast as a piece per head with gaps in between.
     """
 
     def __init__(self, empty: torch.Tensor, max_length: int) -> None:
-        """empty: (batch, kv heads, 0, head size), of the dtype and on the device of the cache."""
+        """empty: (batch, kv heads, 0, head size), with dtype and device of the cache."""
         self.keys = self.values = empty
         self.max_length = max_length
         self.room = self.length = 0
 
     def append(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Both (batch, kv heads, new tokens, head size)."""
+        """Append keys and values, both (batch, kv heads, new tokens, head size)."""
         start, end = self.length, self.length + keys.shape[2]
         if end > self.room:
             self._grow(max(end, min(end + end // 8 + 32, self.max_length)))
@@ -43,7 +43,7 @@ class KeyValueCache:
         self.room = room
 
     def mask(self) -> torch.Tensor:
-        """(room,): 0 where a key is written, else -infinity; to be added to scores."""
+        """(room,): 0 where a key is written, else -infinity; added to scores."""
         return self.masks[self.room - self.length : 2 * self.room - self.length]
 
 
@@ -79,14 +79,14 @@ class RotaryEmbedding(nn.Module):
         self.compute_tables()
 
     def compute_tables(self) -> None:
-        """Fill the tables (again): they are no weights, so a model that is only loaded has none."""
+        """Fill the tables, which are not saved with the weights."""
         frequencies = rope_frequencies(self.head_size, self.theta, self.scaling)
         angles = torch.outer(torch.arange(self.context_length, dtype=torch.float64), frequencies)
         angles = torch.cat([angles, angles], dim=-1)
         self.cosine, self.sine = angles.cos().float(), angles.sin().float()
 
     def forward(self, x: torch.Tensor, start: int) -> torch.Tensor:
-        """Turn x (batch, heads, time, head_size), whose first position is `start`."""
+        """Rotate x (batch, heads, time, head_size), whose first position is `start`."""
         cosine = self.cosine[start : start + x.shape[2]].to(x.dtype)
         sine = self.sine[start : start + x.shape[2]].to(x.dtype)
         first, second = x.chunk(2, dim=-1)
@@ -114,7 +114,8 @@ def eager_attention(
         key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
     kind = query.device.type
     if torch.is_autocast_enabled(kind):
-        # Norms and rotations may have left fp32; below nothing is cast, so the softmax stays small.
+        # Norms and rotations may return fp32; autocast is off below, so the softmax is in this
+        # dtype.
         dtype = torch.get_autocast_dtype(kind)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     with torch.autocast(kind, enabled=False):
@@ -134,7 +135,7 @@ def eager_attention(
 
 
 class Attention(nn.Module):
-    """softmax(Q K^T / sqrt(head size)) V per head, each position seeing itself and those before it."""
+    """softmax(Q K^T / sqrt(head size)) V per head; each position sees itself and earlier ones."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -160,7 +161,7 @@ class Attention(nn.Module):
         """An empty cache for up to `max_length` tokens."""
         weight = self.output.weight
         shape = (batch_size, self.num_kv_heads, 0, self.head_size)
-        # Not weight.new_empty: that of a sharded weight would be sharded too.
+        # Not weight.new_empty, which would be sharded for a sharded weight.
         empty = torch.empty(shape, dtype=weight.dtype, device=weight.device)
         return KeyValueCache(empty, max_length)
 
@@ -196,7 +197,7 @@ def causal_attention(
     dropout: float,
     attention_mask: torch.Tensor | None,
 ) -> torch.Tensor:
-    """`eager_attention` by the kernel that is faster for this length on this device."""
+    """`eager_attention`, or the fused kernel if it is faster for this length and device."""
     time = query.shape[2]
     if query.device.type == "cpu" and time <= _LONGEST_EAGER:
         return eager_attention(query, key, value, dropout, attention_mask)
@@ -212,9 +213,9 @@ def causal_attention(
 
 
 def attention_to_cache(query: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
-    """Causal attention of the newest tokens to all keys of the cache, their own among them.
+    """Causal attention of the newest tokens to all keys of the cache, including their own.
 
-    query: (batch, heads, new tokens, head size), as the result.
+    query and result: (batch, heads, new tokens, head size).
     """
     time, length = query.shape[2], cache.length
     if time == 1 and query.device.type == "cpu":
@@ -237,10 +238,10 @@ def attention_to_cache(query: torch.Tensor, cache: KeyValueCache) -> torch.Tenso
 def _attention_of_one(query: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
     """Attention of one query per head to every key of the cache: a step of generation.
 
-    On a CPU this is two matrix products over the whole room, in which zeros stand where nothing was
-    written yet. PyTorch's fused attention, made for many queries, takes up to twice as long.
+    On a CPU this is two matrix products over the whole room, which is zero where nothing is
+    written. PyTorch's fused attention, made for many queries, takes up to twice as long.
 
-    query: (batch, heads, 1, head size), as the result.
+    query and result: (batch, heads, 1, head size).
     """
     keys, values = cache.keys.flatten(0, 1), cache.values.flatten(0, 1)
     # The query heads that share a key head are rows of one product.

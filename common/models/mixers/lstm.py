@@ -19,7 +19,7 @@ class LSTMState:
 
 
 class LSTM(nn.Module):
-    """One LSTM layer; a token costs the same however long the text before it."""
+    """One LSTM layer; the cost per token does not depend on the context."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()

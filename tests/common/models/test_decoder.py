@@ -304,7 +304,7 @@ def test_residual_projections_start_smaller() -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"hidden_size": 30, "num_heads": 4}, "no multiple of num_heads"),
+        ({"hidden_size": 30, "num_heads": 4}, "not a multiple of num_heads"),
         ({"num_heads": 4, "num_kv_heads": 3}, "num_kv_heads"),
         ({"preset": "llama", "hidden_size": 12, "num_heads": 4}, "even"),
         ({"mixer": "lstm", "positions": "rope"}, "attention"),

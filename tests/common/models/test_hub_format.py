@@ -681,10 +681,10 @@ def test_an_index_has_to_agree_with_its_files(folders: dict[str, Path], tmp_path
     index = json.loads(path.read_text())
     first, *_ = sorted(set(index["weight_map"].values()))
     path.write_text(json.dumps({"weight_map": index["weight_map"] | {"made.up": first}}))
-    with pytest.raises(ModelError, match=r"'made\.up' is not where"):
+    with pytest.raises(ModelError, match=r"'made\.up' is not in the file named by"):
         load_pretrained(tmp_path / "parts")
     (tmp_path / "parts" / first).unlink()
-    with pytest.raises(ModelError, match=f"there is no .*{first}"):
+    with pytest.raises(ModelError, match=f"no such file: .*{first}"):
         load_pretrained(tmp_path / "parts")
 
 
@@ -697,7 +697,7 @@ def test_folders_without_weights_that_are_read(folders: dict[str, Path], tmp_pat
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match="pickled weights are not read"):
         load_pretrained(folder)
-    with pytest.raises(ModelError, match=r"there is no model"):
+    with pytest.raises(ModelError, match=r"no model"):
         load_pretrained(tmp_path / "nothing")
     os.mkfifo(folder / "model.safetensors")  # opening it would wait for ever
     with pytest.raises(ModelError, match="there is no"):

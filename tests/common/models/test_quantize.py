@@ -198,7 +198,7 @@ def test_what_cannot_be_quantised_is_refused() -> None:
         quantize(random_model(hidden_size=48), Quantization("int4", 32))
     model = random_model()
     quantize(model, Quantization("int8"))
-    with pytest.raises(ModelError, match="quantised already"):
+    with pytest.raises(ModelError, match="already quantised"):
         quantize(model, Quantization("int8"))
 
 
