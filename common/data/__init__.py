@@ -1,4 +1,4 @@
-"""From text to batches: sources, tokenizers, token files, loader, hub downloads; loaded when first used."""
+"""Data: text sources, tokenizers, token files, loaders, hub downloads; loaded when first used."""
 
 import lazy_loader
 

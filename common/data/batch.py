@@ -1,9 +1,9 @@
-"""Batches: what they are, where the Trainer draws them from, and what users may hand in instead.
+"""Batches: their format, the sources that the Trainer draws from, and adapters for users' data.
 
-A batch is a dictionary of tensors whose first dimension is the same. Trainer, Evaluator and the
-distributed code never look into one; the objective does (training/objective.py). That of a text is
-{"input_ids", "labels"}, both (batch, time) int64: as in Hugging Face models, the labels are the input
-ids (the model shifts them) and -100 marks what is not to be predicted.
+A batch is a dictionary of tensors with equal first dimension. Trainer, Evaluator and the
+distributed code never inspect one; only the objective does (training/objective.py). A text batch is
+{"input_ids", "labels"}, both (batch, time) int64: as in Hugging Face models, the labels are the
+input ids (the model shifts them) and -100 is ignored.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 from common.errors import DataError
 
 Batch = dict[str, torch.Tensor]
-IGNORE_INDEX = -100  # the label that is not predicted, as in PyTorch and Hugging Face
+IGNORE_INDEX = -100  # the ignored label, as in PyTorch and Hugging Face
 
 _EXPECTED = 'expected {"input_ids", "labels"} of (batch, time) int64, or the input_ids alone'
-_NO_LABELS = "labels are the input ids, the model shifts them; -100 marks what is not predicted"
+_NO_LABELS = "labels are the input ids, the model shifts them; -100 marks ignored labels"
 
 
 class BatchSource(Protocol):
-    """What the Trainer draws from: `batch(i)` returns the same batch whenever it is asked.
+    """Protocol of training data: `batch(i)` always returns the same batch for `i`.
 
-    Where it has epochs, `epochs(batches) -> float` says how many so many batches are. Where its order
-    can differ, `fingerprint` (JSON) says what a resume must find again.
+    Optional: `epochs(batches) -> float` converts a number of batches to epochs, and `fingerprint`
+        (JSON) identifies the order for a resume.
     """
 
     def batch(self, index: int) -> Any: ...
 
 
 def count_labels(labels: torch.Tensor) -> int:
-    """How many tokens of `labels` (batch, time) are predicted: all but -100 and each first one."""
+    """Number of predicted tokens in `labels` (batch, time): all but -100 and the first of each row."""
     return int((labels[:, 1:] != IGNORE_INDEX).sum())
 
 
@@ -45,7 +45,7 @@ def num_rows(batch: Batch) -> int:
 
 
 def rows_of(batch: Batch, rank: int, world_size: int) -> Batch | None:
-    """The rows of `batch` that process `rank` of `world_size` computes; None where it has none."""
+    """The rows of `batch` that process `rank` of `world_size` computes; None if it has none."""
     if world_size == 1:
         return batch
     size = num_rows(batch)
@@ -56,16 +56,16 @@ def rows_of(batch: Batch, rank: int, world_size: int) -> Batch | None:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Copy every tensor to `device`, without waiting for it."""
+    """Copy every tensor to `device` asynchronously."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 def to_batch(given: object, vocab_size: int | None = None) -> Batch:
-    """{"input_ids", "labels"} of (batch, time) int64 from what a loader gives.
+    """Convert a loader's item to {"input_ids", "labels"} of (batch, time) int64.
 
-    Takes a mapping, a tensor of input ids, or a tuple of that one (as `TensorDataset` has it). Labels
-    are the input ids where there are none. Tokens that an `attention_mask` of (batch, time) marks
-    with 0 are padding: their labels are -100. Other entries are left out.
+    Accepts a mapping, a tensor of input ids, or a 1-tuple of it (as from `TensorDataset`). Labels
+    default to the input ids. Tokens with 0 in an `attention_mask` of (batch, time) are padding:
+    their labels are -100. Other entries are dropped.
     Raises DataError for anything else, for ids outside of 0 to `vocab_size` - 1, and for padding
     that is not at the end: the models have no mask and would read it.
     """
@@ -96,7 +96,7 @@ def to_batch(given: object, vocab_size: int | None = None) -> Batch:
 
 
 def _check_ids(name: str, ids: torch.Tensor, vocab_size: int | None) -> None:
-    """Not every loss refuses other ids, and a GPU only says that an assertion failed."""
+    """Check ids here: not every loss does, and a GPU reports only a failed assertion."""
     if not ids.numel():
         return
     if name == "labels":
@@ -107,7 +107,7 @@ def _check_ids(name: str, ids: torch.Tensor, vocab_size: int | None) -> None:
     if vocab_size is not None and high >= vocab_size:
         raise DataError(
             f"{name} holds the id {high}, the model has {vocab_size} tokens",
-            "take the tokenizer of the model, or a model with vocab_size=len(tokenizer)",
+            "use the tokenizer of the model, or a model with vocab_size=len(tokenizer)",
         )
 
 
@@ -116,20 +116,19 @@ def _is_ids(tensor: object) -> bool:
 
 
 def describe_tensor(tensor: object) -> str:
-    """Dtype and shape of a tensor, or the type of anything else, for an error."""
+    """Dtype and shape of a tensor, or the type of any other value, for error messages."""
     if isinstance(tensor, torch.Tensor):
         return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
     return type(tensor).__name__
 
 
 class LoaderBatches:
-    """The batches of a DataLoader by their index, epoch after epoch, so that a resume is exact.
+    """The batches of a DataLoader by index, over epochs, so that a resume is exact.
 
-    `shuffle=True` draws the order of each epoch from the seed of the loader's `generator` (0 without
-    one) and the number of the epoch. The items must be the same whenever they are asked for. The
-    loader's workers are not used: the Trainer makes batches ahead by itself.
-    Raises DataError for loaders whose batches have no fixed place: of an IterableDataset, or with a
-    sampler of one's own.
+    `shuffle=True` derives the order of each epoch from the seed of the loader's `generator` (0
+    without one) and the number of the epoch. Items must be deterministic. The loader's workers are
+    not used, since the Trainer prefetches batches itself.
+    Raises DataError for loaders without a batch by index: an IterableDataset, or a custom sampler.
     """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
@@ -140,8 +139,8 @@ class LoaderBatches:
             or (is_random and len(sampler) == len(sampler.data_source))
         ):
             raise DataError(
-                "this DataLoader cannot give a batch by its index, which an exact resume needs "
-                "(an IterableDataset, or a sampler of its own)",
+                "this DataLoader cannot return a batch by index, which an exact resume needs "
+                "(an IterableDataset, or a custom sampler)",
                 "pass a DataLoader(dataset, batch_size=..., shuffle=...), or an object with "
                 "batch(index) -> a dictionary of tensors",
             )
@@ -154,7 +153,7 @@ class LoaderBatches:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What a resume must find again, as far as it can be known."""
+        """Identify the data for a resume, as far as possible."""
         return {
             "rows": self._rows,
             "batch_size": self._loader.batch_size,
@@ -166,15 +165,15 @@ class LoaderBatches:
         """Collate the rows of batch `index`."""
         epoch, place = divmod(index, len(self._loader))
         size = self._loader.batch_size
-        assert size is not None  # of a BatchSampler
+        assert size is not None  # set by a BatchSampler
         rows = self._order(epoch)[place * size : (place + 1) * size]
         dataset = cast(Any, self._loader.dataset)
-        fetch = getattr(dataset, "__getitems__", None)  # of datasets that read rows together
+        fetch = getattr(dataset, "__getitems__", None)  # optional method that reads rows together
         items = fetch(rows.tolist()) if fetch else [dataset[row] for row in rows.tolist()]
         return self._loader.collate_fn(items)
 
     def epochs(self, batches: int) -> float:
-        """How many epochs so many batches are."""
+        """Convert a number of batches to epochs."""
         return batches / len(self._loader)
 
     def _order(self, epoch: int) -> np.ndarray[Any, Any]:
@@ -189,7 +188,7 @@ class LoaderBatches:
 
 
 class ListedBatches:
-    """The batches of a list, again and again."""
+    """The batches of a list, repeated."""
 
     def __init__(self, batches: Sequence[object]) -> None:
         self._batches = batches
@@ -197,23 +196,22 @@ class ListedBatches:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What a resume must find again."""
+        """Identify the data for a resume."""
         return {"batches": len(self._batches)}
 
     def epochs(self, batches: int) -> float:
-        """How many passes over the list so many batches are."""
+        """Convert a number of batches to passes over the list."""
         return batches / len(self._batches)
 
     def batch(self, index: int) -> Any:
-        """Batch `index` of the list, begun again at its end."""
+        """Return batch `index`, modulo the length of the list."""
         return self._batches[index % len(self._batches)]
 
 
 def batch_source(given: object) -> BatchSource:
-    """The source that the Trainer draws from: an object with `batch(index)`, a DataLoader, or a list.
+    """Convert training data: an object with `batch(index)`, a DataLoader, or a list.
 
-    Raises DataError for anything else, above all for iterators, which cannot go back to where a
-    resume begins.
+    Raises DataError for anything else, in particular for iterators, which a resume cannot rewind.
     """
     if hasattr(given, "batch"):
         source: BatchSource = given

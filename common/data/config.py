@@ -1,4 +1,4 @@
-"""What to train on. Kept apart from the code, so that a wrong key is reported before anything heavy loads."""
+"""Data configuration. Imports nothing heavy, so that a wrong key is reported at once."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class DataConfig(Config):
     dataset: str = (
         "python_stdlib"  # python_stdlib, stories, speeches, or a folder in assets/datasets
     )
-    hub: str | None = None  # OWNER/NAME on the Hugging Face hub, where `cli prepare` gets `dataset`
-    streaming: bool = False  # read the hub's rows as they come, without keeping the dataset
-    path: Path | None = None  # a text file or a folder of them; takes the place of `dataset`
-    # Several sources at once, {path or dataset: weight}: each sequence is drawn from one of them
+    hub: str | None = None  # OWNER/NAME on the hub: where `cli prepare` gets `dataset`
+    streaming: bool = False  # read rows from the hub without storing the dataset
+    path: Path | None = None  # a text file or a folder of them; overrides `dataset`
+    # Mixture {path or dataset: weight}: each sequence is drawn from one source
     mixture: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     more_validation: tuple[Path, ...] = ()  # other texts to evaluate the final model on
     text_column: str = "text"  # of JSONL, Parquet and datasets from the hub
@@ -27,27 +27,27 @@ class DataConfig(Config):
     tokenizer: Literal[
         "char", "bpe", "sentencepiece", "sentencepiece_bpe", "tiktoken", "pretrained"
     ] = "bpe"
-    vocab_size: int = Field(4096, ge=257)  # for those that are trained; `char` takes what there is
+    vocab_size: int = Field(4096, ge=257)  # for trained tokenizers; ignored by `char`
     encoding: str = "gpt2"  # for `tiktoken`: gpt2, cl100k_base, o200k_base ...
-    # For `pretrained`: a folder, a tokenizer.json, one of assets/tokenizers or assets/models, or
+    # For `pretrained`: a folder, a tokenizer.json, a name in assets/tokenizers or assets/models, or
     # OWNER/NAME of the hub
     pretrained_tokenizer: str | None = None
     val_fraction: float = Field(0.1, gt=0, lt=1)
-    # document: whole documents, chosen by the seed; fraction: the last part of all text, as nanoGPT.
-    # A text of a single document is always cut.
+    # document: whole documents, drawn by the seed; fraction: the last part of all text, as in
+    # nanoGPT. A single document is always split by fraction.
     split_by: Literal["document", "fraction"] = "document"
     seed: int = 0  # of the split by document, and of `stories`
     context_length: int | None = Field(None, ge=2)  # tokens per sequence; default: the model's
-    # random: windows that start anywhere, as in nanoGPT; shuffled: every token once per epoch
+    # random: windows at random offsets, as in nanoGPT; shuffled: every token once per epoch
     sampling: Literal["random", "shuffled"] = "random"
-    document_mask: bool = False  # no token sees another document's
+    document_mask: bool = False  # mask attention across documents
     batch_size: int = Field(16, gt=0)  # sequences per forward pass
     eval_batch_size: int = Field(64, gt=0)
 
     @field_validator("path")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
-        # From the folder the run was started in; a later --resume may come from another.
+        # Resolve against the current folder: a later --resume may run in another.
         return None if path is None else path.expanduser().resolve()
 
     @field_validator("more_validation")

@@ -1,6 +1,6 @@
-"""The sources of text: files, datasets of the hub, and three that every machine has.
+"""Text sources: files, datasets of the hub, and three built-in ones.
 
-Those are the interpreter's own library, made-up stories and made-up speeches.
+Those are the Python standard library, generated stories and generated speeches.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _HUB_SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "va
 
 
 def open_corpus(config: DataConfig) -> Corpus:
-    """Return the corpus that `config` names; download it if `config.hub` says from where.
+    """Open the corpus named by `config`; download it if `config.hub` is set.
 
     Raises:
-        DataError: it is not there, or has no text.
-        DownloadError: the hub does not have it, or is out of reach.
+        DataError: it does not exist, or has no text.
+        DownloadError: the hub does not have it, or cannot be reached.
     """
     if config.streaming:
         assert config.hub is not None
@@ -47,7 +47,7 @@ def open_corpus(config: DataConfig) -> Corpus:
             download_dataset(config.hub, output_dir=directory)
     if not directory.is_dir():
         raise DataError(
-            f"there is no dataset '{config.dataset}' in {get_datasets_dir()}",
+            f"no dataset '{config.dataset}' in {get_datasets_dir()}",
             f"{did_you_mean(config.dataset, dataset_names())} Or download one with: "
             "python tools/download_hf_dataset.py --name OWNER/NAME",
         )
@@ -57,12 +57,12 @@ def open_corpus(config: DataConfig) -> Corpus:
 
 
 def _python_stdlib() -> Corpus:
-    """The Python files of the running interpreter's library, without tests and installed packages."""
+    """The Python files of the interpreter's standard library, without tests and installed packages."""
     root = Path(sysconfig.get_paths()["stdlib"])
     left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3"}
     files = [p for p in sorted(root.rglob("*.py")) if not left_out & set(p.relative_to(root).parts)]
     if not files:
-        raise DataError(f"the interpreter's library at {root} holds no Python files")
+        raise DataError(f"no Python files in the standard library at {root}")
     stamps = digest_of_stamps((path.relative_to(root).as_posix(), path) for path in files)
     fingerprint = {"python": platform.python_version(), "path": str(root), "files": stamps}
     return Corpus("python_stdlib", fingerprint, lambda: _read_files(files, root))
@@ -99,7 +99,7 @@ def _open_path(path: Path, text_column: str) -> Corpus:
 
 
 def _saved_dataset(directory: Path, text_column: str) -> Corpus:
-    """A dataset written by `save_to_disk`; its own splits are kept where it has them."""
+    """A dataset written by `save_to_disk`, with its own splits if it has them."""
     from datasets import DatasetDict, load_from_disk
 
     loaded = load_from_disk(directory)
@@ -129,7 +129,7 @@ def _saved_dataset(directory: Path, text_column: str) -> Corpus:
 
 
 def _streamed(hub: str, text_column: str) -> Corpus:
-    """Rows as the hub sends them, of one commit: nothing of the dataset is kept but its tokens."""
+    """Stream the rows of one commit from the hub; only the tokens are stored."""
     from common.data.hub_stream import stream_dataset
 
     name, commit, tables = stream_dataset(hub)

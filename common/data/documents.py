@@ -1,4 +1,4 @@
-"""Documents, which every source of text yields, and the progress of reading them."""
+"""Documents, the items of every text source, and progress while reading them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Document:
     """A document, or a part of one: with `ends=False` the next `Document` continues it.
 
     Args:
-        key: identifies the document for ever, so that its split depends on nothing else.
-        split: `train` or `val` where the source has splits, else None.
-        surprisal: nats, where the source knows its own distribution.
+        key: stable identifier of the document, which alone determines its split.
+        split: `train` or `val` if the source has splits, else None.
+        surprisal: nats, if the source knows its distribution.
     """
 
     key: str
@@ -29,12 +29,12 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A named source of text that can be read again and again.
+    """A named source of text that can be read repeatedly.
 
     Args:
         fingerprint: JSON that changes when the content does.
         documents: starts a new pass.
-        num_bytes: counts roughly what a pass reads, where that is known.
+        num_bytes: approximate size of a pass, if known.
     """
 
     name: str
@@ -47,9 +47,9 @@ class Corpus:
 def reading_progress(
     title: str, total_bytes: int | None = None
 ) -> Iterator[Callable[[Iterator[Document]], Iterator[Document]]]:
-    """Yield `watch(documents)`, which passes documents on and reports how many MB were read.
+    """Yield `watch(documents)`, which passes documents on and reports the MB read so far.
 
-    It draws a bar on a terminal, and logs a line now and then elsewhere.
+    It draws a bar on a terminal, and logs periodically elsewhere.
     """
     from rich.console import Console
     from rich.progress import (

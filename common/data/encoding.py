@@ -2,9 +2,9 @@
 
     documents --cut--> pieces --batches of a megabyte--> tokenizer, in threads --in order--> train.bin, val.bin
 
-Pieces are cut where the tokenizer's ids do not depend on the other side, and written in the order of
-the documents, so the files are the same however many threads there are and wherever it was killed.
-Memory holds a few batches per thread.
+Pieces are cut where the tokenizer's ids do not depend on the other side, and written in document
+order, so the files do not depend on the number of threads or on interruptions. Memory holds a few
+batches per thread.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from common.errors import DataError
 from common.utils.files import named_in_errors, read_json, write_json_atomic
 
 _BATCH_CHARACTERS = 1_000_000
-_BATCH_PIECES = 20_000  # however short they are
-_LONGEST_UNCUT = 64_000_000  # characters without a place to cut at
+_BATCH_PIECES = 20_000  # limit for short pieces
+_LONGEST_UNCUT = 64_000_000  # characters without a cut point
 _SAVE_EVERY_SECONDS = 10.0
 
 
 class Position(NamedTuple):
-    """A place in the stream of documents: everything before it is in the token files."""
+    """A position in the stream of documents: everything before it is in the token files."""
 
-    num_documents: int = 0  # that were read, or parts of them
-    carry: str = ""  # the end of the last part: the next one shows where to cut it
-    inside: bool = False  # a document whose beginning is written
+    num_documents: int = 0  # documents (or parts) read
+    carry: str = ""  # tail of the last part, cut once the next one is known
+    inside: bool = False  # within a document whose start is written
 
 
 @dataclass
@@ -50,11 +50,11 @@ class Totals:
     num_tokens: int = 0
     num_bytes: int = 0  # of UTF-8 text
     num_documents: int = 0
-    surprisal: float = 0.0  # nats; nan where it is not known
+    surprisal: float = 0.0  # nats; nan if unknown
 
 
 class _Piece(NamedTuple):
-    """A text that is encoded at once: a document, or a part of one."""
+    """A text to encode at once: a document or a part of one."""
 
     split: str
     text: str
@@ -62,7 +62,7 @@ class _Piece(NamedTuple):
     surprisal: float
 
 
-_Encoded = dict[str, tuple[npt.NDArray[Any], Totals]]  # by split: tokens, and what they add
+_Encoded = dict[str, tuple[npt.NDArray[Any], Totals]]  # {split: (tokens, their totals)}
 
 
 def encode_documents(
@@ -70,7 +70,7 @@ def encode_documents(
 ) -> dict[str, Totals]:
     """Write `<split>.bin` for each split: the tokens of its documents, joined by the end of text.
 
-    A call with the same documents resumes what a killed one left in `directory`.
+    A call with the same documents resumes from what a killed one left in `directory`.
 
     Args:
         documents: each with its split.
@@ -79,7 +79,7 @@ def encode_documents(
         The sums of each split.
 
     Raises:
-        DataError: a document cannot be encoded, or has no place to cut it at.
+        DataError: a document cannot be encoded, or has no cut point.
     """
     writer = _Writer(directory, dtype_of(tokenizer))
     pending: deque[tuple[Future[_Encoded], Position]] = deque()
@@ -134,8 +134,8 @@ def _pieces(
         carry = text[border:]
         if len(carry) > _LONGEST_UNCUT:
             raise DataError(
-                f"{document.key} has {len(carry):,} characters without a place to cut it at",
-                "split it into documents, or take another tokenizer: data.tokenizer=bpe",
+                f"{document.key} has {len(carry):,} characters without a cut point",
+                "split it into documents, or use another tokenizer: data.tokenizer=bpe",
             )
         assert document.split is not None
         surprisal = math.nan if document.surprisal is None else document.surprisal
@@ -149,7 +149,7 @@ def _pieces(
 
 
 def _cut(text: str, tokenizer: Tokenizer) -> Iterator[str]:
-    """Cut `text` into pieces of at most a megabyte, or longer ones where there is no border."""
+    """Cut `text` into pieces of at most a megabyte, longer if there is no border."""
     start, size = 0, _BATCH_CHARACTERS
     while len(text) - start > size:
         border = tokenizer.last_border(text[start : start + size])
@@ -162,7 +162,7 @@ def _cut(text: str, tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def _encode(tokenizer: Tokenizer, pieces: Sequence[_Piece], dtype: str) -> _Encoded:
-    """Encode `pieces`, each document behind an end of text; called in a thread."""
+    """Encode `pieces`, with an end-of-text token before each document; runs in a thread."""
     ids: dict[str, list[Any]] = {}
     totals: dict[str, Totals] = {}
     encoded = tokenizer.encode_batch([piece.text for piece in pieces])
@@ -178,7 +178,7 @@ def _encode(tokenizer: Tokenizer, pieces: Sequence[_Piece], dtype: str) -> _Enco
 
 
 class _Writer:
-    """The token files being written, and every few seconds their progress, to resume from."""
+    """Writes token files, and every few seconds their progress to resume from."""
 
     def __init__(self, directory: Path, dtype: str) -> None:
         self.dtype = dtype
@@ -192,7 +192,7 @@ class _Writer:
         self._files: dict[str, BinaryIO] = {}
         for split, total in self.totals.items():
             file = (directory / f"{split}.bin").open("ab")
-            file.truncate(total.num_tokens * np.dtype(dtype).itemsize)  # the rest was not counted
+            file.truncate(total.num_tokens * np.dtype(dtype).itemsize)  # drop the rest
             self._files[split] = file
         self._saved = time.monotonic()
 
@@ -225,7 +225,7 @@ class _Writer:
                 os.fsync(file.fileno())
 
     def close(self) -> None:
-        """Make what was written durable; a second call does nothing."""
+        """Fsync and close the files; a second call does nothing."""
         if self._files:
             self._sync()
             for file in self._files.values():

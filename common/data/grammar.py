@@ -1,13 +1,13 @@
-"""Texts from a small probabilistic grammar whose entropy is known exactly.
+"""Texts from a small probabilistic grammar with exactly known entropy.
 
-Every text has one derivation only (the alternatives of a rule can be told apart while reading), so
-the probability of a text is the product of the probabilities of the choices made in writing it:
-its surprisal is exact, and so is the entropy of the whole source. No model can reach a lower loss
-on average, and a run can print how far above that floor it is.
+Every text has a unique derivation (the alternatives of a rule are distinguishable while reading),
+so its probability is the product of the probabilities of its choices: its surprisal is exact, and
+so is the entropy of the source. No model can reach a lower expected loss, and a run can print its
+distance from that floor.
 
-A template is text with fields: `{animal}` writes a new choice of a rule, `{name:hero}` writes one and
-remembers it as `hero`, `{=hero}` writes it again, `{they=hero}` writes its form `they`. The alternatives
-of a word list have probabilities proportional to 1/rank (Zipf), those of a rule are given.
+A template is text with fields: `{animal}` expands a rule, `{name:hero}` also stores the result as
+`hero`, `{=hero}` repeats it, `{they=hero}` writes its form `they`. The words of a list have
+probabilities proportional to 1/rank (Zipf); those of a rule are given.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _FIELD = re.compile(r"\{(\w*)([:=]?)(\w*)\}")
 
 @dataclass(frozen=True)
 class _Field:
-    rule: str = ""  # to choose from, where nothing is recalled
+    rule: str = ""  # rule to expand, unless a variable is recalled
     remember: str = ""
     recall: str = ""
-    form: str = ""  # of what is recalled
+    form: str = ""  # form of the recalled variable
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class _Alternative:
 
 @dataclass(frozen=True)
 class Form:
-    """Another form of remembered words: `of[word]`, or `otherwise` for words that it does not list."""
+    """Another form of stored words: `of[word]`, or `otherwise` for unlisted words."""
 
     of: Mapping[str, str]
     otherwise: str
@@ -62,7 +62,7 @@ class Grammar:
         self.forms = forms
         self.rules = {rule: [_parse(p, text) for p, text in rows] for rule, rows in rules.items()}
         self.rules |= {rule: _zipf(text.split("|")) for rule, text in words.items()}
-        self._remembered = {  # variable -> the list of words that it is chosen from
+        self._remembered = {  # variable -> its list of words
             part.remember: part.rule
             for alternatives in self.rules.values()
             for alternative in alternatives
@@ -71,7 +71,7 @@ class Grammar:
         }
 
     def generate(self, count: int, seed: int) -> Iterator[tuple[str, float]]:
-        """Yield `count` pairs (text, surprisal in nats): -ln of the probability of exactly this text."""
+        """Yield `count` pairs (text, surprisal in nats), with surprisal -ln P(text)."""
         rng = random.Random(seed)
         for _ in range(count):
             pieces: list[str] = []
@@ -104,11 +104,11 @@ class Grammar:
         return surprisal
 
     def entropy(self) -> tuple[float, float]:
-        """(expected surprisal in nats, expected length in bytes) of a text, exactly.
+        """Return the exact (expected surprisal in nats, expected length in bytes) of a text.
 
-        Both are linear in the expansions that a rule makes, x = c + M x, with c the rule's own
-        choices (or letters) and M[r, s] the expected number of times that rule r writes rule s
-        directly. Their ratio is the entropy rate of the source by the renewal-reward theorem.
+        Both solve x = c + M x, with c the rule's own choices (or letters) and M[r, s] the expected
+        number of direct expansions of rule s by rule r. Their ratio is the entropy rate of the
+        source by the renewal-reward theorem.
         """
         index = {rule: i for i, rule in enumerate(self.rules)}
         calls = np.zeros((len(index), len(index)))

@@ -1,4 +1,4 @@
-"""What the Hugging Face clients raise, as one line with the cause and one with the fix."""
+"""Translate errors of the Hugging Face clients into a cause and a fix."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Literal
 
 from common.errors import DownloadError, ResearchError
 
-AGAIN = "run it again: files that are complete are not downloaded twice"
+AGAIN = "run it again: complete files are not downloaded twice"
 Kind = Literal["dataset", "model"]
 
 
 @contextmanager
 def explained(kind: Kind, name: str, revision: str | None, endpoint: str) -> Iterator[None]:
-    """Turn what the clients raise into one line and a fix. Anything else is a bug and passes through."""
+    """Turn client errors in the block into DownloadErrors with a fix. Other errors are bugs and pass through."""
     try:
         yield
     except ResearchError:
@@ -36,7 +36,7 @@ def explained(kind: Kind, name: str, revision: str | None, endpoint: str) -> Ite
 def _explain(
     error: BaseException, kind: Kind, name: str, revision: str | None, endpoint: str
 ) -> tuple[str, str] | None:
-    """A message and a hint, or None when the reason must be further down the chain of causes."""
+    """A message and a hint, or None if the reason is further down the chain of causes."""
     from huggingface_hub import errors as hub
 
     page = f"{endpoint}/{'datasets/' if kind == 'dataset' else ''}{name}"
@@ -46,11 +46,11 @@ def _explain(
             return f"{kind} '{name}' is gated", f"accept its terms on {page}, then {log_in}"
         case hub.RepositoryNotFoundError():
             hint = f"check the name (OWNER/NAME); if it is private, {log_in}"
-            return f"{endpoint} has no {kind} '{name}', or not for you", hint
+            return f"{endpoint} has no {kind} '{name}', or denies access", hint
         case hub.RevisionNotFoundError():
             return f"{kind} '{name}' has no revision '{revision}'", f"branches and tags: {page}"
         case hub.HFValidationError():
-            return f"'{name}' is not a repository's name", "give OWNER/NAME, as on its page"
+            return f"'{name}' is not a repository name", "pass OWNER/NAME, as on its page"
         case hub.OfflineModeIsEnabled():
             return f"{kind} '{name}' is not on disk, the client is offline", "unset HF_HUB_OFFLINE"
         case hub.HfHubHTTPError(response=response):
@@ -67,6 +67,6 @@ def _explain(
     if "Consistency check failed" in text or "CAS Client Error" in text:
         return f"the connection to {endpoint} was cut", AGAIN
     if "Dataset scripts are no longer supported" in text:
-        hint = "the hub may have made a copy without one: --revision refs/convert/parquet"
+        hint = "the hub may have a converted copy: --revision refs/convert/parquet"
         return f"dataset '{name}' is a Python script, which is not run", hint
     return None

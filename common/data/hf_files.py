@@ -1,4 +1,4 @@
-"""The files of a repository on the hub: what they need on disk, and whether they arrived as they are there."""
+"""Files of a hub repository: check disk space and verify downloads."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class HubFile:
 
     Args:
         size: in bytes.
-        sha256: of the content, where the hub keeps it beside git (LFS, Xet); else None.
-        git_id: of the blob that is in git: the content itself where `sha256` is None.
+        sha256: hash of content stored outside git (LFS, Xet); else None.
+        git_id: id of the git blob, which is the content if `sha256` is None.
     """
 
     path: str
@@ -30,7 +30,7 @@ class HubFile:
     git_id: str
 
     def is_whole(self, path: Path) -> bool:
-        """Whether the file at `path` has the content that the hub has. Reads all of it."""
+        """Whether the file at `path` has the same content as on the hub; reads all of it."""
         if path.stat().st_size != self.size:
             return False
         if self.sha256 is not None:
@@ -41,7 +41,7 @@ class HubFile:
 def _git_id(path: Path) -> str:
     from hashlib import sha1
 
-    content = path.read_bytes()  # what is not in LFS is small
+    content = path.read_bytes()  # files outside LFS are small
     return sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
@@ -61,9 +61,9 @@ def list_files(kind: Kind, name: str, commit: str, endpoint: str) -> list[HubFil
 
 
 def check_space(needed: Mapping[Path, int]) -> None:
-    """Raise DownloadError unless the disk of each folder, which need not exist yet, has those bytes.
+    """Raise DownloadError unless the disk of each folder, which need not exist, has that many bytes free.
 
-    What folders on one disk need is added up.
+    Sizes of folders on one disk are summed.
     """
     wanted: defaultdict[int, int] = defaultdict(int)
     places: dict[int, Path] = {}
@@ -92,9 +92,9 @@ def in_units(size: int) -> str:
 
 
 def check_arrived(kind: Kind, name: str, arrived: Iterable[tuple[HubFile, Path]]) -> None:
-    """Raise DownloadError unless every file is there with the content of the hub.
+    """Raise DownloadError unless every file exists with the content of the hub.
 
-    A file with another content is removed, and where it is a link, what it leads to.
+    A damaged file is removed, and also the target if it is a link.
     """
     damaged = []
     for file, path in arrived:
@@ -107,7 +107,6 @@ def check_arrived(kind: Kind, name: str, arrived: Iterable[tuple[HubFile, Path]]
     if damaged:
         more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
         raise DownloadError(
-            f"file '{damaged[0]}'{more} of {kind} '{name}' came with another checksum than the "
-            "hub's and was removed",
+            f"file '{damaged[0]}'{more} of {kind} '{name}' has a wrong checksum and was removed",
             AGAIN,
         )

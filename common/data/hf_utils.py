@@ -1,7 +1,7 @@
-"""Datasets and models from the Hugging Face hub, or a mirror of it, kept under `assets/`.
+"""Download datasets and models from the Hugging Face hub, or a mirror of it, to `assets/`.
 
-A finished download carries a `.download.json`: what was asked, and the commit it came from. Asking for the
-same again is answered from disk, without the network; asking for something else is never answered with it.
+A finished download has a `.download.json` with the request and the commit. The same request is
+answered from disk, without the network; a different one never is.
 """
 
 from __future__ import annotations
@@ -47,14 +47,15 @@ def download_dataset(
 ) -> Path:
     """Download a dataset into a folder that `datasets.load_from_disk` opens, and return the folder.
 
-    The folder is `get_datasets_dir() / dataset_folder_name(name, config)`, or exactly `output_dir`. It holds
-    a `DatasetDict`, or a `Dataset` when `split` names one (`train`, `train[:1%]`, `train+test`): files of
-    other splits are then not downloaded. `revision` is a branch, tag or commit (default `main`), `endpoint`
-    a mirror's address (default `HF_ENDPOINT`, then the hub). `force` downloads again and replaces the whole
-    folder, token files included. Call it from one thread at a time: see `_clients_use`.
+    The folder is `get_datasets_dir() / dataset_folder_name(name, config)`, or exactly `output_dir`.
+    It contains a `DatasetDict`, or a `Dataset` if `split` is given (`train`, `train[:1%]`,
+    `train+test`); files of other splits are then not downloaded. `revision` is a branch, tag or
+    commit (default `main`), `endpoint` a mirror's address (default `HF_ENDPOINT`, then the hub).
+    `force` downloads again and replaces the whole folder, token files included. Call it from one
+    thread at a time: see `_clients_use`.
 
-    Raises DownloadError (the hub does not have it, does not let you, or is out of reach) and DataError (the
-    folder holds something else).
+    Raises DownloadError (the hub does not have it, denies access, or cannot be reached) and
+    DataError (the folder contains something else).
     """
     endpoint = hub_endpoint(endpoint)
     folder = Path(output_dir or get_datasets_dir() / dataset_folder_name(name, config))
@@ -64,7 +65,7 @@ def download_dataset(
     with _lock(folder):
         if _holds(folder, asked, force):
             return folder
-        _remove(partial)  # a killed process may have left it
+        _remove(partial)  # left by a killed process
         try:
             with explained("dataset", name, revision, endpoint):
                 repository, commit = _resolve("dataset", name, revision, endpoint)
@@ -79,14 +80,14 @@ def download_dataset(
 
 
 def check_downloaded_from(folder: Path, name: str) -> None:
-    """Raises DataError where `folder` is a download of another dataset; one's own files are welcome."""
+    """Raise DataError if `folder` is a download of another dataset; users' own files are accepted."""
     if not (folder / RECORD).is_file():
         return
     record = _read_record(folder)
     if name not in (record["name"], record["repository"]):
         raise DataError(
-            f"{display_path(folder)} holds {record['name']}, data.hub is {name}",
-            "give data.dataset another name",
+            f"{display_path(folder)} contains {record['name']}, but data.hub is {name}",
+            "set data.dataset to another name",
         )
 
 
@@ -99,11 +100,12 @@ def download_model(
 ) -> Path:
     """Download a model: all its files, those that match `allow_patterns` (`*.safetensors`), or one file.
 
-    Returns the folder `get_models_dir() / "owner--name"` (`owner--name@revision` if you ask for one), or the
-    path of `filename` in it. All files of a folder come from one commit, the first that was downloaded into
-    it: delete the folder to get a newer one. After an interruption, complete files are not downloaded again.
+    Returns the folder `get_models_dir() / "owner--name"` (`owner--name@revision` for a given
+    revision), or the path of `filename` in it. All files of a folder come from one commit, the
+    first one downloaded: delete the folder to get a newer one. After an interruption, complete
+    files are not downloaded again.
 
-    Raises DownloadError: the hub does not have it, does not let you, or is out of reach.
+    Raises DownloadError: the hub does not have it, denies access, or cannot be reached.
     """
     if filename and allow_patterns:
         raise DownloadError("both a file name and patterns were given", "give one of them")
@@ -122,7 +124,7 @@ def download_model(
                 found = _matching_files(name, commit, endpoint, patterns)
                 files = [file.path for file in found]
                 check_space({folder: sum(f.size for f in found if not _is_there(f, folder))})
-                # Written before the files, so that the next run goes on with the same commit.
+                # Written before the files, so that the next run continues with the same commit.
                 record |= {"name": repo_id, "repository": name, "commit": commit, "date": _now()}
                 folder.mkdir(exist_ok=True)
                 write_json_atomic(folder / RECORD, record)
@@ -136,8 +138,9 @@ def download_model(
 def link_dataset(project_dir: Path | str, dataset: str) -> Path:
     """Make `<project_dir>/data` a relative symlink to a downloaded dataset; return the link.
 
-    `dataset` is a folder of `get_datasets_dir()`, or its name on the hub. A link to another dataset is
-    re-pointed. Raises DataError: no such dataset, a real file in the way, or symlinks do not work here.
+    `dataset` is a folder in `get_datasets_dir()`, or its name on the hub. An existing link is
+    replaced. Raises DataError: no such dataset, a real file in the way, or symlinks are not
+    supported.
     """
     folder, project = get_datasets_dir() / dataset_folder_name(dataset), Path(project_dir).resolve()
     if not folder.is_dir():
@@ -162,7 +165,7 @@ def link_dataset(project_dir: Path | str, dataset: str) -> Path:
 
 
 def hub_endpoint(endpoint: str | None) -> str:
-    """The address to ask: what is given, else HF_ENDPOINT, else the hub; without a slash at its end."""
+    """The endpoint: the given one, else HF_ENDPOINT, else the hub; without trailing slash."""
     # Read here, because the hub client reads its environment only once, when it is imported.
     return (endpoint or os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
@@ -172,7 +175,7 @@ def _now() -> str:
 
 
 def _lock(folder: Path) -> FileLock:
-    """One process downloads, the others wait for it. The lock file stays: removing it would be a race."""
+    """One process downloads, the others wait for it. The lock file is kept: removing it would be a race."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     return file_lock(folder.parent / f".{folder.name}.lock")
 
@@ -183,12 +186,12 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 
 def _holds(folder: Path, asked: dict[str, str | None], force: bool) -> bool:
-    """Whether `folder` is the download that is asked for; False when it has to be made."""
+    """Whether `folder` is the requested download; False if it does not exist."""
     if not folder.exists() or not any(folder.iterdir()):
         return False
     where = display_path(folder)
-    if not (folder / RECORD).is_file():  # not ours: even `force` does not remove it
-        raise DataError(f"{where} holds something that was not downloaded", "move it away")
+    if not (folder / RECORD).is_file():  # not a download: even `force` does not remove it
+        raise DataError(f"{where} contains something that was not downloaded", "move it away")
     if force:
         return False
     record = _read_record(folder)
@@ -197,7 +200,7 @@ def _holds(folder: Path, asked: dict[str, str | None], force: bool) -> bool:
         if value not in (record[key], also_known_as.get(key)):
             have, want = record[key] or "not given", value or "not given"
             hint = "--force (force=True) replaces it; --output-dir (output_dir=...) keeps both"
-            raise DataError(f"{where} holds another {key}: {have}, asked: {want}", hint)
+            raise DataError(f"{where} contains another {key}: {have}, requested: {want}", hint)
     return True
 
 
@@ -210,8 +213,8 @@ def _remove(folder: Path) -> None:
 def _clients_use(endpoint: str) -> Iterator[None]:
     """Point `datasets` at `endpoint` inside the block.
 
-    `load_dataset` takes no endpoint. At every call it looks up these three names: its own and, for the
-    address of a single file, the hub client's.
+    `load_dataset` takes no endpoint. On every call it looks up these three names: its own and, for
+    the URL of a single file, the hub client's.
     """
     import datasets.config
     from huggingface_hub import constants as hub
@@ -226,10 +229,10 @@ def _clients_use(endpoint: str) -> Iterator[None]:
 
 
 def _resolve(kind: Kind, name: str, revision: str | None, endpoint: str) -> tuple[str, str]:
-    """The repository's present name and the commit of `revision`.
+    """Return the repository's current name and the commit of `revision`.
 
-    Asked first: it fails at once, and what the clients raise later does not tell a missing repository, a
-    missing revision and a missing permission apart.
+    Called first: it fails at once, and later errors of the clients do not distinguish a missing
+    repository, revision or permission.
     """
     from huggingface_hub import HfApi
 
@@ -241,7 +244,9 @@ def _resolve(kind: Kind, name: str, revision: str | None, endpoint: str) -> tupl
     if getattr(info, "gated", False):
         api.auth_check(info.id, repo_type=kind)
     if info.sha is None:
-        raise DownloadError(f"{endpoint} tells no commit of {kind} '{name}'", "use another mirror")
+        raise DownloadError(
+            f"{endpoint} reports no commit of {kind} '{name}'", "use another mirror"
+        )
     return info.id, info.sha
 
 
@@ -250,7 +255,8 @@ def _save(
 ) -> None:
     """Build the dataset in `partial / "cache"` and save it to `partial / "data"`.
 
-    The cache is our own: when the network fails, `datasets` answers from the shared one, any revision.
+    Uses a private cache: if the network fails, `datasets` would answer from the shared one with any
+    revision.
     """
     builder = _builder(name, config, commit, partial / "cache")
     if split:
@@ -261,7 +267,7 @@ def _save(
 
 
 def _fetch_data_files(builder: Any, name: str, commit: str, endpoint: str, partial: Path) -> None:
-    """Bring the files that the builder is about to read into the client's cache, and check them."""
+    """Download the builder's files into the client's cache, and verify them."""
     from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 
     here = f"hf://datasets/{name}@{commit}/"
@@ -275,7 +281,7 @@ def _fetch_data_files(builder: Any, name: str, commit: str, endpoint: str, parti
         found = try_to_load_from_cache(name, file.path, revision=commit, repo_type="dataset")
         return Path(found) if isinstance(found, str) else Path(constants.HF_HUB_CACHE, "missing")
 
-    # Once in the cache; in our folder as Arrow files and as the copy that is saved of them.
+    # Once in the cache; in our folder as Arrow files and as their saved copy.
     missing = sum(file.size for file in files if not place(file).exists())
     check_space(
         {Path(constants.HF_HUB_CACHE): missing, partial: 2 * sum(file.size for file in files)}
@@ -294,7 +300,7 @@ def _builder(name: str, config: str | None, commit: str, cache: Path) -> Any:
     """A `datasets.DatasetBuilder`: Any, because the library has no type information."""
     import datasets
 
-    # Without the prefix, a local folder of that name comes first.
+    # Without the prefix, a local folder of that name takes precedence.
     path = f"hf://datasets/{name}"
     try:
         return datasets.load_dataset_builder(path, config, revision=commit, cache_dir=str(cache))
@@ -308,7 +314,7 @@ def _builder(name: str, config: str | None, commit: str, cache: Path) -> Any:
 
 
 def _keep_only(builder: Any, split: str) -> None:
-    """Make the builder forget the splits that `split` does not name: it would download them too."""
+    """Remove splits not named by `split` from the builder, which would download them too."""
     import datasets
 
     try:
@@ -323,7 +329,7 @@ def _keep_only(builder: Any, split: str) -> None:
         raise DownloadError(f"dataset '{builder.repo_id}' has no split '{unknown}'", hint)
     for other in set() if "all" in wanted else set(splits) - wanted:
         del files[splits[other]]
-        (builder.info.splits or {}).pop(other, None)  # else it is missed in the end
+        (builder.info.splits or {}).pop(other, None)  # else the builder reports it missing
 
 
 def _matching_files(name: str, commit: str, endpoint: str, patterns: list[str]) -> list[HubFile]:
@@ -345,7 +351,7 @@ def _is_there(file: HubFile, folder: Path) -> bool:
 def _fetch(name: str, commit: str, endpoint: str, patterns: list[str], folder: Path) -> None:
     from huggingface_hub import snapshot_download
 
-    # When the hub stops answering, the client returns the folder as it is.
+    # If the hub stops answering, the client returns an incomplete folder.
     snapshot_download(
         name, revision=commit, endpoint=endpoint, allow_patterns=patterns, local_dir=folder
     )

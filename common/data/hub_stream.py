@@ -1,4 +1,4 @@
-"""Datasets of the hub that are read as they come, for those that do not fit the disk."""
+"""Stream datasets from the hub, for those that do not fit the disk."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from common.data.hf_utils import _clients_use, _resolve, dataset_folder_name, hu
 
 
 def stream_dataset(name: str) -> tuple[str, str, dict[str, Any]]:
-    """(folder name, commit, {split: iterable of rows}) of a dataset, at its present commit.
+    """Return (folder name, commit, {split: iterable of rows}) of a dataset at its current commit.
 
-    Each row is a dict. Iterating needs the network, and begins again each time. Raises DownloadError.
+    Each row is a dict. Each iteration starts over and needs the network. Raises DownloadError.
     """
     import datasets
 
@@ -27,7 +27,7 @@ def stream_dataset(name: str) -> tuple[str, str, dict[str, Any]]:
 
 
 class _Rows:
-    """The rows of one split; what goes wrong on the way is explained as for a download."""
+    """The rows of one split; errors are translated as for a download."""
 
     def __init__(self, rows: Any, name: str, endpoint: str) -> None:
         self._rows, self._name, self._endpoint = rows, name, endpoint

@@ -1,4 +1,4 @@
-"""Token files -> batches. A training batch is a pure function of (seed, index): nothing to save, nothing to skip.
+"""Token files -> batches. A training batch is a pure function of (seed, index), without state.
 
 A batch is {"input_ids", "labels"}, both (batch, time) int64 (see data/batch.py).
 """
@@ -22,7 +22,7 @@ Int64 = npt.NDArray[np.int64]
 
 
 class RandomWindows:
-    """Endless batches of windows that start anywhere in the tokens (with replacement, as in nanoGPT)."""
+    """Endless batches of windows at random offsets (with replacement, as in nanoGPT)."""
 
     def __init__(
         self, tokens: Tokens, *, batch_size: int, context_length: int, seed: int = 0
@@ -35,7 +35,7 @@ class RandomWindows:
 
     def batch(self, index: int) -> Batch:
         """Draw batch `index`."""
-        # Philox is counter-based: the generator of any index costs the same, no state is carried.
+        # Philox is counter-based: the generator of any index costs the same, without state.
         generator = np.random.Generator(np.random.Philox(key=self._seed, counter=[0, index, 0, 0]))
         last_start = len(self._tokens) - self._context_length
         starts = generator.integers(0, last_start, size=(self._batch_size, 1), endpoint=True)
@@ -43,15 +43,15 @@ class RandomWindows:
 
 
 class ShuffledWindows:
-    """Epochs: neighbouring windows in a random order, each token but the first predicted once per epoch.
+    """Epochs of adjacent windows in random order; each token but the first is predicted once per epoch.
 
     Neighbours share a token, as in EvalWindows. The first window of an epoch predicts 1 to
-    `context_length` - 1 tokens, another number in each epoch until all had their turn, so that the
-    windows begin elsewhere; it and the last one are filled up with label -100. A batch across the
-    end of an epoch takes windows of both.
+    `context_length` - 1 tokens, cycling through all lengths over epochs, so that windows start at
+    other offsets; it and the last one are padded with label -100. A batch at the end of an epoch
+    continues with the next.
     """
 
-    # A run resumes with the order it began with; that of version 1 left some tokens out.
+    # A run resumes with its original order; version 1 omitted some tokens.
     fingerprint: ClassVar = {"order": "shuffled, version 2"}
 
     def __init__(
@@ -64,11 +64,11 @@ class ShuffledWindows:
         self._seed = seed
         self._stride = context_length - 1
         firsts = self._generator(0, 3).permutation(self._stride) + 1
-        self._firsts = np.minimum(firsts, len(tokens) - 1)  # by epoch, in turns
+        self._firsts = np.minimum(firsts, len(tokens) - 1)  # by epoch, cycled
         sizes = 1 - (self._firsts - (len(tokens) - 1)) // self._stride  # rounded up
         self._before = np.concatenate(
             [[0], np.cumsum(sizes)]
-        )  # windows before each epoch of a turn
+        )  # windows before each epoch of a cycle
         self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
 
     def batch(self, index: int) -> Batch:
@@ -84,20 +84,20 @@ class ShuffledWindows:
         return epoch + place / size
 
     def _place(self, number: int) -> tuple[int, int, int]:
-        """Of a window: its epoch, its place there, and how many windows that epoch has."""
+        """Return a window's epoch, its index there, and the number of windows of that epoch."""
         turn, rest = divmod(number, int(self._before[-1]))
         epoch = int(np.searchsorted(self._before, rest, side="right")) - 1
         first, end = self._before[epoch : epoch + 2].tolist()
         return turn * self._stride + epoch, rest - first, end - first
 
     def _window(self, number: int) -> Int64:
-        """(2,): where the window starts, and how many tokens it predicts."""
+        """(2,): start of the window, and the number of predicted tokens."""
         epoch, place, _ = self._place(number)
         window: Int64 = self._epoch(epoch)[:, place]
         return window
 
     def _make_epoch(self, epoch: int) -> Int64:
-        """(2, windows): starts and counts in the order of the epoch."""
+        """(2, windows): starts and counts in epoch order."""
         first = self._firsts[epoch % self._stride]
         ends = np.append(
             np.arange(first, len(self._tokens) - 1, self._stride), len(self._tokens) - 1
@@ -111,7 +111,7 @@ class ShuffledWindows:
 
 
 class MixedWindows:
-    """Windows of several sources, like RandomWindows: each sequence is of a source drawn by weight."""
+    """RandomWindows of several sources: each sequence comes from a source drawn by weight."""
 
     def __init__(
         self,
@@ -145,10 +145,10 @@ class MixedWindows:
 
 
 class EvalWindows:
-    """One pass in order in which every token but the first is predicted exactly once.
+    """One ordered pass in which every token but the first is predicted exactly once.
 
-    Neighbouring windows share one token: the last one of a window, predicted there, is the first
-    one of the next, read there. The last window is filled up with label -100.
+    Adjacent windows share one token: the last, predicted token of a window is the first input of
+    the next. The last window is padded with label -100.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class EvalWindows:
         stride = context_length - 1
         self._starts = np.arange(0, len(tokens) - 1, stride)
         if max_batches is not None:
-            # Spread over the whole split, not the first part of it; always the same windows.
+            # Spread over the whole split; always the same windows.
             count = min(len(self._starts), max_batches * batch_size)
             self._starts = self._starts[np.linspace(0, len(self._starts) - 1, count).astype(int)]
 
@@ -181,9 +181,9 @@ class EvalWindows:
 
 
 def _predicting(tokens: Tokens, starts: Int64, counts: Int64, length: int) -> Batch:
-    """The windows at `starts`, each of which predicts the first `counts` tokens after its first one.
+    """Batch of the windows at `starts`, which predict the first `counts` tokens after their first one.
 
-    The labels of all others are -100; what is beyond the text is filled up with its last token.
+    All other labels are -100; positions beyond the text repeat its last token.
     """
     offsets = np.arange(length)
     windows = tokens[np.minimum(starts[:, None] + offsets, len(tokens) - 1)].astype(np.int64)
@@ -197,7 +197,7 @@ def _batch(tokens: Tokens, starts: Int64, length: int) -> Batch:
 
 
 def _windows(tokens: Tokens, starts: Int64, length: int) -> Tokens:
-    """(starts, length): one index into the view of all windows, in a third of the time of slices."""
+    """(starts, length): one index into a view of all windows, three times as fast as slices."""
     found: Tokens = sliding_window_view(tokens, length)[starts]
     return found
 
@@ -206,5 +206,5 @@ def _check_length(tokens: Tokens, context_length: int) -> None:
     if len(tokens) < context_length:
         raise DataError(
             f"the text has {len(tokens)} tokens, fewer than one context of {context_length}",
-            "lower data.context_length, or give more text",
+            "lower data.context_length, or provide more text",
         )

@@ -1,6 +1,6 @@
 """nanoGPT's token files: `train.bin`, `val.bin` and, for its character vocabularies, `meta.pkl`.
 
-What was prepared there trains here. apps/nanogpt.py writes `meta.pkl` for the way back.
+Data prepared there can be trained on here. apps/nanogpt.py writes `meta.pkl` for the reverse.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def is_nanogpt(folder: Path) -> bool:
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """The content of a `meta.pkl`: plain data only. Raises DataError for anything else, and runs nothing."""
+    """Read a `meta.pkl` of plain data. Raises DataError for anything else, and executes nothing."""
     if path.stat().st_size > _LARGEST_META_BYTES:
-        raise DataError(f"{path} is too large to be nanoGPT's: {path.stat().st_size:,} bytes")
+        raise DataError(f"{path} is too large for nanoGPT: {path.stat().st_size:,} bytes")
     try:
         meta = _PlainData(io.BytesIO(path.read_bytes())).load()
     except DataError:
@@ -36,27 +36,27 @@ def read_meta(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged pickle raises nearly anything
         raise DataError(f"{path} is damaged: {type(error).__name__}: {error}") from error
     if not isinstance(meta, dict) or not isinstance(meta.get("vocab_size"), int):
-        raise DataError(f"{path} is not nanoGPT's: it has no vocab_size")
+        raise DataError(f"{path} is not from nanoGPT: it has no vocab_size")
     return meta
 
 
 class _PlainData(pickle.Unpickler):
-    """Numbers, texts, lists and dicts. Whatever else a pickle could call is refused by name."""
+    """Unpickles numbers, strings, lists and dicts only; refuses everything else by name."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise DataError(
-            f"meta.pkl wants to load {module}.{name}", "it is not nanoGPT's; nothing was executed"
+            f"meta.pkl refers to {module}.{name}", "it is not from nanoGPT; nothing was executed"
         )
 
     def persistent_load(self, identity: Any) -> Any:
-        raise DataError("meta.pkl refers to objects outside of it")
+        raise DataError("meta.pkl refers to external objects")
 
 
 def nanogpt_documents(folder: Path) -> Iterator[Document]:
-    """The text of both files, decoded, with their split kept.
+    """Decode both files to documents, keeping their splits.
 
-    With a `meta.pkl` that has characters they are decoded by it, without one by GPT-2's encoding, as
-    nanoGPT does; every `<|endoftext|>` ends a document there.
+    A `meta.pkl` with characters decodes them, else GPT-2's encoding as in nanoGPT, where every
+    `<|endoftext|>` ends a document.
     """
     meta = read_meta(folder / "meta.pkl") if (folder / "meta.pkl").exists() else None
     for split in ("train", "val"):
@@ -72,7 +72,7 @@ def _map(path: Path) -> Any:
     if size == 0 or size % 2:
         found = "is empty" if size == 0 else f"has {size:,} bytes, an odd number"
         raise DataError(
-            f"{path} {found}: nanoGPT writes two for each token", "prepare it again there"
+            f"{path} {found}: nanoGPT writes two per token", "prepare it again with nanoGPT"
         )
     return np.memmap(path, dtype="<u2", mode="r")
 
@@ -83,7 +83,7 @@ def _letters(meta: dict[str, Any], folder: Path) -> list[str]:
         isinstance(itos.get(i), str) for i in range(meta["vocab_size"])
     ):
         raise DataError(
-            f"{folder / 'meta.pkl'} does not say which text each token is",
+            f"{folder / 'meta.pkl'} does not contain the text of each token",
             "train on the text itself: data.path",
         )
     return [itos[i] for i in range(meta["vocab_size"])]
@@ -95,7 +95,7 @@ def _characters(split: str, tokens: Any, letters: list[str]) -> Iterator[Documen
         if block.max() >= len(letters):
             raise DataError(
                 f"{split}.bin has the token {block.max()}, meta.pkl {len(letters)} characters",
-                "they are not of one preparation",
+                "they are from different preparations",
             )
         text = "".join([letters[i] for i in block])
         yield Document(split, text, split, ends=start + _BLOCK_TOKENS >= len(tokens))

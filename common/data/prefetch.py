@@ -1,4 +1,4 @@
-"""The next batches are read and copied while the device computes."""
+"""Read and copy the next batches while the device computes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from common.data.batch import Batch
 
 
 class Prefetcher:
-    """Gives the batch of any index; a thread calls `make` for those after it, `depth` ahead.
+    """Returns the batch of any index; a thread calls `make` for the next `depth` ones.
 
-    Asked in order it waits for nothing. A batch is a function of its index, so there is no state to
-    save, and going to another place is only slower. For CUDA, batches come in pinned memory.
+    Sequential access does not wait. A batch is a function of its index, so there is no state to
+    save, and random access is only slower. For CUDA, batches are in pinned memory.
     """
 
     def __init__(self, make: Callable[[int], Batch], device: torch.device, depth: int = 2) -> None:
@@ -25,7 +25,7 @@ class Prefetcher:
         self._coming: dict[int, Future[Batch]] = {}
 
     def batch(self, index: int) -> Batch:
-        """Return batch `index`, and begin with those after it."""
+        """Return batch `index`, and start preparing the next ones."""
         wanted = range(index, index + 1 + self._depth)
         self._coming = {i: f for i, f in self._coming.items() if i in wanted}
         for i in wanted:
@@ -40,6 +40,6 @@ class Prefetcher:
         return batch
 
     def close(self) -> None:
-        """Stop the thread; batches that nobody asked for are dropped."""
+        """Stop the thread; drop unused batches."""
         self._thread.shutdown(cancel_futures=True)
         self._coming.clear()

@@ -4,10 +4,10 @@
                                     |                                              |
                                     +------------- learn_vocabulary ------> tokenizer
 
-Token files stay in assets/datasets/<dataset>/tokens/<tokenizer>-<digest of the recipe>/. The recipe is
-everything that decides their content: the source with its path, options and the stamps of its files,
-the tokenizer, the split. The folder is built under another name, renamed when it is whole, and never
-changed: what a process has opened stays what it asked for, and a read-only folder is enough.
+Token files are in assets/datasets/<dataset>/tokens/<tokenizer>-<digest of the recipe>/. The recipe
+is everything that determines their content: the source with its path, options and the stamps of its
+files, the tokenizer, the split. The folder is built under a temporary name, renamed when complete,
+and never changed: open files remain valid, and a read-only folder suffices.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from common.utils.logging import get_logger
 from common.utils.manifest import now
 from common.utils.paths import get_datasets_dir, get_tokenizers_dir
 
-_RECIPE_VERSION = 2  # raised when the same recipe gives other bytes than before
-_PROGRESS_VERSION = 2  # raised when an interrupted preparation cannot be resumed by this code
+_RECIPE_VERSION = 2  # raise it when the same recipe gives other bytes than before
+_PROGRESS_VERSION = 2  # raise it when this code cannot resume an older interrupted preparation
 _VERSIONS = {name: version(name) for name in ("numpy", "tokenizers")}
 
 
 def prepare(config: DataConfig) -> TokenDataset:
-    """Return the token files of `config`; make them if no earlier call did.
+    """Return the token files of `config`; create them if they do not exist.
 
     Raises:
         DataError: the source is missing, empty, damaged or too short to be split.
@@ -64,14 +64,14 @@ def _prepare_source(config: DataConfig) -> TokenDataset:
     folder = get_datasets_dir() / corpus.name / "tokens" / f"{_label(config)}-{_digest(recipe)}"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(folder.parent / f".{folder.name}.lock"):  # two processes prepare once
+        with file_lock(folder.parent / f".{folder.name}.lock"):  # only one process prepares
             if not folder.exists():
                 _build(corpus, config, recipe, folder)
     return open_tokens(folder)
 
 
 def _prepare_mixture(config: DataConfig) -> TokenMixture:
-    """Prepare each source of `config.mixture`. A vocabulary that is trained is learned from all of them."""
+    """Prepare each source of `config.mixture`. A trained vocabulary is learned from all of them."""
     configs = {name: _source_config(config, name) for name in config.mixture}
     if config.tokenizer in TRAINABLE:
         name = _common_vocabulary(config, [open_corpus(each) for each in configs.values()])
@@ -97,7 +97,7 @@ def _source_config(config: DataConfig, name: str) -> DataConfig:
 
 
 def _common_vocabulary(config: DataConfig, corpora: list[Corpus]) -> str:
-    """The name in assets/tokenizers of the vocabulary of all `corpora`, learned if no earlier call did."""
+    """Return the name in assets/tokenizers of the vocabulary of all `corpora`; learn it if it does not exist."""
     facts = [config.tokenizer, config.vocab_size, [corpus.fingerprint for corpus in corpora]]
     name = f"mixture_{config.tokenizer}_{_digest(facts)}"
     path = get_tokenizers_dir() / name / "tokenizer.json"
@@ -118,7 +118,7 @@ def _recipe(corpus: Corpus, config: DataConfig) -> dict[str, Any]:
 
 
 def _tokenizer_recipe(config: DataConfig) -> dict[str, Any]:
-    """What decides on the tokenizer, besides the text."""
+    """What determines the tokenizer, besides the text."""
     kind = config.tokenizer
     if kind == "char":
         return {"kind": kind}
@@ -146,7 +146,7 @@ def _label(config: DataConfig) -> str:
 
 
 def _build(corpus: Corpus, config: DataConfig, recipe: dict[str, Any], folder: Path) -> None:
-    """Make `folder`; resume what a killed process began."""
+    """Create `folder`, or resume an interrupted preparation."""
     started = time.monotonic()
     building = folder.with_name(f".{folder.name}.building")
     _resume_or_clear(building, corpus, recipe)
@@ -180,11 +180,11 @@ def _build(corpus: Corpus, config: DataConfig, recipe: dict[str, Any], folder: P
 
 
 def _resume_or_clear(building: Path, corpus: Corpus, recipe: dict[str, Any]) -> None:
-    """Keep what was begun with the same recipe and the same software, and nothing else."""
+    """Keep an interrupted preparation only if it has the same recipe and software."""
     facts = recipe | {"versions": _VERSIONS, "progress": _PROGRESS_VERSION}
     path = building / "recipe.json"
     if path.exists() and read_json(path, DataError) == json.loads(json.dumps(facts)):
-        get_logger("data").info(f"going on with the preparation of {corpus.name}")
+        get_logger("data").info(f"resuming the preparation of {corpus.name}")
         return
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
@@ -204,7 +204,7 @@ def _make_tokenizer(corpus: Corpus, config: DataConfig, path: Path) -> Tokenizer
     if tokenizer.vocab_size < 2:
         raise DataError(f"{corpus.name} has no text", "choose another data.path or dataset")
     if tokenizer.loses:
-        get_logger("data").warning(f"decoding does not give every text back: {tokenizer.loses}")
+        get_logger("data").warning(f"decoding does not restore every text: {tokenizer.loses}")
     tokenizer.save(path)
     return tokenizer
 
@@ -212,7 +212,7 @@ def _make_tokenizer(corpus: Corpus, config: DataConfig, path: Path) -> Tokenizer
 def _encode(
     corpus: Corpus, config: DataConfig, tokenizer: Tokenizer, directory: Path
 ) -> dict[str, Any]:
-    """Write train.bin and val.bin; return what meta.json says of each."""
+    """Write train.bin and val.bin; return their entries in meta.json."""
     num_bytes = corpus.num_bytes() if corpus.num_bytes else None
     with reading_progress(f"preparing {corpus.name}: encoding", num_bytes) as watch:
         documents = split_documents(
@@ -227,7 +227,7 @@ def _encode(
         if total.num_tokens < 2:
             raise DataError(
                 f"the {split} split of {corpus.name} is empty",
-                "give more text, or another data.val_fraction",
+                "provide more text, or set another data.val_fraction",
             )
     return {split: _facts(totals[split], directory / f"{split}.bin") for split in SPLITS}
 
@@ -245,11 +245,11 @@ def _facts(total: Totals, path: Path) -> dict[str, Any]:
 
 
 def _check_unchanged(config: DataConfig, recipe: dict[str, Any]) -> None:
-    """Raise DataError if a file was changed while it was read."""
+    """Raise DataError if a file changed while it was read."""
     if config.streaming:
         return  # rows of one commit of the hub
     if _recipe(open_corpus(config), config) != recipe:
         raise DataError(
-            "the text or its tokenizer was changed while it was prepared",
+            "the text or its tokenizer changed during preparation",
             "run the same command again once nothing writes to it",
         )

@@ -13,11 +13,11 @@ GENERATED = ("python_stdlib", "stories", "speeches")  # on every machine, withou
 
 
 def check_source(config: DataConfig, needed_by: str, way: Callable[[str], str]) -> None:
-    """Raise DataError if the text of `config` is not on this machine. Reads no file, asks no network.
+    """Raise DataError if the text of `config` is not on this machine. Uses neither files nor network.
 
     Args:
-        needed_by: who asks, as `projects/baseline`.
-        way: returns how to get the dataset of a name.
+        needed_by: name for the message, such as `projects/baseline`.
+        way: returns how to get a dataset by name.
     """
     if config.mixture:
         for name in config.mixture:
@@ -27,16 +27,14 @@ def check_source(config: DataConfig, needed_by: str, way: Callable[[str], str]) 
         return
     for path in (*([config.path] if config.path else []), *config.more_validation):
         if not path.exists():
-            raise DataError(
-                f"{needed_by} needs {path}: there is no file or folder", "check data.path"
-            )
+            raise DataError(f"{needed_by} needs {path}: no such file or folder", "check data.path")
     if config.path is not None or config.streaming or config.dataset in GENERATED:
         return
     directory = folder_of(get_datasets_dir(), config.dataset)
     if not _has_content(directory):
-        state = "is empty" if directory.exists() else "is not there"
+        state = "is empty" if directory.exists() else "does not exist"
         raise DataError(
-            f"{needed_by} needs the dataset '{config.dataset}', and {display_path(directory)} {state}",
+            f"{needed_by} needs the dataset '{config.dataset}', but {display_path(directory)} {state}",
             f"{way(config.dataset)}; or another data.dataset: {did_you_mean(config.dataset, dataset_names())}",
         )
 
@@ -49,7 +47,7 @@ def dataset_names() -> list[str]:
 
 
 def _has_content(directory: Path) -> bool:
-    """Whether `directory` holds anything besides token files and hidden files."""
+    """Whether `directory` contains anything besides token files and hidden files."""
     return directory.is_dir() and any(
         path.name != "tokens" and not path.name.startswith(".") for path in directory.iterdir()
     )

@@ -1,7 +1,7 @@
-"""German speeches in an invented parliament: a stand-in for real ones where none are at hand.
+"""Generated German speeches of an invented parliament: a stand-in for real ones.
 
-Made up by a grammar whose entropy is known exactly (grammar.py). They have the umlauts, the header
-with the speaker and the interjections in brackets of real minutes, and none of their content.
+The grammar has exactly known entropy (grammar.py). The speeches have umlauts, a header with the
+speaker and interjections in brackets like real minutes.
 """
 
 from __future__ import annotations
@@ -59,5 +59,5 @@ GRAMMAR = Grammar("speech", _RULES, _WORDS, {"Upper": _UPPER})
 
 
 def generate_speeches(count: int, seed: int) -> Iterator[tuple[str, float]]:
-    """Yield `count` pairs (speech, surprisal in nats): -ln of the probability of exactly this text."""
+    """Yield `count` pairs (speech, surprisal in nats), with surprisal -ln P(speech)."""
     return GRAMMAR.generate(count, seed)

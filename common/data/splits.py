@@ -1,4 +1,4 @@
-"""Which text trains and which validates."""
+"""Split text into training and validation."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def split_documents(
 ) -> Iterator[Document]:
     """Yield `documents`, a pass over `corpus`, with the split of each.
 
-    With `split_by="document"` a document belongs to one split, see `choose_split`. With
-    `split_by="fraction"`, and where the corpus has a single document, the last `val_fraction` of all
-    characters validates: the document at the border becomes two.
+    With `split_by="document"` each document belongs to one split, see `choose_split`. With
+    `split_by="fraction"`, and for a single document, the last `val_fraction` of all characters is
+    for validation; the document at the border is split in two.
     """
     if split_by == "document" and _has_several_documents(corpus):
         for d in documents:
@@ -38,9 +38,9 @@ def split_documents(
             yield Document(d.key, d.text, split, d.surprisal, d.ends)
         return
     left = int(sum(len(d.text) for d in corpus.documents()) * (1 - val_fraction))
-    for d in documents:  # `left` characters still train
+    for d in documents:  # `left` characters remain for training
         head, tail = d.text[:left], d.text[left:]
-        surprisal = None if head and tail else d.surprisal  # nobody knows that of a half
+        surprisal = None if head and tail else d.surprisal  # unknown for a part
         if left:
             yield Document(d.key, head, "train", surprisal, d.ends or len(d.text) >= left)
         if tail or not left:

@@ -1,4 +1,4 @@
-"""Short stories for children, made up by a grammar whose entropy is known exactly (grammar.py)."""
+"""Generated short stories for children, from a grammar with exactly known entropy (grammar.py)."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ GRAMMAR = Grammar("story", _RULES, _WORDS, {"they": _PRONOUNS})
 
 
 def generate_stories(count: int, seed: int) -> Iterator[tuple[str, float]]:
-    """Yield `count` pairs (story, surprisal in nats): -ln of the probability of exactly this text."""
+    """Yield `count` pairs (story, surprisal in nats), with surprisal -ln P(story)."""
     return GRAMMAR.generate(count, seed)
 
 
 def entropy_per_story() -> tuple[float, float]:
-    """(expected surprisal in nats, expected length in bytes) of a story, exactly."""
+    """Return the exact (expected surprisal in nats, expected length in bytes) of a story."""
     return GRAMMAR.entropy()

@@ -1,4 +1,4 @@
-"""Text files, JSON lines and Parquet as streams of documents; gzip and zstd are read on the way."""
+"""Read text files, JSON lines and Parquet as streams of documents, with gzip or zstd compression."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _TEXT = (".txt", ".md", ".py", ".text", ".rst")
 _LINES = (".jsonl", ".ndjson")
 _PACKED = (".gz", ".zst")
 _BOM_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_BLOCK_BYTES = 4_000_000  # read at a time; a larger file comes in parts
+_BLOCK_BYTES = 4_000_000  # read at a time; larger files yield several parts
 _LONGEST_LINE_BYTES = 256_000_000  # of JSON
 
 
 def digest_of_stamps(files: Iterable[tuple[str, Path]]) -> str:
-    """SHA-256 over (key, file): changes with the name, size or time of any of them."""
+    """SHA-256 over (key, file); changes with the name, size or time of any file."""
     digest = hashlib.sha256()
     for key, file in files:
         digest.update(json.dumps([key, *stamp_of(file.stat())]).encode())
@@ -36,21 +36,22 @@ def digest_of_stamps(files: Iterable[tuple[str, Path]]) -> str:
 
 @dataclass(frozen=True)
 class TextFiles:
-    """A file, or every file of a folder that can be read, in an order that never changes."""
+    """A file, or every readable file of a folder, in a stable order."""
 
     path: Path
     text_column: str = "text"
 
     def files(self) -> Iterator[Path]:
-        """Found anew at each call, folder by folder: the names of millions are never all in memory.
+        """Walk the folder on each call: millions of names are never all in memory.
 
-        No link to a folder is followed, so there are no loops. Raises DataError where there is none.
+        Links to folders are not followed, so there are no loops. Raises DataError if there is no
+        file.
         """
         if self.path.is_file():
             yield self.path
             return
         if not self.path.is_dir():
-            raise DataError(f"no file or folder {self.path}", "check data.path")
+            raise DataError(f"no such file or folder: {self.path}", "check data.path")
         found = False
         for file in _files_below(self.path, self._tokens()):
             found = True
@@ -59,11 +60,11 @@ class TextFiles:
             endings = ", ".join((*_TEXT, *_LINES, ".parquet"))
             raise DataError(
                 f"no text files in {self.path}",
-                f"files must end in {endings}, the first ones also with .gz or .zst",
+                f"supported endings: {endings}, the first ones also with .gz or .zst",
             )
 
     def _tokens(self) -> Path | None:
-        """The folder of token files, where this one is a dataset's that they are prepared in."""
+        """The `tokens` folder inside, if this folder is a dataset."""
         in_assets = self.path.resolve().parent == get_datasets_dir().resolve()
         return self.path / "tokens" if in_assets else None
 
@@ -74,11 +75,11 @@ class TextFiles:
         return found if self.text_column == "text" else found | {"column": self.text_column}
 
     def num_bytes(self) -> int:
-        """On the disk, packed ones as they are."""
+        """Size on disk (of compressed files, compressed)."""
         return sum(file.stat().st_size for file in self.files())
 
     def documents(self) -> Iterator[Document]:
-        """Read every file. Raises DataError for one that is damaged or no text."""
+        """Read every file. Raises DataError for a file that is damaged or not text."""
         for file in self.files():
             kind = _kind(file.name)
             if kind == ".parquet":
@@ -92,7 +93,7 @@ class TextFiles:
         """The path below the folder, which identifies the documents of `file`."""
         root = self.path.parent if file == self.path else self.path
         name = file.relative_to(root).as_posix()
-        # A name that is not UTF-8 is spelt out: keys are hashed, and stored with results.
+        # Escape names that are not UTF-8: keys are hashed, and stored with results.
         return os.fsencode(name).decode("utf-8", "backslashreplace")
 
     def _text(self, file: Path) -> Iterator[Document]:
@@ -100,11 +101,11 @@ class TextFiles:
         done = 0
         with _open(file) as stream:
             block = stream.read(_BLOCK_BYTES)
-            if block.startswith(codecs.BOM_UTF8):  # a mark of Windows' editors, no character
+            if block.startswith(codecs.BOM_UTF8):  # byte order mark of Windows editors
                 block, done = block[len(codecs.BOM_UTF8) :], len(codecs.BOM_UTF8)
             while True:
                 following = stream.read(_BLOCK_BYTES)
-                before = done - len(decoder.getstate()[0])  # where what is decoded now begins
+                before = done - len(decoder.getstate()[0])  # start of the undecoded bytes
                 try:
                     text = decoder.decode(block, final=not following)
                 except UnicodeDecodeError as error:
@@ -135,14 +136,14 @@ class TextFiles:
                     yield Document(f"{self.key(file)}:{number}", text)
 
     def _field(self, file: Path, number: int, line: bytes) -> str | None:
-        """The text of a row; None for null, which a row without text is written as."""
+        """The text of a row; None for null (no text)."""
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{file}, line {number}: not JSON ({error})") from error
         if not isinstance(row, dict):
             raise DataError(
-                f"{file}, line {number}: no JSON object", f'{{"{self.text_column}": ...}}'
+                f"{file}, line {number}: not a JSON object", f'{{"{self.text_column}": ...}}'
             )
         where = f"{file}, line {number}"
         return check_text(value_of(row, self.text_column, where), self.text_column, where)
@@ -164,11 +165,11 @@ class TextFiles:
                 kind = schema.field(places[0]).type
                 if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
                     raise DataError(
-                        f"{file}: the column '{self.text_column}' holds {kind}, no text"
+                        f"{file}: the column '{self.text_column}' has type {kind}, expected text"
                     )
                 number = 0
                 for batch in parquet.iter_batches(batch_size=256, columns=[self.text_column]):
-                    # By its name: `a.b` also selects the field b of a column a.
+                    # Select by name: `a.b` would also match the field b of a column a.
                     for text in batch.column(self.text_column).to_pylist():
                         number += 1
                         if text is not None:
@@ -187,23 +188,23 @@ def check_column(column: str, columns: Iterable[str], where: str) -> None:
 
 
 def value_of(row: Mapping[str, object], column: str, where: str) -> object:
-    """The value of a row in `column`. Raises DataError if it has none."""
+    """The value of a row in `column`. Raises DataError if it is missing."""
     check_column(column, row, where)
     return row[column]
 
 
 def check_text(value: object, column: str, where: str) -> str | None:
-    """The text of a row, or None where it has none (null). Raises DataError for anything else."""
+    """The text of a row, or None for null. Raises DataError for anything else."""
     if value is None:
         return None
     if not isinstance(value, str):
-        raise DataError(f"{where}: '{column}' is no text but {type(value).__name__}")
+        raise DataError(f"{where}: '{column}' is {type(value).__name__}, expected text")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise DataError(
             f"{where}: '{column}' is not text: half of a surrogate pair at character {error.start}",
-            "whatever wrote it cut an emoji in two; leave the row out, or write the file again",
+            "the writer cut an emoji in two; remove the row, or write the file again",
         ) from error
     return value
 
@@ -223,7 +224,7 @@ def _files_below(folder: Path | str, left_out: Path | None) -> Iterator[Path]:
 
 
 def _kind(name: str) -> str:
-    """The ending that says how a file is read; empty: it is not."""
+    """The ending that selects the reader; empty: the file is not read."""
     name = name.lower()
     packed = next((ending for ending in _PACKED if name.endswith(ending)), "")
     stem = name.removesuffix(packed)
@@ -233,7 +234,7 @@ def _kind(name: str) -> str:
 
 @contextmanager
 def _open(file: Path) -> Iterator[BinaryIO]:
-    """The unpacked bytes. Raises DataError when they are damaged or cut off."""
+    """Yield decompressed blocks. Raises DataError if they are damaged or truncated."""
     codec = {".gz": "gzip", ".zst": "zstd"}.get(file.suffix.lower())
     if codec is None:
         with file.open("rb", buffering=1 << 20) as stream:
@@ -250,4 +251,4 @@ def _open(file: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         if error.errno is not None:
             raise
-        raise DataError(f"{file} is damaged or cut off: {error}", "get it again") from error
+        raise DataError(f"{file} is damaged or truncated: {error}", "download it again") from error

@@ -1,4 +1,4 @@
-"""Other texts than those that were trained on, in the tokens of a trained tokenizer: to be judged."""
+"""Encode other texts with the tokenizer of a run, for evaluation."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from common.errors import ConfigError, DataError
 def read_texts(
     paths: Sequence[Path], tokenizer: Tokenizer, taken: Sequence[str] = ()
 ) -> dict[str, Tokens]:
-    """Tokens of each text by the name of its file, or by its path where that name is taken.
+    """Return the tokens of each text by file name, or by path if the name is taken.
 
-    The documents of a folder are joined by the end of text, as in training.
-    Raises DataError for a text that is missing, empty, or that the tokenizer cannot encode, and
-    ConfigError for one that is given twice.
+    The documents of a folder are joined by end-of-text tokens, as in training.
+    Raises DataError for a text that is missing, empty or cannot be encoded, and ConfigError for
+    duplicates.
     """
     sets: dict[str, Tokens] = {}
     for path in paths:
@@ -35,22 +35,22 @@ def read_texts(
 
 def _read_text(path: Path, tokenizer: Tokenizer) -> Tokens:
     if not path.exists():
-        raise DataError(f"no file or folder {path}", "name a text file, or a folder of them")
+        raise DataError(f"no such file or folder: {path}", "pass a text file, or a folder of them")
     parts: list[Tokens] = []
     for text in _whole_documents(open_corpus(DataConfig(path=path))):
         try:
             ids = tokenizer.encode(text)
         except DataError as error:
             raise DataError(
-                f"{path} cannot be judged: {error.message}",
-                "this run reads the characters of its training text only; "
+                f"cannot evaluate {path}: {error.message}",
+                "this run knows only the characters of its training text; "
                 "a run with data.tokenizer=bpe reads any text",
             ) from error
         end = [[tokenizer.end_of_text]] if parts else []
         parts += [np.concatenate([*end, ids]).astype(np.uint32)]
     tokens = np.concatenate(parts)
     if len(tokens) < 2:
-        raise DataError(f"{path} has {len(tokens)} tokens: there is nothing to predict")
+        raise DataError(f"{path} has {len(tokens)} tokens: nothing to predict")
     return tokens
 
 

@@ -1,7 +1,7 @@
-"""A folder of token files, opened: what `prepare` returns.
+"""A folder of token files, the result of `prepare`.
 
 train.bin, val.bin    little-endian uint16 (uint32 above 65,535 tokens), documents joined
-tokenizer.json        as `load_tokenizer` reads it
+tokenizer.json        in the format of `load_tokenizer`
 meta.json             recipe, counts, sha256 of every file, versions
 """
 
@@ -53,30 +53,30 @@ class TokenDataset:
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """The sha256 of the tokens of each split, which a resumed run must find again."""
+        """The sha256 of the tokens of each split, which a resume requires to be equal."""
         return {split: self.meta["splits"][split]["sha256"] for split in SPLITS}
 
     @property
     def floor_bits_per_byte(self) -> float | None:
-        """The least bits per byte that any model can expect on val, where the source knows it."""
+        """Lower bound of the expected bits per byte on val, if the source knows it."""
         floor: float | None = self.meta["splits"]["val"].get("floor_bits_per_byte")
         return floor
 
 
 @dataclass(frozen=True)
 class TokenMixture(TokenDataset):
-    """Several sources in the tokens of one vocabulary; training draws each sequence by weight.
+    """Several sources with a common vocabulary; training draws each sequence by weight.
 
     Args:
-        sources: the token files of each source by its name.
-        weights: by the same names, any positive numbers.
+        sources: token files by source name.
+        weights: positive weights by source name.
     """
 
     sources: dict[str, TokenDataset]
     weights: dict[str, float]
 
     def tokens(self, split: str) -> Tokens:
-        """Return the tokens of all sources, joined by the end of text: (num_tokens,), in memory."""
+        """Return the tokens of all sources, joined by end-of-text tokens: (num_tokens,), in memory."""
         end = np.array([self.tokenizer.end_of_text], dtype=self.meta["dtype"])
         parts = [part for data in self.sources.values() for part in (end, data.tokens(split))]
         return np.concatenate(parts[1:])
@@ -100,9 +100,9 @@ def open_tokens(directory: Path) -> TokenDataset:
     """Open a folder of token files and verify its checksums.
 
     Raises:
-        DataError: a file is missing, or is not the one that was prepared.
+        DataError: a file is missing or was changed.
     """
-    hint = f"delete the folder, it is made again: rm -r {directory}"
+    hint = f"delete the folder to prepare it again: rm -r {directory}"
     meta = read_json(directory / "meta.json", DataError, hint)
     try:
         dtype, tokenizer_sha256 = np.dtype(meta["dtype"]), meta["tokenizer_sha256"]
@@ -116,7 +116,7 @@ def open_tokens(directory: Path) -> TokenDataset:
         path = directory / f"{split}.bin"
         found = path.stat().st_size if path.exists() else None
         if found != size:
-            raise DataError(f"{path} should have {size} bytes, has {found or 'none'}", hint)
+            raise DataError(f"{path} should have {size} bytes, but has {found or 'none'}", hint)
         with path.open("rb") as file:
             token_files[split] = np.memmap(file, dtype=dtype, mode="r")
             stamps[split] = stamp_of(os.fstat(file.fileno()))
@@ -124,19 +124,19 @@ def open_tokens(directory: Path) -> TokenDataset:
         for split, sha256 in sha256s.items():
             if hashlib.sha256(token_files[split].data).hexdigest() != sha256:
                 path = directory / f"{split}.bin"
-                raise DataError(f"{path} is not what was prepared: its checksum differs", hint)
-        with suppress(OSError):  # a read-only folder is verified at each start
+                raise DataError(f"{path} was changed: its checksum differs", hint)
+        with suppress(OSError):  # a read-only folder is verified every time
             write_json_atomic(directory / _CHECKED, stamps)
     if sha256_of(directory / "tokenizer.json") != tokenizer_sha256:
-        raise DataError(f"{directory / 'tokenizer.json'} is not the one the tokens came from", hint)
+        raise DataError(f"{directory / 'tokenizer.json'} does not match the tokens", hint)
     return TokenDataset(directory, load_tokenizer(directory / "tokenizer.json"), meta, token_files)
 
 
 def _are_verified(directory: Path, stamps: dict[str, list[int]]) -> bool:
-    """Whether the checksums of the token files with these stamps were verified before.
+    """Whether token files with these stamps have been verified.
 
-    As in git's index, a file of the same stamp has the same content, unless it was written in the
-    same tick of the clock as the stamps. Reading 10 GB at each start of a run would take 7 seconds.
+    As in git's index, an equal stamp means equal content, unless the file was written in the same
+    clock tick as the stamps. Reading 10 GB at each start would take 7 seconds.
     """
     path = directory / _CHECKED
     if not path.exists() or read_json(path, DataError, f"delete {path}") != stamps:

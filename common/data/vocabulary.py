@@ -1,4 +1,4 @@
-"""The text that a vocabulary is learned from."""
+"""Train the vocabulary of a tokenizer."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from common.data.documents import Corpus, Document, reading_progress
 from common.data.tokenizers import TRAINABLE, Tokenizer
 from common.data.tokenizers.base import last_word_border
 
-_MOST_CHARACTERS = 100_000_000  # more text changes a vocabulary little
+_MOST_CHARACTERS = 100_000_000  # more text hardly changes a vocabulary
 _LONGEST_WORD = 1_000_000  # characters; a longer one may be cut
-# Characters: the trainer counts texts in parallel. A word without an end is cut there too: the time
-# of the trainer grows with the square of a word's length (12 s for 100,000 spaces, 0.2 s for 10,000).
+# Characters: the trainer counts texts in parallel. Endless words are cut there too, since training
+# time grows with the square of the word length (12 s for 100,000 spaces, 0.2 s for 10,000).
 _TEXT_CHARACTERS = 10_000
 
 
@@ -21,7 +21,7 @@ def learn_vocabulary(kind: str, vocab_size: int, corpora: Sequence[Corpus]) -> T
 
     Args:
         kind: one of `TRAINABLE`; `char` reads all text.
-        vocab_size: at most that many tokens, special ones included.
+        vocab_size: maximum number of tokens, including special ones.
     """
     limit = math.inf if kind == "char" else _MOST_CHARACTERS / len(corpora)
     names = " + ".join(corpus.name for corpus in corpora)
@@ -35,7 +35,7 @@ def learn_vocabulary(kind: str, vocab_size: int, corpora: Sequence[Corpus]) -> T
 def training_texts(documents: Iterator[Document], limit: float = math.inf) -> Iterator[str]:
     """Yield the texts of the first documents, about `limit` characters, in pieces of at most 10,000.
 
-    Pieces end at word borders, also where a document comes in parts.
+    Pieces end at word borders, also across the parts of a document.
     """
     num_characters, carry = 0, ""
     for document in documents:

@@ -85,7 +85,7 @@ def test_a_text_from_standard_input(text: Path, fork_server: ForkServer) -> None
     ("arguments", "reason"),
     [
         (["surprisal", "--name", "b", "--text", "text.txt"], "there is no experiment 'b'"),
-        (["surprisal", "--name", "a", "--text", "none.txt"], "no file or folder none.txt"),
+        (["surprisal", "--name", "a", "--text", "none.txt"], "no such file or folder: none.txt"),
         (
             ["surprisal", "--name", "a", "--text", "text.txt", "--context-length", 17],
             "17 tokens are more than the model's context of 16",

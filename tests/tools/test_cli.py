@@ -149,7 +149,7 @@ def test_the_project_of_a_resumed_run_is_in_its_manifest(run_cli, tmp_path: Path
         (["prepare", "baseline"], ["--config is missing"]),
         (
             ["prepare", "--config", CONFIG, "data.dataset=mine"],
-            ["projects/baseline needs the dataset 'mine'", "is not there"],
+            ["projects/baseline needs the dataset 'mine'", "does not exist"],
         ),
         (["train-tokenizer", "--dataset", "stories"], ["--name"]),
         (["train-tokenizer", "--name", "a"], ["--path PATH or as --dataset NAME"]),
@@ -199,8 +199,8 @@ def test_prepare_makes_the_token_files_and_says_where_they_are(run_cli, tmp_path
             [f"download it with: cli prepare baseline --config {CONFIG} data.dataset=mine"],
         ),
         (["data.dataset=storys"], ["did you mean 'stories'?"]),
-        (["data.path=nothing.txt"], ["there is no file or folder", "nothing.txt"]),
-        (["data.more_validation=[nothing.txt]"], ["there is no file or folder", "nothing.txt"]),
+        (["data.path=nothing.txt"], ["no such file or folder", "nothing.txt"]),
+        (["data.more_validation=[nothing.txt]"], ["no such file or folder", "nothing.txt"]),
     ],
 )
 def test_training_without_its_text_fails_at_once_with_the_way_to_get_it(
@@ -232,7 +232,7 @@ def test_a_run_whose_text_is_gone_is_told_at_once(run_cli, tmp_path: Path) -> No
     text.unlink()
     for command in ("evaluate", "sample"):
         result = run_cli(command, "exp_001", "--checkpoint", "last")
-        assert result.code == 2 and f"needs {text}: there is no file" in result.err
+        assert result.code == 2 and f"needs {text}: no such file" in result.err
 
 
 @pytest.mark.slow

@@ -216,7 +216,7 @@ def test_private_means_private(text: Path, push: Push, hub: HubDouble) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"repo": "model"}, "error [upload]: 'model' is not a repository's name"),
+        ({"repo": "model"}, "error [upload]: 'model' is not a repository name"),
         ({"repo": "a/b/c"}, "is not a repository's name"),
         ({"token": ""}, "error [upload]: there is no token"),
         ({"token": "hf_wrong"}, "answered 401 for 'me/refused': Invalid credentials"),

@@ -217,7 +217,7 @@ def test_data_that_have_changed_are_named(lab: Lab) -> None:
     with lab.changed_text(Path.unlink):
         result = lab.reproduce("dirty", "--name", "no_text")
     assert result.returncode == 2 and "the rerun failed with exit code 2" in result.stderr
-    assert "no file or folder" in result.stderr and "text.txt" in result.stderr
+    assert "no such file or folder" in result.stderr and "text.txt" in result.stderr
 
 
 @slow

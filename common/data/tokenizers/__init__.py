@@ -1,4 +1,4 @@
-"""Text <-> token ids, one contract for every kind of tokenizer; SentencePiece and tiktoken load when used."""
+"""Tokenizers with one interface; SentencePiece and tiktoken are imported when used."""
 
 from common.data.tokenizers.base import END_OF_TEXT as END_OF_TEXT
 from common.data.tokenizers.base import TokenIds as TokenIds

@@ -1,4 +1,4 @@
-"""The contract of every tokenizer: text <-> token ids."""
+"""Base class of tokenizers: text <-> token ids."""
 
 from __future__ import annotations
 
@@ -19,68 +19,67 @@ TokenIds = npt.NDArray[np.int64]
 
 
 class Tokenizer(ABC):
-    """Encodes and decodes; `loses` says whether `decode(encode(text)) == text` for every text."""
+    """Encodes and decodes text; `loses` is empty if `decode(encode(text)) == text` for every text."""
 
     kind: str  # its name in data.tokenizer
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[TokenIds]:
-        """Ids of each text, as int64 arrays. Special tokens are never read from text."""
+        """Encode each text to an int64 array. Special tokens are never parsed from text."""
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`; special tokens are left out."""
+        """Decode `ids` to text, without special tokens."""
 
     @abstractmethod
     def save(self, path: Path) -> None:
-        """Write everything `load_tokenizer` needs to one JSON file, atomically."""
+        """Save everything `load_tokenizer` needs to one JSON file, atomically."""
 
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """The largest id and one more."""
+        """The largest id plus one."""
 
     @property
     @abstractmethod
     def special_tokens(self) -> dict[str, int]:
-        """{text: id}; holds the one that `end_of_text` is."""
+        """{text: id}; includes `end_of_text`."""
 
     @property
     @abstractmethod
     def token_bytes(self) -> npt.NDArray[np.int64]:
-        """(vocab_size,) int64: the UTF-8 bytes that each token stands for, 0 for special ones.
+        """(vocab_size,) int64: number of UTF-8 bytes of each token, 0 for special ones.
 
-        Those of a text add up to its bytes, unless `loses` says what is lost.
+        Over the tokens of a text they sum to its bytes, except for what `loses` names.
         """
 
     @property
     def loses(self) -> str:
-        """What a round trip changes in a text; empty: nothing."""
+        """What decode(encode(text)) changes in a text; empty: nothing."""
         return ""
 
     @property
     def end_of_text(self) -> int:
-        """The id between two documents."""
+        """The id of the token between documents."""
         return self.special_tokens[END_OF_TEXT]
 
     def encode(self, text: str) -> TokenIds:
-        """Ids of one text, int64."""
+        """Encode one text to int64 ids."""
         return self.encode_batch([text])[0]
 
     def last_border(self, text: str) -> int:
-        """The last place where `text` can be cut so that the ids of both parts are those of the whole.
-
-        0: none is known, for whatever follows.
+        """The last position where `text` can be cut without changing the ids, whatever text
+        follows; 0: none known.
         """
         return 0
 
     def is_unknown(self, ids: TokenIds) -> npt.NDArray[np.bool_]:
-        """Which ids stand for text that the vocabulary has no token of its own for."""
+        """Mask of ids that stand for text missing from the vocabulary."""
         return np.zeros(ids.shape, dtype=np.bool_)
 
 
 class TrainableTokenizer(Tokenizer):
-    """One whose vocabulary is learned from text."""
+    """A tokenizer with a vocabulary learned from text."""
 
     @classmethod
     @abstractmethod
@@ -88,16 +87,17 @@ class TrainableTokenizer(Tokenizer):
         """Learn a vocabulary of at most `vocab_size` tokens, special ones included."""
 
 
-# U+2581 is a space to SentencePiece. The letters are those that every version of Unicode has: an engine
-# with an older one takes newer letters for symbols.
+# U+2581 is a space to SentencePiece. Only letters of every Unicode version: an engine with an older
+# one treats newer letters as symbols.
 _LETTER = "[0-9A-Za-zÀ-ÖØ-öø-ÿ一-龥]"
 _WORD_BORDER = re.compile(rf"(?<=[^\s\u2581])(?= )|(?<={_LETTER})(?=\n)")
 
 
 def last_word_border(text: str) -> int:
-    """The last place before a space that follows no space, or before a line end that follows a letter or digit.
+    """The last position before a space not preceded by a space, or before a line end after a letter or digit.
 
-    No pattern of `patterns.py`, and no SentencePiece vocabulary trained here, has a token that spans it.
+    No token of the patterns in `patterns.py`, nor of a SentencePiece vocabulary trained here, spans
+    it.
     """
     end, window = len(text), 1000
     while end > 0:
@@ -111,15 +111,15 @@ def last_word_border(text: str) -> int:
 
 
 def cut_at_word_borders(text: str) -> list[str]:
-    """`text` in pieces, cut at every place that `last_word_border` could return."""
+    """Cut `text` at every position that `last_word_border` could return."""
     return _WORD_BORDER.split(text)
 
 
 @contextmanager
 def engine_errors(doing: str, hint: str = "") -> Iterator[None]:
-    """Turn what tokenizers, tiktoken or sentencepiece raise into a DataError.
+    """Turn errors of tokenizers, tiktoken or sentencepiece into a DataError.
 
-    They raise nothing narrower than Exception, and a panic of their Rust code is a BaseException.
+    They raise plain Exceptions, and a panic of their Rust code is a BaseException.
     """
     try:
         yield
@@ -133,12 +133,12 @@ def engine_errors(doing: str, hint: str = "") -> Iterator[None]:
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether Rust code panicked: no module exports the class, so its name decides."""
+    """Whether Rust code panicked; checked by name, since no module exports the class."""
     return type(error).__name__ == "PanicException"
 
 
 def check_encodable(texts: Iterable[str]) -> None:
-    """Raise DataError for a text that cannot be written as UTF-8: it has half of a surrogate pair."""
+    """Raise DataError for a text that is not valid UTF-8 (half of a surrogate pair)."""
     for text in texts:
         try:
             text.encode()
@@ -146,14 +146,14 @@ def check_encodable(texts: Iterable[str]) -> None:
             code = ord(text[error.start])
             raise DataError(
                 f"the text has half of a surrogate pair (U+{code:04X}) at character {error.start:,}",
-                "it is not valid Unicode: repair the text, or read it with the right encoding",
+                "it is not valid Unicode: repair the text, or read it with the correct encoding",
             ) from error
 
 
 def check_ids(ids: Collection[int]) -> None:
-    """Raise DataError for ids that name two tokens, or leave most of the vocabulary empty.
+    """Raise DataError for duplicate ids, or ids that leave most of the vocabulary empty.
 
-    Tables and embeddings have a row for each id up to the largest, so one wild id would fill the memory.
+    Embeddings have a row for each id up to the largest, so one wild id would exhaust memory.
     """
     if len(set(ids)) < len(ids):
         again = next(a for a, b in pairwise(sorted(ids)) if a == b)
@@ -163,4 +163,4 @@ def check_ids(ids: Collection[int]) -> None:
             raise DataError(f"it has {len(ids):,} tokens, and one of them has the id {wild:,}")
 
 
-_SMALL_VOCABULARY = 2**16  # rows that cost nothing
+_SMALL_VOCABULARY = 2**16  # rows of negligible cost

@@ -17,7 +17,7 @@ _BATCH = 256  # texts handed to the trainer at once
 
 
 class BPETokenizer(PretrainedTokenizer, TrainableTokenizer):
-    """Every text can be encoded, nothing is unknown. Trained, and kept, by Hugging Face tokenizers."""
+    """Encodes every text without unknown tokens. Trained and stored by Hugging Face tokenizers."""
 
     kind = "bpe"
 
@@ -40,7 +40,7 @@ class BPETokenizer(PretrainedTokenizer, TrainableTokenizer):
 
     @classmethod
     def describes(cls, content: dict[str, Any]) -> bool:
-        """Whether `train` makes tokenizers like this tokenizer.json: all but the vocabulary is the same."""
+        """Whether this tokenizer.json equals the output of `train`, except for the vocabulary."""
         if content["model"].get("type", "BPE") != "BPE":
             return False
         ours = json.loads(cls.train([], 257).tokenizer.to_str())
@@ -54,13 +54,13 @@ class BPETokenizer(PretrainedTokenizer, TrainableTokenizer):
 
 
 def _without_vocabulary(content: dict[str, Any]) -> str:
-    """The description as the installed version of tokenizers writes it, whichever version wrote this one."""
+    """The description as the installed version of tokenizers writes it."""
     model = content["model"] | {"vocab": {}, "merges": []}
     return hf.Tokenizer.from_str(json.dumps(content | {"model": model})).to_str()
 
 
 def _batches(texts: Iterable[str]) -> Iterable[list[str]]:
-    """One call into the trainer for many texts: a call for each is slower than the counting."""
+    """Pass many texts per call to the trainer: a call for each is slower than the counting."""
     batch: list[str] = []
     for text in texts:
         batch.append(text)

@@ -1,4 +1,4 @@
-"""Byte-level BPE as tokenizer.json and GGUF write it: each byte of a token as one printable character."""
+"""Byte-level BPE in the notation of tokenizer.json and GGUF: a printable character for each byte."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from common.data.tokenizers.patterns import for_oniguruma
 
 @cache
 def byte_letters() -> tuple[str, ...]:
-    """The character of each byte: itself where it is printable, else the next from U+0100 on.
+    """The character of each byte: itself if printable, else the next from U+0100 on.
 
-    GPT-2's table (Radford et al. 2019), which byte-level vocabularies have kept since.
+    GPT-2's table (Radford et al. 2019), used by byte-level vocabularies since.
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
@@ -32,9 +32,9 @@ def tokenizer_of_ranks(
 ) -> hf.Tokenizer:
     """A tiktoken encoding as a tokenizer of the tokenizers library: the same ids of every text.
 
-    tiktoken joins any two neighbours whose bytes are a token, the lowest id first. So each token is
-    here merged from all the pairs that it can be cut into, not only from the one that training found.
-    Raises DataError for a pattern that tokenizers could read otherwise.
+    tiktoken joins any two neighbours whose bytes are a token, lowest id first. So here each token
+    is merged from all pairs that it can be split into, not only the one found in training.
+    Raises DataError for a pattern that tokenizers might interpret differently.
     """
     pairs = sorted(
         (rank, ranks[token[:cut]], ranks[token[cut:]], token, cut)

@@ -15,7 +15,7 @@ from common.utils.files import write_text_atomic
 
 
 class CharTokenizer(TrainableTokenizer):
-    """One token per character; encoding a character that training did not see is an error."""
+    """One token per character; encoding a character unseen in training raises DataError."""
 
     kind = "char"
 
@@ -25,7 +25,7 @@ class CharTokenizer(TrainableTokenizer):
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int = 0) -> CharTokenizer:
-        """`vocab_size` has no effect: the text decides."""
+        """`vocab_size` has no effect: the text determines it."""
         return cls(sorted(set().union(*texts)))
 
     def encode_batch(self, texts: Sequence[str]) -> list[TokenIds]:
@@ -41,7 +41,7 @@ class CharTokenizer(TrainableTokenizer):
             character = chr(codes[~known][0])
             raise DataError(
                 f"the character {character!r} (U+{ord(character):04X}) is not in the vocabulary",
-                "use other text, or a tokenizer that knows every character: data.tokenizer=bpe",
+                "use other text, or a tokenizer that encodes every character: data.tokenizer=bpe",
             )
         return indices + 1  # 0 is <|endoftext|>
 

@@ -1,4 +1,4 @@
-"""tiktoken's engine for the vocabularies of tokenizers: the same ids, several times as fast."""
+"""Encode with tiktoken's engine and vocabularies of tokenizers: same ids, several times as fast."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from common.data.tokenizers.base import TokenIds
 from common.data.tokenizers.byte_level import byte_letters
 from common.data.tokenizers.patterns import GPT2
 
-# The one pipeline that is encoded so, key by key; a key that a later version adds is not in it.
+# The one supported pipeline, key by key; unknown keys of later versions disable it.
 _PIPELINE = {
     "version": "1.0",
     "truncation": None,
@@ -31,8 +31,8 @@ _PIPELINE = {
         "ignore_merges": False,
     },
 }
-# Both engines must encode it alike: all that the pattern tells apart, and letters, digits and symbols
-# of the latest versions of Unicode, which the two regular expressions may know or not.
+# Both engines must encode it equally: all classes of the pattern, and letters, digits and symbols
+# of the latest Unicode versions, which the two regular expression engines may not know.
 _PROBE = (
     "They'll don't 'S 're've''s I'd\u2019s x=y+1; f(x)[0]\n\n\n\t\tif a  b   c    \r\n \r\n\r \n \n"
     " \x00\x1c\x1f\x7f\x85\xa0\xad a\xa0b\u1680\u180e\u2000\u200b\u2028\u2029\u202f\u205f\u2060\u3000\ufeffa "
@@ -45,13 +45,13 @@ _PROBE = (
 
 
 class FastBPE:
-    """Encodes text with byte-level BPE, without the interpreter's lock: threads work side by side."""
+    """Encodes text with byte-level BPE and releases the GIL, so that threads run in parallel."""
 
     def __init__(self, ranks: dict[bytes, int]) -> None:
         import tiktoken
 
-        # Without any special token it would look for the empty text, at every letter; this one is
-        # never allowed, so it has no effect.
+        # Without any special token it would search for the empty string at every letter; this one
+        # is never allowed, so it has no effect.
         never = {"<|never|>": max(ranks.values()) + 1}
         self._encoding = tiktoken.Encoding(
             "bpe", pat_str=GPT2, mergeable_ranks=ranks, special_tokens=never
@@ -59,9 +59,9 @@ class FastBPE:
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> FastBPE | None:
-        """For the canonical description of a tokenizer; None where tiktoken is not installed or could differ.
+        """Create from the canonical description of a tokenizer; None if tiktoken is not installed or might differ.
 
-        The description proves that the ids are the same; the probe, that the installed versions keep to it.
+        The description implies equal ids; the probe checks it for the installed versions.
         """
         if not (find_spec("tiktoken") and _is_plain(content)):
             return None
@@ -81,22 +81,23 @@ class FastBPE:
 
 
 def _is_plain(content: dict[str, Any]) -> bool:
-    """Whether nothing in the description but vocabulary and special tokens differs from `_PIPELINE`."""
+    """Whether the description equals `_PIPELINE` except for vocabulary and special tokens."""
     splitter, model = content["pre_tokenizer"] or {}, content["model"]
     found = {key: value for key, value in content.items() if key not in ("added_tokens", "decoder")}
     found["pre_tokenizer"] = {k: v for k, v in splitter.items() if k != "trim_offsets"}
-    no_effect = ("vocab", "merges", "fuse_unk")  # without an unknown token there is nothing to fuse
+    no_effect = ("vocab", "merges", "fuse_unk")  # no unknown token to fuse
     # GPT-2's own file writes empty prefixes and suffixes.
     found["model"] = {k: None if v == "" else v for k, v in model.items() if k not in no_effect}
     return found == _PIPELINE and all(token["special"] for token in content["added_tokens"])
 
 
 def _ranks(content: dict[str, Any], reference: hf.Tokenizer) -> dict[bytes, int] | None:
-    """{bytes of a token: its id}, or None where tiktoken could give other ids than tokenizers.
+    """Return {bytes of a token: id}, or None if tiktoken might give other ids than tokenizers.
+    tiktoken joins the neighbours whose joint bytes have the lowest id, tokenizers those of the
+    earliest merge.
 
-    tiktoken joins the neighbours whose joint bytes have the lowest id, tokenizers those of the earliest
-    merge. That is the same when ids follow the order of the merges and every token, as bytes, is
-    encoded as itself: what is joined inside of a token's bytes does not depend on what is around them.
+    Both agree if ids follow the order of the merges and every token's bytes encode to that token:
+    merges inside a token's bytes do not depend on the surrounding text.
     """
     vocab: dict[str, int] = content["model"]["vocab"]
     special = {token["content"] for token in content["added_tokens"]}

@@ -1,4 +1,4 @@
-"""Tokenizers on disk: which of them a file, a folder or a name stands for."""
+"""Find and load tokenizers from a file, a folder or a name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from common.utils.files import read_json
 from common.utils.paths import get_models_dir, get_tokenizers_dir
 
 _FILES = ("tokenizer.json", "tokenizer.model", "spiece.model")
-_LARGEST_BYTES = 200_000_000  # the largest vocabularies there are have 35 MB
+_LARGEST_BYTES = 200_000_000  # the largest known vocabularies have 35 MB
 
 
 def find_tokenizer(where: str) -> Tokenizer:
@@ -30,10 +30,10 @@ def find_tokenizer(where: str) -> Tokenizer:
 
 
 def find_tokenizer_file(where: str) -> Path:
-    """The file of the tokenizer that `where` names: itself, in a folder, in assets, or of the hub.
+    """Find the tokenizer file of `where`: a file, a folder, a name in assets, or OWNER/NAME of the hub.
 
-    Looked for in assets/tokenizers and assets/models; one of the hub (`owner/name`) that is missing
-    there is downloaded. Raises DataError and DownloadError.
+    Searches assets/tokenizers and assets/models; a missing hub tokenizer is downloaded. Raises
+    DataError and DownloadError.
     """
     of_hub = where.count("/") == 1 and not where.startswith((".", "/", "~"))
     model = get_models_dir() / where.replace("/", "--")
@@ -49,9 +49,9 @@ def find_tokenizer_file(where: str) -> Path:
     folders = [*get_tokenizers_dir().glob("[!.]*"), *get_models_dir().glob("[!.]*")]
     trained = [p.name.replace("--", "/") for p in folders if p.is_dir()]
     raise DataError(
-        f"there is no tokenizer '{where}'",
+        f"no tokenizer '{where}'",
         (did_you_mean(where, trained) + "; or " if trained else "")
-        + "give a folder, a tokenizer.json, or OWNER/NAME of the hub",
+        + "pass a folder, a tokenizer.json, or OWNER/NAME of the hub",
     )
 
 
@@ -63,13 +63,13 @@ def _file_in(folder: Path) -> Path:
     for name in _FILES:
         if (folder / name).is_file():
             return folder / name
-    raise DataError(f"{folder} has no tokenizer", f"one of {', '.join(_FILES)} is read")
+    raise DataError(f"{folder} has no tokenizer", f"expected one of {', '.join(_FILES)}")
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Read the tokenizer that `save` wrote, or one of Hugging Face's or SentencePiece's format.
+    """Load a tokenizer written by `save`, or in Hugging Face or SentencePiece format.
 
-    Raises DataError for a missing, damaged or foreign file. Nothing in it is executed.
+    Raises DataError for a missing, damaged or unknown file. Executes nothing.
     """
     path = Path(path)
     if path.exists() and path.stat().st_size > _LARGEST_BYTES:
@@ -98,7 +98,7 @@ def _build(content: dict[str, Any], path: Path) -> Tokenizer:
     if kind == "pretrained":
         return PretrainedTokenizer(_from_content(content["tokenizer"]), str(content["end_of_text"]))
     if not isinstance(model, dict):
-        raise DataError("it is of no type of tokenizer known here")
+        raise DataError("unknown type of tokenizer")
     tokenizer = _from_content(content)
     settings = _settings(path.with_name("tokenizer_config.json"))
     _check_prefix_space(settings, content)
@@ -109,12 +109,12 @@ def _build(content: dict[str, Any], path: Path) -> Tokenizer:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise DataError("its characters are no text")
+        raise DataError("its characters are not a string")
     return value
 
 
 def _from_content(content: dict[str, Any]) -> hf.Tokenizer:
-    """Raises DataError for ids that fill the memory, and where tokenizers gives added tokens other ones."""
+    """Raise DataError for ids that would exhaust memory, and if tokenizers assigns other ids to added tokens."""
     tokenizer = hf.Tokenizer.from_str(json.dumps(content))
     check_ids(tokenizer.get_vocab(with_added_tokens=True).values())
     for token in content.get("added_tokens") or []:
@@ -127,10 +127,10 @@ def _from_content(content: dict[str, Any]) -> hf.Tokenizer:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """tokenizer_config.json, where there is one. Of its keys two decide what a text becomes here."""
+    """Read tokenizer_config.json, if present. Two of its keys affect encoding here."""
     settings: Any = read_json(path, DataError) if path.is_file() else {}
     if not isinstance(settings, dict):
-        raise DataError("its tokenizer_config.json is no object")
+        raise DataError("its tokenizer_config.json is not an object")
     return settings
 
 
@@ -141,12 +141,12 @@ def _end_of_text(settings: dict[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
-# Classes of transformers that put a space before a text by tokenizer_config.json, not by tokenizer.json.
+# Classes of transformers that prepend a space by tokenizer_config.json, not by tokenizer.json.
 _SPACING_CLASSES = re.compile(r"(GPT2|Qwen2|Roberta)Tokenizer(Fast)?")
 
 
 def _check_prefix_space(settings: dict[str, Any], content: dict[str, Any]) -> None:
-    """Raise DataError where transformers would give a text other ids than tokenizer.json says."""
+    """Raise DataError if transformers would encode a text differently from tokenizer.json."""
     if not _SPACING_CLASSES.fullmatch(str(settings.get("tokenizer_class"))):
         return
     steps = content.get("pre_tokenizer") or {}
@@ -155,5 +155,5 @@ def _check_prefix_space(settings: dict[str, Any], content: dict[str, Any]) -> No
         if step.get("type") == "ByteLevel" and bool(asked) != bool(has):
             raise DataError(
                 f"its tokenizer_config.json has add_prefix_space={asked!r}, it has {has!r}",
-                "make them the same: what the model was trained with",
+                "set both to the value that the model was trained with",
             )

@@ -1,14 +1,14 @@
-"""The regular expressions that cut text into words before byte-pair merges, each read and understood.
+"""The known regular expressions that split text into words before byte-pair merges.
 
-Every one of them matches every character, and no match of theirs spans the place before a space that
-follows no space, or before a line end that follows a letter or digit (`last_word_border`).
+Each matches every character, and no match spans a border of `last_word_border`: before a space not
+preceded by a space, or before a line end after a letter or digit.
 """
 
 from __future__ import annotations
 
 from common.errors import DataError
 
-# How GPT-2 cuts text into words (its encoder.py), and `ByteLevel` of tokenizers too.
+# Word pattern of GPT-2 (its encoder.py), also of `ByteLevel` in tokenizers.
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _MODERN = r"|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -39,14 +39,14 @@ KNOWN = {
 
 
 def for_oniguruma(pattern: str) -> str:
-    """The same pattern for tokenizers, whose engine reads two things otherwise than tiktoken's.
+    """Translate a pattern for tokenizers, whose engine differs from tiktoken's in two ways.
 
-    There `$` also matches before a line end, and `{1,3}+` repeats instead of taking all at once.
-    Raises DataError for a pattern that is not one of `KNOWN`.
+    There `$` also matches before a line end, and `{1,3}+` repeats instead of being possessive.
+    Raises DataError for a pattern that is not in `KNOWN`.
     """
     if pattern not in KNOWN:
         raise DataError(
-            f"nothing is known of the pattern {pattern!r} that this encoding cuts text with",
-            "take an encoding of OpenAI's, or train a tokenizer: data.tokenizer=bpe",
+            f"unknown word pattern {pattern!r} of this encoding",
+            "use an encoding of OpenAI, or train a tokenizer: data.tokenizer=bpe",
         )
     return pattern.replace(r"\p{N}{1,3}+", r"(?>\p{N}{1,3})").replace("$", r"\z")

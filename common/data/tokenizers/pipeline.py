@@ -1,8 +1,8 @@
-"""What a tokenizer.json does to text: the bytes of its tokens, and what a round trip loses.
+"""Analyse a tokenizer.json: the bytes of its tokens, and what a round trip loses.
 
     text --normalizers--> text --pre_tokenizers--> words --model--> ids --decoders--> text
 
-Everything is read from the description, and nothing is taken for lossless that is not listed here.
+Everything is read from the description; only steps listed here count as lossless.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from common.data.tokenizers.byte_level import byte_letters
 from common.errors import DataError
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-# Pre-tokenizers that only cut; Split and Punctuation can also remove what they match.
+# Pre-tokenizers that only split; Split and Punctuation can also remove matches.
 _CUTS = {
     "ByteLevel",
     "Metaspace",
@@ -29,13 +29,13 @@ _CUTS = {
 }
 
 
-_MOST_GROWTH = 1000  # characters that one may become
+_MOST_GROWTH = 1000  # characters per input character
 
 
 class Pipeline:
-    """Reads the canonical description (`Tokenizer.to_str`) of a tokenizer of Hugging Face's.
+    """Reads the canonical description (`Tokenizer.to_str`) of a Hugging Face tokenizer.
 
-    Raises DataError for replacements in a row that would turn a short text into gigabytes.
+    Raises DataError for chained replacements that would turn a short text into gigabytes.
     """
 
     def __init__(self, content: Mapping[str, Any]) -> None:
@@ -58,20 +58,20 @@ class Pipeline:
 
     @property
     def unknown(self) -> str | None:
-        """The token that stands for whatever the vocabulary lacks."""
+        """The unknown token."""
         if self.model["type"] == "Unigram":
             index = self.model.get("unk_id")
             return None if index is None else str(self.model["vocab"][index][0])
         return self.model.get("unk_token")
 
     def is_byte(self, token: str) -> bool:
-        """Whether the token is one byte of a character that the vocabulary lacks."""
+        """Whether the token is a single byte (byte fallback)."""
         return bool(self.model.get("byte_fallback") and _BYTE.fullmatch(token))
 
     def bytes_of(self, token: str) -> int:
-        """The UTF-8 bytes that a token of the model stands for."""
+        """Number of UTF-8 bytes of a model token."""
         if self.byte_level:
-            return len(token)  # a character for each byte
+            return len(token)  # one character per byte
         if token == self.unknown:
             return 0
         if self.is_byte(token):
@@ -84,7 +84,7 @@ class Pipeline:
         return len(token.encode())
 
     def losses(self) -> list[str]:
-        """What a round trip changes, or bytes that the tokens of a text do not count; empty: nothing."""
+        """What a round trip changes, or bytes that tokens do not count; empty: nothing."""
         changing = [s["type"] for s in self.normalizers if not _space(s)]
         found = (
             [f"its normalization ({', '.join(changing)}) may change the text"] if changing else []
@@ -93,23 +93,21 @@ class Pipeline:
         if any(_adds_space(step) for step in self.splitters):
             found.append("a space that it puts before a text counts as a byte")
         if dropping := [step["type"] for step in self.splitters if _drops(step)]:
-            found.append(
-                f"its splitting ({', '.join(dropping)}) leaves out spaces or other characters"
-            )
+            found.append(f"its splitting ({', '.join(dropping)}) drops spaces or other characters")
         if self.model["type"] != "BPE" or not (self.byte_level and self._knows_bytes()):
-            found.append("spaces, and characters that its vocabulary lacks, may come back changed")
+            found.append("spaces, and characters missing from its vocabulary, may change")
         if self._prefix or self._suffix:
             found.append(f"the mark {self._prefix or self._suffix!r} of parts of words may be lost")
         decoders = [step["type"] for step in self.decoders]
         if self._double() or decoders not in (["ByteLevel"], ["ByteLevel", "Fuse"]):
-            found.append("its decoder may not give back what was encoded")
+            found.append("its decoder may not restore the text")
         return found + self._losses_of_added()
 
     def _knows_bytes(self) -> bool:
         return {*byte_letters()} <= {*self.model["vocab"]}
 
     def _double(self) -> bool:
-        """Whether bytes are written as letters twice, or spaces were marked before they are."""
+        """Whether bytes are mapped to characters twice, or after spaces were marked."""
         kinds = [step["type"] for step in [*self.normalizers, *self.splitters]]
         return kinds.count("ByteLevel") > 1 or (self.byte_level and bool(self._spaces))
 
@@ -119,7 +117,7 @@ class Pipeline:
         for token in self.added:
             text = token["content"]
             if token["special"] and self._makes(text):
-                found.append(f"{text!r} in a text is read as the special token")
+                found.append(f"{text!r} in a text is parsed as the special token")
             if token["special"]:
                 continue
             if token["lstrip"] or token["rstrip"]:
@@ -129,7 +127,7 @@ class Pipeline:
         return found
 
     def _makes(self, special: str) -> bool:
-        """Whether the model itself can make this token of ordinary text."""
+        """Whether the model itself can produce this token from ordinary text."""
         vocab = self.model["vocab"]
         if self.model["type"] != "BPE":
             return special in (
@@ -145,7 +143,7 @@ class Pipeline:
 
 
 def steps(part: Any) -> list[Mapping[str, Any]]:
-    """The parts of a normalizer, pre-tokenizer or decoder in their order, every Sequence opened."""
+    """The steps of a normalizer, pre-tokenizer or decoder in order, with Sequences flattened."""
     if part is None:
         return []
     if part["type"] != "Sequence":
@@ -155,7 +153,7 @@ def steps(part: Any) -> list[Mapping[str, Any]]:
 
 
 def _space(step: Mapping[str, Any]) -> str:
-    """What a step writes for a space, where that is all it changes; else nothing."""
+    """The replacement of a space by a step that changes nothing else; else empty."""
     if step["type"] == "Metaspace":
         return str(step["replacement"])
     replaces = step["type"] == "Replace" and step["pattern"] == {"String": " "}

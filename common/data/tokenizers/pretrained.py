@@ -1,4 +1,4 @@
-"""A tokenizer of somebody else's: a tokenizer.json of Hugging Face's format, of any kind."""
+"""Pretrained tokenizers: a tokenizer.json in Hugging Face format, of any kind."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from common.data.tokenizers.pipeline import Pipeline
 from common.errors import DataError
 from common.utils.files import write_text_atomic
 
-# What models end a document with, where their tokenizer_config.json does not say.
+# Common end-of-text tokens, if tokenizer_config.json does not name one.
 _ENDS = (
     END_OF_TEXT,
     "<|end_of_text|>",
@@ -39,11 +39,11 @@ _ENDS = (
 
 
 class PretrainedTokenizer(Tokenizer):
-    """The ids of every text are those of `tokenizers`, for the whole text and without chance.
+    """The ids of every text are those of `tokenizers`, for the whole text and deterministic.
 
-    Special tokens are never added, and read from text only where the model itself makes them (`loses`
-    says so). Truncation, padding and BPE dropout are for batches of a training: a file that sets them
-    is read without, so that preparing, prompting and an export encode alike.
+    Special tokens are never added, and parsed from text only if the model itself produces them (see
+    `loses`). Truncation, padding and BPE dropout are ignored, so that preparation, prompts and
+    exports encode alike.
     """
 
     kind = "pretrained"
@@ -66,7 +66,7 @@ class PretrainedTokenizer(Tokenizer):
         )
         if not known or known[0] not in self.special_tokens:
             raise DataError(
-                f"this tokenizer has no special token {end_of_text or END_OF_TEXT}, or the like",
+                f"this tokenizer has no special token {end_of_text or END_OF_TEXT} or similar",
                 f"it has: {', '.join(self.special_tokens) or 'none'}",
             )
         self._end = known[0]
@@ -78,7 +78,7 @@ class PretrainedTokenizer(Tokenizer):
 
     def _encode(self, texts: Sequence[str]) -> list[TokenIds]:
         check_encodable(texts)
-        with engine_errors("encoding", "take another tokenizer, or repair its tokenizer.json"):
+        with engine_errors("encoding", "use another tokenizer, or repair its tokenizer.json"):
             encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 

@@ -27,13 +27,13 @@ from common.utils.files import write_text_atomic
 from common.utils.packages import require
 
 SPACE = "\u2581"  # how a vocabulary writes a space
-_SPANS = re.compile(rf"[^{SPACE}]{SPACE}|.\n", re.DOTALL)  # pieces that go on behind a border
-_LONGEST_SENTENCE = 1 << 20  # bytes; the package leaves longer ones out without a word
-_MOST_SENTENCES = 1_000_000  # drawn from what is given, so that memory is bounded
+_SPANS = re.compile(rf"[^{SPACE}]{SPACE}|.\n", re.DOTALL)  # pieces that cross a border
+_LONGEST_SENTENCE = 1 << 20  # bytes; the package silently drops longer ones
+_MOST_SENTENCES = 1_000_000  # sampled, so that memory is bounded
 
 
 class SentencePieceTokenizer(TrainableTokenizer):
-    """Characters that the vocabulary lacks are written as their bytes, so nothing is unknown."""
+    """Characters missing from the vocabulary are encoded as bytes, so nothing is unknown."""
 
     kind = "sentencepiece"
     algorithm: Literal["unigram", "bpe"] = "unigram"
@@ -44,7 +44,7 @@ class SentencePieceTokenizer(TrainableTokenizer):
         try:
             self._processor: Any = processor(model_proto=model)
         except RuntimeError as error:
-            raise DataError(f"this is no SentencePiece model: {error}") from error
+            raise DataError(f"not a SentencePiece model: {error}") from error
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
@@ -59,9 +59,9 @@ class SentencePieceTokenizer(TrainableTokenizer):
                 hard_vocab_limit=False,  # a short text has fewer pieces
                 character_coverage=1.0 if cls.algorithm == "bpe" else 0.9995,
                 byte_fallback=True,
-                user_defined_symbols=["\n"],  # it is between the sentences that are learned from
-                required_chars=SPACE,  # where the text has none: else a space is three bytes
-                # Nothing is changed or added, so that decoding gives the text back.
+                user_defined_symbols=["\n"],  # separates the training sentences
+                required_chars=SPACE,  # if the text has none: else a space is three bytes
+                # No normalisation and nothing added, so that decoding restores the text.
                 normalization_rule_name="identity",
                 remove_extra_whitespaces=False,
                 add_dummy_prefix=False,
@@ -74,13 +74,13 @@ class SentencePieceTokenizer(TrainableTokenizer):
                 max_sentence_length=_LONGEST_SENTENCE,
                 input_sentence_size=_MOST_SENTENCES,
                 shuffle_input_sentence=False,
-                num_threads=1,  # of several, the sums of the unigram model depend on their order
+                num_threads=1,  # with several, the sums of the unigram model are not deterministic
                 minloglevel=2,
             )
         except RuntimeError as error:
             raise DataError(
                 f"SentencePiece cannot learn from this text: {error}",
-                "give more text, or choose another data.vocab_size",
+                "provide more text, or set another data.vocab_size",
             ) from error
         return cls(model.getvalue())
 
@@ -93,7 +93,7 @@ class SentencePieceTokenizer(TrainableTokenizer):
             return [self._encode_words(text) for text in clean]
 
     def _encode_words(self, text: str) -> TokenIds:
-        """Word by word: the package adds up float32 scores, and in a long text they lose their digits."""
+        """Encode word by word: the package sums float32 scores, which lose precision in long texts."""
         words = cut_at_word_borders(text)
         distinct = [*dict.fromkeys(words)]
         encoded = self._processor.encode(distinct, num_threads=1)
@@ -143,7 +143,7 @@ class SentencePieceTokenizer(TrainableTokenizer):
         if not self._is_plain:
             found = ["its normalization changes characters, spaces or the beginning of a text"]
         if not self._falls_back:
-            found.append("characters that its vocabulary lacks are lost")
+            found.append("characters missing from its vocabulary are lost")
         elif SPACE not in self._pieces:
             found.append("its vocabulary has no space: each counts as three bytes")
         return "; ".join(found)
@@ -163,7 +163,7 @@ class SentencePieceTokenizer(TrainableTokenizer):
 
     @property
     def _is_plain(self) -> bool:
-        """Whether the model leaves text as it is."""
+        """Whether the model leaves text unchanged."""
         rules = self._proto.normalizer_spec
         return not (
             rules.precompiled_charsmap
@@ -175,7 +175,7 @@ class SentencePieceTokenizer(TrainableTokenizer):
 
     @cached_property
     def _cuts(self) -> bool:
-        """Whether no piece, nor a run of unknown characters, goes on behind a border of words."""
+        """Whether no piece, nor a run of unknown characters, crosses a word border."""
         unigram_or_bpe = self._proto.trainer_spec.model_type in (1, 2)
         apart = self._falls_back or {SPACE, "\n"} <= self._pieces
         spans = any(_SPANS.search(piece) for piece in self._pieces)
@@ -196,7 +196,7 @@ class SentencePieceBPETokenizer(SentencePieceTokenizer):
 
 
 def _sentences(texts: Iterable[str]) -> Iterable[str]:
-    """Lines, as the package wants them: it reads no line end inside of a sentence."""
+    """Split into lines, since the package accepts no line end inside a sentence."""
     for text in texts:
         for line in text.encode(errors="replace").decode().split("\n"):
             if line:

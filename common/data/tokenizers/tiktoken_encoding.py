@@ -1,4 +1,4 @@
-"""OpenAI's encodings (gpt2, cl100k_base, o200k_base ...), by their package tiktoken."""
+"""OpenAI's encodings (gpt2, cl100k_base, o200k_base ...), through tiktoken."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from common.utils.packages import require
 
 
 class TiktokenTokenizer(Tokenizer):
-    """An encoding with its whole vocabulary, so that a saved one needs neither cache nor network."""
+    """An encoding with its full vocabulary, so that a saved one needs neither cache nor network."""
 
     kind = "tiktoken"
 
@@ -46,7 +46,7 @@ class TiktokenTokenizer(Tokenizer):
 
     @classmethod
     def named(cls, name: str) -> TiktokenTokenizer:
-        """`gpt2`, `cl100k_base` ... Raises DataError when it is not on this machine and cannot be fetched."""
+        """Load `gpt2`, `cl100k_base` ... Raises DataError if it is not cached and cannot be downloaded."""
         tiktoken = require("tiktoken", "tokenizers")
         try:
             encoding = tiktoken.get_encoding(name)
@@ -57,7 +57,7 @@ class TiktokenTokenizer(Tokenizer):
             ) from error
         except OSError as error:  # requests' errors are OSErrors
             raise DataError(
-                f"the encoding '{name}' is not in tiktoken's cache, and cannot be downloaded: "
+                f"the encoding '{name}' is not in tiktoken's cache and cannot be downloaded: "
                 f"{type(error).__name__}",
                 "run it once with the network, or copy the cache of another machine and set "
                 "TIKTOKEN_CACHE_DIR",
@@ -86,7 +86,7 @@ class TiktokenTokenizer(Tokenizer):
 
     @cached_property
     def _other_engine(self) -> Any:
-        """tokenizers, which takes seconds to begin and gives the same ids."""
+        """The encoding in tokenizers, which takes seconds to load and gives the same ids."""
         engine = tokenizer_of_ranks(self.ranks, self.pattern, self._special_tokens)
         engine.encode_special_tokens = True
         return engine
@@ -115,14 +115,14 @@ class TiktokenTokenizer(Tokenizer):
 
     @classmethod
     def from_content(cls, content: dict[str, Any]) -> TiktokenTokenizer:
-        """What `save` wrote. Raises KeyError, TypeError or ValueError for anything else."""
+        """Read the output of `save`. Raises KeyError, TypeError or ValueError for anything else."""
         tokens = [base64.b64decode(token, validate=True) for token in content["tokens"]]
         ids = [int(rank) for rank in content.get("ranks", range(len(tokens)))]
         special = {str(text): int(i) for text, i in content["special_tokens"].items()}
         ranks = dict(zip(tokens, ids, strict=True))
         missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
         if missing or len(ranks) < len(tokens) or END_OF_TEXT not in special:
-            raise ValueError("tokens are missing or given twice")
+            raise ValueError("tokens are missing or duplicated")
         return cls(str(content["name"]), str(content["pattern"]), ranks, special)
 
     @property
@@ -146,7 +146,7 @@ class TiktokenTokenizer(Tokenizer):
 
     @property
     def loses(self) -> str:
-        return "" if self.pattern in KNOWN else "text that its pattern does not match is left out"
+        return "" if self.pattern in KNOWN else "text that its pattern does not match is dropped"
 
     def last_border(self, text: str) -> int:
         return last_word_border(text) if self.pattern in KNOWN else 0

@@ -137,9 +137,9 @@ class Endless(IterableDataset[torch.Tensor]):
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        (DataLoader(Endless()), "by its index"),
-        (DataLoader(rows(5), sampler=WeightedRandomSampler([1.0] * 5, 5)), "by its index"),
-        (DataLoader(rows(5), batch_size=None), "by its index"),
+        (DataLoader(Endless()), "by index"),
+        (DataLoader(rows(5), sampler=WeightedRandomSampler([1.0] * 5, 5)), "by index"),
+        (DataLoader(rows(5), batch_size=None), "by index"),
         (DataLoader(rows(2), batch_size=4, drop_last=True), "no batch"),
         ([], "no batch"),
         (iter([IDS]), "cannot train on a list_iterator"),

@@ -167,10 +167,10 @@ class TestDatasets:
     def test_another_revision_is_never_answered_with_what_is_there(self, hub: HubDouble) -> None:
         folder = download_dataset("me/stories", "large", revision="v1")
         assert texts(folder, "train") == ["old"]
-        with pytest.raises(DataError, match="another revision: v1, asked: main") as error:
+        with pytest.raises(DataError, match="another revision: v1, requested: main") as error:
             download_dataset("me/stories", "large")
         assert "--force" in error.value.hint and "--output-dir" in error.value.hint
-        with pytest.raises(DataError, match="another split: not given, asked: train"):
+        with pytest.raises(DataError, match="another split: not given, requested: train"):
             download_dataset("me/stories", "large", "train", "v1")
         commit = hub.repositories["dataset", "me/stories"].refs["v1"]
         assert download_dataset("me/stories", "large", revision=commit) == folder
@@ -301,7 +301,7 @@ class TestModels:
         hub.cut("model.bin", after_bytes=12 * 2**20, reset=True)
         with pytest.raises(DownloadError, match="no connection") as error:
             download_model("me/big")
-        assert "complete are not downloaded twice" in error.value.hint
+        assert "complete files are not downloaded twice" in error.value.hint
         folder = get_models_dir() / "me--big"
         assert not (folder / "model.bin").exists() and not list(folder.rglob("*.incomplete"))
         download_model("me/big")
@@ -315,10 +315,10 @@ Download = Callable[..., Path]
 @pytest.mark.parametrize("download", [download_dataset, download_model])
 class TestRefusals:
     def test_missing_repository(self, download: Download, tmp_path: Path) -> None:
-        with pytest.raises(DownloadError, match="'me/nothing', or not for you") as error:
+        with pytest.raises(DownloadError, match="'me/nothing', or denies access") as error:
             download("me/nothing")
         assert "OWNER/NAME" in error.value.hint
-        with pytest.raises(DownloadError, match="is not a repository's name"):
+        with pytest.raises(DownloadError, match="is not a repository name"):
             download("https://huggingface.co/me/plain")
 
     def test_gated_repository(
@@ -519,7 +519,7 @@ class TestTools:
         offline = start("download_hf_model", "--repo-id", "me/tiny", HF_HUB_OFFLINE="1")
         for process, message, hint in (
             (gated, "dataset 'me/secret' is gated", "accept its terms on "),
-            (missing, "has no model 'me/nothing', or not for you", "check the name"),
+            (missing, "has no model 'me/nothing', or denies access", "check the name"),
             (offline, "is not on disk, the client is offline", "unset HF_HUB_OFFLINE"),
         ):
             out, err = process.communicate(timeout=60)

@@ -212,7 +212,7 @@ def test_tokens_changed_in_place_are_noticed(folder: Path) -> None:
     path = data.directory / "train.bin"
     content = path.read_bytes()
     path.write_bytes(b"\2\0" + content[2:])
-    with pytest.raises(DataError, match=r"train\.bin is not what was prepared"):
+    with pytest.raises(DataError, match=r"train\.bin was changed"):
         prepare(char(folder))
     path.write_bytes(content)
     assert prepare(char(folder)).fingerprint == data.fingerprint
@@ -388,7 +388,7 @@ def test_a_text_that_changes_while_it_is_prepared_is_named(large_folder: Path) -
         time.sleep(0.001)
     (large_folder / "0.txt").write_text("somebody saves the file again")
     _, errors = process.communicate(timeout=100)
-    assert process.returncode == 1 and "was changed while it was prepared" in errors
+    assert process.returncode == 1 and "changed during preparation" in errors
     assert [path.name for path in tokens.iterdir() if not path.name.endswith(".lock")] == []
     data = prepare(DataConfig(path=large_folder, tokenizer="bpe", vocab_size=400))
     assert "somebody saves the file again" in decoded(data, "train") + decoded(data, "val")

@@ -85,13 +85,13 @@ def test_characters_are_whole_wherever_a_block_ends(
 
 BAD = {
     "latin.txt": ("naïve".encode("latin1") * 3, "not UTF-8 text \\(byte 2\\)"),
-    "cut.txt.gz": (gzip.compress(b"some text " * 1000)[:-30], "damaged or cut off"),
-    "no.txt.gz": (b"this is not gzip", "damaged or cut off"),
-    "no.txt.zst": (b"this is not zstd", "damaged or cut off"),
+    "cut.txt.gz": (gzip.compress(b"some text " * 1000)[:-30], "damaged or truncated"),
+    "no.txt.gz": (b"this is not gzip", "damaged or truncated"),
+    "no.txt.zst": (b"this is not zstd", "damaged or truncated"),
     "bad.jsonl": (json_lines(ROWS[:2]) + b'{"text": "cut', "bad.jsonl, line 3: not JSON"),
-    "list.jsonl": (b"[1, 2]\n", "line 1: no JSON object"),
-    "number.jsonl": (b'{"text": 5}\n', "line 1: 'text' is no text but int"),
-    "lists.jsonl": (b'{"text": "a"}\n{"text": ["a"]}\n', "line 2: 'text' is no text but list"),
+    "list.jsonl": (b"[1, 2]\n", "line 1: not a JSON object"),
+    "number.jsonl": (b'{"text": 5}\n', "line 1: 'text' is int, expected text"),
+    "lists.jsonl": (b'{"text": "a"}\n{"text": ["a"]}\n', "line 2: 'text' is list, expected text"),
     "half.jsonl": (b'{"text": "a\\ud83d"}\n', "line 1: 'text' is not text: half of a surrogate"),
     "other.jsonl": (json_lines(ROWS, "txet"), "line 1 has no column 'text'"),
     "utf16.txt": ("text".encode("utf-16"), "not UTF-8 text \\(byte 0\\)"),
@@ -165,7 +165,7 @@ def test_the_nearest_column_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no column 'content'") as error:
         read(tmp_path / "a.parquet", "content")
     assert "did you mean 'contents'?" in error.value.hint
-    with pytest.raises(DataError, match="'n' holds int64, no text"):
+    with pytest.raises(DataError, match="'n' has type int64, expected text"):
         read(tmp_path / "a.parquet", "n")
     assert read(tmp_path / "a.parquet", "contents") == ROWS
 

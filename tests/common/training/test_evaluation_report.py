@@ -120,7 +120,7 @@ def test_a_text_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes(b"the c\xe4t")
     with pytest.raises(DataError, match=r"latin\.txt is not UTF-8"):
         read_texts([tmp_path / "latin.txt"], tokenizer)
-    with pytest.raises(DataError, match=r"no file or folder .*nothing\.txt"):
+    with pytest.raises(DataError, match=r"no such file or folder: .*nothing\.txt"):
         read_texts([tmp_path / "nothing.txt"], tokenizer)
 
 
