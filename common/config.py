@@ -1,10 +1,10 @@
 """Configuration: a YAML or TOML file, `extends`, `key.path=value` overrides -> one frozen object.
 
 Later wins: defaults in code < the files named by `extends`, in order < the file < the command line.
-config_files.py reads, interpolation.py resolves `${optimizer.lr}`, Pydantic checks. A mistake becomes a
-ConfigError with one line per problem: the key, the file or argument it came from, the fix.
+config_files.py reads, interpolation.py resolves `${optimizer.lr}`, Pydantic validates. Errors
+become a ConfigError with one line per problem: the key, its file or argument, the fix.
 
-YAML and TOML say the same, and each can extend the other. TOML has no null: write "${oc.decode:null}".
+YAML and TOML are equivalent and can extend each other. TOML has no null: write "${oc.decode:null}".
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from common.utils.arguments import is_utf8
 
 
 class Config(BaseModel):
-    """Base of every configuration schema: frozen, unknown keys refused, numbers never from booleans."""
+    """Base class of configuration schemas: frozen, without unknown keys, no numbers from booleans."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, coerce_numbers_to_str=True, allow_inf_nan=False
@@ -45,9 +45,9 @@ class Config(BaseModel):
     def _booleans_and_numbers_apart(cls, value: object, info: ValidationInfo) -> object:
         annotation = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, str) and any(kind is True for kind in _flat_types(annotation)):
-            # `compile: on` as Pydantic reads it in a field of type bool; to YAML 1.2 it is text.
+            # `compile: on` as Pydantic parses it in a bool field; in YAML 1.2 it is text.
             return _BOOLEAN_WORDS.get(value.lower(), value)
-        # Pydantic would read `max_steps: true` as 1.
+        # Pydantic would parse `max_steps: true` as 1.
         items = value if isinstance(value, list) else [value]
         for item in value.values() if isinstance(value, dict) else items:
             if isinstance(item, bool) and {int, float} & set(_flat_types(annotation)):
@@ -60,7 +60,7 @@ class Config(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _text_is_utf8(cls, value: object) -> object:
-        # A shell hands over any bytes; files, Parquet and tokenizers take text alone.
+        # A shell passes any bytes; files, Parquet and tokenizers require text.
         items = [*value, *value.values()] if isinstance(value, dict) else [value]
         for item in value if isinstance(value, list | tuple) else items:
             if isinstance(item, str | Path) and not is_utf8(str(item)):
@@ -77,7 +77,7 @@ def _flat_types(annotation: Any) -> list[Any]:
 
 
 C = TypeVar("C", bound=Config)
-Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what PyTorch takes and a BIGINT of SQL holds
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # valid for PyTorch and an SQL BIGINT
 
 
 def load_config(
@@ -88,22 +88,22 @@ def load_config(
 ) -> C:
     """Read `path`, apply `overrides` (`key.path=value`) and return a validated `schema`.
 
-    `path` is looked up from the current folder, then from each folder in `search`.
+    `path` is resolved against the current folder, then each folder in `search`.
     Raises ConfigError for a missing or unreadable file, a cycle of `extends`, a malformed override,
-    an unknown key, a wrong type or value, and an interpolation that leads nowhere.
+    an unknown key, a wrong type or value, and an interpolation without target.
     """
     return ConfigFile(path, search).load(schema, overrides)
 
 
 class ConfigFile:
-    """A file and what it extends, read once, for any number of sets of overrides."""
+    """A file and those it extends, read once, for any number of sets of overrides."""
 
     def __init__(self, path: str | Path, search: Sequence[Path] = ()) -> None:
-        """Raises ConfigError, as `load_config`."""
+        """Read the files. Raises ConfigError like `load_config`."""
         self._values, self._sources = read_config_file(find(Path(path), search))
 
     def load(self, schema: type[C], overrides: Sequence[str] = ()) -> C:
-        """What `load_config` returns and raises."""
+        """Return a configuration like `load_config`."""
         return _override(self._values, overrides, schema, dict(self._sources))
 
 
@@ -121,19 +121,19 @@ def _override(
 
 
 def change_config(config: C, overrides: Sequence[str]) -> C:
-    """`config` with `overrides` applied. Raises ConfigError, as `load_config`."""
+    """Apply `overrides` to `config`. Raises ConfigError like `load_config`."""
     return _override(escape(config.model_dump(mode="json")), overrides, type(config), {})
 
 
 def make_config(schema: type[C], values: dict[str, Any]) -> C:
-    """A validated `schema` from values that no file holds. Raises ConfigError, as `load_config`."""
+    """Validate `schema` from values without a file. Raises ConfigError like `load_config`."""
     return _validate(schema, values, {})
 
 
 def print_configs(load: Callable[[list[str]], Config], lines: Iterable[str]) -> None:
-    """Answer each line, a JSON list of overrides, with a line of JSON: the configuration, or the error.
+    """Answer each line, a JSON list of overrides, with a line of JSON: the configuration or the error.
 
-    Thousands of configurations are checked in one process of the script that knows their schema.
+    Validates thousands of configurations in one process of the script that knows their schema.
     """
     for line in lines:
         try:
@@ -144,24 +144,24 @@ def print_configs(load: Callable[[list[str]], Config], lines: Iterable[str]) -> 
 
 
 def dump_config(config: Config) -> str:
-    """The configuration as YAML that `load_config` reads back to an equal object."""
+    """Format the configuration as YAML that `load_config` reads back to an equal object."""
     return dump_values(config.model_dump(mode="json"))
 
 
 def dump_values(values: dict[str, Any]) -> str:
-    """Values of a configuration, as a manifest records them, as YAML that `load_config` reads back."""
+    """Format the configuration of a manifest as YAML that `load_config` reads back."""
     return to_yaml(escape(values))
 
 
 def _apply_override(
     values: dict[str, Any], argument: str, schema: type[Config], sources: Sources
 ) -> dict[str, Any]:
-    """`values` with the value of `argument`, in new sections where they differ."""
+    """Apply `argument` to `values`, copying changed sections."""
     key, equals, text = argument.partition("=")
     if not equals or not key or key.startswith("-"):
         raise ConfigError(f"argument '{argument}': expected key.path=value")
     set_source(sources, key, f"argument '{argument}'")
-    # A text field takes the text as typed: `name=[x` and `name=on` stay what they are.
+    # A text field takes the text as typed: `name=[x`, `name=on`.
     annotation = _annotation(schema, key)
     choices = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
     is_text = str in choices or Path in choices
@@ -177,18 +177,18 @@ def _apply_override(
 
 
 def _replaced(node: Any, path: list[str], value: object) -> Any:
-    """`node` with `value` at `path`; sections are merged, elements of lists have their numbers as keys."""
+    """Set `value` at `path` of `node`; sections are merged, list elements have their indices as keys."""
     if not path:
         return merge(node, value) if isinstance(node, dict) and isinstance(value, dict) else value
     first, *rest = path
     if isinstance(node, list):
         if not first.isdecimal() or int(first) >= len(node):
-            raise ValueError(f"'{first}' is no element of a list of {len(node)}")
+            raise ValueError(f"'{first}' is not an element of a list of {len(node)}")
         items = list(node)
         items[int(first)] = _replaced(items[int(first)], rest, value)
         return items
     if node is not None and not isinstance(node, dict):
-        raise ValueError(f"'{first}' is set in what is no section: {node}")
+        raise ValueError(f"'{first}' is set in a value that is not a section: {node}")
     node = node or {}
     return node | {first: _replaced(node.get(first), rest, value)}
 
@@ -201,7 +201,7 @@ def _nested_schema(annotation: Any) -> type[Config] | None:
 
 
 def _annotation(schema: type[Config], key: str) -> Any:
-    """The type annotation of a dotted key, or None for a key that the schema does not know."""
+    """The type annotation of a dotted key, or None for an unknown key."""
     first, _, rest = key.partition(".")
     field = schema.model_fields.get(first)
     if field is None or not rest:
@@ -236,13 +236,13 @@ def _explain(schema: type[Config], details: ErrorDetails, sources: Sources) -> s
         return f"{origin}'{key}' is missing"
     if details["type"] in ("value_error", "number"):
         return f"{origin}{key}: {message}" if key else f"{origin}{message}"
-    if details["type"] != "literal_error":  # which lists what there is
+    if details["type"] != "literal_error":  # which lists the choices
         message = message.split(", ")[0]
     return f"{origin}{key}: expected {message}, got {details['input']!r}"
 
 
 def _origin(key: str, sources: Sources) -> str:
-    """`file: ` or `argument '...': ` for the source of `key`, or of anything inside or above it."""
+    """`file: ` or `argument '...': ` for the source of `key`, or of a key inside or above it."""
     while key:
         inside = [source for k, source in sources.items() if k == key or k.startswith(f"{key}.")]
         if inside:

@@ -1,7 +1,7 @@
 """Configuration files and values as plain data: YAML 1.2, TOML, `extends`.
 
-YAML is read by the core schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema), not by PyYAML's
-1.1, which reads `010` as 8, `1:30` as 90, `on` as true and `3e-4` as text:
+YAML is parsed by the core schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema), not by
+PyYAML's 1.1, which parses `010` as 8, `1:30` as 90, `on` as true and `3e-4` as text:
 
     null ~ Null NULL (nothing)          null
     true True TRUE false False FALSE    booleans
@@ -9,8 +9,9 @@ YAML is read by the core schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-co
     1. .5 1e3 3e-4 .inf .nan            numbers
     anything else                       text: 1:30, 0b11, 1_000, 2024-01-01, on, yes, off, no, =
 
-A number remembers how it was written, so that a text field keeps `name: 007` as it is; where a number is
-expected, `1_000` is one as in Python. Keys are always text. `<<: *anchor` merges, as in YAML 1.1. Files, the command line and the values of sweeps are all read here.
+A number keeps its spelling, so that a text field preserves `name: 007`; number fields accept
+`1_000` as in Python. Keys are always text. `<<: *anchor` merges, as in YAML 1.1. Files, the command
+line and values of sweeps are all parsed here.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from common.errors import ConfigError, did_you_mean
 
 Sources = dict[str, str]  # dotted key -> the file or argument that set it
 
-_LARGEST_FILE = 2**20  # bytes; a tenth of it takes PyYAML a second
-LARGEST_CONFIG = 2**20  # values and characters, aliases and interpolations written out
-_MOST_FILES = 1000  # in one `extends`, those that the files extend included
-_DEEPEST = 100  # sections in sections, files that extend files
+_LARGEST_FILE = 2**20  # bytes; PyYAML takes 10 s
+LARGEST_CONFIG = 2**20  # values and characters, with aliases and interpolations expanded
+_MOST_FILES = 1000  # in one `extends`, including transitive ones
+_DEEPEST = 100  # nested sections, chained `extends`
 
 
 class _WrittenInt(int):
@@ -84,14 +85,14 @@ def _construct_mapping(loader: _CoreLoader, node: yaml.MappingNode) -> dict[str,
             raise yaml.MarkedYAMLError(problem="a key has to be text", problem_mark=key.start_mark)
         content = loader.construct_object(value, deep=True)
         if key.tag == f"{_TAG}merge":
-            # The first of several wins, and what stands beside `<<` over all of them.
+            # The first of several takes precedence, and keys beside `<<` over all of them.
             for each in content if isinstance(content, list) else [content]:
                 if not isinstance(each, dict):
                     problem = "'<<' takes a section or a list of sections"
                     raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
                 merged = each | merged
         elif key.value in values:
-            problem = f"the key '{key.value}' is there twice"
+            problem = f"duplicate key '{key.value}'"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
         else:
             values[key.value] = content
@@ -128,14 +129,14 @@ for _name, _construct in _CONSTRUCTORS.items():
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]  # PyYAML has no types
-    """Quotes what YAML 1.1 or 1.2 would read as anything but text."""
+    """Quotes strings that YAML 1.1 or 1.2 would not parse as text."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
 
 
 def _represent_text(dumper: _Dumper, text: str) -> object:
-    # Left to itself, PyYAML writes these breaks as they are, and reads them back as spaces.
+    # PyYAML would write these line breaks verbatim, and read them back as spaces.
     style = '"' if re.search("[\x85\u2028\u2029]", text) else None
     return dumper.represent_scalar(f"{_TAG}str", text, style=style)
 
@@ -145,13 +146,13 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def to_yaml(values: dict[str, Any]) -> str:
-    """YAML that every reader of 1.1 and of 1.2 reads back equal."""
+    """Format as YAML that readers of 1.1 and 1.2 both parse to equal values."""
     text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return text
 
 
 def parse_value(text: str) -> Any:
-    """The value that YAML `text` stands for. Raises ValueError with one line."""
+    """Parse YAML `text`. Raises ValueError with one line."""
     try:
         value = yaml.load(text, Loader=_CoreLoader)
     except yaml.YAMLError as error:
@@ -163,9 +164,9 @@ def parse_value(text: str) -> Any:
 
 
 def check_size(values: Any) -> None:
-    """Raises ValueError for more than `LARGEST_CONFIG` values and characters, shared ones counted each time.
+    """Raise ValueError for more than `LARGEST_CONFIG` values and characters, with shared ones counted each time.
 
-    Aliases and interpolations can double what they name again and again ("billion laughs").
+    Aliases and interpolations can double their targets repeatedly ("billion laughs").
     """
     sizes: dict[int, int] = {}
 
@@ -183,19 +184,17 @@ def check_size(values: Any) -> None:
         return sizes[id(value)]
 
     if size(values, 0) > LARGEST_CONFIG:
-        raise ValueError(
-            f"it has more than {LARGEST_CONFIG:,} values and characters when written out"
-        )
+        raise ValueError(f"it has more than {LARGEST_CONFIG:,} values and characters when expanded")
 
 
 def find(path: Path, search: Sequence[Path] = ()) -> Path:
-    """`path` from the current folder, then from each in `search`. Raises ConfigError with the nearest name."""
+    """Resolve `path` against the current folder, then each in `search`. Raises ConfigError with the nearest name."""
     candidates = [path.expanduser(), *(folder / path for folder in search)]
     for candidate in candidates:
         try:
             if candidate.is_file():
                 return candidate.resolve()
-        except (OSError, ValueError) as error:  # a name that no file can have
+        except (OSError, ValueError) as error:  # an invalid file name
             reason = error.strerror if isinstance(error, OSError) else error
             raise ConfigError(f"no configuration file {str(path)[:80]!r}: {reason}") from error
     near = [f for c in candidates for f in sorted(c.parent.glob("*")) if f.suffix in _READERS]
@@ -204,7 +203,7 @@ def find(path: Path, search: Sequence[Path] = ()) -> Path:
 
 
 def read_config_file(path: Path) -> tuple[dict[str, Any], Sources]:
-    """(values, the file that each comes from) of a file and all that it extends.
+    """Return (values, the file of each) of a file and all that it extends.
 
     Raises ConfigError for a file that is missing, unreadable or too large, and for a cycle of `extends`.
     """
@@ -215,14 +214,14 @@ _Read = tuple[dict[str, Any], Sources]
 
 
 def _read(path: Path, chain: tuple[Path, ...], known: dict[Path, _Read]) -> _Read:
-    """`known`: files that were read already; the same one is often extended by several."""
+    """`known`: files already read; one file is often extended by several."""
     if path in chain:
         cycle = " -> ".join(p.name for p in (*chain, path))
-        raise ConfigError(f"`extends` goes round in a circle: {cycle}")
+        raise ConfigError(f"`extends` has a cycle: {cycle}")
     if path in known:
         return known[path]
     if len(chain) >= _DEEPEST:
-        raise ConfigError(f"{path}: {len(chain)} files extend one another")
+        raise ConfigError(f"{path}: `extends` chains {len(chain)} files")
     values = _content(path)
     parents = values.pop("extends", None) or []
     parents = [parents] if isinstance(parents, str) else parents
@@ -251,7 +250,7 @@ def _content(path: Path) -> dict[str, Any]:
             content = file.read(_LARGEST_FILE + 1)
         if len(content) > _LARGEST_FILE:
             raise ConfigError(f"{path}: larger than {_LARGEST_FILE:,} bytes")
-        # Editors on Windows mark their UTF-8.
+        # Skip the byte order mark of Windows editors.
         values = _READERS[path.suffix](content.decode("utf-8-sig"))
         check_size(values)
     except (OSError, ValueError) as error:
@@ -273,7 +272,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Sections are merged key by key; everything else in `above` takes the place of what is below."""
+    """Merge sections key by key; all other values in `above` replace those below."""
     merged = dict(below)
     for key, value in above.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -282,7 +281,7 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def leaves(value: object, prefix: str = "") -> list[str]:
-    """The dotted keys of everything that is no section."""
+    """The dotted keys of all values that are not sections."""
     if not isinstance(value, dict):
         return [prefix]
     dot = f"{prefix}." if prefix else ""

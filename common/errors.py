@@ -1,8 +1,8 @@
 """Errors that a user can act on: one line with the cause, one hint with the fix, exit code 2.
 
-Raise the subclass that fits with a message and a hint. Scripts wrap their main function in
-`exit_on_error`, which prints `error [code]: message` and the hint instead of a traceback
-(set RESEARCH_TRACEBACK=1 to see it).
+Raise the matching subclass with a message and a hint. Scripts wrap their main function in
+`exit_on_error`, which prints `error [code]: message` and the hint instead of a traceback (set
+RESEARCH_TRACEBACK=1 to see it).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SYSTEM_HINTS = {
 
 
 class ResearchError(Exception):
-    """Base of every error the user caused or can fix."""
+    """Base class of errors that the user caused or can fix."""
 
     code: ClassVar[str] = "error"
 
@@ -35,7 +35,7 @@ class ResearchError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        """Both, for those who catch it in Python; `exit_on_error` prints them in two lines."""
+        """Message and hint, for Python callers; `exit_on_error` prints them on two lines."""
         return f"{self.message} (hint: {self.hint})" if self.hint else self.message
 
 
@@ -76,7 +76,7 @@ class MissingPackageError(ResearchError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Stopped by a signal after everything was saved; the message says how to go on."""
+    """Stopped by a signal after everything was saved; the message says how to continue."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
@@ -84,8 +84,8 @@ class Interrupted(KeyboardInterrupt):
 
 
 def did_you_mean(name: str, valid: list[str]) -> str:
-    """A hint with the nearest valid name, or with all of them when none is near."""
-    from difflib import get_close_matches  # imported where something is wrong, like traceback below
+    """A hint with the nearest valid name, or with all names if none is near."""
+    from difflib import get_close_matches  # lazy, like traceback below
 
     lowered = {v.lower(): v for v in valid}
     near = get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
@@ -93,7 +93,7 @@ def did_you_mean(name: str, valid: list[str]) -> str:
 
 
 def _release(error: BaseException | None) -> None:
-    """Let go of what the failed calls hold: DuckDB complains of a connection that is left at exit."""
+    """Release references of the failed frames: DuckDB complains about connections open at exit."""
     import traceback
 
     while error is not None:
@@ -105,13 +105,13 @@ def _release(error: BaseException | None) -> None:
 def exit_on_error() -> Iterator[None]:
     """Turn expected errors into one line on stderr and exit code 2; let bugs show their traceback.
 
-    An OSError counts as expected: a full disk or a missing permission is the user's to fix.
+    An OSError counts as expected: users can fix a full disk or a missing permission.
     """
     try:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of our output has left (`... | head`): end quietly, as other tools do.
+        # The reader of our output has exited (`... | head`): exit silently, as other tools do.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except (ResearchError, OSError) as error:

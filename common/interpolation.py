@@ -1,13 +1,14 @@
-"""`${...}` in configurations: another value of the same configuration, or a harmless variable of the environment.
+"""`${...}` in configurations: another value of the same configuration, or a harmless environment variable.
 
-    ${optimizer.lr}  ${.lr}  ${..model.hidden_size}    by its key; with dots in front, from the section it stands in
-    run_${seed}  ${sizes.${name}}                      inside a text, and inside one another
-    ${oc.env:USER}  ${oc.env:SCRATCH,/tmp}             one of `HARMLESS_VARIABLES`, and a default
-    ${oc.decode:null}                                  read as YAML; TOML has no other null
+    ${optimizer.lr}  ${.lr}  ${..model.hidden_size}    by key; leading dots are relative to the section
+    run_${seed}  ${sizes.${name}}                      inside text, and nested
+    ${oc.env:USER}  ${oc.env:SCRATCH,/tmp}             one of `HARMLESS_VARIABLES`, with a default
+    ${oc.decode:null}                                  parsed as YAML; the only null in TOML
     \\${name}                                           not interpolated
 
-This is OmegaConf's notation. OmegaConf itself would read every variable of the environment, and a
-configuration is stored with its experiment for everybody to see: a token in it would be too.
+The notation is OmegaConf's. OmegaConf itself would read any environment variable, but
+configurations are stored with experiments and visible to everyone, so a token must not end up in
+one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 from common.config_files import LARGEST_CONFIG, check_size, parse_value
 
-# Places and sizes, no secrets. (SLURM_JWT is one: so SLURM's are listed by name.)
+# Paths and sizes, no secrets. (SLURM_JWT is a secret, so SLURM's are listed by name.)
 HARMLESS_VARIABLES = (
     *("HOME", "USER", "LOGNAME", "HOSTNAME", "PWD", "TMPDIR", "SCRATCH", "WORK"),
     *("RESEARCH_ASSETS_DIR", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"),
@@ -33,7 +34,7 @@ _Path = tuple[str, ...]
 
 
 class InterpolationError(ValueError):
-    """`key` is the dotted key of the value that cannot be resolved."""
+    """`key`: dotted key of the value that cannot be resolved."""
 
     def __init__(self, key: str, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -41,10 +42,10 @@ class InterpolationError(ValueError):
 
 
 def interpolate(values: dict[str, Any]) -> dict[str, Any]:
-    """`values` with every `${...}` resolved; nothing in `values` is changed.
+    """Return a copy of `values` with every `${...}` resolved.
 
-    Raises InterpolationError for a key or variable that is not there, a variable that is not harmless,
-    a circle, a resolver other than `oc.env` and `oc.decode`, and for a result that grows without bounds.
+    Raises InterpolationError for a missing key or variable, a variable that is not harmless, a
+    cycle, a resolver other than `oc.env` and `oc.decode`, and a result of unbounded size.
     """
     resolved: dict[str, Any] = _Interpolation(values).value(())
     try:
@@ -55,7 +56,7 @@ def interpolate(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def escape(value: Any) -> Any:
-    """Text with `${` in it, such that `interpolate` leaves it as text."""
+    """Escape `${` in text, so that `interpolate` returns it unchanged."""
     if isinstance(value, dict):
         return {key: escape(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -66,7 +67,7 @@ def escape(value: Any) -> Any:
 
 
 class _Interpolation:
-    """One pass over one configuration. Every place is resolved once; what is asked for again is shared."""
+    """One pass over a configuration. Every key is resolved once and cached."""
 
     def __init__(self, root: dict[str, Any]) -> None:
         self._root = root
@@ -74,18 +75,20 @@ class _Interpolation:
         self._resolving: dict[_Path, None] = {}
 
     def value(self, place: _Path) -> Any:
-        """What stands at `place`, resolved."""
+        """Resolve the value at `place`."""
         if place in self._resolved:
             return self._resolved[place]
         if place in self._resolving:
             circle = " -> ".join(".".join(each) for each in (*self._resolving, place) if each)
-            raise InterpolationError(".".join(place), f"interpolation goes round: {circle}")
+            raise InterpolationError(".".join(place), f"interpolation cycle: {circle}")
         raw = self._raw(place)
         self._resolving[place] = None
         try:
             self._resolved[place] = self._resolve(raw, place)
         except RecursionError as error:
-            raise InterpolationError(".".join(place), "interpolations are too deep") from error
+            raise InterpolationError(
+                ".".join(place), "interpolations are nested too deeply"
+            ) from error
         del self._resolving[place]
         return self._resolved[place]
 
@@ -103,7 +106,7 @@ class _Interpolation:
         return value
 
     def _text(self, text: str, place: _Path) -> Any:
-        """`text` with its interpolations resolved; one that is all there is keeps its type."""
+        """Resolve the interpolations in `text`; a single one without other text keeps its type."""
         parts: list[Any] = []
         position = 0
         while match := _OPENING.search(text, position):
@@ -115,7 +118,7 @@ class _Interpolation:
                 continue
             end = _closing(text, match.end())
             if end is None:
-                raise InterpolationError(".".join(place), f"'{text[:80]}': a brace is left open")
+                raise InterpolationError(".".join(place), f"'{text[:80]}': unclosed brace")
             parts.append(self._expression(text[match.end() : end], place))
             position = end + 1
         parts.append(text[position:])
@@ -123,7 +126,9 @@ class _Interpolation:
         if len(parts) == 1:
             return parts[0]
         if any(isinstance(part, dict | list) for part in parts):
-            raise InterpolationError(".".join(place), f"'{text[:80]}': a section is no text")
+            raise InterpolationError(
+                ".".join(place), f"'{text[:80]}': cannot insert a section into text"
+            )
         joined = "".join(map(str, parts))
         if len(joined) > LARGEST_CONFIG:
             raise InterpolationError(".".join(place), "the text grows without bounds")
@@ -143,7 +148,7 @@ class _Interpolation:
                 raise InterpolationError(".".join(place), str(error)) from error
         raise InterpolationError(
             ".".join(place),
-            f"'{name}' is no resolver of configurations, which have oc.env and oc.decode",
+            f"unknown resolver '{name}'; configurations have oc.env and oc.decode",
         )
 
     def _look_up(self, key: str, place: _Path) -> Any:
@@ -156,13 +161,13 @@ class _Interpolation:
         place_of_node: _Path | None = target
         for part in re.sub(r"\[(\w+)\]", r".\1", name).split("."):
             if isinstance(node, str) and "${" in node and place_of_node is not None:
-                node, place_of_node = self.value(place_of_node), None  # a section from elsewhere
+                node, place_of_node = self.value(place_of_node), None  # an interpolated section
             if isinstance(node, dict) and part in node:
                 node = node[part]
             elif isinstance(node, list) and part.isdecimal() and int(part) < len(node):
                 node = node[int(part)]
             else:
-                message = f"there is no '{name}' to interpolate"
+                message = f"no '{name}' to interpolate"
                 raise InterpolationError(".".join(place), message)
             place_of_node = None if place_of_node is None else (*place_of_node, part)
         return node if place_of_node is None else self.value(place_of_node)
@@ -173,8 +178,8 @@ def _environment(argument: str, place: _Path) -> str | None:
     if name not in HARMLESS_VARIABLES:
         raise InterpolationError(
             ".".join(place),
-            f"the variable {name} is not read: a configuration is stored for everybody to see",
-            f"those that can be: {', '.join(HARMLESS_VARIABLES)}",
+            f"the variable {name} is not allowed: configurations are stored and visible to everyone",
+            f"allowed: {', '.join(HARMLESS_VARIABLES)}",
         )
     if name in os.environ:
         return os.environ[name]
@@ -184,7 +189,7 @@ def _environment(argument: str, place: _Path) -> str | None:
 
 
 def _closing(text: str, start: int) -> int | None:
-    """Where the brace that was opened before `start` is closed."""
+    """Index of the brace that closes the one opened before `start`."""
     depth = 1
     for position in range(start, len(text)):
         depth += (text[position] == "{") - (text[position] == "}")

@@ -1,4 +1,4 @@
-"""Texts of somebody else's (names, tags, notes, samples) as a terminal may see them."""
+"""Safe terminal output of untrusted text (names, tags, notes, samples)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import re
 import sys
 from typing import TextIO
 
-# Control characters but tab and newline, those that turn the direction of writing, and halves of
-# surrogate pairs, which no terminal can show. Compiled when it is first used: an error may be all.
+# Control characters except tab and newline, bidirectional controls, and halves of surrogate pairs.
+# Compiled on first use.
 _STEERING = "[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 
 
 def printable(text: str) -> str:
-    r"""`text` with all that would steer a terminal made visible: ESC is written as `\x1b`."""
+    r"""Escape terminal control characters in `text`: ESC becomes `\x1b`."""
     if text.isascii() and text.isprintable():
         return text
     return re.sub(_STEERING, _visible, text)
@@ -23,6 +23,6 @@ def _visible(found: re.Match[str]) -> str:
 
 
 def show(text: str, end: str = "\n", file: TextIO | None = None) -> None:
-    """Print `text` at once: as it is into a file or a pipe, `printable` on a terminal."""
+    """Print `text` unbuffered: unchanged to a file or a pipe, `printable` on a terminal."""
     file = file or sys.stdout
     print(printable(text) if file.isatty() else text, end=end, file=file, flush=True)

@@ -1,4 +1,4 @@
-"""Giving an experiment tags, a note or the archive mark."""
+"""Change tags, note and archive mark of an experiment."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def annotate_experiment(
 ) -> Annotation:
     """Change the tags, the note ("" removes it) or the archive mark of an experiment, live or finished.
 
-    An archived experiment is left out of lists and rankings, and kept. Returns what holds now.
-    Raises ExperimentError for an unknown experiment, an empty tag, a tag or note that is not text, and
-    the removal of a tag that it does not have.
+    An archived experiment is hidden from lists and rankings. Returns the new annotations.
+    Raises ExperimentError for an unknown experiment, an empty tag, a tag or note that is not text,
+    and the removal of a missing tag.
     """
     if note is not None:
         check_text(note, "a note")
@@ -44,9 +44,11 @@ def annotate_experiment(
 
 
 def check_text(text: str, what: str) -> None:
-    """Raises ExperimentError for what is not text."""
+    """Raise ExperimentError if `text` is not text."""
     if not is_text(text):
-        raise ExperimentError(f"{what} must be text: {text!r} is not UTF-8, or holds NUL", NO_TEXT)
+        raise ExperimentError(
+            f"{what} must be text: {text!r} is not UTF-8, or contains NUL", NO_TEXT
+        )
 
 
 def _changed_tags(
@@ -60,7 +62,7 @@ def _changed_tags(
         tags.remove(tag)
     for tag in add:
         if not tag.strip():
-            raise ExperimentError("a tag cannot be empty", "give it a word")
+            raise ExperimentError("a tag cannot be empty", "pass a word")
         check_text(tag, "a tag")
         if tag not in tags:
             tags.append(tag)

@@ -1,10 +1,9 @@
-"""Tags, a note and the archive mark, which can change at any time; the experiment itself never does.
+"""Tags, note and archive mark, which can change at any time, unlike the experiment itself.
 
-`_annotations.jsonl`, beside the experiments, is a log as those of runs are (see log.py). Each record
-holds all that is to be said of one experiment, which its id names (in records of earlier versions its
-name); the last one counts, and takes the place of the tags that the run was started with.
-{"kind": "forget"} is said of a deleted experiment, which `--sync` does not bring back, and
-{"kind": "rename", "new": ...} before an experiment gets another name.
+`_annotations.jsonl`, beside the experiments, is a log in the format of log.py. Each record holds
+all annotations of one experiment, by id (by name in earlier versions); the last one counts, and
+replaces the tags that the run was started with. {"kind": "forget"} marks a deleted experiment,
+which `--sync` does not restore, and {"kind": "rename", "new": ...} precedes a renaming.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def annotations_path() -> Path:
 
 
 def read_annotations() -> tuple[dict[str, Annotation], list[str]]:
-    """({id or name of an experiment: what was last said of it}, what is wrong with which line)"""
+    """Return ({id or name of an experiment: its last record}, errors by line)."""
     found: dict[str, Annotation] = {}
     problems = []
     if annotations_path().exists():
@@ -43,14 +42,14 @@ def read_annotations() -> tuple[dict[str, Annotation], list[str]]:
 
 
 def _take(found: dict[str, Annotation], record: Record | None) -> None:
-    """Raises ValueError, TypeError or KeyError for a record that is not as we write them."""
+    """Apply a record. Raises ValueError, TypeError or KeyError if it is malformed."""
     if record is None:
         raise ValueError("it is damaged")
     keys = record["name"], record.get("id", record["name"])
     if not all(isinstance(key, str) for key in keys):
         raise TypeError(f"no name and id: {keys}")
     name, identifier = map(clean_text, keys)
-    if record["kind"] == "rename":  # what was said by the name is said of the experiment
+    if record["kind"] == "rename":  # annotations by name now belong to the experiment
         if said := found.pop(name, None):
             found.setdefault(identifier, said)
         return
@@ -65,4 +64,4 @@ def _take(found: dict[str, Annotation], record: Record | None) -> None:
     note, *tags = map(clean_text, texts)
     found[identifier] = Annotation(tags, note, bool(archived))
     if texts != [note, *tags]:
-        raise ValueError("a tag or note in it is not text; it is shown spelt out")
+        raise ValueError("a tag or note in it is not text; it is shown escaped")

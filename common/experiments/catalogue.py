@@ -23,29 +23,28 @@ _OLDEST_FIRST = "ORDER BY started_us, name"
 _FACTS = (
     "SELECT name, file, manifest, tags, note, archived FROM experiments JOIN manifests USING (name)"
 )
-# Every experiment as it is at this moment. `seconds` of work: what a run that was resumed did before,
-# and the time since.
+# Every experiment at this moment. `seconds` of work include those before a resume.
 _NOW = """(SELECT *, CASE state WHEN 'running' THEN
     coalesce(duration, 0) + max(0, (julianday('now') - 2440587.5) * 86400.0 - since_us / 1e6)
     ELSE duration END
     AS seconds FROM (SELECT *, CASE status WHEN 'running' THEN status_now(status, file)
     ELSE status END AS state FROM experiments WHERE archived <= ?))"""
-# Of the table `metrics`; the parameter is the metric again.
+# For the table `metrics`; the parameter is the metric again.
 _QUICK_ALONE = f"""split = '{VAL_QUICK}'
     AND name NOT IN (SELECT name FROM metrics WHERE metric = ? AND split = 'val')"""
 _IN_USE = "name NOT IN (SELECT name FROM experiments WHERE archived)"
 
 
 class Broken(NamedTuple):
-    """A file of the store that cannot be read, and why."""
+    """An unreadable file of the store, and the error."""
 
     file: str
     error: str
 
 
 class Place(NamedTuple):
-    """Where an experiment stands: `file` relative to the store, its `id`, and `stored`, its name there,
-    which is not the one it is called by where another experiment is called so."""
+    """Location of an experiment: `file` relative to the store, its `id`, and `stored`, its name in
+    the file, which differs from its shown name if another experiment has that."""
 
     name: str
     file: str
@@ -54,7 +53,7 @@ class Place(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """A file that holds an experiment, `id`, which stands in the file `original` as well."""
+    """A file with a second copy of experiment `id`, which is also in the file `original`."""
 
     file: str
     original: str
@@ -62,8 +61,8 @@ class Copy(NamedTuple):
 
 
 class Overview(NamedTuple):
-    """What a list shows of one run; `step` is the last one, `best_loss` that of `split`, which judges it:
-    `val_quick` (see Trainer) until its whole validation split has been evaluated.
+    """A run in a list; `step` is the last one, `best_loss` the best on `split`, the main split of
+    the run: `val_quick` (see Trainer) until its whole validation split has been evaluated.
 
     Seeds of one configuration have the same `config_hash`.
     """
@@ -84,13 +83,13 @@ class Overview(NamedTuple):
 
 
 class Catalogue:
-    """The store as it is at this moment. Reads, and writes nothing: what killed processes have left is
-    shown as it is, and finished by `open_catalogue` (recovery.py).
+    """The store at this moment, read-only: unfinished work of killed processes is shown as it is;
+    `open_catalogue` (recovery.py) finishes it.
 
     Args:
         refresh: also write the cache, so that the next one opens faster.
 
-    Archived experiments are found by their name only, unless they are asked for.
+    Archived experiments are found only by name, unless requested.
     """
 
     def __init__(self, *, refresh: bool = False) -> None:
@@ -98,13 +97,13 @@ class Catalogue:
         self._database = open_cache(refresh=refresh)
 
     def begun_finishes(self) -> list[str]:
-        """The runs that are finished, whose logs have not become files yet."""
+        """Finished runs whose logs have not been converted to files yet."""
         begun = "SELECT stored FROM experiments WHERE status = 'finished' AND file LIKE '%.jsonl'"
         return [name for (name,) in self._query(begun)]
 
     @cached_property
     def broken(self) -> list[Broken]:
-        """The files that cannot be read."""
+        """The unreadable files."""
         rows = self._query("SELECT file, error FROM files WHERE error IS NOT NULL ORDER BY file")
         return [Broken(file, error) for file, error in rows]
 
@@ -112,17 +111,18 @@ class Catalogue:
         return self.file_of(name) is not None
 
     def file_of(self, name: str) -> str | None:
-        """The file that holds the experiment, relative to the store."""
+        """The file of the experiment, relative to the store."""
         rows = self._query("SELECT file FROM experiments WHERE name = ?", (name,))
         return rows[0][0] if rows else None
 
     def place(self, name: str) -> Place:
-        """Where one experiment stands. Raises ExperimentError with the nearest name."""
+        """Location of one experiment. Raises ExperimentError with the nearest name."""
         found = self.places("name = ?", name)
         return found[0] if found else self._unknown(name)
 
     def places(self, where: str = "TRUE", *parameters: str) -> list[Place]:
-        """Where every experiment stands, or those `where` SQL says so of `name`, `file`, `id`, `stored`."""
+        """Locations of all experiments, or of those that match the SQL `where` over `name`, `file`,
+        `id`, `stored`."""
         rows = self._query(
             f"SELECT name, file, id, stored FROM experiments WHERE {where} ORDER BY name",
             parameters,
@@ -130,13 +130,13 @@ class Catalogue:
         return [Place(*row) for row in rows]
 
     def copies(self) -> list[Copy]:
-        """The files that hold what stands elsewhere as well; what they hold counts once."""
+        """Files with copies of experiments stored elsewhere; each experiment counts once."""
         rows = self._query("SELECT file, original, id FROM copies ORDER BY file")
         return [Copy(*row) for row in rows]
 
     def names_apart(self) -> dict[str, dict[str, str]]:
-        """{Parquet file: {name in it: name of the experiment}} of those files whose name, or whose rows,
-        do not say what their experiments are called, and which of them count."""
+        """{Parquet file: {name in it: name of the experiment}} for files whose name or rows do not
+        give the names of their experiments, or which of them count."""
         rows = self._query("""SELECT file, stored, name FROM experiments WHERE file IN (
                 SELECT file FROM experiments WHERE name <> stored
                 UNION SELECT file FROM copies
@@ -152,7 +152,7 @@ class Catalogue:
         return [file for (file,) in self._query("SELECT DISTINCT file FROM experiments")]
 
     def hiding_nan(self) -> set[str]:
-        """The files that hold a NaN and, from an earlier version, statistics that leave it out."""
+        """Files of an earlier version with a NaN that their statistics omit."""
         return {file for (file,) in self._query("SELECT file FROM files WHERE hides_nan")}
 
     def packed(self) -> dict[str, str]:
@@ -161,7 +161,7 @@ class Catalogue:
         return dict(self._query(packed))
 
     def replaced_packs(self) -> list[str]:
-        """The names of packs that others have taken the place of."""
+        """Names of packs that other packs replace."""
         rows = self._query("SELECT replaces FROM files WHERE replaces <> '[]'")
         return [pack for (replaces,) in rows for pack in json.loads(replaces)]
 
@@ -186,7 +186,7 @@ class Catalogue:
         raise ExperimentError(f"there is no experiment '{name}'", hint)
 
     def annotation(self, name: str) -> Annotation:
-        """The tags, the note and the archive mark of one experiment."""
+        """Tags, note and archive mark of one experiment."""
         manifest = self.manifest(name)
         return Annotation(*(manifest[key] for key in Annotation._fields))
 
@@ -203,7 +203,7 @@ class Catalogue:
         ]
 
     def listing(self, archived: bool = False) -> list[list[object]]:
-        """`overview` up to the tags for people to read, in local time: SQLite writes it fastest."""
+        """`overview` up to the tags, formatted for display in local time: SQLite formats it fastest."""
         rows = self._query(
             f"""SELECT name, state, project,
             strftime('%Y-%m-%d %H:%M', started_us / 1000000, 'unixepoch', 'localtime'),
@@ -218,7 +218,7 @@ class Catalogue:
         return [[*row[:-1], tags[row[-1]]] for row in rows]
 
     def summaries(self, metric: str | None = None, name: str | None = None) -> list[MetricSummary]:
-        """Summaries of `metric`, or of every metric, of one experiment, or of every one in use."""
+        """Summaries of one or all metrics of one or all active experiments."""
         conditions = [f"{key} = ?" for key, value in (("metric", metric), ("name", name)) if value]
         conditions += [] if name else [_IN_USE]
         parameters = tuple(value for value in (metric, name) if value)
@@ -227,19 +227,19 @@ class Catalogue:
         return [MetricSummary(*row) for row in rows]
 
     def kept_text(self, key: str, write: Callable[[], str]) -> str:
-        """What `write` makes of the store, kept until a file of it changes.
+        """Cache the result of `write` until a file of the store changes.
 
-        Not while a run is alive, whose duration changes by itself.
+        Not cached while a run is live, since its duration changes.
         """
         live = self._query("SELECT file FROM experiments WHERE status = 'running'")
         if any(status_now("running", file) == "running" for (file,) in live):
             return write()
         ((number,),) = self._query("SELECT number FROM changes")
-        numbered = f"{number} {key}"  # so that nobody reads what another process wrote too late
+        numbered = f"{number} {key}"  # never read a late write of another process
         if kept := self._query("SELECT text FROM texts WHERE key = ?", (numbered,)):
             return str(kept[0][0])
         text = write()
-        with suppress(sqlite3.OperationalError), self._database:  # full, busy or only to be read
+        with suppress(sqlite3.OperationalError), self._database:  # full, busy or read-only
             self._database.execute("INSERT OR REPLACE INTO texts VALUES (?, ?)", (numbered, text))
         return text
 
@@ -262,7 +262,7 @@ class Catalogue:
         return self._distinct("split", "metric = ?", (metric,))
 
     def _distinct(self, column: str, where: str, parameters: tuple[str, ...]) -> list[str]:
-        # From one value to the next by the index: DISTINCT would walk through every run.
+        # Skip from value to value by the index: DISTINCT would scan every run.
         rows = self._query(
             f"""WITH RECURSIVE found(value) AS (
                 SELECT min({column}) FROM metrics WHERE {where}
@@ -278,7 +278,7 @@ class Catalogue:
             return self._database.execute(sql, parameters).fetchall()
         except sqlite3.DatabaseError as error:
             self._database.close()
-            # A damaged page: the files are the truth, begin anew.
+            # A damaged page: rebuild from the files.
             self._database = open_cache(refresh=self._refresh, damaged=not is_busy(error))
             return self._database.execute(sql, parameters).fetchall()
 
@@ -291,13 +291,13 @@ class Catalogue:
     ) -> list[tuple[dict[str, Any], MetricSummary]]:
         """[(manifest, summary of the metric)] of the `top` runs (-1: all), diverged runs last.
 
-        Ranks by the best finite value on `split` (None: see `preferred_split`). Where that is `val`
-        because nothing else was asked for, runs that have a value on `val_quick` alone, as unfinished
-        ones do, follow those with a value on `val`: a loss of few batches can be far below that of the
-        whole split, so it never ranks before one. `split="val_quick"` ranks all of them by few batches.
+        Rank by the best finite value on `split` (None: see `preferred_split`). If that defaults to
+        `val`, runs with a value on `val_quick` only (unfinished ones) follow those with a value on
+        `val`: a loss over few batches can be far below that of the whole split. `split="val_quick"`
+        ranks all runs by few batches.
 
-        Raises ExperimentError for a metric or split nobody logged, and when it is not known whether
-        more is better.
+        Raises ExperimentError for an unknown metric or split, or an unknown direction of the
+        metric.
         """
         splits = self.splits(metric)
         if not splits:
@@ -325,7 +325,7 @@ class Catalogue:
         return [(self.manifest(summary.name), summary) for summary in ranked]
 
     def quick_alone(self, metric: str) -> list[str]:
-        """The runs that have `metric` on `val_quick`, but not on `val`."""
+        """Runs that have `metric` on `val_quick`, but not on `val`."""
         rows = self._query(
             f"SELECT name FROM metrics WHERE metric = ? AND {_QUICK_ALONE} AND {_IN_USE} ORDER BY name",
             (metric, metric),

@@ -1,7 +1,7 @@
-"""The SQLite cache behind the catalogue, kept in step with the store's files.
+"""The SQLite cache of the catalogue, synchronised with the store's files.
 
-It can be deleted at any time: what has changed since is read again, and an unusable cache is rebuilt.
-A reader that finds it behind the store works on a copy in memory; `refresh` writes the file.
+It can be deleted at any time: changes are read again, and an unusable cache is rebuilt. A reader
+that finds it outdated works on a copy in memory; `refresh` writes the file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LONGEST_WAIT_SECONDS = 2.0
 
 
 def cache_path() -> Path:
-    """In the store, or in the user's own cache where nothing can be written beside the store's files."""
+    """Path of the cache: in the store, or in the user's cache for a read-only store."""
     directory = get_experiments_dir()
     if os.access(directory, os.W_OK) or not directory.exists():
         return directory / _NAME
@@ -39,12 +39,12 @@ def cache_path() -> Path:
 
 
 def open_cache(*, refresh: bool, damaged: bool = False) -> sqlite3.Connection:
-    """The catalogue's tables as the store is at this moment.
+    """Open the catalogue's tables for the current state of the store.
 
     Args:
-        refresh: bring the file up to date, or make it again; where that is impossible, and without
-            `refresh`, nothing is written: what the file lacks is read into memory.
-        damaged: a query found that a page of the file is.
+        refresh: update or rebuild the file; if that is impossible, and without `refresh`, changes
+            are read into memory only.
+        damaged: a query found a damaged page in the file.
     """
     if not refresh:
         return _in_memory() if damaged else _read()
@@ -55,17 +55,17 @@ def open_cache(*, refresh: bool, damaged: bool = False) -> sqlite3.Connection:
 
 def discard_cache() -> None:
     """Delete the cache file."""
-    with suppress(OSError):  # what can only be read can still be read, only slower
+    with suppress(OSError):  # a read-only cache still works, only slower
         cache_path().unlink(missing_ok=True)
 
 
 def is_busy(error: sqlite3.Error) -> bool:
-    """Whether others hold the cache: it is sound, and deleting it would pull it from under them."""
+    """Whether other processes use the cache: it is intact, and must not be deleted."""
     return getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def _read() -> sqlite3.Connection:
-    """The file where it is up to date, otherwise a copy in memory."""
+    """The file if it is up to date, else a copy in memory."""
     path = cache_path()
     try:
         database = _open(f"{path.absolute().as_uri()}?mode=ro")
@@ -73,7 +73,7 @@ def _read() -> sqlite3.Connection:
             database.close()
             return _in_memory()
         return _copied(database) if _is_behind(database) else database
-    except sqlite3.DatabaseError:  # there is none, it is damaged, or others write
+    except sqlite3.DatabaseError:  # missing, damaged, or being written
         return _in_memory()
 
 
@@ -98,13 +98,13 @@ def _refresh() -> sqlite3.Connection:
 def _connect(path: Path) -> sqlite3.Connection:
     database = _open(str(path))
     if _is_cut(database, path):
-        raise sqlite3.DatabaseError("SQLite would read zeros where the end is missing")
+        raise sqlite3.DatabaseError("truncated: SQLite would read zeros")
     try:
         _update(database)
     except sqlite3.OperationalError as error:
         if not is_busy(error):
             raise
-        # Many others stand in line to write, so this one is brought up to date for us alone.
+        # Many others wait to write: update a private copy.
         return _copied(database)
     return database
 
@@ -116,7 +116,7 @@ def _in_memory() -> sqlite3.Connection:
 
 
 def _copied(database: sqlite3.Connection) -> sqlite3.Connection:
-    """A copy of it in memory, brought up to date."""
+    """An updated copy in memory."""
     copy = _open(":memory:")
     database.backup(copy)
     database.close()
@@ -128,7 +128,7 @@ def _is_cut(database: sqlite3.Connection, path: Path) -> bool:
     pages, size = (database.execute(f"PRAGMA page_{w}").fetchone()[0] for w in ("count", "size"))
     try:
         return bool(path.stat().st_size < pages * size)
-    except FileNotFoundError:  # another process has just thrown it away
+    except FileNotFoundError:  # another process has just deleted it
         return False
 
 
@@ -143,32 +143,32 @@ def _open(path: str) -> sqlite3.Connection:
 
 
 def status_now(status: str, file: str) -> str:
-    """`status` as it was logged, but `died` where it says running and no process holds the run."""
+    """The logged `status`, or `died` if it is running and no process holds the run."""
     path = get_experiments_dir() / file
     if status != "running" or is_running(path.stem):
         return status
     try:
         last = last_record(path)
     except FileNotFoundError:
-        return "finished"  # since the log was read
+        return "finished"  # after the log was read
     ended = last is not None and last["kind"] == "update" and last["manifest"].get("status")
-    return str(ended or "died")  # a run says as the last thing how it ended
+    return str(ended or "died")  # the last record of a run has its status
 
 
 def _update(database: sqlite3.Connection) -> None:
-    """Read the files that are new or changed, forget those that are gone."""
+    """Read new and changed files, remove deleted ones."""
     if _version_of(database) != SCHEMA_VERSION:
         database.executescript(SCHEMA)
     if not _is_behind(database):
         return
     with database:
-        # Whoever waits here finds that others have done the work meanwhile.
+        # After waiting here, others may have done the work.
         database.execute("BEGIN IMMEDIATE")
         while True:
             try:
                 return read_changes(database)
             except FileNotFoundError:
-                pass  # a run was finished, packed or deleted in this moment: look again
+                pass  # a run was finished, packed or deleted meanwhile: retry
 
 
 def _is_behind(database: sqlite3.Connection) -> bool:

@@ -1,12 +1,12 @@
-"""What every file of the store enters into the tables of the catalogue.
+"""Fill the tables of the catalogue from the files of the store.
 
-A file whose size or time has changed is read again (of a log, what was appended). Broken files are kept
-with their error, so that they are named and all others stay readable.
+A file with a changed size or time is read again (of a log, only what was appended). Unreadable
+files are recorded with their error, so that they are reported and all others remain readable.
 
-An experiment is told from others by its id, not by its name. Of several of one name (two stores were
-merged) the one that was started first is called so, the others `<name>@<first 8 digits of the id>`.
-The same experiment in two files (a crash came between writing one and removing the other) counts once:
-the table `copies` says of which.
+Experiments are identified by id, not by name. Among several of one name (after merging stores) the
+one started first keeps the name, and the others become `<name>@<first 8 digits of the id>`. An
+experiment in two files (after a crash between writing one and removing the other) counts once: the
+table `copies` records it.
 """
 
 from __future__ import annotations
@@ -60,14 +60,13 @@ PRAGMA user_version = {SCHEMA_VERSION};
 
 
 def known_files(database: sqlite3.Connection) -> dict[str, Stamp]:
-    """{file: its stamp when it was read}"""
+    """{file: its stamp when read}"""
     rows = database.execute("SELECT file, size, mtime_ns FROM files")
     return {file: (size, mtime_ns) for file, size, mtime_ns in rows}
 
 
 def read_changes(database: sqlite3.Connection) -> None:
-    """Read the files that are new or changed, forget those that are gone. Raises FileNotFoundError for
-    one that goes at this moment."""
+    """Read new and changed files, remove deleted ones. Raises FileNotFoundError if one is deleted meanwhile."""
     known, present = known_files(database), scan_store()
     changed = {file: stamp for file, stamp in present.items() if known.get(file) != stamp}
     gone = known.keys() - present.keys()
@@ -76,7 +75,7 @@ def read_changes(database: sqlite3.Connection) -> None:
         database.execute("DELETE FROM texts")
     for file in gone:
         _forget(database, file)
-    # Packs first, the newest before those that it takes the place of.
+    # Packs first, the newest before those that it replaces.
     for file in sorted(filter(is_pack, changed), reverse=True):
         _read_file(database, file, changed[file])
     for file in changed:
@@ -104,7 +103,7 @@ def _remove(database: sqlite3.Connection, name: str) -> None:
 
 
 def _copies_of_nothing(database: sqlite3.Connection) -> list[str]:
-    """The files with a copy of what is no longer where it was."""
+    """Files with a copy of an experiment that has moved."""
     rows = database.execute(
         """SELECT DISTINCT file FROM copies WHERE NOT EXISTS (SELECT 1 FROM experiments
         WHERE experiments.file = copies.original AND experiments.id = copies.id)"""
@@ -113,7 +112,7 @@ def _copies_of_nothing(database: sqlite3.Connection) -> list[str]:
 
 
 def _name_all(database: sqlite3.Connection) -> None:
-    """Call every experiment as its file does, and those that this would make one by their id as well."""
+    """Name every experiment as in its file, with the id appended for duplicates."""
     rows = database.execute("""SELECT name, stored, id FROM experiments WHERE stored IN
         (SELECT stored FROM experiments GROUP BY stored HAVING count(*) > 1 OR max(name <> stored))
         ORDER BY stored, started_us, id, file""").fetchall()
@@ -121,12 +120,12 @@ def _name_all(database: sqlite3.Connection) -> None:
     wanted = []
     for name, stored, identifier in rows:
         wish = stored if stored not in taken else unique_name(stored, identifier)
-        while wish in taken:  # one run, resumed in two places
+        while wish in taken:  # one run resumed in two places
             wish += "+"
         taken.add(wish)
         if wish != name:
             wanted.append((name, wish))
-    # Through names that nothing has, because two may change theirs with one another.
+    # Through unused names, because two may swap theirs.
     steps = [(name, f"{wish}\t") for name, wish in wanted]
     for before, after in [*steps, *((f"{wish}\t", wish) for _, wish in wanted)]:
         for table in ("metrics", "manifests", "experiments"):
@@ -148,7 +147,7 @@ def _remember(
 
 
 def _read_file(database: sqlite3.Connection, file: str, stamp: Stamp) -> None:
-    """Enter what `file` holds."""
+    """Enter the content of `file`."""
     path = get_experiments_dir() / file
     try:
         if is_pack(file):
@@ -158,7 +157,7 @@ def _read_file(database: sqlite3.Connection, file: str, stamp: Stamp) -> None:
         _read_live(database, file, stamp)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, FileNotFoundError) and not path.is_symlink():
-            raise  # it was there a moment ago
+            raise  # deleted meanwhile
         _forget(database, file)
         _remember(database, file, stamp, str(error).splitlines()[0])
 
@@ -170,7 +169,7 @@ def _read_pack(database: sqlite3.Connection, file: str, stamp: Stamp) -> None:
     path = get_experiments_dir() / file
     for (replaces,) in database.execute("SELECT replaces FROM files").fetchall():
         if path.name in json.loads(replaces):
-            return _remember(database, file, stamp)  # a crash has left it behind
+            return _remember(database, file, stamp)  # left behind by a crash
     replaces = replaced_packs(path)
     for replaced in replaces:
         _forget(database, f"packs/{replaced}")
@@ -198,7 +197,7 @@ def _read_parquet(database: sqlite3.Connection, file: str, stamp: Stamp) -> None
     _forget(database, file)
     summaries = summarise_table(path.stem, table)
     _enter(database, file, manifest, summaries)
-    # The footer once more, for the few runs that diverged.
+    # Read the footer again, for the few runs that diverged.
     hides_nan = any(s.non_finite for s in summaries) and has_metric_statistics(path)
     _remember(database, file, stamp, hides_nan=hides_nan)
 
@@ -210,18 +209,18 @@ def _check_name(manifest: dict[str, Any], path: Path) -> None:
 
 
 def _read_live(database: sqlite3.Connection, file: str, stamp: Stamp) -> None:
-    """Read a log: from where the last read ended, where that is enough."""
+    """Read a log, if possible from the end of the last read."""
     path = get_experiments_dir() / file
     with path.open("rb") as log:
-        head = log.read(8)  # the checksum of the first record tells one log from another
+        head = log.read(8)  # the checksum of the first record identifies the log
     manifest, known, consumed = _read_before(database, file, head)
     content = LogContent(path, consumed)
-    if consumed and (content.resumes or content.damaged_lines):  # rows that were read may not count
+    if consumed and (content.resumes or content.damaged_lines):  # rows already read may not count
         manifest, known = {}, []
         content = LogContent(path)
     manifest |= content.manifest
     if not manifest and not content.num_rows and not content.damaged_lines:
-        return _forget(database, file)  # a name that was claimed a moment ago
+        return _forget(database, file)  # a name claimed just now
     if "name" not in manifest:
         raise ValueError("its first record is damaged")
     _check_name(manifest, path)
@@ -246,7 +245,7 @@ def _read_before(
 def _summaries(database: sqlite3.Connection, name: str) -> Iterator[MetricSummary]:
     for row in database.execute("SELECT * FROM metrics WHERE name = ?", (name,)):
         summary = MetricSummary(*row)
-        nan = float("nan")  # SQLite holds it as NULL; the first and the last are never missing
+        nan = float("nan")  # stored as NULL; first and last are never missing
         first, last = (nan if v is None else v for v in (summary.first, summary.last))
         yield summary._replace(first=first, last=last)
 
@@ -257,13 +256,13 @@ def _enter(
     manifest: dict[str, Any],
     summaries: list[MetricSummary],
 ) -> None:
-    """Enter one experiment, unless it stands in a better place already."""
+    """Enter one experiment, unless a better copy is already entered."""
     manifest = clean_facts(manifest)
     stored, identifier = manifest["name"], identity(manifest)
     others = "SELECT name, file FROM experiments WHERE id = ?"
     for other, other_file in database.execute(others, (identifier,)).fetchall():
         if not _is_same(database, other, summaries):
-            continue  # one run that was resumed in two places
+            continue  # one run resumed in two places
         if min(file, other_file, key=_rank) == other_file:
             row = (file, identifier, other_file)
             database.execute("INSERT INTO copies VALUES (?, ?, ?)", row)
@@ -283,7 +282,7 @@ def _enter(
 
 
 def _rank(file: str) -> tuple[int, str]:
-    """Where an experiment moves from its log to its own file to a pack, or back, the least counts."""
+    """Rank of a location: an experiment moves from log to file to pack, or back; the lowest counts."""
     return (0 if is_pack(file) else 1 if file.endswith(".parquet") else 2), file
 
 
@@ -331,14 +330,14 @@ def _microseconds(moment: str) -> int:
 
 
 def _note(note: object) -> str:
-    """`note` as text: the metadata of save_experiment may hold anything."""
+    """`note` as text: the metadata of save_experiment may contain anything."""
     return note if isinstance(note, str) else "" if note is None else json.dumps(note)
 
 
 def _annotate(database: sqlite3.Connection) -> str | None:
-    """Let tags and notes that were changed later take the place of those in the files.
+    """Replace tags and notes in the files by later changes.
 
-    Returns what is wrong with them."""
+    Returns errors in them."""
     annotations, problems = read_annotations()
     for key, said in annotations.items():
         database.execute(

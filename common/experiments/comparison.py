@@ -1,4 +1,4 @@
-"""Configurations beside each other, each by all its seeds: groups of runs that differ in the seed alone."""
+"""Compare configurations over seeds: groups of runs that differ only in the seed."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GroupResult:
-    """One metric of one group of seeds; `comparison` is with the first group (None for the first, and
-    where `incomparable` says why there is none)."""
+    """One metric of one group of seeds; `comparison` is with the first group (None for the first
+    group, or if `incomparable` gives a reason)."""
 
     metric: str
     split: str
@@ -41,7 +41,7 @@ class GroupResult:
 
     @property
     def verdict(self) -> str | None:
-        """better or worse than the first group, not told apart, or why it is none of these."""
+        """The relation to the first group: better, worse, not told apart, or a reason for none."""
         if self.incomparable:
             return f"not compared: {self.incomparable}"
         if (found := self.comparison) is None:
@@ -55,7 +55,7 @@ class GroupResult:
 
 @dataclass
 class Group:
-    """The runs of one configuration: {run: its seed, or its name where none is recorded}, and manifests."""
+    """The runs of one configuration: {run: its seed, or its name if none is recorded}, and manifests."""
 
     name: str
     runs: dict[str, int | str] = field(default_factory=dict)
@@ -64,19 +64,19 @@ class Group:
 
 @dataclass
 class GroupComparison:
-    """`notes` are sentences about what the results leave out and what besides the configuration differs."""
+    """`notes` are sentences about excluded runs and differences besides the configuration."""
 
     results: list[GroupResult]
     notes: list[str]
 
 
 def compare_groups(catalogue: Catalogue, names: Sequence[str]) -> GroupComparison:
-    """Compare the configurations of `names`, each by its seeds: all finished runs that have not diverged.
+    """Compare the configurations of `names` over their seeds: all finished runs that have not diverged.
 
-    A run counts with its best value of every metric of which it is known whether more is better; the
-    runs of one seed count once, with their mean. Left out are runs whose configuration a resume has
-    changed, and runs with other tokens than the one that is named. Raises ExperimentError for an
-    unknown name and for two names of one configuration.
+    A run counts with its best value of every metric with a known direction; runs of one seed count
+    once, with their mean. Runs whose configuration was changed by a resume, and runs on other
+    tokens than the named one, are excluded. Raises ExperimentError for an unknown name and for two
+    names of one configuration.
     """
     groups, notes = _groups(catalogue, names)
     of_run = {run: group for group in groups.values() for run in group.runs}
@@ -99,7 +99,7 @@ def compare_groups(catalogue: Catalogue, names: Sequence[str]) -> GroupCompariso
     if diverged:
         notes.append(f"left out of the metrics that diverged: {some_of(sorted(diverged))}")
     if unknown:
-        notes.append(f"not known whether more is better: {some_of(sorted(unknown))}")
+        notes.append(f"unknown whether higher is better: {some_of(sorted(unknown))}")
     results = [
         result
         for (metric, split), found in sorted(values.items())
@@ -114,8 +114,8 @@ def _results(
     values: Mapping[str, Mapping[int | str, Sequence[float]]],
     groups: Mapping[str, Group],
 ) -> Iterator[GroupResult]:
-    """One metric of every group that has it. values: {group: {seed: the value of each of its runs}}"""
-    # Imported here, because scipy takes half a second.
+    """Compare one metric of every group that has it. values: {group: {seed: values of its runs}}"""
+    # Imported here: scipy takes half a second.
     from common.experiments.statistics import compare, estimate
 
     direction = metric_direction(metric) or ""
@@ -135,7 +135,7 @@ def _results(
 
 
 def _groups(catalogue: Catalogue, names: Sequence[str]) -> tuple[dict[str, Group], list[str]]:
-    """({name: its group}, notes)"""
+    """Return ({name: its group}, notes)."""
     by_hash: dict[str, Group] = {}
     for name in names:
         manifest = catalogue.manifest(name)
@@ -168,17 +168,17 @@ def _why_left_out(run: Mapping[str, Any], group: Group) -> str | None:
         return f"it is {run['status']}"
     named = group.manifests[group.name]
     if holds_quick(named) != holds_quick(run):
-        return f"val holds losses of few batches in only one of it and {group.name}"
+        return f"only one of it and {group.name} has losses of few batches as val"
     reason = other_tokens(named, run)
     return f"{reason} than {group.name}" if reason else None
 
 
 def _changed(catalogue: Catalogue, names: Sequence[str]) -> list[str]:
-    """A line for each run that would be of a group, had no resume changed its configuration."""
+    """A line for each run excluded from a group because a resume changed its configuration."""
     named = [catalogue.manifest(name) for name in names]
     wanted = {config_hash_of(manifest) for manifest in named if manifest["config"]}
     return [
-        f"{run['name']} stands alone: a resume changed {'; '.join(changes)}"
+        f"{run['name']} is in no group: a resume changed {'; '.join(changes)}"
         for run in catalogue.manifests
         if (changes := changes_of(run)) and not run["archived"] and config_hash_of(run) in wanted
     ]
@@ -192,5 +192,5 @@ def _about_seeds(group: Group) -> list[str]:
             f"{group.name}: {len(group.runs)} runs of {len(seeds)} seeds; the runs of a seed count once"
         )
     if unseeded := [run for run, seed in group.runs.items() if seed == run]:
-        lines.append(f"no seed is recorded of {some_of(unseeded)}: each counts as another one")
+        lines.append(f"no seed is recorded for {some_of(unseeded)}: each counts as a separate one")
     return lines

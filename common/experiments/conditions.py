@@ -1,4 +1,4 @@
-"""What a run came from: its configuration and the hash of it, its seed, the machine, the tokens."""
+"""The origin of a run: configuration and its hash, seed, machine, tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ABSENT = object()
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"model": {"num_layers": 4}} -> {"model.num_layers": 4}
 
-    A key that has a dot itself is quoted, and an empty mapping is a value: neither is another's equal.
+    A key with a dot is quoted, and an empty mapping is a value, so that the result is unique.
     """
     flat: dict[str, Any] = {}
     for key, value in values.items():
@@ -33,12 +33,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def diff_configs(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The keys on which the configurations differ, with the value of each (None where it is absent)."""
+    """Keys on which the configurations differ, with the value of each (None if absent)."""
     return diff_flat([flatten(config) for config in configs])
 
 
 def diff_flat(flat: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """As `diff_configs`, of flattened ones."""
+    """`diff_configs` of flattened configurations."""
     different = {}
     for key in dict.fromkeys(key for config in flat for key in config):
         values = [config.get(key, _ABSENT) for config in flat]
@@ -48,7 +48,7 @@ def diff_flat(flat: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Equality as a configuration means it: true is not 1, and NaN is NaN."""
+    """Equality of configuration values: true is not 1, and NaN equals NaN."""
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(map(_is_same, one, other))
     if isinstance(one, Mapping) and isinstance(other, Mapping):
@@ -59,9 +59,10 @@ def _is_same(one: Any, other: Any) -> bool:
 
 
 def config_hash(manifest: Mapping[str, Any]) -> str:
-    """Equal for the runs of one project whose configurations differ in `seed` alone.
+    """Hash that is equal for runs of one project whose configurations differ only in `seed`.
 
-    A run without a configuration, or whose configuration a resume has changed, is equal to itself only.
+    A run without a configuration, or whose configuration was changed by a resume, equals only
+    itself.
     """
     config = manifest.get("config")
     if isinstance(config, Mapping) and config and not changes_of(manifest):
@@ -85,7 +86,7 @@ def _digest(identity: object) -> str:
 
 
 def seed_of(manifest: Manifest) -> int | None:
-    """The seed, from the configuration where the manifest has none."""
+    """The seed, from the configuration if the manifest has none."""
     config = manifest.get("config")
     for seed in (manifest.get("seed"), config.get("seed") if isinstance(config, Mapping) else None):
         if isinstance(seed, int) and not isinstance(seed, bool):
@@ -94,7 +95,7 @@ def seed_of(manifest: Manifest) -> int | None:
 
 
 def changes_of(manifest: Manifest) -> list[str]:
-    """The changes of configuration that a resume made: ["optimizer.lr 0.004 -> 0.001 at step 50"]."""
+    """Configuration changes by resumes: ["optimizer.lr 0.004 -> 0.001 at step 50"]."""
     starts = manifest.get("starts")
     found = []
     for start in starts if isinstance(starts, list) else []:
@@ -116,7 +117,7 @@ def _data(manifest: Manifest) -> Mapping[str, Any]:
 
 
 def different_facts(manifests: Sequence[Manifest]) -> dict[str, list[Any]]:
-    """The facts in which runs differ, with the value of each run; None: not recorded."""
+    """Facts in which runs differ, with the value of each run; None: not recorded."""
     facts = [facts_of(manifest) for manifest in manifests]
     keys = dict.fromkeys(key for found in facts for key in found)
     values = {key: [found.get(key) for found in facts] for key in keys}
@@ -124,7 +125,7 @@ def different_facts(manifests: Sequence[Manifest]) -> dict[str, list[Any]]:
 
 
 def describe_differences(manifests: Sequence[Manifest]) -> list[str]:
-    """["precision differs: bf32 (a, b), fp32 (c)"] of every fact in which runs differ."""
+    """["precision differs: bf32 (a, b), fp32 (c)"] for every fact in which runs differ."""
     lines = []
     for key, values in different_facts(manifests).items():
         names: dict[str, list[str]] = {}
@@ -142,8 +143,8 @@ def _shown(key: str, value: Any) -> str:
 
 
 def why_incomparable(metric: str, split: str, base: Manifest, other: Manifest) -> str | None:
-    """Why two runs cannot be compared by `metric` on `split`: a loss per token is about the tokens, too,
-    and one of few batches about these."""
+    """Reason why two runs cannot be compared by `metric` on `split`: a loss per token depends on
+    the tokens, and a loss over few batches on these."""
     batches = _data(base).get(VAL_QUICK), _data(other).get(VAL_QUICK)
     if split == VAL_QUICK and None not in batches and batches[0] != batches[1]:
         return "other batches"
@@ -153,8 +154,8 @@ def why_incomparable(metric: str, split: str, base: Manifest, other: Manifest) -
 
 
 def holds_quick(manifest: Manifest) -> bool:
-    """Whether the run logged its evaluations of few batches as `val`, as earlier versions did; since
-    then they are logged as `val_quick`, of which a fingerprint is recorded."""
+    """Whether the run logged evaluations of few batches as `val`, as earlier versions did; now they
+    are logged as `val_quick`, with a recorded fingerprint."""
     config = manifest.get("config")
     training = config.get("training") if isinstance(config, Mapping) else None
     few = training.get("eval_batches") if isinstance(training, Mapping) else None
@@ -162,7 +163,7 @@ def holds_quick(manifest: Manifest) -> bool:
 
 
 def other_tokens(base: Manifest, other: Manifest, split: str | None = None) -> str | None:
-    """Whether the tokenizers differ or the data of `split` (None: of any); what is not recorded does not."""
+    """Whether the tokenizers or the data of `split` (None: any) differ, as far as recorded."""
     tokenizers = (base.get("tokenizer"), other.get("tokenizer"))
     if None not in tokenizers and tokenizers[0] != tokenizers[1]:
         return "another tokenizer"
@@ -174,7 +175,7 @@ def other_tokens(base: Manifest, other: Manifest, split: str | None = None) -> s
 
 
 def some_of(names: Iterable[str]) -> str:
-    """The first names, and how many more there are."""
+    """The first names, and the number of others."""
     listed = list(names)
     more = len(listed) - _MOST_NAMES
     return ", ".join(listed[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -3,17 +3,17 @@
     <crc32 of the rest, 8 hex digits> <JSON object>\\n
 
 Each record is one `os.write` to a file opened with O_APPEND, so a killed process leaves whole
-records and at most one cut line, which readers leave out. About once a second the file is synced: a
-power loss takes no more than that. Kinds of records:
+records and at most one partial line, which readers skip. The file is synced about once a second,
+the most that a power loss can take. Kinds of records:
 
     {"kind": "start", "manifest": {...}}          the first one
     {"kind": "row", "row": n, "step", "epoch", "split", "time", "metrics": {...}}
-    {"kind": "update", "manifest": {...}}         facts learnt later: parameters, status ...
+    {"kind": "update", "manifest": {...}}         facts known later: parameters, status ...
     {"kind": "resume", "rows": n, "pid": p, "resumed": when, "duration": seconds worked before}
 
-Rows are numbered from 0, so that a damaged line takes the place of no other: after a resume the rows
-below n still count, and one of a number that was there supersedes that one and all after it. Earlier
-versions wrote no numbers: there a row has the next one, and a damaged line that was a row has one too.
+Rows are numbered from 0, so that a damaged line does not shift others: after a resume the rows
+below n still count, and a row with an existing number supersedes that one and all later ones.
+Earlier versions wrote no numbers: there each row, and each damaged row, has the next number.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _sync = getattr(os, "fdatasync", os.fsync)  # macOS has fsync only
 
 
 class LogWriter:
-    """Appends records to the log at `path`, which must exist (claiming the name created it).
+    """Appends records to the log at `path`, which must exist (claiming the name creates it).
 
-    While the disk is full the records wait in memory, in order, and are written as soon as there is
-    space: a training of days does not end for want of a kilobyte. That is told once.
+    While the disk is full, records wait in memory, in order, and are written once there is space,
+    so that a full disk does not end a training of days. A warning is logged once.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,15 +52,14 @@ class LogWriter:
         self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND)
         size = os.fstat(self._descriptor).st_size
         self._synced = time.monotonic()
-        # Half a line, left by a killed writer or a full disk, is closed off before the next record.
+        # End half a line, left by a killed writer or a full disk, before the next record.
         self._torn = size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"
         self._waiting: deque[bytes] = deque()
 
     def append(self, record: Record) -> None:
-        """Write one record. Raises OSError when it cannot be written for another reason than a full
-        disk, or when a great many wait already."""
-        if self._descriptor < 0:  # the number may belong to another file by now
-            raise ExperimentError(f"the run of {self._path} has ended: nothing more can be logged")
+        """Write one record. Raises OSError for failures other than a full disk, or if too many records wait."""
+        if self._descriptor < 0:  # the descriptor may be reused by now
+            raise ExperimentError(f"the run of {self._path} has ended: cannot log to it")
         line = encode_record(record)
         if self._waiting:
             self._wait(line)
@@ -88,7 +87,7 @@ class LogWriter:
             raise OSError(errno.ENOSPC, "the disk is full", self._path)
 
     def flush(self) -> None:
-        """Make everything appended so far survive a power loss. Raises OSError on a full disk."""
+        """Fsync everything appended so far. Raises OSError on a full disk."""
         while self._waiting:
             self._write(self._waiting[0])
             self._waiting.popleft()
@@ -97,7 +96,7 @@ class LogWriter:
         self._synced = time.monotonic()
 
     def flush_unless_full(self) -> None:
-        """`flush`, but on a full disk the records go on waiting, as was told."""
+        """`flush`, but on a full disk the records keep waiting."""
         self._synced = time.monotonic()
         try:
             self.flush()
@@ -106,7 +105,7 @@ class LogWriter:
                 raise
 
     def close(self) -> None:
-        """Raises OSError when the disk is full and records still wait; they are lost then."""
+        """Close the log. Raises OSError if the disk is full and waiting records are lost."""
         try:
             self.flush()
         finally:
@@ -121,13 +120,13 @@ def encode_record(record: Record) -> bytes:
 
 
 def _warn(message: str) -> None:
-    from common.utils.logging import get_logger  # with logging, 15 ms that a list can do without
+    from common.utils.logging import get_logger  # lazy: 15 ms with logging
 
     get_logger("experiments").warning(message)
 
 
 def append_records(path: Path, records: Iterable[Record]) -> None:
-    """Append to a log that many processes write to, now and then; it is made where there is none."""
+    """Append to a log that many processes write to occasionally; create it if missing."""
     path.touch()
     writer = LogWriter(path)
     for record in records:
@@ -136,7 +135,7 @@ def append_records(path: Path, records: Iterable[Record]) -> None:
 
 
 def read_records(path: Path, start: int = 0) -> Iterator[tuple[Record | None, int]]:
-    """(record, byte after its line) from the byte `start` on; None stands for a damaged line."""
+    """Yield (record, offset after its line) from offset `start`; None for a damaged line."""
     for line, end in _read_lines(path, start):
         yield _parse(line), end
 
@@ -151,7 +150,7 @@ def _read_lines(path: Path, start: int) -> Iterator[tuple[bytes, int]]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[Record | None, int]]:
-    """(record, number of its line, from 1 as an editor counts them); None stands for a damaged one."""
+    """Yield (record, line number from 1); None for a damaged line."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if text := line.rstrip(b"\n"):
@@ -164,7 +163,7 @@ def damaged_lines(path: Path) -> list[int]:
 
 
 def last_record(path: Path) -> Record | None:
-    """The last record, where it is whole and no longer than 64 KB."""
+    """The last record, if it is complete and at most 64 KB."""
     with path.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
         return _parse(file.read().rstrip(b"\n").rpartition(b"\n")[2])
@@ -182,29 +181,29 @@ def _parse(line: bytes) -> Record | None:
 
 
 def _was_row(line: bytes) -> bool:
-    """Whether a damaged line was a whole row: half a line, of a killed writer, was never counted."""
+    """Whether a damaged line was a complete row: half a line of a killed writer never counted."""
     return b'"kind":"row"' in line and line.endswith(b"}}")
 
 
 class LogContent:
-    """What a log says, live or left behind. Damaged lines are counted and left out.
+    """The content of a log. Damaged lines are counted and skipped.
 
-    The rows are read again at each `iter_rows`, because those of a long run do not fit in memory.
-    With `start` (a byte that an earlier read ended at, see `end`) only what was appended since.
+    Rows are read again by each `iter_rows`, because those of a long run do not fit in memory. With
+    `start` (the `end` of an earlier read) only what was appended since.
     """
 
     def __init__(self, path: Path, start: int = 0) -> None:
         self.manifest: dict[str, Any] = {}
         self.num_rows = 0
-        self.next_row = 0  # the number of the row that is logged next
+        self.next_row = 0  # number of the next row
         self.damaged_lines = 0
         self.resumes = 0
-        self.seconds = 0.0  # worked, as far as the log says, superseded rows included
+        self.seconds = 0.0  # of work, including superseded rows
         self.end = start
         self._path, self._start = path, start
-        self._is_worked = False  # earlier versions counted the time between two starts as well
+        self._is_worked = False  # earlier versions also counted the time between two starts
         self._first_row_of: dict[str, int] = {}  # by metric
-        # (first, end, number of the first): ranges of the rows as they stand in the file
+        # (first, end, number of the first): ranges of rows in the file
         self._kept: list[tuple[int, int, int]] = []
         self._rows_in_file = 0
         for line, end in _read_lines(path, start):
@@ -218,7 +217,7 @@ class LogContent:
 
     @property
     def metrics(self) -> list[str]:
-        """The names of the metrics in the order in which they were first logged."""
+        """Names of the metrics in the order of their first logging."""
         return list(self._first_row_of)
 
     @property
@@ -226,7 +225,7 @@ class LogContent:
         return list(self.iter_rows())
 
     def iter_rows(self) -> Iterator[Record]:
-        """The rows in order, without superseded ones: those that were there at the first read."""
+        """Yield the rows of the first read in order, without superseded ones."""
         position = 0
         kept = iter(self._kept)
         begin, end, _ = next(kept, (0, 0, 0))
@@ -260,7 +259,7 @@ class LogContent:
 
     def _take_row(self, record: Record) -> None:
         number = record.get("row", self.next_row)
-        if number < self.next_row:  # the resume that came before it is damaged
+        if number < self.next_row:  # the preceding resume is damaged
             self._keep_below(number)
         for name in record["metrics"]:
             self._first_row_of.setdefault(name, number)
@@ -275,7 +274,7 @@ class LogContent:
         self.seconds = max(self.seconds, record["time"] or 0.0)
 
     def _keep_below(self, number: int) -> None:
-        """Leave out the rows from `number` on; the next one has this number."""
+        """Discard the rows from `number` on; the next row has this number."""
         while self._kept and (last := self._kept[-1])[2] + last[1] - last[0] > number:
             begin, end, first = self._kept.pop()
             staying = max(number - first, 0)

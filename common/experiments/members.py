@@ -1,4 +1,4 @@
-"""Whole experiments, wherever they stand: in a log, a file of their own or a pack."""
+"""Read whole experiments from a log, a file or a pack."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from common.utils.paths import get_experiments_dir
 
 
 def read_members(names: Sequence[str]) -> Iterator[Member]:
-    """(manifest, rows) of each as they were stored, file by file. Raises ExperimentError for an
-    unknown name."""
+    """Yield (manifest, rows) of each experiment as stored, file by file. Raises ExperimentError for
+    an unknown name."""
     catalogue = Catalogue()
     files: dict[str, dict[str, str]] = {}  # {file: {id: name}}
     for place in map(catalogue.place, names):

@@ -1,4 +1,4 @@
-"""What a metric says of a run: its summary, and which way is better."""
+"""Summaries of metrics, and their direction (whether higher is better)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def _set(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-# What the words of a metric's name say of its direction. A loss or an error is a loss whatever it is
-# made of (`auc_loss`, `precision_error`); of other names the last word that is known counts.
+# Words in a metric's name that give its direction. A loss or an error is a loss in any combination
+# (`auc_loss`, `precision_error`); in other names the last known word counts.
 _LOSSES = _set("loss losses error errors err regret")
 _LOWER = _set(
     """perplexity ppl nll xent ce bce crossentropy bits nats bpb bpc bpt bpd mae mse rmse mape smape brier
@@ -27,7 +27,7 @@ _HIGHER = _set(
     sensitivity specificity tpr tnr r2 pearson spearman correlation psnr ssim likelihood elbo mfu hfu
     tflops throughput goodput speed fps tps sps wps"""
 )
-# Beside these no direction is known: `loss_scale`, `accuracy_std`, `explained_variance`.
+# Words that make the direction unknown: `loss_scale`, `accuracy_std`, `explained_variance`.
 _UNDECIDABLE = _set(
     """scale scaler coef coeff weight weights std stddev stderr sem var variance delta diff difference gap
     drop threshold target limit budget size lr alpha beta gamma lambda"""
@@ -45,13 +45,13 @@ _PHRASES = (
     (r"\btrue (positive|negative)s?", "tpr"),
     (r"\b(train|training|test|val|valid|eval|dev)(?=(loss|error|acc|accuracy)\b)", r"\1 "),
 )
-# The split of evaluations on a part of the validation split, `val` (see Trainer): a curve to follow, but
-# no loss to compare with those of the whole split.
+# The split of evaluations on a part of the validation split `val` (see Trainer): its losses are not
+# comparable with those of the whole split.
 VAL_QUICK = "val_quick"
 _TEST = _set("test testing")
 _TRAIN = _set("train training")
 _VALIDATION = _set("val valid validation eval evaluation dev development holdout heldout")
-# Per token, whatever a token is: to be compared between runs with the same tokens only.
+# Metrics per token: comparable only between runs with the same tokens.
 _PER_TOKEN = _LOSSES | _set(
     "perplexity ppl nll xent ce crossentropy bits nats bpt likelihood entropy accuracy acc"
 )
@@ -59,9 +59,9 @@ _PER_TEXT = _set("byte bytes char chars character characters word words")
 
 
 class MetricSummary(NamedTuple):
-    """One metric of one split of one run. `last` is the value at the highest step (of several there the
-    one logged last). `minimum` and `maximum` are over finite values only, and their steps those of the
-    first row that reached them."""
+    """One metric of one split of one run. `last` is the value at the highest step (the latest
+    logged one). `minimum` and `maximum` are over finite values, with the step of the first row that
+    reached them."""
 
     name: str
     split: str
@@ -78,7 +78,7 @@ class MetricSummary(NamedTuple):
 
     @property
     def diverged(self) -> bool:
-        """Whether the last value is NaN or infinite (SQLite holds NaN as NULL)."""
+        """Whether the last value is NaN or infinite (SQLite stores NaN as NULL)."""
         return self.last is None or math.isinf(self.last)
 
     def best(self, direction: str) -> float | None:
@@ -92,7 +92,7 @@ class MetricSummary(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def metric_direction(metric: str) -> str | None:
-    """`min` where lower is known to be better, `max` where higher is, else None."""
+    """`min` if lower is known to be better, `max` if higher is, else None."""
     words = _words(metric)
     if "per" in words[1:-1]:
         cut = words.index("per", 1)
@@ -121,7 +121,7 @@ def is_per_token(metric: str) -> bool:
 
 
 def _words(name: str) -> list[str]:
-    """The words of a name: `val/TopK_Acc` has val, top, k and acc, `bleu4` has bleu."""
+    """Split a name into words: `val/TopK_Acc` into val, top, k and acc, `bleu4` into bleu."""
     parts = re.split(r"([\W_]+)", name)
     text = "".join(map(_split_camel_case, parts)).lower()
     for pattern, replacement in _PHRASES:
@@ -140,8 +140,8 @@ def _is_known(word: str) -> bool:
 
 
 def preferred_split(splits: Iterable[str]) -> str:
-    """The split that judges a run: test before validation (val, valid, eval, dev ...) before `val_quick`
-    before train before any other."""
+    """The main split of a run: test before validation (val, valid, eval, dev ...) before
+    `val_quick` before train before any other."""
     return min(splits, key=lambda split: (*_split_rank(split), split))
 
 
@@ -158,7 +158,7 @@ def _split_rank(split: str) -> tuple[int, int]:
 def summarise_rows(
     name: str, rows: Iterable[Mapping[str, Any]], known: Iterable[MetricSummary] = ()
 ) -> list[MetricSummary]:
-    """Of the rows of a log. `known` are the summaries of the rows before these."""
+    """Summarise the rows of a log. `known` are the summaries of earlier rows."""
     found = {(s.split, s.metric): _RunningSummary(s) for s in known}
     for row in rows:
         split, step = row["split"], row["step"]
@@ -178,7 +178,7 @@ def _no_values(name: str, split: str, metric: str, first: float, step: int) -> M
 
 
 class _RunningSummary:
-    """A MetricSummary that values are added to. No dataclass: the module takes 10 ms to import."""
+    """An accumulating MetricSummary. Not a dataclass, whose module takes 10 ms to import."""
 
     def __init__(self, begun: MetricSummary) -> None:
         self._begun = begun
@@ -189,7 +189,7 @@ class _RunningSummary:
 
     def add(self, value: float, step: int) -> None:
         self.num_values += 1
-        if step >= self.last_step:  # rows may be logged in any order of their steps
+        if step >= self.last_step:  # steps may be logged in any order
             self.last, self.last_step = value, step
         if not math.isfinite(value):
             self.non_finite += 1

@@ -1,6 +1,6 @@
-"""Names of experiments: which are taken, which is free next, and claiming one.
+"""Names of experiments: check, generate and claim them.
 
-A name is claimed by creating its log exclusively, so two processes never share one.
+A name is claimed by creating its log exclusively, so that two processes never share one.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ def exists(name: str) -> bool:
 
 
 def is_finished(name: str) -> bool:
-    """Whether an experiment `name` is stored, in a file of its own or in a pack."""
+    """Whether an experiment `name` is stored, in a file or in a pack."""
     path = parquet_path(name)
     if path.exists() or _is_aside(name):
         return True
-    # Looked for twice: it may move from a pack into a file in between.
+    # Check twice: it may move from a pack to a file in between.
     return packs_dir().exists() and (_is_packed(name) or path.exists())
 
 
 def _is_aside(name: str) -> bool:
-    """Whether a file holds an experiment of this name beside another one, see `free_parquet_path`."""
+    """Whether another file has an experiment of this name, see `free_parquet_path`."""
     return any(get_experiments_dir().glob(f"{name}@*.parquet"))
 
 
@@ -38,18 +38,18 @@ def _is_packed(name: str) -> bool:
 
 
 def claim_name(name: str) -> None:
-    """Reserve `name` by creating its empty log. Raises ExperimentError when it is taken or not a name."""
+    """Reserve `name` by creating its empty log. Raises ExperimentError if it is taken or invalid."""
     check_name(name)
     get_experiments_dir().mkdir(parents=True, exist_ok=True)
     taken = ExperimentError(
-        f"an experiment named '{name}' exists already",
+        f"an experiment named '{name}' already exists",
         f"choose another name, for example '{next_name(name)}'",
     )
     try:
         log_path(name).open("x").close()
     except FileExistsError:
         raise taken from None
-    # Checked after the claim: a run that finishes now shows its Parquet file before its log goes.
+    # Check after the claim: a finishing run publishes its Parquet file before its log is deleted.
     if is_finished(name):
         log_path(name).unlink(missing_ok=True)
         raise taken

@@ -1,4 +1,4 @@
-"""Packing: the coldest experiments of a large store move from files of their own into packs."""
+"""Packing: move the oldest experiments of a large store from files into packs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from common.experiments.rows import FIXED_COLUMNS
 from common.experiments.store import packs_dir, packs_lock, parquet_path
 from common.utils.paths import get_experiments_dir
 
-LOOSE_LIMIT = 512  # more finished experiments in files of their own than this ...
-PACK_SIZE = 256  # ... and so many, the coldest, move into a pack
+LOOSE_LIMIT = 512  # above this number of finished experiments in separate files ...
+PACK_SIZE = 256  # ... this many of the oldest move into a pack
 
 
 def pack_cold_experiments() -> int:
-    """Pack the coldest experiments while there are more than LOOSE_LIMIT; how many were packed."""
+    """Pack the oldest experiments while there are more than LOOSE_LIMIT; return the number packed."""
     with os.scandir(get_experiments_dir()) as entries:
         loose = [entry.name for entry in entries if entry.name.endswith(".parquet")]
     if len(loose) <= LOOSE_LIMIT:
@@ -30,7 +30,7 @@ def pack_cold_experiments() -> int:
     try:
         with packs_lock().acquire(blocking=False):
             return _pack([Path(file).stem for file in coldest])
-    except Timeout:  # another process is at it
+    except Timeout:  # another process is packing
         return 0
 
 
@@ -42,7 +42,7 @@ def _last_change(file: str) -> int:
 
 
 def pack_experiments() -> int:
-    """Pack every finished experiment that has a file of its own; how many were packed."""
+    """Pack every finished experiment in a separate file; return the number packed."""
     with packs_lock():
         return _pack([path.stem for path in get_experiments_dir().glob("*.parquet")])
 
@@ -52,7 +52,7 @@ def _pack(names: Sequence[str]) -> int:
         (packs_dir() / replaced).unlink(missing_ok=True)
     packed = 0
     for first in range(0, len(names), PACK_SIZE):
-        # A file that a crash has left behind, and one whose name another experiment has, stay.
+        # Keep files left behind by a crash, and those whose name another experiment has.
         loose = {
             place.name
             for place in open_catalogue().places("name = stored")
@@ -66,14 +66,14 @@ def _pack(names: Sequence[str]) -> int:
 
 
 def _loose_members(names: Iterable[str]) -> tuple[Iterator[Member], list[str]]:
-    """The experiments that go into one pack, and their metrics."""
+    """Select the experiments of one pack, and their metrics."""
     spelling: dict[str, str] = {}
     chosen = []
     for path in map(parquet_path, sorted(names)):
         with open_parquet(path) as file:
             metrics = [name for name in file.schema_arrow.names if name not in FIXED_COLUMNS]
-            rows = file.metadata.num_rows  # without any there is no place for the manifest
-        # `Loss` and `loss` are one name to DuckDB: they cannot be columns of one file.
+            rows = file.metadata.num_rows  # the manifest needs a row
+        # `Loss` and `loss` are one name to DuckDB and cannot be columns of one file.
         if rows and all(spelling.get(name.lower(), name) == name for name in metrics):
             spelling |= {name.lower(): name for name in metrics}
             chosen.append(path)

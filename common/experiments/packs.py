@@ -1,10 +1,10 @@
-"""Packs: many cold experiments in one Parquet file, so that ten thousand of them are forty files.
+"""Packs: many old experiments in one Parquet file, so that ten thousand of them are forty files.
 
-`packs/<time>.parquet` has the columns of an experiment and `manifest` (JSON), which stands in the
-first row of each. Experiments never share a name, are sorted by it and lie in whole row groups, so
-that DuckDB finds one of them by the statistics. A pack is never changed: taking something out
-writes another pack, whose footer says which one it takes the place of. Whatever a crash leaves
-behind (a file that is in a pack already, a pack that was replaced) does not count.
+`packs/<time>.parquet` has the columns of an experiment and `manifest` (JSON), which is in the first
+row of each. Experiments have unique names, are sorted by name and occupy whole row groups, so that
+DuckDB finds one by the statistics. A pack is never changed: removing an experiment writes a new
+pack, whose footer names the one it replaces. Leftovers of a crash (a file that is already in a
+pack, a replaced pack) do not count.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _FOOTER_KEY = b"pack"
 
 
 def replaced_packs(path: Path) -> list[str]:
-    """The file names of the packs that the pack `path` takes the place of."""
+    """File names of the packs that the pack `path` replaces."""
     with open_parquet(path) as file:
         return list(_footer(file)["replaces"])
 
@@ -51,7 +51,7 @@ def _footer(file: pq.ParquetFile) -> dict[str, Any]:
 
 
 def read_pack(path: Path) -> Iterator[Member]:
-    """The experiments of a pack, one at a time. Raises ValueError when it is damaged."""
+    """Yield the experiments of a pack one by one. Raises ValueError if it is damaged."""
     with open_parquet(path) as file:
         _footer(file)
         parts: list[pa.Table] = []
@@ -84,14 +84,14 @@ def _member(parts: list[pa.Table]) -> Member:
 
 
 def read_member(pack: Path, identifier: str) -> Member:
-    """The experiment `identifier` of a pack that holds it."""
+    """The experiment `identifier` of a pack that contains it."""
     return next(member for member in read_pack(pack) if identity(member[0]) == identifier)
 
 
 def write_pack(
     members: Iterable[Member], metrics: Sequence[str], replaces: Sequence[str] = ()
 ) -> list[str]:
-    """Write a pack and return the names of the experiments in it; without any there is no pack."""
+    """Write a pack and return the names of its experiments; without any no pack is written."""
     remaining = iter(members)
     first = next(remaining, None)
     if first is None:

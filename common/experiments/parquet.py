@@ -1,12 +1,11 @@
 """Finished experiments as Parquet files, one each, with the manifest in the footer.
 
-Imports pyarrow (0.3 s): what only lists or ranks does not import this module.
-A file is written once and never replaced: DuckDB opens each file twice, and a replaced one gives
-wrong counts. Every page has a checksum, which is looked at whenever it is read, and every file one
-that `--check` looks at.
+Imports pyarrow (0.3 s): lists and rankings do not import this module. A file is written once and
+never replaced: DuckDB opens each file twice, and a replaced one gives wrong counts. Every page has
+a checksum, verified on every read, and every file one that `--check` verifies.
 
-Only whole numbers and texts have statistics. Those of DOUBLE columns leave NaN out, while NaN is the
-largest value to SQL: a reader that prunes by them loses the very rows of the runs that diverged.
+Only integer and text columns have statistics. Statistics of DOUBLE columns omit NaN, which SQL
+sorts as the largest value: a reader that prunes by them would lose the rows of diverged runs.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from common.utils.manifest import ID, identity
 from common.utils.paths import get_experiments_dir
 
 Member = tuple[dict[str, Any], pa.Table]  # (manifest, its rows)
-ROW_GROUP_ROWS = 122_880  # what one thread of DuckDB reads at a time
+ROW_GROUP_ROWS = 122_880  # read at a time by a DuckDB thread
 _KINDS = {"experiment_name": pa.string(), "step": pa.int64(), "split": pa.string()}
 
 
@@ -44,7 +43,7 @@ def schema_of(metrics: Iterable[str]) -> pa.Schema:
 
 
 def rows_to_table(name: str, rows: Sequence[Mapping[str, Any]], metrics: Iterable[str]) -> pa.Table:
-    """The rows of a log as a table of `schema_of(metrics)`."""
+    """Convert the rows of a log to a table of `schema_of(metrics)`."""
     columns: list[list[Any]] = [[name] * len(rows)]
     columns += [[row[column] for row in rows] for column in FIXED_COLUMNS[1:]]
     columns += [[row["metrics"].get(metric) for row in rows] for metric in metrics]
@@ -55,7 +54,7 @@ def rows_to_table(name: str, rows: Sequence[Mapping[str, Any]], metrics: Iterabl
 def rows_to_tables(
     name: str, rows: Iterable[Mapping[str, Any]], metrics: Sequence[str]
 ) -> Iterator[pa.Table]:
-    """As `rows_to_table`, ROW_GROUP_ROWS at a time: those of a long run do not fit in memory."""
+    """`rows_to_table` in chunks of ROW_GROUP_ROWS, since the rows of a long run do not fit in memory."""
     remaining = iter(rows)
     while chunk := list(islice(remaining, ROW_GROUP_ROWS)):
         yield rows_to_table(name, chunk, metrics)
@@ -67,9 +66,9 @@ def write_parquet(
     metrics: Sequence[str] | None = None,
     path: Path | None = None,
 ) -> Path:
-    """Write `<name>.parquet`, or `path`, from log rows: durable first, then visible under its name.
+    """Write `<name>.parquet`, or `path`, from log rows: fsync first, then rename.
 
-    With `metrics`, the names of all of them, the rows are taken as they come, some at a time.
+    With `metrics`, the names of all metrics, the rows are streamed.
     """
     if metrics is None:
         rows = list(rows)
@@ -83,7 +82,7 @@ def write_parquet(
 
 
 def write_table(manifest: Mapping[str, Any], table: pa.Table, path: Path | None = None) -> Path:
-    """As `write_parquet`, of a table of `schema_of` its metrics; to another `path` on request."""
+    """`write_parquet` of a table with `schema_of` its metrics, optionally to another `path`."""
     path = path or parquet_path(str(manifest["name"]))
     with parquet_writer(path, table.schema, FOOTER_KEY, manifest) as writer:
         writer.write_table(table)
@@ -94,9 +93,9 @@ def write_table(manifest: Mapping[str, Any], table: pa.Table, path: Path | None 
 def parquet_writer(
     path: Path, schema: pa.Schema, key: bytes, footer: Mapping[str, Any]
 ) -> Iterator[pq.ParquetWriter]:
-    """A writer of the file `path`, which appears when the block succeeds, whole and synced.
+    """Open a writer of `path`, which appears complete and synced when the block succeeds.
 
-    `footer` stands in its metadata under `key`.
+    `footer` is stored in its metadata under `key`.
     """
     schema = schema.with_metadata({key: json.dumps(footer).encode()})
     with atomic_path(path) as temporary:
@@ -106,19 +105,19 @@ def parquet_writer(
 
 
 def exact_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """A writer of a file whose statistics prune no row that a filter would keep."""
+    """A Parquet writer whose statistics never prune a row that a filter would keep."""
     return pq.ParquetWriter(
         path, schema, compression="zstd", write_page_checksum=True, write_statistics=list(_KINDS)
     )
 
 
 def read_footer(file: pq.ParquetFile, key: bytes) -> Any:
-    """What stands in the footer under `key`, or None."""
+    """The footer metadata under `key`, or None."""
     return json.loads((file.metadata.metadata or {}).get(key, b"null"))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of one experiment. Raises ValueError when the file is not what we write."""
+    """The manifest of one experiment. Raises ValueError if the file is malformed."""
     with open_parquet(path) as file:
         return _manifest_of(file)
 
@@ -126,21 +125,21 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def _manifest_of(file: pq.ParquetFile) -> dict[str, Any]:
     manifest: dict[str, Any] | None = read_footer(file, FOOTER_KEY)
     if manifest is None:
-        raise ValueError("not an experiment of this store (its footer holds no manifest)")
+        raise ValueError("not an experiment of this store (its footer has no manifest)")
     return manifest
 
 
 def read_parquet(path: Path) -> Member:
-    """(manifest, table) of one experiment. Raises ValueError when the file is not what we write."""
+    """Read (manifest, table) of one experiment. Raises ValueError if the file is malformed."""
     with open_parquet(path) as file:
         manifest = _manifest_of(file)
-        table = file.read(use_threads=False)  # small ones are read faster so
+        table = file.read(use_threads=False)  # faster for small files
     check_columns(table)
     return manifest, table.replace_schema_metadata(None)
 
 
 def with_name(member: Member, name: str) -> Member:
-    """The same experiment under another name."""
+    """Rename an experiment in memory."""
     manifest, table = member
     if manifest["name"] == name:
         return member
@@ -151,7 +150,7 @@ def with_name(member: Member, name: str) -> Member:
 
 
 def has_metric_statistics(path: Path) -> bool:
-    """Whether a metric of the file has statistics, as earlier versions wrote them."""
+    """Whether a metric of the file has statistics, which earlier versions wrote."""
     with open_parquet(path) as file:
         metadata = file.metadata
         return any(
@@ -163,8 +162,8 @@ def has_metric_statistics(path: Path) -> bool:
 
 
 def check_columns(table: pa.Table) -> None:
-    """Raise ValueError for a column that is missing, of another type, or empty in places."""
-    columns = set(table.column_names)  # the attribute makes a list anew each time
+    """Raise ValueError for a column that is missing, has another type, or has empty cells."""
+    columns = set(table.column_names)  # the attribute builds a list on each access
     for column in (*FIXED_COLUMNS, *(columns - {*FIXED_COLUMNS})):
         if column not in columns:
             raise ValueError(f"it has no column '{column}'")
@@ -175,7 +174,7 @@ def check_columns(table: pa.Table) -> None:
 
 
 def align(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """`table` with the columns of `schema`; those that it lacks are empty."""
+    """Cast `table` to `schema`; missing columns are empty."""
     present = set(table.column_names)
     for field in schema:
         if field.name not in present:
@@ -190,7 +189,7 @@ def metrics_of(table: pa.Table) -> list[str]:
 
 @contextmanager
 def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
-    """The file with checked pages; Arrow's errors inside the block become ValueErrors."""
+    """Open a file with page verification; Arrow errors in the block become ValueErrors."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
@@ -203,7 +202,7 @@ def open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
 
 
 def table_to_rows(table: pa.Table) -> list[dict[str, Any]]:
-    """The rows as the log holds them."""
+    """Yield the rows in the format of the log."""
     fixed = FIXED_COLUMNS[1:]
     return [
         {
@@ -215,7 +214,7 @@ def table_to_rows(table: pa.Table) -> list[dict[str, Any]]:
 
 
 def summarise_table(name: str, table: pa.Table) -> list[MetricSummary]:
-    """As `metrics.summarise_rows`, by whole columns."""
+    """`metrics.summarise_rows` by columns."""
     splits = table["split"].combine_chunks().dictionary_encode()
     codes, steps = splits.indices.to_numpy(), table["step"].to_numpy()
     summaries = []
@@ -256,12 +255,12 @@ def _summary(name: str, split: str, metric: str, values: Any, steps: Any) -> Met
 
 
 def _checksums_path() -> Path:
-    """A log as those of runs are (see log.py): the SHA-256 of every file as it was written."""
+    """Path of the log of SHA-256 checksums of every file as written (format: see log.py)."""
     return get_experiments_dir() / CHECKSUMS
 
 
 def record_checksum(path: Path, written: Path, identifier: str | None = None) -> None:
-    """Remember that what stands in `written` is to stand in `path`, if that is in the store."""
+    """Record the checksum of `written` for `path`, if that is in the store."""
     if not path.is_relative_to(get_experiments_dir()):
         return
     file = str(path.relative_to(get_experiments_dir()))

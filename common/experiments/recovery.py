@@ -1,6 +1,6 @@
-"""Recovery: what processes that were killed while they finished a run have left is finished.
+"""Recovery: finish runs whose process was killed while finishing.
 
-A reader does not do this; whoever opens the store for work calls `open_catalogue`.
+Readers do not do this; commands that modify the store call `open_catalogue`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from common.utils.manifest import identity, unique_name
 
 
 def open_catalogue() -> Catalogue:
-    """Finish what killed processes have left, and open the catalogue, whose cache is refreshed."""
+    """Finish the work of killed processes, and open the catalogue with a refreshed cache."""
     catalogue = Catalogue(refresh=True)
     if any([_complete_finish(name) for name in catalogue.begun_finishes()]):
         catalogue = Catalogue(refresh=True)
@@ -24,21 +24,22 @@ def open_catalogue() -> Catalogue:
 
 
 def _complete_finish(name: str) -> bool:
-    """Finish a run whose process was killed while it finished; False when somebody else does, or when
-    it cannot be done now (a full disk, a store that may only be read): its log says the same."""
+    """Finish a run whose process was killed while finishing; return False if another process does,
+    or if it fails (full disk, read-only store), which is safe since the log has the same
+    content."""
     lock = lock_of(name)
     try:
         with lock.acquire(blocking=False):
             if log_path(name).exists() and not _is_stored(name):
                 finish_log(name)
             Path(lock.lock_file).unlink(missing_ok=True)
-    except (Timeout, OSError, ValueError):  # the last: the file of that name is damaged
+    except (Timeout, OSError, ValueError):  # ValueError: the file of that name is damaged
         return False
     return True
 
 
 def finish_log(name: str) -> Path:
-    """Turn the log of `name` into its Parquet file; a crash in between loses nothing."""
+    """Convert the log of `name` to its Parquet file; a crash in between loses nothing."""
     from common.experiments.parquet import write_parquet
 
     content = read_log(log_path(name))
@@ -49,7 +50,7 @@ def finish_log(name: str) -> Path:
 
 
 def _is_stored(name: str) -> bool:
-    """Whether the run that the log of `name` holds stands in a file of its own already."""
+    """Whether the run in the log of `name` is already stored in a file."""
     from common.experiments.parquet import read_manifest
 
     identifier = identity(read_log(log_path(name)).manifest)

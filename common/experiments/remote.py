@@ -1,9 +1,9 @@
-"""Finished experiments in an object store, shared by several machines.
+"""Copies of finished experiments in an object store, shared by several machines.
 
-`RESEARCH_EXPERIMENTS_URI=s3://bucket/folder` (or gs://, abfs://, file:///mnt/lab): an experiment is
-copied there when it is finished, and `sync_experiments` brings what is missing on either side. Every
-question is still answered from the local store, so nothing waits for the network.
-Credentials and endpoints are those of Arrow's file systems: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+With `RESEARCH_EXPERIMENTS_URI=s3://bucket/folder` (or gs://, abfs://, file:///mnt/lab) an
+experiment is uploaded when it finishes, and `sync_experiments` copies missing ones in both
+directions. Queries use only the local store, so nothing waits for the network. Credentials and
+endpoints are those of Arrow's file systems: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
 `s3://bucket/folder?endpoint_override=localhost:9000&scheme=http`.
 """
 
@@ -35,12 +35,12 @@ _VARIABLE = "RESEARCH_EXPERIMENTS_URI"
 
 
 def remote_uri() -> str | None:
-    """The address of the object store; None where none is set."""
+    """The URI of the object store; None if unset."""
     return os.environ.get(_VARIABLE) or None
 
 
 def upload_finished(name: str) -> None:
-    """Copy an experiment that was just finished. A network that fails is told, and harms nothing."""
+    """Upload an experiment that just finished. A failure is logged as a warning."""
     try:
         remote = ObjectStore()
         upload(remote, remote.files(), finished_places("stored = ?", name))
@@ -52,7 +52,7 @@ def upload_finished(name: str) -> None:
 
 
 def finished_places(where: str = "TRUE", *parameters: str) -> list[Place]:
-    """Where the finished experiments stand of which `where` SQL is true."""
+    """Locations of finished experiments that match the SQL `where`."""
     return open_catalogue().places(
         f"file LIKE '%.parquet' AND status = 'finished' AND {where}", *parameters
     )
@@ -69,7 +69,7 @@ class ObjectStore:
             raise ExperimentError(f"{_VARIABLE}={uri} cannot be used: {error}") from error
 
     def files(self) -> dict[str, str]:
-        """{file: id of the experiment in it}. Files never change, so each is asked for its id once."""
+        """{file: id of the experiment in it}. Files never change, so each id is read once."""
         selector = fs.FileSelector(self.folder, allow_not_found=True)
         found = {Path(info.path).name: info for info in self.system.get_file_info(selector)}
         known = self._read_ids()
@@ -101,7 +101,7 @@ class ObjectStore:
         append_records(_ids_path(), [{"kind": "remote", **facts}])
 
     def _read_id(self, file: str) -> str:
-        """Raises ValueError when it is no experiment of a store."""
+        """Raises ValueError if it is not an experiment of a store."""
         try:
             with self.system.open_input_file(f"{self.folder}/{file}") as content:
                 manifest = read_footer(pq.ParquetFile(content), FOOTER_KEY)
@@ -114,7 +114,7 @@ class ObjectStore:
         return key
 
     def write(self, name: str, content: bytes) -> None:
-        """All at once, so that a cut connection leaves nothing under the name."""
+        """Upload in one request, so that a broken connection leaves no partial file."""
         target = f"{self.folder}/{name}.parquet"
         if self.system.type_name != "local":
             with self.system.open_output_stream(target) as stream:
@@ -135,7 +135,7 @@ def _ids_path() -> Path:
 
 
 def upload(remote: ObjectStore, there: dict[str, str], places: Iterable[Place]) -> list[str]:
-    """Upload those that are not `there` ({file: id}), which is extended. Nothing is ever replaced."""
+    """Upload experiments missing in `there` ({file: id}), and extend it. Never replaces a file."""
     uploaded = []
     with TemporaryDirectory() as folder:
         for place in places:
@@ -157,5 +157,5 @@ def upload(remote: ObjectStore, there: dict[str, str], places: Iterable[Place]) 
 
 def warn_taken(name: str, where: str, other: str) -> None:
     """Log that an experiment is stored under `other`, because `name` is taken."""
-    message = f"another experiment '{name}' is {where} already: this one is stored as '{other}'"
+    message = f"another experiment '{name}' is already {where}: this one is stored as '{other}'"
     get_logger("experiments").warning(message)

@@ -1,4 +1,4 @@
-"""The rows of a log and of a table: their columns, and the values that every part of the store can hold."""
+"""Rows of logs and tables: their columns, and validation of values."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FIXED_COLUMNS = ("experiment_name", "step", "epoch", "split", "time")
-MANIFEST_COLUMN = "manifest"  # of a pack
-FOOTER_KEY = b"experiment"  # of the manifest in the Parquet file of one experiment
-RUN_COLUMNS: dict[str, str | list[str]] = {  # of the view `runs`, with their types in DuckDB
+MANIFEST_COLUMN = "manifest"  # of packs
+FOOTER_KEY = b"experiment"  # key of the manifest in a Parquet footer
+RUN_COLUMNS: dict[str, str | list[str]] = {  # columns of the view `runs`, with DuckDB types
     "name": "VARCHAR",
     "status": "VARCHAR",
     "project": "VARCHAR",
@@ -49,15 +49,15 @@ def make_row(
     metrics: Mapping[str, Any],
     known: dict[str, str],
 ) -> dict[str, Any]:
-    """One checked row, as the log holds it. Raises ExperimentError for what the file could not hold.
+    """Validate a row for the log. Raises ExperimentError for values that cannot be stored.
 
-    `known` is that of `check_metrics`.
+    `known`: see `check_metrics`.
     """
     is_whole = type(step) is int or (isinstance(step, numbers.Real) and float(step).is_integer())
     if not is_whole or not -(2**63) <= int(step) < 2**63:
-        raise ExperimentError(f"'step' must be a whole number of 64 bits, got {step!r}")
+        raise ExperimentError(f"'step' must be a 64-bit integer, got {step!r}")
     if not isinstance(split, str) or not split or not is_text(split):
-        raise ExperimentError(f"'split' must be a text such as train or val, got {split!r}")
+        raise ExperimentError(f"'split' must be a string such as train or val, got {split!r}")
     for name, value in (("epoch", epoch), ("time", time)):
         if not (value is None or type(value) is float or isinstance(value, numbers.Real)):
             raise ExperimentError(f"'{name}' must be a number, got {value!r}")
@@ -71,27 +71,27 @@ def make_row(
 
 
 def check_metrics(metrics: Mapping[str, Any], known: dict[str, str]) -> dict[str, float]:
-    """The metrics as floats. `known` maps lower-cased to real names seen before, and is extended.
+    """Convert metrics to floats. `known` maps lower-cased to original names seen before, and is extended.
 
     Raises ExperimentError for a reserved name, one that differs from another only in case, and a
-    value that is not one number. NaN and infinities are numbers.
+    value that is not a single number. NaN and infinities are allowed.
     """
     checked = {}
     for name, value in metrics.items():
-        # The common case first: this is called at every logged step.
+        # The common case first, since this runs at every logged step.
         if type(value) is float and known.get(name.lower()) == name:
             checked[name] = value
             continue
         if not name or name.lower() in RESERVED_NAMES:
             raise ExperimentError(
-                f"a metric cannot be named '{name}'", f"reserved are {', '.join(RESERVED_NAMES)}"
+                f"a metric cannot be named '{name}'", f"reserved names: {', '.join(RESERVED_NAMES)}"
             )
         if not is_text(name):
             raise ExperimentError(f"a metric cannot be named {name!r}", NO_TEXT)
         if known.setdefault(name.lower(), name) != name:
             other = known[name.lower()]
             raise ExperimentError(f"metrics '{other}' and '{name}' differ only in case")
-        # Scalars of PyTorch and NumPy have `item`; neither library is needed to know that.
+        # Scalars of PyTorch and NumPy have `item`; no import of either is needed.
         number = (
             value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
         )
@@ -102,7 +102,7 @@ def check_metrics(metrics: Mapping[str, Any], known: dict[str, str]) -> dict[str
 
 
 def dataframe_rows(dataframe: pd.DataFrame) -> list[dict[str, Any]]:
-    """The checked rows of a table, see `save_experiment`."""
+    """Validate the rows of a table, see `save_experiment`."""
     known: dict[str, str] = {}
     rows = []
     padding = _padding(dataframe)
@@ -119,8 +119,8 @@ def dataframe_rows(dataframe: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _padding(dataframe: pd.DataFrame) -> set[tuple[Any, Any]]:
-    """The (split, metric) that were not logged: pandas writes NaN where a metric of one split has no
-    value on the rows of another. A metric that is NaN everywhere has diverged."""
+    """(split, metric) pairs that were not logged: pandas fills a metric of one split with NaN on
+    the rows of another. A metric that is NaN everywhere has diverged."""
     if "split" not in dataframe:
         return set()
     metrics = [name for name in dataframe if name not in FIXED_COLUMNS]

@@ -1,5 +1,5 @@
-"""A run that logs while it trains: `with start_experiment("exp_001") as run: run.log(...)`; and
-`save_experiment`, which stores one that is over from a table."""
+"""Log a run while it trains: `with start_experiment("exp_001") as run: run.log(...)`; and
+`save_experiment`, which stores a finished one from a table."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def start_experiment(
 ) -> Run:
     """Claim `name` (or the next free `<prefix>_NNN`) and return the run to log to.
 
-    Every `system_metrics_seconds` (None: never) the row that is logged next also says what the
-    machine does, see `SystemMetrics`. With `resume`, an unfinished run of that name is continued: call `Run.resume_from` with the
-    number of rows that are still true. Raises ExperimentError when the name is taken, when there is
-    nothing to resume, when the run is finished, when another process is running it, or when `config`
-    or another fact is nothing that `to_plain` makes JSON of. `facts` are added to the manifest.
+    Every `system_metrics_seconds` (None: never) the next row includes `SystemMetrics`. With
+    `resume`, an unfinished run of that name continues: call `Run.resume_from` with the number of
+    valid rows. `facts` are added to the manifest. Raises ExperimentError if the name is taken,
+    there is nothing to resume, the run is finished or running in another process, or `to_plain`
+    cannot convert `config` or a fact to JSON.
     """
     try:
         manifest = create_manifest(
@@ -55,24 +55,24 @@ def start_experiment(
         )
         manifest = check_manifest(plain_facts(manifest | dict(facts or {})))
     except ValueError as error:
-        raise ExperimentError(f"an experiment cannot be started so: {error}") from error
+        raise ExperimentError(f"cannot start the experiment: {error}") from error
     if resume:
         if name is None:
             raise ExperimentError(
                 "--resume needs the name of the run to continue", "add --name NAME"
             )
-        open_catalogue()  # a run that was killed while it finished is finished now
+        open_catalogue()  # finishes a run that was killed while finishing
         _check_resumable(name)
     else:
         name = _claim(name, prefix or project or "experiment")
     lock = lock_of(name)
     try:
-        lock.acquire(timeout=2)  # a reader that asks `is_running` holds it for a moment
+        lock.acquire(timeout=2)  # `is_running` of a reader holds it for a moment
     except Timeout:
         raise ExperimentError(f"experiment '{name}' is running in another process") from None
     try:
         if resume:
-            _check_resumable(name)  # again: who held it may have finished it meanwhile
+            _check_resumable(name)  # again: the holder may have finished it meanwhile
         run = Run(name, lock, system_metrics_seconds)
     except BaseException:
         lock.release()
@@ -94,23 +94,22 @@ def _claim(name: str | None, prefix: str) -> str:
             return candidate
         except ExperimentError:
             if name is not None or not exists(candidate):
-                raise  # otherwise another process took this number first: try the next one
+                raise  # otherwise another process took this number: try the next one
 
 
 def _check_resumable(name: str) -> None:
     if is_finished(name):
         hint = "start a new one with another --name"
         if log_path(name).exists():
-            hint += "; an unfinished run has the name as well: give it another with --rename, see --check"
+            hint += "; an unfinished run has the same name: rename it with --rename, see --check"
         raise ExperimentError(f"experiment '{name}' is finished", hint)
     if not log_path(name).exists():
-        raise ExperimentError(f"there is no experiment '{name}' to resume", "leave out --resume")
+        raise ExperimentError(f"no experiment '{name}' to resume", "leave out --resume")
 
 
 class Run:
-    """One experiment while it is alive. Made by `start_experiment`; usable as a context manager:
-
-    the block's end finishes it, Ctrl-C marks it interrupted, any other exception failed.
+    """A live experiment, created by `start_experiment`. As a context manager, the end of the block
+    finishes it, Ctrl-C marks it interrupted, any other exception failed.
     """
 
     def __init__(
@@ -129,13 +128,13 @@ class Run:
 
     def _take_up(self, content: LogContent) -> None:
         self.manifest: dict[str, Any] = content.manifest
-        self.rows = content.next_row  # the number of the next one: a damaged line keeps its own
+        self.rows = content.next_row  # number of the next row; damaged lines count
         self._metric_names |= {name.lower(): name for name in content.metrics}
         self._worked_before = content.seconds
         self._started = time.monotonic()
 
     def _worked(self) -> float:
-        """Seconds of work over all starts, which no clock that is set can change."""
+        """Seconds of work over all starts, by a monotonic clock."""
         return round(self._worked_before + time.monotonic() - self._started, 6)
 
     def start(self, manifest: dict[str, Any], config_text: str | None) -> None:
@@ -148,31 +147,31 @@ class Run:
         self._write_manifest_file()
 
     def write_config_file(self, text: str) -> None:
-        """Keep `config.yaml` beside the log: a copy to read, which nothing is trained from."""
+        """Write `config.yaml` to the run folder: a copy for readers, never loaded."""
         write_text_atomic(self.directory / "config.yaml", text)
 
     def record_start(
         self, step: int, changes: Mapping[str, Sequence[Any]] | None = None, **facts: Any
     ) -> None:
-        """Add a start or a resume at `step` to `starts` of the manifest: who, where, with which code.
+        """Add a start or resume at `step` to `starts` of the manifest, with user, machine and code version.
 
         Args:
-            changes: {key: [before, now]} of what is no longer as it was; a run that has any is the
-                result of no single configuration, and counts in no group.
-            facts: how this process computes (precision, threads, device ...); the latest also stand
-                in the manifest by themselves.
+            changes: {key: [before, now]} of the configuration; a run with changes has no single
+                configuration and counts in no group.
+            facts: how this process computes (precision, threads, device ...); the latest are also
+                top-level keys of the manifest.
         """
         start = {"step": step, **self.session, **facts, "changes": dict(changes or {})}
         self.update(starts=[*self.manifest.get("starts", []), start], **facts)
 
     def resume_from(self, rows: int) -> None:
-        """Continue after the first `rows` rows: later ones, logged by the lost process, are superseded."""
+        """Continue after the first `rows` rows: later ones of the killed process are superseded."""
         again = {"pid": os.getpid(), "resumed": now(), "duration": self._worked()}
         self._writer.append({"kind": "resume", "rows": rows, **again})
         path = log_path(self.name)
         content = read_log(path)
         self._take_up(content)
-        # A power loss takes what was never flushed; or a disk, or somebody, damaged the log.
+        # A power loss took unflushed rows, or the log was damaged.
         if content.num_rows < rows:
             lines = ", ".join(map(str, damaged_lines(path)))
             damage = f"; damaged: line {lines} of {path}" if lines else ""
@@ -189,28 +188,28 @@ class Run:
         split: str = "train",
         epoch: float | None = None,
     ) -> None:
-        """Append one row. `metrics` maps names to numbers; once this returns, a kill loses nothing."""
+        """Append one row. `metrics` maps names to numbers; after the call, a kill loses nothing."""
         if self._system is not None and (measured := self._system.sample()):
-            metrics = measured | dict(metrics)  # what the caller says has precedence
+            metrics = measured | dict(metrics)  # the caller's values take precedence
         row = make_row(step, split, epoch, self._worked(), metrics, self._metric_names)
         self._writer.append({"kind": "row", "row": self.rows, **row})
         self.rows += 1
 
     def flush(self) -> None:
-        """Make every row logged so far survive a power loss, unless the disk is full."""
+        """Fsync every row logged so far, unless the disk is full."""
         self._writer.flush_unless_full()
 
     def update(self, **facts: Any) -> None:
-        """Record facts learnt on the way, such as `parameters` or `tokens`. Raises ExperimentError for
-        what the store could not show: such a run would be unreadable once it is finished."""
+        """Record facts known later, such as `parameters` or `tokens`. Raises ExperimentError for
+        values that would make the finished run unreadable."""
         try:
             facts = plain_facts(facts)
             check_manifest(self.manifest | facts)
         except ValueError as error:
-            raise ExperimentError(f"'{self.name}' cannot be updated so: {error}") from error
+            raise ExperimentError(f"cannot update '{self.name}': {error}") from error
         if any(facts.get(key, self.manifest[key]) != self.manifest[key] for key in ("name", ID)):
             raise ExperimentError(
-                f"'{self.name}' cannot be given another name or id",
+                f"cannot change the name or id of '{self.name}'",
                 f"rename it once it has ended: tools/query_experiments.py --rename {self.name} NEW",
             )
         self.manifest |= facts
@@ -218,10 +217,10 @@ class Run:
         self._write_manifest_file()
 
     def finish(self, status: str = "finished") -> Path:
-        """End the run. `finished` turns the log into its Parquet file; with any other status
-        (`interrupted`, `failed`) the log stays, so that the run can be resumed."""
+        """End the run. `finished` converts the log to its Parquet file; any other status
+        (`interrupted`, `failed`) keeps the log, so that the run can be resumed."""
         if self._ended:
-            raise ExperimentError(f"experiment '{self.name}' has ended already")
+            raise ExperimentError(f"experiment '{self.name}' has already ended")
         self.update(status=status, finished=now(), duration=self._worked())
         self._ended = True
         self._writer.close()
@@ -230,13 +229,13 @@ class Run:
             path = finish_log(self.name)
             _publish(self.name)
         self.manifest["file"] = str(path)
-        # Before the release, or the file may be that of whoever resumes the run at this moment.
+        # Before the release: afterwards another process may resume the run and own the file.
         Path(self._lock.lock_file).unlink(missing_ok=True)
         self._lock.release()
         return path
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the facts, and the last value of every metric."""
+        """Notebook display: the facts, and the last value of every metric."""
         from common.utils.tables import format_html
 
         facts = ", ".join(str(self.manifest[key]) for key in ("name", "status"))
@@ -270,11 +269,11 @@ def save_experiment(
 ) -> Path:
     """Store a finished experiment from a table of metrics and return its Parquet file.
 
-    `dataframe` has a row per step. `step`, `epoch`, `split` and `time` are taken where they are
-    there (`step` counts the rows otherwise); every other column must hold numbers.
-    `metadata` is anything that `to_plain` makes JSON of: `config`, `project`, `seed`, `tags`,
-    `parameters` and `tokens` fill the columns of `runs`, the rest is kept beside them.
-    Raises ExperimentError when the name is taken, or when a column or the metadata do not fit.
+    `dataframe` has a row per step. `step`, `epoch`, `split` and `time` are optional (`step`
+    defaults to the row number); every other column must be numeric. `metadata` is anything that
+    `to_plain` converts to JSON: `config`, `project`, `seed`, `tags`, `parameters` and `tokens` fill
+    the columns of `runs`, the rest is stored beside them.
+    Raises ExperimentError if the name is taken, or a column or the metadata are invalid.
     """
     from common.experiments.parquet import write_parquet  # pyarrow, 0.3 s
 
@@ -296,13 +295,13 @@ def _saved_manifest(name: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return check_manifest(plain_facts(manifest))
     except ValueError as error:
-        raise ExperimentError(f"the metadata of '{name}' cannot be stored: {error}") from error
+        raise ExperimentError(f"cannot store the metadata of '{name}': {error}") from error
 
 
 def _publish(name: str) -> None:
-    """What follows on a finish: the catalogue, and the object store where there is one.
+    """Update the catalogue, and the object store if set, after a finish.
 
-    The experiment is stored by now, so what fails here is logged and ends no training.
+    The experiment is already stored, so failures are logged and do not end a training.
     """
     if os.environ.get("RESEARCH_EXPERIMENTS_URI"):
         from common.experiments.remote import upload_finished
@@ -315,8 +314,8 @@ def _publish(name: str) -> None:
 
 
 def enter_into_catalogue() -> None:
-    """Let the catalogue read what was just stored, and pack what is cold when there is much."""
-    # Done here, where pyarrow is loaded already, so that the next --list need not load it.
+    """Update the catalogue with the stored experiment, and pack old ones if there are many."""
+    # Done here, where pyarrow is already loaded, so that the next --list need not load it.
     from common.experiments.packing import pack_cold_experiments
 
     pack_cold_experiments()
@@ -324,6 +323,6 @@ def enter_into_catalogue() -> None:
 
 
 def _warn(message: str) -> None:
-    from common.utils.logging import get_logger  # 15 ms that most runs can do without
+    from common.utils.logging import get_logger  # lazy: 15 ms
 
     get_logger("experiments").warning(message)

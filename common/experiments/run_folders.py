@@ -1,6 +1,6 @@
-"""The folder of a run (checkpoints, samples), which is that of an experiment and not of a name.
+"""The run folder (checkpoints, samples) of an experiment, identified by id rather than name.
 
-`runs/<name>/manifest.json` says by its id whose folder it is, where several experiments have the name.
+If several experiments share a name, the id in `runs/<name>/manifest.json` gives the owner.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from common.utils.paths import get_runs_dir
 
 
 def folder_of(name: str) -> Path:
-    """Where the folder of the experiment that is called `name` is, or would be."""
+    """Path of the run folder of experiment `name`, existing or not."""
     catalogue = Catalogue()
     if not (places := catalogue.places("name = ?", name)):
         return get_runs_dir() / name
@@ -27,7 +27,7 @@ def folder_of(name: str) -> Path:
 
 
 def run_folder(catalogue: Catalogue, name: str, identifier: str) -> Path | None:
-    """The folder with the checkpoints of an experiment: of two of one name it is that of one."""
+    """The run folder of an experiment; if two share a name, only one owns it."""
     folder = get_runs_dir() / name
     if not (folder.is_dir() or folder.is_symlink()):
         return None
@@ -37,7 +37,7 @@ def run_folder(catalogue: Catalogue, name: str, identifier: str) -> Path | None:
 
 
 def folder_id(folder: Path) -> str | None:
-    """The id of the experiment whose folder it is; None where it does not say so."""
+    """The id of the experiment that owns the folder; None if not recorded."""
     try:
         manifest: Any = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

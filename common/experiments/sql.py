@@ -2,7 +2,7 @@
 
 `experiments` has a row per logged step: experiment_name, step, epoch, split, time (seconds since
 the run's start), then one DOUBLE column per metric. `runs` has a row per experiment.
-A process of its own runs the query (`sql_worker.py`) within bounds of memory and time.
+A separate process runs the query (`sql_worker.py`) within limits of memory and time.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ def query_experiments(
 ) -> pd.DataFrame:
     """Run one SELECT over the views `experiments` and `runs`.
 
-    Raises ExperimentError for wrong SQL, for statements that are not read-only, for a result of more
-    than `limit` rows (a cut one could be taken for the whole), for a query that takes longer than
-    `timeout_seconds`, and for one that needs more than `memory_bytes` (default: half of what the
-    machine has free) or whose result is larger than a quarter of them. None for `limit` or
-    `timeout_seconds` takes that bound away. Broken files are left out with a warning that names them.
+    Raises ExperimentError for invalid SQL, statements that are not read-only, results of more than
+    `limit` rows (never truncated silently), queries longer than `timeout_seconds`, and queries that
+    need more than `memory_bytes` (default: half of the free memory) or whose result is larger than
+    a quarter of that. None disables `limit` or `timeout_seconds`. Unreadable files are skipped with
+    a warning.
     """
     with asked(Question(sql, "arrow", limit, memory_bytes)) as process:
         import duckdb  # while the query runs, which takes as long
-        import pandas  # noqa: F401 (DuckDB would, later)
+        import pandas  # noqa: F401 (DuckDB imports it later)
         import pyarrow as pa
 
         content = b"".join(process.receive(timeout_seconds))
@@ -61,7 +61,7 @@ def query_rows(
     memory_bytes: int | None = None,
     stop: Event | None = None,
 ) -> tuple[list[str], list[list[Any]]]:
-    """As `query_experiments`, without pandas: (column names, rows). Setting `stop` ends the query."""
+    """`query_experiments` without pandas: (column names, rows). Setting `stop` ends the query."""
     with asked(Question(sql, "rows", limit, memory_bytes)) as process:
         columns, *batches = map(pickle.loads, process.receive(timeout_seconds, stop))
     rows = [list(row) for batch in batches for row in batch]

@@ -1,8 +1,8 @@
-"""Processes that run SQL, so that a query can be ended whatever it does: DuckDB looks for an
-interruption between chunks of rows, and one call of `repeat` or `range` makes gigabytes within one.
+"""Processes that run SQL, so that any query can be stopped: DuckDB checks for interruption only
+between chunks of rows, and a single call of `repeat` or `range` can produce gigabytes within one.
 
-A process runs one query after another, and the next one finds it ready. It is killed when a query
-does not end in time or needs too much memory, and it ends with the process that started it.
+A process is reused for later queries. It is killed if a query times out or needs too much memory,
+and exits with its parent.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from common.errors import ExperimentError
 from common.utils.paths import REPOSITORY_ROOT, get_assets_dir
 
 _MOST_IDLE = 2
-_LOOK_EVERY_SECONDS = 0.1  # whether somebody wants the query stopped
+_LOOK_EVERY_SECONDS = 0.1  # interval of checks for `stop`
 _COMMAND = f"""import sys
 sys.path.insert(0, {str(REPOSITORY_ROOT)!r})
 from common.experiments.sql_worker import serve
@@ -36,14 +36,14 @@ class Question(NamedTuple):
     sql: str
     form: str
     limit: int | None  # rows
-    memory_bytes: int | None  # None: half of what is free
+    memory_bytes: int | None  # None: half of the free memory
 
 
 class QueryProcess:
     """One process. Its messages are pairs: begun, warning, part, done, error, fatal, system, bug; ended."""
 
     def __init__(self) -> None:
-        # A session of its own, because Ctrl-C is for us: we end the query then.
+        # A new session: on Ctrl-C this process stops the query.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", _COMMAND],
             stdin=subprocess.PIPE,
@@ -67,7 +67,7 @@ class QueryProcess:
         """Ask `question`."""
         assert self._process.stdin is not None
         self.is_idle = False
-        # It may have been started under other variables, and it stands in another folder.
+        # The process may have another environment and current folder.
         environment = os.environ | {"RESEARCH_ASSETS_DIR": str(get_assets_dir())}
         pickle.dump((question, environment), self._process.stdin)
         self._process.stdin.flush()
@@ -75,7 +75,7 @@ class QueryProcess:
     def receive(
         self, timeout_seconds: float | None, stop: threading.Event | None = None
     ) -> list[bytes]:
-        """The parts of the answer. Raises ExperimentError for what is wrong with the question."""
+        """Yield the parts of the answer. Raises ExperimentError for an invalid query."""
         parts: list[bytes] = []
         deadline = None
         while True:
@@ -92,7 +92,7 @@ class QueryProcess:
             elif kind == "begun" and timeout_seconds is not None:
                 deadline = time.monotonic() + timeout_seconds
             elif kind == "warning":
-                from common.utils.logging import get_logger  # 10 ms that most queries do without
+                from common.utils.logging import get_logger  # lazy: 10 ms
 
                 get_logger("experiments").warning(content)
             elif kind in ("done", "error"):
@@ -108,17 +108,17 @@ class QueryProcess:
                 raise RuntimeError(content)
             elif kind == "ended":
                 raise ExperimentError(
-                    f"the process of the query ended with {self._process.wait()}",
-                    "it may have needed more memory than there is: ask for less",
+                    f"the query process exited with status {self._process.wait()}",
+                    "it may have run out of memory: query less",
                 )
             if deadline is not None and time.monotonic() >= deadline:
                 raise ExperimentError(
                     f"the query took longer than {timeout_seconds:g} seconds",
-                    "ask for less, or allow more: --timeout SECONDS, timeout_seconds=",
+                    "query less, or allow more: --timeout SECONDS, timeout_seconds=",
                 )
 
     def is_alive(self) -> bool:
-        """Whether the process has not ended."""
+        """Whether the process is running."""
         return self._process.poll() is None
 
     def kill(self) -> None:
@@ -134,7 +134,7 @@ if hasattr(os, "register_at_fork"):  # the child of a fork would share our pipes
 
 @contextmanager
 def asked(question: Question) -> Iterator[QueryProcess]:
-    """A process that has been asked `question`; unless it has answered by the end, it is killed."""
+    """Send `question` to a process; kill it unless it has answered by the end of the block."""
     process = _take()
     try:
         process.send(question)

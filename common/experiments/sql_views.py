@@ -1,8 +1,8 @@
 """The views `experiments` and `runs` in DuckDB.
 
-DuckDB gets an explicit list of whole files with an explicit schema, so that it opens those alone
-that a query needs; it may read nothing else. The files are named relative to the store, which is
-the current folder: of a whole path DuckDB would take `[`, `*`, `?` and `\\` for a pattern.
+DuckDB gets an explicit list of files with an explicit schema, so that it opens only those that a
+query needs; it may read nothing else. Paths are relative to the store, the current folder: in a
+full path DuckDB would interpret `[`, `*`, `?` and `\\` as a pattern.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _KINDS = {"experiment_name": "VARCHAR", "step": "BIGINT", "split": "VARCHAR"}  #
 
 
 def connect(catalogue: Catalogue, sql: str, memory_bytes: int) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB with the two views; those that `sql` does not mention have no rows.
+    """Open an in-memory DuckDB with the two views; a view not mentioned in `sql` is empty.
 
-    The current folder must be the store's.
+    The current folder must be the store.
     """
     files = catalogue.files()
     parquet = [file for file in files if file.endswith(".parquet")]
@@ -37,7 +37,7 @@ def connect(catalogue: Catalogue, sql: str, memory_bytes: int) -> duckdb.DuckDBP
     connection.execute("SET python_enable_replacements = false")
     connection.execute("SET autoinstall_known_extensions = false")
     connection.execute("SET autoload_known_extensions = false")
-    connection.execute("SET temp_directory = ''")  # or a large query would write where we stand
+    connection.execute("SET temp_directory = ''")  # or large queries write to the current folder
     connection.execute("SET arrow_lossless_conversion = true")
     connection.execute(f"SET memory_limit = '{memory_bytes}B'")
     connection.execute("SET enable_external_access = false")
@@ -46,20 +46,20 @@ def connect(catalogue: Catalogue, sql: str, memory_bytes: int) -> duckdb.DuckDBP
     logs = {place.name: read_log(get_experiments_dir() / place.file) for place in live}
     schema = {name: _KINDS.get(name, "DOUBLE") for name in FIXED_COLUMNS}
     spelling: dict[bytes, str] = {}  # `Loss` and `loss` of two runs are one column
-    # A live run may have logged a new metric since the catalogue was made.
+    # A live run may have logged a new metric since the catalogue was read.
     for metric in chain(catalogue.metrics(), *(log.metrics for log in logs.values())):
-        # Letters beyond ASCII are never one to DuckDB: `É` and `é` are two columns.
+        # DuckDB folds case only in ASCII: `É` and `é` are two columns.
         schema[spelling.setdefault(metric.encode().lower(), metric)] = "DOUBLE"
     _create_live_rows(connection, schema, logs)
     _create_experiments(
         connection, schema, parquet, catalogue.hiding_nan(), catalogue.names_apart()
     )
-    connection.execute("BEGIN TRANSACTION READ ONLY")  # a SELECT may hold a DELETE in its WITH
+    connection.execute("BEGIN TRANSACTION READ ONLY")  # a SELECT may contain a DELETE in its WITH
     return connection
 
 
 def _mentions(sql: str, view: str) -> bool:
-    # query('...') and query_table('...') may put the name together.
+    # query('...') and query_table('...') may compose the name.
     return re.search(rf"\b({view}|query|query_table)\b", sql, re.IGNORECASE) is not None
 
 
@@ -87,7 +87,7 @@ def _create_experiments(
 
 
 def _read(files: Sequence[str], schema: Mapping[str, str], *options: str) -> str:
-    """A call of `read_parquet` that takes the columns of `schema`; those that a file lacks are NULL."""
+    """A call of `read_parquet` with the columns of `schema`; missing ones are NULL."""
     fields = ", ".join(
         _text(name) + ": {" + f"name: {_text(name)}, type: '{kind}', default_value: NULL" + "}"
         for name, kind in schema.items()
@@ -100,8 +100,8 @@ def _read(files: Sequence[str], schema: Mapping[str, str], *options: str) -> str
 def _select_named_after_files(
     files: Sequence[str], schema: Mapping[str, str], columns: Sequence[str]
 ) -> str:
-    """The rows of files of one experiment each, called as the file, so that DuckDB opens only those
-    whose experiment is asked for."""
+    """Rows of files with one experiment each, named by the file, so that DuckDB opens only those of
+    the queried experiments."""
     file = _free_name(schema)
     columns = [*columns, f"parse_filename({file}, true) AS experiment_name"]
     source = _read(files, schema, f"filename = '{file}'")
@@ -111,7 +111,7 @@ def _select_named_after_files(
 def _select_renamed(
     file: str, names: Mapping[str, str], schema: Mapping[str, str], columns: Sequence[str]
 ) -> str:
-    """The rows of the experiments `names` of a file: {name in the file: name of the experiment}."""
+    """Rows of some experiments of a file, by `names`: {name in the file: name of the experiment}."""
     cases = " ".join(f"WHEN {_text(old)} THEN {_text(new)}" for old, new in names.items())
     columns = [*columns, f"CASE experiment_name {cases} END AS experiment_name"]
     inside = ", ".join(map(_text, names))
@@ -120,7 +120,7 @@ def _select_renamed(
 
 
 def _free_name(schema: Mapping[str, str]) -> str:
-    """A column that no metric is named after: a metric may be named anything."""
+    """An unused column name, since a metric can have any name."""
     taken = {name.lower() for name in schema}
     name = "file"
     while name in taken:
@@ -129,8 +129,8 @@ def _free_name(schema: Mapping[str, str]) -> str:
 
 
 def _opaque_metrics(schema: Mapping[str, str]) -> list[str]:
-    """Every metric, times one, such that DuckDB cannot know it: it prunes by the statistics of the
-    column, in several of its optimizers, but never by those of a volatile expression."""
+    """Multiply every metric by a volatile 1: several DuckDB optimizers prune by column statistics,
+    but never for volatile expressions."""
     metrics = [_name(name) for name in schema if name not in FIXED_COLUMNS]
     return [f"{metric} * (random() < 2)::DOUBLE AS {metric}" for metric in metrics]
 
@@ -140,12 +140,12 @@ def _replace(columns: Sequence[str]) -> str:
 
 
 def _name(column: str) -> str:
-    """The name of a column as SQL spells it."""
+    """Quote a column name for SQL."""
     return '"' + column.replace('"', '""') + '"'
 
 
 def _text(value: str) -> str:
-    """A text as SQL spells it."""
+    """Quote a string for SQL."""
     return "'" + value.replace("'", "''") + "'"
 
 
@@ -176,6 +176,6 @@ def _create_runs(connection: duckdb.DuckDBPyConnection, manifests: list[dict[str
 
 def _cell(column: str, value: Any) -> Any:
     if column == "config":
-        # Half a surrogate pair (of a path that is no UTF-8, say) is no JSON to DuckDB.
+        # DuckDB rejects JSON with half a surrogate pair (such as from a path that is not UTF-8).
         return json.dumps(value, ensure_ascii=False).encode(errors="replace").decode()
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

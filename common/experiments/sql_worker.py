@@ -1,5 +1,4 @@
-"""What a process of `sql_process.py` does: it runs the SELECT statements that it is sent, each
-within its bounds, and ends when nobody can send any more."""
+"""The process of `sql_process.py`: runs SELECT statements within their limits until stdin is closed."""
 
 from __future__ import annotations
 
@@ -28,11 +27,11 @@ from common.utils.paths import get_experiments_dir
 
 Send = Callable[[str, Any], None]
 _ATTEMPTS = 10
-_PATIENCE_SECONDS = 60.0  # with a store whose runs end faster than they can be read
+_PATIENCE_SECONDS = 60.0  # of retries, if runs finish while they are read
 _BATCH_ROWS = 10_000
 _PIECE_BYTES = 2**20
-_OWN_BYTES = 256 * 2**20  # that Python and DuckDB need for themselves
-_RESULT_SHARE = 4  # the asker holds the result as well
+_OWN_BYTES = 256 * 2**20  # overhead of Python and DuckDB
+_RESULT_SHARE = 4  # the caller also holds the result
 _CGROUPS = (
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
     (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
@@ -40,13 +39,13 @@ _CGROUPS = (
 _EXPLAIN = re.compile(r"^\s*EXPLAIN\s+(ANALYZE\s+|\([^)]*\)\s*)?", re.IGNORECASE)
 _TABLES = "the tables are `experiments` and `runs`; try: DESCRIBE experiments"
 _TEXT = "a value of the configuration is text: TRY_CAST(config->>'$.optimizer.lr' AS DOUBLE) > 1e-3"
-_LESS = "ask for less: aggregate or filter first, name the columns that you need"
+_LESS = "query less: aggregate or filter first, and select only the columns that you need"
 
 
 def serve() -> None:
-    """Answer what comes over stdin, over stdout."""
+    """Read queries from stdin and write answers to stdout."""
     output = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whoever prints does not break the protocol
+    os.dup2(2, 1)  # prints must not break the protocol
     asked: queue.SimpleQueue[tuple[Question, dict[str, str]]] = queue.SimpleQueue()
 
     def read() -> None:
@@ -54,7 +53,7 @@ def serve() -> None:
             while True:
                 asked.put(pickle.load(sys.stdin.buffer))
         finally:
-            os._exit(0)  # the asker is gone, so nobody waits for a query that may be running
+            os._exit(0)  # the caller has exited: abandon a running query
 
     def send(kind: str, content: Any) -> None:
         pickle.dump((kind, content), output)
@@ -82,8 +81,8 @@ def serve() -> None:
 
 
 def answer(question: Question, send: Send) -> None:
-    """Send the parts of the answer, the last thing before them `begun`, and a warning for each broken
-    file. Raises ExperimentError for what is wrong with the question, MemoryError beyond its bound.
+    """Send a warning for each unreadable file, then `begun`, then the parts of the answer. Raises
+    ExperimentError for an invalid query, MemoryError beyond its limit.
     """
     memory_bytes = _bound(question)
     _limit_memory(memory_bytes)
@@ -101,8 +100,8 @@ def answer(question: Question, send: Send) -> None:
                     first = next(parts)  # the query has run by now
                 break
             except (FileNotFoundError, duckdb.IOException, duckdb.PermissionException) as error:
-                # A run was finished or packed in this moment: its rows are in another file now.
-                # What DuckDB says may also be its refusal of a file that is there.
+                # A run was just finished or packed: its rows have moved to another file. The error
+                # may also be DuckDB's refusal of an existing file.
                 is_log = isinstance(error, FileNotFoundError)
                 is_last = time.monotonic() > give_up if is_log else attempt >= _ATTEMPTS - 1
                 if is_last or not (is_log or _is_of_store(str(error))):
@@ -135,22 +134,22 @@ def _bound(question: Question) -> int:
 
 
 def _free_bytes() -> int:
-    """What the machine, and the container that we may be in, have left."""
+    """Free memory of the machine, or of the container."""
     free = int(psutil.virtual_memory().available)
     for folder, limit, used in _CGROUPS:
         try:
             most, now = (int((folder / file).read_text()) for file in (limit, used))
-        except (OSError, ValueError):  # no such limit: there is no such file, or it says `max`
+        except (OSError, ValueError):  # no limit: no such file, or it contains `max`
             continue
         free = min(free, most - now)
     return max(free, 0)
 
 
 def _limit_memory(memory_bytes: int) -> None:
-    """Let allocations beyond that fail, DuckDB's own and Python's alike."""
+    """Make allocations beyond the limit fail, in DuckDB and Python alike."""
     try:
         import resource
-    except ImportError:  # Windows: DuckDB's own limit alone
+    except ImportError:  # Windows: only DuckDB's own limit
         return
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     soft = memory_bytes + _OWN_BYTES
@@ -166,7 +165,7 @@ def _parts(
     question: Question,
     most_bytes: int,
 ) -> Iterator[bytes]:
-    """The parts of the result, of which there are at most one row more than the limit."""
+    """Yield the parts of the result, with at most one row more than the limit."""
     sent = 0
     write = _arrow if question.form == "arrow" else _rows
     for part in write(connection, statement, question.limit):
@@ -214,15 +213,15 @@ def _arrow(
 
 
 def _only_read(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.Statement:
-    """The one statement of `sql`. Raises ExperimentError when it is not a SELECT or explains none."""
-    # Asked of the module, DuckDB would make a second database for it: 18 ms.
+    """Parse the one statement of `sql`. Raises ExperimentError unless it is a SELECT or explains one."""
+    # The function of the module would create a second database: 18 ms.
     statements = connection.extract_statements(sql)
     kinds = [_kind(statement) for statement in statements]
-    if kinds == ["EXPLAIN"]:  # EXPLAIN ANALYZE runs what it explains
+    if kinds == ["EXPLAIN"]:  # EXPLAIN ANALYZE runs the statement
         explained = _EXPLAIN.sub("", statements[0].query)
         kinds = [_kind(statement) for statement in connection.extract_statements(explained)]
     if kinds == ["MULTI"] and _is_query(connection, statements[0].query):
-        return statements[0]  # a PIVOT: it asks for the values first
+        return statements[0]  # a PIVOT queries the values first
     if kinds != ["SELECT"]:
         raise ExperimentError("the store is read-only: give one SELECT statement")
     return statements[0]
@@ -233,7 +232,7 @@ def _kind(statement: duckdb.Statement) -> str:
 
 
 def _is_query(connection: duckdb.DuckDBPyConnection, sql: str) -> bool:
-    """Whether `sql` can stand in brackets, as nothing that writes can."""
+    """Whether `sql` is valid as a subquery, which statements that write are not."""
     try:
         return len(connection.extract_statements(f"SELECT * FROM ({sql.rstrip('; ')}\n)")) == 1
     except duckdb.Error:

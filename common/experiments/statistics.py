@@ -1,9 +1,9 @@
-"""Is the difference between two configurations more than the luck of their seeds?
+"""Significance of differences between configurations over seeds.
 
-Every interval and test of a mean is Student's: exact for normally distributed values however few
-seeds there are, where a percentile bootstrap of 2, 3, 5 and 10 seeds covers 48, 75, 84 and 89% instead
-of 95%. Of few seeds with a skewed distribution no method covers what it says; how far this one falls
-short is measured by tools/benchmarks/intervals.py, as are the other claims here.
+All intervals and tests of means are Student's: exact for normally distributed values with any
+number of seeds, where a percentile bootstrap of 2, 3, 5 and 10 seeds covers 48, 75, 84 and 89%
+instead of 95%. For few seeds with a skewed distribution no method reaches its nominal coverage;
+tools/benchmarks/intervals.py measures the shortfall, and the other claims here.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
-# A number, or the name of a run of which none is recorded.
+# A number, or the name of a run without a recorded seed.
 Seed = TypeVar("Seed", bound=int | str)
 _ALPHA = 0.05
-_MOST_SEEDS = 10_000  # a difference that needs more than this is no difference
+_MOST_SEEDS = 10_000  # a difference that needs more is negligible
 _ROUNDING = 1e-12  # relative; values that differ by less have no spread
 
 
@@ -34,8 +34,8 @@ class Estimate:
 
 
 class _Student(NamedTuple):
-    """A t test of a mean difference. `freedom` gives its degrees of freedom with n seeds in each group,
-    with which the standard error would be deviation / sqrt(n)."""
+    """A t test of a mean difference. `freedom` gives its degrees of freedom for n seeds per group,
+    for which the standard error would be deviation / sqrt(n)."""
 
     name: str
     difference: float
@@ -47,11 +47,11 @@ class _Student(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """`difference` is other - base; low and high are the ends of its 95% interval; `seeds` is how many
-    pairs, or seeds of both groups, the test counts.
+    """`difference` is other - base; low and high bound its 95% interval; `seeds` is the number of
+    pairs, or of seeds in both groups.
 
-    None stands for what cannot be told: without a test there are too few seeds, without a p-value the
-    seeds make no difference, and however many there are they say no more than one.
+    `test` is None with too few seeds; the p-value is None if the seeds have no spread, so that more
+    seeds add no information.
     """
 
     difference: float
@@ -70,8 +70,8 @@ class Comparison:
 
     @property
     def more_seeds(self) -> int | None:
-        """That each group needs, see `seeds_for_power`."""
-        if self._student is None:  # what needs no test needs no seeds, what has none cannot tell
+        """Seeds needed per group, see `seeds_for_power`."""
+        if self._student is None:  # no test, or none needed
             return 0 if self.significant else None
         effect = self._student.difference / self._student.deviation
         needed = seeds_for_power(effect, self._student.freedom)
@@ -79,7 +79,7 @@ class Comparison:
 
 
 def half_width(variance: ArrayLike, seeds: ArrayLike) -> NDArray[np.float64]:
-    """Of the 95% interval of a mean, t(0.975, n - 1) * s / sqrt(n) (Student 1908), elementwise.
+    """Half width of the 95% interval of a mean, t(0.975, n - 1) * s / sqrt(n) (Student 1908), elementwise.
 
     Args:
         variance: s^2, with n - 1 in its denominator.
@@ -102,10 +102,10 @@ def estimate(values: Sequence[float]) -> Estimate:
 def compare(base: Mapping[Seed, float], other: Mapping[Seed, float]) -> Comparison:
     """Compare {seed: value} of two configurations by a two-sided t test and its 95% interval.
 
-    The seeds that both have are compared in pairs, which takes out what a seed does to both alike.
-    Where both have less than half of the seeds of the smaller group the groups are compared as
-    independent ones (Welch), and a seed that both have counts in the smaller group only. Which of
-    the two depends on the seeds alone, never on the values.
+    Common seeds are compared in pairs, which removes the effect of a seed on both. If fewer than
+    half of the seeds of the smaller group are common, the groups are compared as independent
+    (Welch), and a common seed counts only in the smaller group. The choice depends only on the
+    seeds, never on the values.
     """
     shared = [seed for seed in base if seed in other]
     if len(shared) >= 2 and 2 * len(shared) >= min(len(base), len(other)):
@@ -132,7 +132,7 @@ def _paired(first: NDArray[np.float64], second: NDArray[np.float64]) -> _Student
 
 
 def _welch(first: NDArray[np.float64], second: NDArray[np.float64]) -> _Student:
-    """Two independent groups, whose variances may differ."""
+    """Compare two independent groups with unequal variances."""
     a, b = float(first.var(ddof=1)), float(second.var(ddof=1))
     n, m = len(first), len(second)
     return _Student(
@@ -148,9 +148,9 @@ def _welch(first: NDArray[np.float64], second: NDArray[np.float64]) -> _Student:
 def _welch_freedom(a: float, n: int, b: float, m: int) -> float:
     """Degrees of freedom for variances `a` of `n` seeds and `b` of `m`.
 
-    With equal numbers those of Welch (1947): with three seeds each 5.1% of the tests reject a true null
-    hypothesis; with those that most programs use (Satterthwaite 1946) 3.5%. With unequal numbers
-    Satterthwaite's: there Welch's reject too often.
+    For equal numbers those of Welch (1947): with three seeds each, 5.1% of tests reject a true null
+    hypothesis, against 3.5% for the common Satterthwaite (1946). For unequal numbers
+    Satterthwaite's, since Welch's reject too often.
     """
     k = 1 if n == m else -1
     a, b = a / n, b / m
@@ -177,11 +177,11 @@ def _compared(
 def seeds_for_power(
     effect: float, freedom: Callable[[int], float], power: float = 0.8
 ) -> int | None:
-    """Seeds per group with which a two-sided t test at 5% finds a difference with this power.
+    """Seeds per group for a two-sided t test at 5% to detect a difference with this power.
 
-    `effect` is the difference divided by the deviation whose n-th part under the root is the standard
-    error; `freedom` the degrees of freedom with n seeds per group. By the noncentral t distribution
-    (Cohen 1988, "Statistical Power Analysis", chapter 2). None where more than 10,000 are needed.
+    `effect` is the difference divided by the deviation (standard error = deviation / sqrt(n));
+    `freedom` the degrees of freedom for n seeds per group. Uses the noncentral t distribution
+    (Cohen 1988, "Statistical Power Analysis", chapter 2). None if more than 10,000 are needed.
     """
     if effect == 0:
         return None
@@ -189,7 +189,7 @@ def seeds_for_power(
     def suffices(seeds: int) -> bool:
         degrees = freedom(seeds)
         critical = stats.t.ppf(1 - _ALPHA / 2, degrees)
-        # The far tail is too small to matter where the power is near 0.8.
+        # The far tail is negligible for a power near 0.8.
         return bool(stats.nct.sf(critical, degrees, abs(effect) * math.sqrt(seeds)) >= power)
 
     low, high = 2, 2

@@ -1,7 +1,7 @@
-"""The files of the store: how each is called, which count at this moment, and who holds a run.
+"""The files of the store: their names, which ones count, and locks of runs.
 
-`<name>.jsonl` is the log of a live run, `<name>.parquet` a finished experiment, and `packs/` has the
-cold ones of a large store.
+`<name>.jsonl` is the log of a live run, `<name>.parquet` a finished experiment, and `packs/` has
+the old ones of a large store.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Stamp = tuple[int, int]  # (size, mtime_ns)
 RUNS_ENDING = ".runs.csv"  # of the table of runs beside an exported CSV
-# Logs beside those of runs, whose names begin with a letter or a digit.
+# Other logs; names of runs start with a letter or a digit.
 ANNOTATIONS = "_annotations.jsonl"
 CHECKSUMS = "_checksums.jsonl"
 REMOTE = "_remote.jsonl"
@@ -50,8 +50,8 @@ def is_pack(file: str) -> bool:
 
 
 def free_parquet_path(name: str, identifier: str) -> Path:
-    """Where the experiment `identifier` is to be stored: `<name>.parquet`, or `<name>@<id>.parquet`
-    beside another one. Nothing is ever replaced."""
+    """Path for the experiment `identifier`: `<name>.parquet`, or `<name>@<id>.parquet` if that is
+    taken. Never replaces a file."""
     path, stem = parquet_path(name), unique_name(name, identifier)
     while path.exists():
         path, stem = parquet_path(stem), f"{stem}+"
@@ -59,15 +59,15 @@ def free_parquet_path(name: str, identifier: str) -> Path:
 
 
 def is_name(name: str) -> bool:
-    """Whether `name` can name an experiment."""
+    """Whether `name` is a valid experiment name."""
     return re.fullmatch(_NAME, name) is not None
 
 
 def check_name(name: str) -> None:
-    """Raises ExperimentError for what cannot name an experiment."""
+    """Raise ExperimentError if `name` is not a valid experiment name."""
     if not is_name(name):
         raise ExperimentError(
-            f"{name!r} cannot name an experiment",
+            f"{name!r} is not a valid experiment name",
             "use letters, digits, '.', '_' and '-' (at most 128), a letter or digit first",
         )
 
@@ -81,17 +81,17 @@ def lock_path(name: str) -> Path:
 
 
 def lock_of(name: str) -> FileLock:
-    """The lock that a live run holds. The system releases it however the process ends."""
+    """The lock held by a live run. The system releases it when the process ends."""
     return file_lock(lock_path(name))
 
 
 def is_running(name: str) -> bool:
-    """Whether a process that still exists holds the run; asking changes nothing in the store."""
+    """Whether a live process holds the run; does not modify the store."""
     return is_locked(lock_path(name))
 
 
 def packs_lock() -> FileLock:
-    """Held by whoever packs, unpacks or deletes finished experiments."""
+    """Lock held while packing, unpacking or deleting finished experiments."""
     packs_dir().mkdir(parents=True, exist_ok=True)
     return file_lock(packs_dir() / ".lock")
 
@@ -104,10 +104,10 @@ def scan_store() -> dict[str, Stamp]:
     directory = get_experiments_dir()
     while True:
         packs = _list(packs_dir(), ".parquet")
-        # The logs first: a run that is finished in between is seen as its log, its file, or both.
+        # Logs first: a run that finishes in between appears as its log, its file, or both.
         logs = _list(directory, ".jsonl")
         loose = _list(directory, ".parquet")
-        if packs == _list(packs_dir(), ".parquet"):  # otherwise something may have moved past us
+        if packs == _list(packs_dir(), ".parquet"):  # otherwise something may have moved in between
             break
     logs = [file for file in logs if file not in (CHECKSUMS, REMOTE)]
     files = [*(f"packs/{pack}" for pack in packs), *loose, *logs]
@@ -118,7 +118,7 @@ def _stamp(path: str) -> Stamp:
     try:
         status = os.stat(path)  # noqa: PTH116 (three times as fast)
     except OSError:
-        status = os.lstat(path)  # a link that leads nowhere: reading it will say so
+        status = os.lstat(path)  # a dangling link: reading it reports the error
     return status.st_size, status.st_mtime_ns
 
 
@@ -128,5 +128,5 @@ def _list(directory: Path, ending: str) -> list[str]:
     except FileNotFoundError:
         return []
     found = [file for file in files if file.endswith(ending) and file[0] != "."]
-    # A name that is no text (undecodable bytes) is none of ours, and SQLite could not hold it.
+    # Skip names with undecodable bytes, which SQLite cannot store.
     return sorted(file for file in found if file.isascii() or is_text(file))

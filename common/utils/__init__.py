@@ -1,7 +1,4 @@
-"""Manifests, paths, files and other things every script needs, and the functions of `common.experiments`.
-
-All are loaded when they are first used.
-"""
+"""Manifests, paths, files and other utilities, and the functions of `common.experiments`; loaded when first used."""
 
 from importlib import import_module
 from typing import Any

@@ -1,8 +1,7 @@
-"""Locks on files, also where the file system has none.
+"""File locks, with a fallback for file systems without them.
 
-The system releases such a lock however its process ends. Some network file systems refuse it
-(ENOLCK, ENOSYS): there a file of this machine is locked in the place of the one that was meant, so
-that the processes of one machine still see one another. They do not see those of others.
+The system releases a lock when its process ends. Some network file systems refuse locks (ENOLCK,
+ENOSYS): a local file is locked instead, which is visible to processes of the same machine only.
 """
 
 from __future__ import annotations
@@ -22,21 +21,21 @@ _has_locks: dict[Path, bool] = {}  # by folder
 
 
 def file_lock(path: Path) -> FileLock:
-    """A lock on `path`, which is created; `with` waits for it."""
-    from filelock import FileLock  # 70 ms that a list can do without
+    """Create a lock on `path`; `with` waits for it."""
+    from filelock import FileLock  # lazy: 70 ms
 
     return FileLock(lockable(path))
 
 
 def lockable(path: Path) -> Path:
-    """`path`, or the file of this machine that takes its place. Looked for once per folder."""
+    """`path`, or the local file that replaces it; determined once per folder."""
     if sys.platform == "win32":
         return path
     if path.parent not in _has_locks:
         try:
             _has_locks[path.parent] = _try(path)
         except OSError:
-            return path  # whoever locks it says what is wrong
+            return path  # locking it reports the error
     if _has_locks[path.parent]:
         return path
     here = _here(path)
@@ -45,7 +44,7 @@ def lockable(path: Path) -> Path:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process that still exists holds the lock; asking creates no file."""
+    """Whether a live process holds the lock; creates no file."""
     if sys.platform == "win32":
         from filelock import Timeout
 
@@ -63,7 +62,7 @@ if sys.platform != "win32":
     def _is_held(path: Path) -> bool:
         try:
             with path.open("rb") as file:
-                # Shared, so that those who ask do not take one another for the holder.
+                # Shared, so that concurrent checks are not mistaken for the holder.
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False
@@ -93,7 +92,7 @@ if sys.platform != "win32":
         return True
 
     def _here(path: Path) -> Path:
-        # Not $TMPDIR, which a cluster sets anew for each job.
+        # Not $TMPDIR, which clusters set per job.
         folder = Path("/tmp") / f"research-locks-{os.getuid()}"
         return folder / hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
 
@@ -102,6 +101,6 @@ def _warn(path: Path, error: OSError) -> None:
     from common.utils.logging import get_logger
 
     get_logger("locks").warning(
-        f"{path.parent} has no file locks ({error.strerror}): runs of other machines that share it "
-        "look as if they had died, and must not be resumed here"
+        f"{path.parent} has no file locks ({error.strerror}): live runs of other machines that share "
+        "it appear to have died, and must not be resumed here"
     )

@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves the old one or the new one, never half of one."""
+"""Atomic writing: a crash leaves the old file or the new one, never half of one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from common.errors import ResearchError
 
 
 def fsync_dir(directory: Path) -> None:
-    """Make renames inside `directory` survive a power loss (a no-op where folders cannot be opened)."""
+    """Fsync `directory`, so that renames in it survive a power loss (a no-op where folders cannot be opened)."""
     if os.name == "nt":
         return
     descriptor = os.open(directory, os.O_RDONLY)
@@ -25,14 +25,14 @@ def fsync_dir(directory: Path) -> None:
 
 
 def fsync_file(path: Path) -> None:
-    """Make the content of a file survive a power loss."""
+    """Fsync a file."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 @contextmanager
 def named_in_errors(path: Path | str) -> Iterator[None]:
-    """Let an OSError of the block name `path` where it names no file: that of a full disk does not."""
+    """Add `path` to an OSError of the block that names no file, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -45,8 +45,8 @@ def named_in_errors(path: Path | str) -> Iterator[None]:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; when the block succeeds, fsync it and rename it to `path`.
 
-    On any error (a full disk, say) the temporary file is removed and `path` is as it was; an OSError
-    names `path`.
+    On any error (such as a full disk) the temporary file is removed and `path` is unchanged; an
+    OSError names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -64,10 +64,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path`; when the block succeeds, `publish_folder` it as `path`.
 
-    On any error the new folder is removed and `path` is as it was; an OSError names `path`.
+    On any error the new folder is removed and `path` is unchanged; an OSError names `path`.
     """
     building = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(building, ignore_errors=True)  # of a killed process that had our number
+    shutil.rmtree(building, ignore_errors=True)  # of a killed process with the same pid
     try:
         with named_in_errors(path):
             building.mkdir(parents=True)
@@ -80,8 +80,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def publish_folder(building: Path, path: Path, replaced: Path | None = None) -> None:
     """Fsync every file of the folder `building`, then rename it to `path`.
 
-    Raises OSError where `path` is a folder that holds something, unless it is to be kept as `replaced`,
-    a name that nothing has. A kill between the two renames leaves `replaced` alone.
+    Raises OSError if `path` is a non-empty folder, unless it is moved to `replaced`, an unused
+    name. A kill between the two renames leaves only `replaced`.
     """
     for file in building.rglob("*"):
         if file.is_dir():
@@ -96,33 +96,32 @@ def publish_folder(building: Path, path: Path, replaced: Path | None = None) -> 
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, see `atomic_path`."""
+    """Write `text` as UTF-8 atomically, see `atomic_path`."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
-    """`value` is anything `json` can write."""
+    """Write `value` as JSON, see `atomic_path`."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     if (
         text.encode(errors="ignore").decode() != text
-    ):  # bytes that are no UTF-8, of a diff or a path
+    ):  # bytes that are not UTF-8, in a diff or a path
         text = json.dumps(value, indent=2)
     write_text_atomic(path, text + "\n")
 
 
 def read_json(path: Path, error: type[ResearchError], hint: str = "") -> Any:
-    """The parsed content of `path`, or `error` with the path and the reason."""
+    """Parse the JSON file `path`; raise `error` with the path and the reason."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as cause:  # the last: brackets, a thousand deep
+    except (OSError, ValueError, RecursionError) as cause:  # the last: deeply nested brackets
         raise error(f"cannot read {path}: {cause}", hint) from cause
 
 
 def stamp_of(status: os.stat_result) -> list[int]:
-    """Changes whenever the content of a file does: size, time of its content, time of its entry (ns).
-
-    The last one moves also where a copy restores the other two, as `cp -p` and `tar` do.
+    """Stamp that changes with the content of a file: size, mtime, ctime (ns). ctime also changes
+    when a copy restores the other two, as `cp -p` and `tar` do.
     """
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 

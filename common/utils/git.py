@@ -1,4 +1,4 @@
-"""git as this project runs it: the same output whatever the user has configured, and nothing left behind."""
+"""Run git independent of the user's configuration and without side effects."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 import subprocess
 from pathlib import Path
 
-# Each of these changes what a command writes or applies. Hooks are meant for the folder that the user
-# works in, and a file system monitor would be started by us and stay.
+# Each of these changes what a command writes or applies. Hooks are for the user's own commands, and
+# a file system monitor would outlive us.
 _SETTINGS = (
     *("core.hooksPath=/dev/null", "core.fsmonitor=false", "core.quotePath=true"),
     *(
@@ -17,7 +17,7 @@ _SETTINGS = (
         "color.ui=false",
     ),
 )
-# A hook that starts us sets them, and would point git at another repository or another form of output.
+# Set by a hook that starts us; they would select another repository or output format.
 _VARIABLES = (
     *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR"),
     *("GIT_PREFIX", "GIT_EXTERNAL_DIFF", "GIT_DIFF_OPTS"),
@@ -29,7 +29,7 @@ def run_git(
 ) -> subprocess.CompletedProcess[bytes]:
     """Run git in `cwd` with `text` as its input.
 
-    Commands that only read take no lock: a kill would leave it in the user's repository.
+    Read-only commands take no lock, which a kill would leave in the user's repository.
     Raises FileNotFoundError without git, and subprocess.TimeoutExpired.
     """
     settings = [part for setting in _SETTINGS for part in ("-c", setting)]

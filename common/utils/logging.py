@@ -40,7 +40,7 @@ class _JsonFormatter(logging.Formatter):
 
 
 class _StderrHandler(logging.Handler):
-    """Writes to whatever `sys.stderr` is now, so that lines appear above a live progress bar."""
+    """Writes to the current `sys.stderr`, so that lines appear above a live progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr)
@@ -51,22 +51,22 @@ def _extra(record: logging.LogRecord) -> dict[str, object]:
 
 
 def process_rank() -> int:
-    """Which of the processes that torchrun started this is; 0 where it is the only one."""
+    """Rank among the processes of torchrun; 0 for a single process."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return 0
     rank = os.environ.get("RANK", "0")
-    return int(rank) if rank.isdecimal() else 0  # join_processes says what is wrong with it
+    return int(rank) if rank.isdecimal() else 0  # join_processes reports an invalid value
 
 
 def get_logger(name: str) -> logging.Logger:
-    """The logger of a module; the first call attaches the one handler of the project's loggers."""
+    """The logger of a module; the first call attaches the shared handler."""
     root = logging.getLogger("research")
     if not root.handlers:
         handler = _StderrHandler()
         as_json = os.environ.get("RESEARCH_LOG") == "json"
         handler.setFormatter(_JsonFormatter() if as_json else _TextFormatter())
         root.addHandler(handler)
-        # Of several processes (torchrun numbers them) one tells what all of them do.
+        # Only rank 0 logs at info level.
         root.setLevel(logging.ERROR if process_rank() else logging.INFO)
         root.propagate = False
     return root.getChild(name)

@@ -1,4 +1,4 @@
-"""What has to be known to run an experiment again: code, configuration, seed, versions, machine."""
+"""The manifest of a run, for reproduction: code, configuration, seed, versions, machine."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "transformers", "dat
 
 
 def now() -> str:
-    """The present moment, ISO 8601 with the offset from UTC."""
+    """The current time, ISO 8601 with UTC offset."""
     return datetime.now().astimezone().isoformat(timespec="milliseconds")
 
 
 def create_manifest(
     name: str, *, project: str, config: dict[str, Any], seed: int | None, tags: list[str]
 ) -> dict[str, Any]:
-    """The facts of a run at its start, with an id of its own."""
-    import platform  # 2 ms that a list can do without
+    """Create the manifest of a new run, with a unique id."""
+    import platform  # lazy: 2 ms
 
     return {
         "name": name,
@@ -59,9 +59,9 @@ ID = "experiment_id"
 
 
 def identity(manifest: Mapping[str, Any]) -> str:
-    """The 32 hex digits that an experiment keeps whatever it is called and wherever it is copied.
+    """The id of an experiment (32 hex digits), which renaming and copying preserve.
 
-    Of an experiment that earlier versions started: a hash of what never changes after the start.
+    For experiments of earlier versions: a hash of facts that never change after the start.
     """
     found = manifest.get(ID)
     if isinstance(found, str) and re.fullmatch("[0-9a-f]{32}", found):
@@ -73,11 +73,11 @@ def identity(manifest: Mapping[str, Any]) -> str:
 
 
 def unique_name(name: str, identifier: str) -> str:
-    """What an experiment is called where another one has its name. No name that is given has an @."""
+    """The name of an experiment if another one has its name. Names given by users have no @."""
     return f"{name}@{identifier[:8]}"
 
 
-# The facts that the `runs` table shows, and what each may be.
+# The facts in the `runs` table, and their types.
 _KINDS: dict[str, tuple[type, ...]] = {
     "name": (str,),
     "status": (str,),
@@ -95,9 +95,9 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 
 def check_manifest(manifest: Any) -> dict[str, Any]:
-    """`manifest`, when the store can show it. Raises ValueError with the first thing that is wrong."""
+    """Validate `manifest` for the store. Raises ValueError with the first problem."""
     if not isinstance(manifest, dict):
-        raise ValueError("it is no manifest of an experiment")
+        raise ValueError("it is not a manifest of an experiment")
     for key, kinds in _KINDS.items():
         value = manifest.get(key)
         if not isinstance(value, kinds) or isinstance(value, bool):
@@ -108,15 +108,15 @@ def check_manifest(manifest: Any) -> dict[str, Any]:
         if manifest[key] is not None and datetime.fromisoformat(manifest[key]).tzinfo is None:
             raise ValueError(f"its '{key}' has no time zone: {manifest[key]}")
     if not all(isinstance(tag, str) for tag in manifest["tags"]):
-        raise ValueError(f"its 'tags' must be texts: {manifest['tags']}")
+        raise ValueError(f"its 'tags' must be strings: {manifest['tags']}")
     return manifest
 
 
-_SHOWN = (*_KINDS, "note")  # by SQLite and DuckDB, which take text alone
+_SHOWN = (*_KINDS, "note")  # stored in SQLite and DuckDB, which take only valid text
 
 
 def plain_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """`facts` of a manifest as the store takes them in: JSON (see `to_plain`), what it shows is text.
+    """Convert `facts` of a manifest to JSON (see `to_plain`), with valid text in shown columns.
 
     Raises ValueError with the first one that cannot be stored.
     """
@@ -130,7 +130,7 @@ def plain_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def clean_facts(manifest: dict[str, Any]) -> dict[str, Any]:
-    """`manifest` of a version that took in what is not text: that is spelt out, see `clean_text`."""
+    """Escape invalid text in a `manifest` of an earlier version, see `clean_text`."""
     shown = {key: _clean(manifest[key]) for key in _SHOWN if key in manifest}
     return manifest | shown
 
@@ -145,10 +145,10 @@ _MOST_DIFF_BYTES = 1_000_000
 
 
 def git_state() -> dict[str, Any]:
-    """`git_commit`, `git_dirty` (uncommitted changes) and `git_diff` (those to tracked files, as
-    `git apply` takes them; None above 1 MB) of this repository; all None outside of git.
+    """`git_commit`, `git_dirty` (uncommitted changes) and `git_diff` (of tracked files, for `git
+    apply`; None above 1 MB) of this repository; all None outside of git.
 
-    Lines of the diff that look like secrets are left out, and counted in `git_secrets`.
+    Lines that look like secrets are removed from the diff and counted in `git_secrets`.
     """
     commit = _git("rev-parse", "HEAD")
     changes = _git(*_STATUS) if commit else None
@@ -166,7 +166,7 @@ def git_state() -> dict[str, Any]:
     }
 
 
-# Every setting that changes the form is given, so that no configuration of the user decides it.
+# Set every format option, so that the user's configuration has no effect.
 _STATUS = (
     *("status", "--porcelain=v1", "--untracked-files=normal", "--ignore-submodules=none"),
     *("--no-renames", "--no-ahead-behind"),
@@ -186,7 +186,7 @@ _DIFF = (
 
 @lru_cache(maxsize=1)
 def environment_fingerprint() -> str:
-    """16 hex digits, equal where Python, the platform and every installed package are the same."""
+    """16 hex digits, equal if Python, platform and all installed packages are the same."""
     import platform
     from hashlib import sha256
     from importlib.metadata import distributions
@@ -197,20 +197,20 @@ def environment_fingerprint() -> str:
 
 
 def _git(*arguments: str) -> str | None:
-    import subprocess  # here, so that a list of experiments need not load it
+    import subprocess  # lazy, for lists of experiments
 
     from common.utils.git import run_git
 
     try:
         result = run_git(*arguments, cwd=REPOSITORY_ROOT, timeout_seconds=10)
     except (FileNotFoundError, subprocess.TimeoutExpired):
-        return None  # git is not installed or hangs: the manifest says so with a null
-    # A diff may hold any bytes.
+        return None  # git is not installed or hangs: recorded as null
+    # A diff may contain any bytes.
     return result.stdout.decode(errors="surrogateescape") if result.returncode == 0 else None
 
 
 def cpu_name() -> str:
-    """The model of the processor, as `AMD EPYC 9R14`; without one the architecture, as `x86_64`."""
+    """The processor model, such as `AMD EPYC 9R14`, or else the architecture, such as `x86_64`."""
     import platform
 
     if sys.platform == "darwin":
@@ -227,7 +227,7 @@ def cpu_name() -> str:
 
 
 def _version(package: str) -> str | None:
-    from importlib.metadata import PackageNotFoundError, version  # 20 ms that a list can do without
+    from importlib.metadata import PackageNotFoundError, version  # lazy: 20 ms
 
     try:
         return version(package)

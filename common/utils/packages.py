@@ -1,4 +1,4 @@
-"""Packages that only some need: imported when they are used, with a clear word where they are missing."""
+"""Import optional packages on use, with a clear error if they are missing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from common.errors import MissingPackageError
 
 
 def require(package: str, extra: str) -> Any:
-    """The imported package, without its types. Raises MissingPackageError that names the `extra` to install."""
+    """Import a package, without its types. Raises MissingPackageError that names the `extra` to install."""
     try:
         return importlib.import_module(package)
     except ImportError as error:

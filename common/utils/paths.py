@@ -1,4 +1,4 @@
-"""Where things are. `RESEARCH_ASSETS_DIR` moves everything large to another disk."""
+"""Paths of assets. `RESEARCH_ASSETS_DIR` moves everything large to another disk."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
 
 
 def get_assets_dir() -> Path:
-    """`assets/` of this repository, or `$RESEARCH_ASSETS_DIR`. Read at every call, so tests can move it.
+    """`assets/` of this repository, or `$RESEARCH_ASSETS_DIR`, read at every call so that tests can change it.
 
-    Raises ConfigError for a path that is no folder's: a loop of links, an unknown user's, a file's, or
-    one that is not UTF-8, as formats and databases below it want it.
+    Raises ConfigError for a path that cannot be a folder: a loop of links, an unknown user, a file,
+    or a name that is not UTF-8, which formats and databases below it require.
     """
     configured = os.environ.get("RESEARCH_ASSETS_DIR")
     shown = ascii(configured or str(REPOSITORY_ROOT))
@@ -25,44 +25,44 @@ def get_assets_dir() -> Path:
         usable = path.is_dir() or not path.exists()
     except (RuntimeError, OSError, UnicodeEncodeError) as error:
         reason = "it is not UTF-8" if isinstance(error, UnicodeEncodeError) else str(error)
-        raise ConfigError(f"no assets can be in {shown}: {reason}", _HINT) from error
+        raise ConfigError(f"assets cannot be in {shown}: {reason}", _HINT) from error
     if not usable:
-        raise ConfigError(f"no assets can be in {shown}: it is a file", _HINT)
+        raise ConfigError(f"assets cannot be in {shown}: it is a file", _HINT)
     return path
 
 
 def folder_of(parent: Path, name: str) -> Path:
-    """`parent / name`, for a name that somebody gave. Raises ConfigError for one that leads elsewhere."""
+    """`parent / name` for an untrusted name. Raises ConfigError for one that leads elsewhere."""
     if not name or Path(name).name != name or name.startswith(".") or not name.isprintable():
         raise ConfigError(
-            f"{name!r} is no name for a folder in {display_path(parent)}",
+            f"{name!r} is not a valid folder name in {display_path(parent)}",
             "use letters, digits, '.', '_' and '-', a letter or digit first",
         )
     return parent / name
 
 
 def get_datasets_dir() -> Path:
-    """Raw datasets and, below each, its token files."""
+    """Folder of raw datasets, each with its token files."""
     return get_assets_dir() / "datasets"
 
 
 def get_models_dir() -> Path:
-    """Models downloaded from the hub."""
+    """Folder of models downloaded from the hub."""
     return get_assets_dir() / "models"
 
 
 def get_tokenizers_dir() -> Path:
-    """Tokenizers trained on their own, a folder each."""
+    """Folder of separately trained tokenizers."""
     return get_assets_dir() / "tokenizers"
 
 
 def get_experiments_dir() -> Path:
-    """One Parquet file per finished experiment, one log per running one."""
+    """Folder of experiments: a Parquet file per finished one, a log per running one."""
     return get_assets_dir() / "outputs" / "experiments"
 
 
 def get_runs_dir() -> Path:
-    """One folder per experiment: config, manifest, checkpoints, samples."""
+    """Folder of runs: a folder per experiment with config, manifest, checkpoints, samples."""
     return get_assets_dir() / "outputs" / "runs"
 
 

@@ -1,4 +1,4 @@
-"""Values of other libraries as JSON, and text that every part of the store can hold."""
+"""Convert values of other libraries to JSON, and validate text for the store."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Mapping, Sequence, Set
 from datetime import date, time, timedelta
 from typing import Any
 
-NO_TEXT = "leave out what is no character (NUL, lone surrogates)"
-_MOST_LEVELS = 100  # deeper, and it contains itself
+NO_TEXT = "remove invalid characters (NUL, lone surrogates)"
+_MOST_LEVELS = 100  # deeper values probably contain themselves
 
 
 def to_plain(value: Any, where: str = "it", levels: int = _MOST_LEVELS) -> Any:
-    """`value` as the numbers, strings, lists and dictionaries that JSON has.
+    """Convert `value` to numbers, strings, lists and dictionaries for JSON.
 
     Scalars and arrays of NumPy and PyTorch become numbers and lists, paths strings, dates and times
-    ISO 8601, durations seconds, sets sorted lists. NaN and infinities stay numbers, as Python's JSON
-    has them. Raises ValueError for anything else; `where` is what the message calls the value.
+    ISO 8601, durations seconds, sets sorted lists. NaN and infinities are kept, as in Python's
+    JSON. Raises ValueError for anything else; `where` names the value in the message.
     """
     if value is None or type(value) in (bool, int, str):
         return value
@@ -26,7 +26,7 @@ def to_plain(value: Any, where: str = "it", levels: int = _MOST_LEVELS) -> Any:
         raise ValueError(f"{where} contains itself, or is more than {_MOST_LEVELS} levels deep")
     if isinstance(value, enum.Enum):
         return to_plain(value.value, where, levels - 1)
-    if isinstance(value, bool | int | str):  # subclasses, whose text JSON must not depend on
+    if isinstance(value, bool | int | str):  # subclasses, whose str() may differ
         kind = next(kind for kind in (bool, int, str) if isinstance(value, kind))
         return kind.__str__(value) if kind is str else kind(value)
     if isinstance(value, Mapping):
@@ -55,30 +55,30 @@ def _plain_object(value: Any, where: str, levels: int) -> Any:
         return float(value)
     if type(value).__name__ == "datetime64":  # of NumPy, whose `tolist` is nanoseconds
         return str(value)
-    # Arrays and scalars of PyTorch and NumPy; neither library is needed to know that.
+    # Arrays and scalars of PyTorch and NumPy, without importing either.
     if hasattr(value, "tolist") and (plain := value.tolist()) is not value:
         return to_plain(plain, where, levels)
     if hasattr(value, "model_dump"):  # a configuration of ours
         return to_plain(value.model_dump(mode="json"), where, levels)
-    raise ValueError(f"{where} is not JSON and cannot become it: {value!r}")
+    raise ValueError(f"{where} cannot be converted to JSON: {value!r}")
 
 
 def _key(key: Any, where: str) -> str:
     plain = to_plain(key, f"a key of {where}")
     if isinstance(plain, list | dict):
-        raise ValueError(f"a key of {where} must be a text, got {key!r}")
+        raise ValueError(f"a key of {where} must be a string, got {key!r}")
     return plain if isinstance(plain, str) else str(plain)
 
 
 def is_text(value: str) -> bool:
-    """Whether Parquet, SQLite and DuckDB can all hold it: no NUL, no half of a surrogate pair."""
+    """Whether Parquet, SQLite and DuckDB can all store it: no NUL, no half of a surrogate pair."""
     return value.isprintable() or (
         "\0" not in value and value.encode(errors="ignore").decode() == value
     )
 
 
 def clean_text(value: str) -> str:
-    """`value` with what is no text spelt out: the byte 0xe9 that is not UTF-8 as `\\udce9`."""
+    """Escape invalid characters of `value`: the byte 0xe9 that is not UTF-8 as `\\udce9`."""
     if is_text(value):
         return value
     return value.replace("\0", "\\x00").encode(errors="backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""How far a long piece of work is, in lines of the log: for terminals, files and pipes alike."""
+"""Log the progress of long operations, for terminals, files and pipes alike."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def with_progress(
     total: float | None = None,
     unit: str = "batches",
 ) -> Iterator[T]:
-    """Give `items` on; after ten seconds, and every ten from then on, log how far they are.
+    """Yield `items`, and log the progress every ten seconds.
 
     Args:
-        amount: of an item, in `unit`.
-        total: the sum of all amounts; None: the length of `items`, where they have one.
+        amount: size of an item, in `unit`.
+        total: the sum of all amounts; None: the length of `items`, if known.
     """
     total = operator.length_hint(items) if total is None else total
     started = last = time.monotonic()
@@ -42,7 +42,7 @@ def with_progress(
 
 
 def time_left(seconds: float, done: float, total: float) -> str:
-    """ "5 min left" after `done` of `total` parts took so many seconds; "" where nobody can know."""
+    """ "5 min left" after `done` of `total` parts took `seconds`; "" if unknown."""
     if not 0 < done < total:
         return ""
     left = seconds / done * (total - done)

@@ -1,8 +1,8 @@
-"""Keys, tokens and passwords in a diff, which must not be stored with an experiment.
+"""Find keys, tokens and passwords in a diff, which must not be stored with an experiment.
 
-The forms are those that their issuers publish, and that scanners such as gitleaks
-(https://github.com/gitleaks/gitleaks/blob/master/config/gitleaks.toml) look for. A secret of no known
-form is found by the name that it is assigned to.
+The patterns are those published by issuers and used by scanners such as gitleaks
+(https://github.com/gitleaks/gitleaks/blob/master/config/gitleaks.toml). Other secrets are found by
+the name that they are assigned to.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _KEY_BEGINS, _KEY_ENDS = (
     re.compile(rf"-----{w} [A-Z0-9 ]{{0,30}}PRIVATE KEY") for w in ("BEGIN", "END")
 )
 # `NAME = value`, `"name": "value"`, `name=value`; the value quoted, or to the next space or comma.
-# Repeats are bounded: a diff may hold a line of a megabyte.
+# Repeats are bounded: a diff may have a line of a megabyte.
 _ASSIGNMENT = re.compile(
     r"""(?<![\w.-])(?P<name>[A-Za-z_][\w.-]{0,99})["']?\]?\s*(?::\s*str\s*)?(?:=>|:=|=|:)\s*"""
     r"""(?:[bruf]?"(?P<double>[^"]+)"|[bruf]?'(?P<single>[^']+)'|(?P<bare>[^\s"',;)\]}]+))"""
@@ -47,15 +47,15 @@ _LEAST_ENTROPY = 3.0  # bits per character; random hexadecimal digits have almos
 
 
 def without_secrets(diff: str) -> tuple[str, int]:
-    """`diff` (as `git diff` writes it) without lines that look like secrets, and how many there were.
+    """Remove lines that look like secrets from `diff` (output of `git diff`); return it and their number.
 
-    A comment stands in for each, so that the hunks keep their lengths: `git apply` takes what is
-    left, unless the secret was in the commit already (a removed or an unchanged line). Binary
-    patches stay as they are.
+    Each is replaced by a comment, so that hunks keep their lengths: `git apply` accepts the result,
+    unless the secret was already in the commit (a removed or unchanged line). Binary patches are
+    unchanged.
     """
     lines, count, in_key = diff.split("\n"), 0, False
     for index, line in enumerate(lines):
-        if line.startswith("@@ "):  # git repeats there the line that a hunk stands under
+        if line.startswith("@@ "):  # git repeats the enclosing line there
             ranges, _, heading = line[3:].partition(" @@")
             if _is_secret(heading):
                 lines[index], count = f"@@ {ranges} @@", count + 1
@@ -74,7 +74,7 @@ def without_secrets(diff: str) -> tuple[str, int]:
 
 
 def _is_secret(text: str) -> bool:
-    """Whether a line holds a secret of a known form, or gives one to a name that says so."""
+    """Whether a line contains a secret of a known form, or assigns one to a telling name."""
     if _KNOWN_FORMS.search(text):
         return True
     return any(_assigns_secret(found) for found in _ASSIGNMENT.finditer(text))
@@ -97,6 +97,6 @@ def _assigns_secret(assignment: re.Match[str]) -> bool:
 
 
 def _entropy(text: str) -> float:
-    """Bits per character, of the frequencies of its own characters (Shannon 1948)."""
+    """Entropy in bits per character, from character frequencies (Shannon 1948)."""
     shares = [number / len(text) for number in Counter(text).values()]
     return -sum(share * math.log2(share) for share in shares)

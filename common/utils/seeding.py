@@ -1,4 +1,4 @@
-"""One seed for everything random, and the state of every generator for an exact resume."""
+"""Seeding of all random number generators, and their states for an exact resume."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import torch
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python's, NumPy's and PyTorch's (every device's) global generators."""
+    """Seed the global generators of Python, NumPy and PyTorch (all devices)."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def derive_seed(*parts: int) -> int:
-    """A seed of 63 bits for each combination of whole numbers, unrelated to those of its neighbours."""
+    """Derive a 63-bit seed from integers; nearby inputs give unrelated seeds."""
     entropy = [part % 2**64 for part in parts]
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def get_rng_state() -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """(values that JSON can hold, tensors) that `set_rng_state` takes back."""
+    """Return (JSON values, tensors) for `set_rng_state`."""
     name, keys, position, has_gauss, cached_gauss = np.random.get_state(legacy=True)
     version, internal, gauss_next = random.getstate()
     values = {
@@ -40,7 +40,7 @@ def get_rng_state() -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 
 def set_rng_state(values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-    """Restore what `get_rng_state` returned; states of devices that are absent here are left out."""
+    """Restore what `get_rng_state` returned; states of missing devices are ignored."""
     version, internal, gauss_next = values["python"]
     random.setstate((version, tuple(internal), gauss_next))
     name, keys, position, has_gauss, cached_gauss = values["numpy"]

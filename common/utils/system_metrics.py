@@ -1,4 +1,4 @@
-"""What the machine does while a run logs: processor, memory, and the accelerator where there is one."""
+"""System metrics of a run: processor, memory and accelerator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _GIB = 2**30
 
 
 class SystemMetrics:
-    """Measures this process, at most once in `every_seconds`, from that long after the start on."""
+    """Measures this process at most once every `every_seconds`, first after that time."""
 
     def __init__(self, every_seconds: float) -> None:
         self._every_seconds = every_seconds
@@ -22,9 +22,9 @@ class SystemMetrics:
         self._process.cpu_percent()  # the first call begins the interval
 
     def sample(self) -> dict[str, float]:
-        """{} when it is too early. Else `cpu_percent` since the last sample (100 is one core busy),
-        `memory_gib` (resident), and of the accelerator that PyTorch uses `gpu_memory_gib` (allocated;
-        the most since the start on CUDA) and, with NVIDIA's library, `gpu_percent`."""
+        """Return {} if it is too early. Else `cpu_percent` since the last sample (100 is one busy
+        core), `memory_gib` (resident), and for PyTorch's accelerator `gpu_memory_gib` (allocated;
+        the peak on CUDA) and, with NVIDIA's library, `gpu_percent`."""
         now = time.monotonic()
         if now - self._measured < self._every_seconds:
             return {}
@@ -38,14 +38,12 @@ class SystemMetrics:
 
 
 def _accelerator() -> dict[str, float]:
-    torch = sys.modules.get("torch")  # whoever uses an accelerator has imported it
+    torch = sys.modules.get("torch")  # already imported if an accelerator is used
     if torch is None:
         return {}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         found = {"gpu_memory_gib": torch.cuda.max_memory_allocated() / _GIB}
-        with suppress(
-            ModuleNotFoundError
-        ):  # without nvidia-ml-py no figure, rather than a wrong one
+        with suppress(ModuleNotFoundError):  # no value without nvidia-ml-py
             found["gpu_percent"] = float(torch.cuda.utilization())
         return found
     if torch.backends.mps.is_available():

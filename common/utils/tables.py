@@ -1,4 +1,4 @@
-"""Rows as a table for people, or as CSV, JSON or Markdown for programs."""
+"""Format rows as a table for display, or as CSV, JSON or Markdown."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ FORMATS = ("table", "csv", "json", "markdown")
 
 
 class Report:
-    """A table that a notebook shows as one, `print` as text, and `to_pandas` makes a DataFrame of.
+    """A table with notebook display, `print` as text and `to_pandas`.
 
     Args:
-        columns: their names.
-        rows: as many values each.
-        broken: (file, why it cannot be read) of each file whose experiments are missing, so that nobody
-            takes what is left for the whole.
-        notes: sentences about what the rows leave out or cannot say.
+        columns: column names.
+        rows: one value per column.
+        broken: (file, error) of each unreadable file, whose experiments are missing.
+        notes: sentences about exclusions and caveats.
     """
 
     def __init__(
@@ -63,9 +62,9 @@ class Report:
 
 
 def format_rows(columns: Sequence[str], rows: Sequence[Sequence[object]], style: str) -> str:
-    """`rows` under `columns` in one of FORMATS. JSON has null for NaN and infinities: it has no other.
+    """Format `rows` under `columns` in one of FORMATS. JSON has null for NaN and infinities.
 
-    What people read steers no terminal; CSV and JSON hold every character as it is.
+    Tables and Markdown escape terminal control characters; CSV and JSON keep every character.
     """
     columns = _distinct(columns)
     if style == "json":
@@ -93,7 +92,7 @@ def format_rows(columns: Sequence[str], rows: Sequence[Sequence[object]], style:
 
 
 def format_html(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> str:
-    """As a notebook shows it; every text is escaped."""
+    """HTML for notebooks; all text is escaped."""
     from html import escape
 
     cells = [list(column) for column in zip(*rows, strict=True)]
@@ -118,9 +117,9 @@ def _is_decimal(kind: type) -> bool:
 
 
 def _texts(column: Sequence[object], kinds: set[type]) -> Sequence[str]:
-    """The cells of a column as people read them; the common kinds at once, for long lists."""
+    """Format the cells of a column for display; common types at once, for long lists."""
     if kinds == {str}:
-        return cast("Sequence[str]", column)  # as `kinds` says
+        return cast("Sequence[str]", column)  # checked by `kinds`
     if kinds == {float}:
         return list(map("{:.6g}".format, column))
     return list(map(str, column)) if kinds == {int} else list(map(_text, column))
@@ -149,9 +148,9 @@ def _aligned(
             cells = [cell.replace("\n", " ") for cell in cells]
         filled.append(cells)
         widths.append(max(map(len, cells)))
-    marks = ["" if is_numeric else "-" for is_numeric in numeric]  # to the right, to the left
+    marks = ["" if is_numeric else "-" for is_numeric in numeric]  # right, left aligned
     row = "  ".join(f"%{mark}{width}s" for mark, width in zip(marks, widths, strict=True))
-    lines = list(map(row.__mod__, zip(*filled, strict=True)))  # a row at a time, for long lists
+    lines = list(map(row.__mod__, zip(*filled, strict=True)))  # whole rows, for long lists
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(map(str.rstrip, lines))
 

@@ -1,4 +1,4 @@
-"""Names and numbers of any kind, as a picture can show them."""
+"""Make arbitrary names and numbers plottable."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import textwrap
 import numpy as np
 import numpy.typing as npt
 
-# Beyond these the differences and ratios that axes are divided by overflow.
+# Beyond these, differences and ratios of axis limits overflow.
 _LARGEST, _SMALLEST = 1e300, 1e-300
-_LONGEST = 48  # characters of a name in a legend
+_LONGEST = 48  # characters per legend entry
 
 
 def plain(text: str, longest: int = _LONGEST) -> str:
-    """`text` on one line, its middle left out where it is long, and no formula where it has a `$`.
+    """`text` on one line, shortened in the middle, with `$` escaped.
 
-    Matplotlib leaves labels that begin with `_` out of legends: a space before it prevents that.
+    Matplotlib omits labels that start with `_` from legends: a leading space prevents that.
     """
     text = printable(text)
     if len(text) > longest:
@@ -25,7 +25,7 @@ def plain(text: str, longest: int = _LONGEST) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` without what moves the cursor of a terminal, or ends a line."""
+    """`text` without line ends and terminal control characters."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
@@ -36,7 +36,7 @@ def wrapped(text: str, width: int) -> str:
 
 
 def drawable(values: npt.ArrayLike) -> tuple[npt.NDArray[np.float64], str]:
-    """`values` (n,) within what axes can show, NaN where they are not finite, and what that changed.
+    """Clip `values` (n,) to the plottable range, with NaN for non-finite ones, and describe the changes.
 
     The text is for a legend: empty, or such as `, 3 not finite, 1 beyond 1e300`.
     """

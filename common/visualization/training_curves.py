@@ -1,4 +1,4 @@
-"""Curves of a metric over training, several experiments in one figure."""
+"""Plot a metric over training for several experiments in one figure."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from common.experiments.sql import query_experiments
 from common.visualization.labels import drawable, plain, wrapped
 
 _SIZE = (7.5, 4.5)  # inches
-_MOST_INSIDE, _ROWS = 10, 32  # curves in a legend among the curves, and in a column beside them
-_LINE_STYLES = ("-", "--", ":", "-.")  # of the first ten experiments, of the next ten, ...
+_MOST_INSIDE, _ROWS = 10, 32  # legend entries inside the axes, and per column beside them
+_LINE_STYLES = ("-", "--", ":", "-.")  # for the first ten experiments, the next ten, ...
 _X_LABELS = {"step": "optimizer step", "epoch": "epoch", "time": "seconds since the start"}
 
 
@@ -33,23 +33,23 @@ def plot_training_curves(
     title: str | None = None,
     output: str | Path | None = None,
 ) -> Figure:
-    """Draw `metric` of one or more experiments, running ones included.
+    """Plot `metric` of one or more experiments, including running ones.
 
-    NaN and infinities are gaps, and numbers beyond 1e300 stand there: the legend counts both.
+    NaN and infinities are gaps, and numbers beyond 1e300 are clipped: the legend counts both.
 
     Args:
-        experiments: a name or several.
+        experiments: one or more names.
         x: step, epoch or time (seconds).
-        splits: such as ("train", "val"); None draws all. A colour is an experiment, the first split
-            is thin, the others have markers, hollow ones where they are of few batches (`val_quick`).
+        splits: such as ("train", "val"); None: all. Each experiment has a colour; the first split
+            is thin, the others have markers, hollow for evaluations of few batches (`val_quick`).
         log_x, log_y: logarithmic axes.
-        output: also saved here (PNG, SVG or PDF by its ending).
-    Returns: a matplotlib Figure (shown by itself in a notebook).
-    Raises ExperimentError for an experiment or metric that is not there.
+        output: file to save to (PNG, SVG or PDF by its ending).
+    Returns: a matplotlib Figure (displayed automatically in a notebook).
+    Raises ExperimentError for an unknown experiment or metric.
     """
     names = [experiments] if isinstance(experiments, str) else list(experiments)
     if x not in _X_LABELS:
-        raise ExperimentError(f"x cannot be '{x}'", did_you_mean(x, list(_X_LABELS)))
+        raise ExperimentError(f"unknown x '{x}'", did_you_mean(x, list(_X_LABELS)))
     rows = read_curves(names, metric, x)
     shown = sorted(rows["split"].unique().tolist(), key=lambda s: (s != "train", s))
     if splits is not None:
@@ -91,7 +91,7 @@ def plot_training_curves(
 
 
 def _add_legend(figure: Figure, axes: Axes) -> None:
-    """Among the curves where they are few, else in columns beside them, for which there is more room."""
+    """Place the legend inside the axes for few curves, else in columns beside a wider figure."""
     labels = [str(line.get_label()) for line in axes.lines]
     if len(labels) <= _MOST_INSIDE:
         axes.legend(frameon=False)
@@ -112,15 +112,15 @@ def check_splits(splits: Sequence[str], rows: pd.DataFrame, metric: str) -> list
 
 
 def read_curves(names: Sequence[str], metric: str, x: str = "step") -> pd.DataFrame:
-    """Columns experiment_name, split, `x` and `metric`, in the order of the steps. Raises
-    ExperimentError for an experiment or metric that is not there."""
+    """Query columns experiment_name, split, `x` and `metric`, ordered by step. Raises
+    ExperimentError for an unknown experiment or metric."""
     catalogue = Catalogue()
     metrics = catalogue.metrics()
     if metric not in metrics:
         hint = did_you_mean(metric, metrics) if metrics else "there are no experiments yet"
         raise ExperimentError(f"no experiment has a metric '{metric}'", hint)
     for name in names:
-        catalogue.manifest(name)  # raises where there is none
+        catalogue.manifest(name)  # raises if it does not exist
     quoted = metric.replace('"', '""')
     listed = ", ".join("'" + name.replace("'", "''") + "'" for name in names)
     rows = query_experiments(

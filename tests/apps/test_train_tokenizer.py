@@ -65,9 +65,9 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../models/x", "", ".", "..", ".hidden", "a/b", "/tmp/x", "a\n"])
 def test_a_name_that_leads_elsewhere_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="is no name for a folder"):
+    with pytest.raises(ConfigError, match="is not a valid folder name"):
         train_tokenizer(DataConfig(dataset="stories", num_stories=20, tokenizer="char"), name)
-    with pytest.raises(ConfigError, match="is no name for a folder"):
+    with pytest.raises(ConfigError, match="is not a valid folder name"):
         open_corpus(DataConfig(dataset=name))
     assert not get_assets_dir().exists()
 

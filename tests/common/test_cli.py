@@ -132,4 +132,4 @@ def test_a_run_is_trained_evaluated_and_found_again(
 @pytest.mark.parametrize("seed", ["18446744073709551616", "-1", "x"])
 def test_a_seed_that_no_generator_takes_is_refused_at_once(run_tool, seed: str) -> None:
     result = run_tool(SAMPLE, "nothing", f"--seed={seed}")
-    assert result.returncode == 2 and "--seed: must be a whole number from 0" in result.stderr
+    assert result.returncode == 2 and "--seed: must be an integer from 0" in result.stderr

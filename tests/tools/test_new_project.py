@@ -151,5 +151,5 @@ def test_a_name_that_python_cannot_import_is_refused(run: Run, repository: Path,
 def test_an_existing_project_is_never_overwritten(run: Run, repository: Path) -> None:
     before = (repository / "projects" / "baseline" / "train.py").read_bytes()
     result = run("tools/new_project.py", "baseline")
-    assert result.returncode == 2 and "exists already" in result.stderr
+    assert result.returncode == 2 and "already exists" in result.stderr
     assert (repository / "projects" / "baseline" / "train.py").read_bytes() == before

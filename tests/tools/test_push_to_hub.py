@@ -258,7 +258,7 @@ def test_a_run_or_a_checkpoint_that_is_not_there(text: Path, push: Push, tmp_pat
     result = push("--checkpoint", "7", "--dry-run", tmp_path / "new")
     assert result.returncode == 2 and "no checkpoint '7'" in result.stderr
     result = push("--dry-run", tmp_path / "out")
-    assert result.returncode == 2 and "exists already" in result.stderr
+    assert result.returncode == 2 and "already exists" in result.stderr
     (get_runs_dir() / "a").rename(get_runs_dir() / "b")
     result = push("--dry-run", tmp_path / "new")
     assert result.returncode == 2 and "no checkpoint in" in result.stderr

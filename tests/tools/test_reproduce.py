@@ -303,7 +303,7 @@ def test_a_running_experiment_is_refused() -> None:
 
 def test_a_name_that_is_taken_is_refused() -> None:
     saved()
-    with pytest.raises(ExperimentError, match="'exp' exists already"):
+    with pytest.raises(ExperimentError, match="'exp' already exists"):
         reproduce("exp", "exp")
 
 

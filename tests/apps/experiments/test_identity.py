@@ -176,7 +176,7 @@ def test_a_run_whose_name_was_taken_while_it_ran_is_stored_beside(
     assert store.parquet_path("exp").read_bytes() == whole
     assert rows() == {"exp": [5.0], f"exp@{run.manifest[ID][:8]}": [1.0]}
     assert [f.mended for f in check_store()] == [False]
-    with pytest.raises(ExperimentError, match="exists already"):
+    with pytest.raises(ExperimentError, match="already exists"):
         start_experiment("exp")
     delete_experiments(["exp"])
     assert rows() == {"exp": [1.0]}
@@ -350,12 +350,12 @@ def test_a_renaming_that_cannot_be_is_refused_and_changes_nothing() -> None:
     unfinished("b", 2.0)
     (get_runs_dir() / "folder").mkdir(parents=True)
     wrong: list[tuple[str, str, str]] = [
-        ("a", "b", "exists already"),
-        ("b", "a", "exists already"),
+        ("a", "b", "already exists"),
+        ("b", "a", "already exists"),
         ("a", "a", "called 'a' already"),
         ("a", "folder", "run folder"),
-        ("a", "x/y", "cannot name"),
-        ("a", "a@12345678", "cannot name"),
+        ("a", "x/y", "not a valid experiment name"),
+        ("a", "a@12345678", "not a valid experiment name"),
         ("c", "d", "no experiment 'c'"),
     ]
     before = rows()

@@ -70,7 +70,7 @@ def test_a_name_that_another_machine_used_is_never_overwritten(
     monkeypatch.setenv("RESEARCH_ASSETS_DIR", str(tmp_path / "other"))
     save("a", 2.0)
     second = Catalogue().place("a").id
-    assert f"'a' is in lab/experiments already: this one is stored as 'a@{second[:8]}'" in (
+    assert f"'a' is already in lab/experiments: this one is stored as 'a@{second[:8]}'" in (
         capfd.readouterr().err
     )
     assert objects["experiments/a.parquet"] == first and len(objects) == 2

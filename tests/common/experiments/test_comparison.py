@@ -104,7 +104,7 @@ def test_a_group_is_every_finished_run_of_its_configuration() -> None:
     assert found.notes == [
         "left out live: it is running",
         "left out of the metrics that diverged: diverged",
-        "not known whether more is better: reward",
+        "unknown whether higher is better: reward",
     ]
     live.finish()
 
@@ -153,7 +153,7 @@ def test_runs_without_a_seed_of_their_own_count_and_are_not_paired() -> None:
     first, second = found.results
     assert first.estimate.seeds == second.estimate.seeds == 3
     assert second.comparison is not None and second.comparison.test == "Welch"
-    assert "no seed is recorded of a0, a1, a2: each counts as another one" in found.notes
+    assert "no seed is recorded for a0, a1, a2: each counts as a separate one" in found.notes
 
 
 def test_a_run_that_a_resume_has_changed_is_of_no_group() -> None:
@@ -167,7 +167,7 @@ def test_a_run_that_a_resume_has_changed_is_of_no_group() -> None:
     store("resumed", 0.1, 4, [3.0], starts=[{"step": 0, "changes": {}}, {"step": 9, "changes": {}}])
     found = compared("a0")
     assert (found.results[0].estimate.seeds, found.results[0].estimate.mean) == (4, 3.0)
-    assert "changed stands alone: a resume changed lr 0.4 -> 0.1 at step 50" in found.notes
+    assert "changed is in no group: a resume changed lr 0.4 -> 0.1 at step 50" in found.notes
     assert compared("changed").results[0].estimate.seeds == 1
     with_both = compared("a0", "changed").results[1]
     assert with_both.group == "changed" and with_both.verdict == "too few seeds"
@@ -248,7 +248,7 @@ def test_val_of_an_earlier_version_with_few_batches_in_it_is_compared_with_its_l
     reason = "an earlier version logged losses of few batches as val"
     assert found["val", "new0"] == f"not compared: {reason}"
     assert found["val", "like0"] == "not told apart"
-    left_out = "left out new9: val holds losses of few batches in only one of it and old0"
+    left_out = "left out new9: only one of it and old0 has losses of few batches as val"
     assert left_out in compared_with_old.notes
 
 

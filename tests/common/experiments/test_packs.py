@@ -112,7 +112,7 @@ def test_spellings_that_differ_in_case_never_meet_in_one_file() -> None:
 def test_a_packed_name_is_taken() -> None:
     save("a_001")
     pack_experiments()
-    with pytest.raises(ExperimentError, match="exists already") as caught:
+    with pytest.raises(ExperimentError, match="already exists") as caught:
         save("a_001")
     assert "a_002" in caught.value.hint
     with pytest.raises(ExperimentError, match="is finished"):

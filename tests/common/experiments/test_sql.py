@@ -413,7 +413,7 @@ def test_a_call_that_cannot_be_interrupted_is_ended_all_the_same(select: str) ->
         query_rows(f"SELECT {select}", timeout_seconds=0.05, memory_bytes=2**34)
     with pytest.raises(ExperimentError, match=r"needs more than 0\.1 GiB of memory") as caught:
         query_rows(f"SELECT {select}", memory_bytes=2**27)
-    assert "ask for less" in caught.value.hint
+    assert "query less" in caught.value.hint
     assert query_rows("SELECT 1")[1] == [[1]]
 
 

@@ -367,7 +367,7 @@ def test_other_models_and_folders_in_use_are_refused(tmp_path: Path) -> None:
         save_pretrained(Special(9, **shape), tmp_path / "a")
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "mine.txt").write_text("precious")
-    with pytest.raises(ModelError, match="exists already"):
+    with pytest.raises(ModelError, match="already exists"):
         save_pretrained(Decoder(9, **shape), tmp_path / "used")
     assert [path.name for path in (tmp_path / "used").iterdir()] == ["mine.txt"]
     (tmp_path / "empty").mkdir()

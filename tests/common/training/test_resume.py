@@ -407,7 +407,7 @@ def test_an_extended_run_is_an_experiment_of_its_own_that_goes_on(lab: Lab, whol
     assert manifest["starts"][0]["changes"] == {"training.max_steps": [60, MAX_STEPS]}
     assert_refused(lab.run("--extend", "short"), "already has 60 steps", "training.max_steps=120")
     assert_refused(lab.run("--extend", "nothing", "training.max_steps=99"), "no experiment")
-    assert_refused(lab.run("--extend", "short", "--resume"), "goes without")
+    assert_refused(lab.run("--extend", "short", "--resume"), "cannot be combined with")
 
 
 @pytest.mark.parametrize("content", ["optimizer: {lr: 0.5}", "", "{", None])

@@ -35,7 +35,7 @@ def test_what_is_no_folder_is_refused(
     name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RESEARCH_ASSETS_DIR", where(name, folder))
-    with pytest.raises(ConfigError, match="no assets can be in") as caught:
+    with pytest.raises(ConfigError, match="assets cannot be in") as caught:
         get_assets_dir()
     assert REASONS[name] in caught.value.message
     caught.value.message.encode()

@@ -78,7 +78,7 @@ def test_the_figure_is_saved_where_it_is_asked_for(tmp_path: Path, ending: str) 
         (["on"], {}, "no experiment 'on'", "'one'"),
         (["one", "missing"], {}, "no experiment 'missing'", "one, two"),
         (["one"], {"metric": "los"}, "no experiment has a metric 'los'", "'loss'"),
-        (["one"], {"x": "steps"}, "x cannot be 'steps'", "'step'"),
+        (["one"], {"x": "steps"}, "unknown x 'steps'", "'step'"),
         (["one"], {"metric": "extra"}, "has logged 'extra'", ""),
         (["one"], {"splits": ["vall"]}, "vall", ""),
         (["one"], {"metric": "step"}, "no experiment has a metric 'step'", ""),
