@@ -1,4 +1,4 @@
-"""What there is to work with: projects with their configurations, and datasets with their token files."""
+"""List projects with their configurations, and datasets with their token files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from common.utils.tables import format_rows
 
 
 def list_projects() -> str:
-    """Every project, and below it the header of each configuration: command, time and number."""
+    """List every project with the header of each configuration: command, time and number."""
     lines = []
     for project in find_projects():
         lines.append(f"{project.name}: {project.description}")
@@ -25,10 +25,10 @@ def list_projects() -> str:
 
 
 def list_datasets() -> str:
-    """Every prepared folder of token files with its size, as a table."""
+    """Table of all prepared folders of token files with sizes."""
     rows = []
     for path in sorted(get_datasets_dir().glob("*/tokens/*/meta.json")):
-        hint = f"delete the folder, it is made again: rm -r {path.parent}"
+        hint = f"delete the folder to prepare it again: rm -r {path.parent}"
         meta = read_json(path, DataError, hint)
         try:
             row = (meta["dataset"], path.parent.name, *_counts(meta), display_path(path.parent))
@@ -36,7 +36,7 @@ def list_datasets() -> str:
             raise DataError(f"{path} is damaged ({error!r})", hint) from error
         rows.append(row)
     if not rows:
-        return "no dataset is prepared yet: cli prepare --config FILE, or train"
+        return "no prepared datasets yet: run cli prepare --config FILE, or train"
     columns = ["dataset", "tokenizer", "vocabulary", "train tokens", "val tokens", "folder"]
     return format_rows(columns, rows, "table")
 
@@ -55,7 +55,7 @@ def _counts(meta: dict[str, Any]) -> tuple[int, int, int]:
 
 
 def find_project(name: str) -> Project:
-    """Raises ConfigError, with the nearest name, where there is no such project."""
+    """Find a project by name. Raises ConfigError with the nearest name."""
     projects = {project.name: project for project in find_projects()}
     if name not in projects:
         raise ConfigError(f"there is no project '{name}'", did_you_mean(name, list(projects)))
@@ -63,13 +63,13 @@ def find_project(name: str) -> Project:
 
 
 def project_of_config(path: Path) -> Project | None:
-    """The project whose folder the file is in: `projects/<name>/configs/file.yaml`."""
+    """The project whose folder contains the file: `projects/<name>/configs/file.yaml`."""
     inside = {project.directory: project for project in find_projects()}
     return next((inside[folder] for folder in path.resolve().parents if folder in inside), None)
 
 
 def read_header(config: Path) -> list[str]:
-    """The comment that a configuration begins with, a line each: its command, time and number."""
+    """The lines of the header comment of a configuration: command, time and number."""
     lines = []
     for line in config.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):

@@ -1,4 +1,4 @@
-"""Train a tokenizer on a corpus, and measure it on text that it has not seen."""
+"""Train a tokenizer on a corpus, and evaluate it on held-out text."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class TokenizerReport:
-    """Measured on held-out text.
+    """Metrics on held-out text.
 
     Args:
-        coverage: the fraction of characters that the vocabulary has tokens for.
-        unknown_rate: the fraction of tokens that stand for text it has none for (bytes, `<unk>`).
-        vocab_used: the fraction of the vocabulary that occurs.
-        round_trip: whether every document decoded to itself.
+        coverage: fraction of characters in the vocabulary.
+        unknown_rate: fraction of tokens for text missing from the vocabulary (bytes, `<unk>`).
+        vocab_used: fraction of the vocabulary that occurs.
+        round_trip: whether every document decodes to itself.
     """
 
     num_documents: int
@@ -54,15 +54,16 @@ def train_tokenizer(
 ) -> tuple[Path, TokenizerReport]:
     """Train `config.tokenizer` with `config.vocab_size` on the source of `config`.
 
-    It is saved as assets/tokenizers/<name>: tokenizer.json and manifest.json. The report is of a
-    fraction `holdout` of the documents, which `config.seed` chooses; of a single document its end.
+    It is saved as assets/tokenizers/<name>: tokenizer.json and manifest.json. The report uses a
+    fraction `holdout` of the documents, drawn with `config.seed`, or the end of a single document.
 
     Raises:
-        DataError: the kind is not trained, the source has no text, or there is a tokenizer `name`.
+        DataError: the kind cannot be trained, the source has no text, or the tokenizer `name`
+            exists.
     """
     if config.tokenizer not in TRAINABLE:
         raise DataError(
-            f"a {config.tokenizer} tokenizer is not trained", did_you_mean("", [*TRAINABLE])
+            f"a {config.tokenizer} tokenizer cannot be trained", did_you_mean("", [*TRAINABLE])
         )
     folder = folder_of(get_tokenizers_dir(), name)
     if folder.exists():
@@ -102,7 +103,7 @@ def train_tokenizer(
 
 def _taken(folder: Path) -> DataError:
     return DataError(
-        f"there is a tokenizer '{folder.name}' already, and others may read it",
+        f"a tokenizer '{folder.name}' already exists, and may be in use",
         f"choose another name, or delete {display_path(folder)}",
     )
 
@@ -110,14 +111,14 @@ def _taken(folder: Path) -> DataError:
 def _part(
     corpus: Corpus, documents: Iterator[Document], part: str, holdout: float, seed: int
 ) -> Iterator[Document]:
-    """The documents to learn from (`train`) or to measure with (`val`), whatever their own split."""
+    """The documents for training (`train`) or evaluation (`val`), ignoring their own split."""
     unsplit = (Document(d.key, d.text, ends=d.ends) for d in documents)
     split = split_documents(corpus, unsplit, split_by="document", val_fraction=holdout, seed=seed)
     return (document for document in split if document.split == part)
 
 
 def evaluate_tokenizer(tokenizer: Tokenizer, texts: Iterable[str]) -> TokenizerReport:
-    """Measure `tokenizer` on `texts`. Raises DataError when there is none."""
+    """Evaluate `tokenizer` on `texts`. Raises DataError if there are none."""
     num_documents = num_characters = num_bytes = num_words = 0
     num_tokens = num_unknown = num_covered = 0
     used = np.zeros(tokenizer.vocab_size, dtype=np.bool_)
@@ -138,7 +139,7 @@ def evaluate_tokenizer(tokenizer: Tokenizer, texts: Iterable[str]) -> TokenizerR
         used[ids] = True
         round_trip = round_trip and tokenizer.decode(ids.tolist()) == text
     if not num_characters:
-        raise DataError("no text was held out to measure the tokenizer with", "give more text")
+        raise DataError("no held-out text to evaluate the tokenizer", "provide more text")
     return TokenizerReport(
         num_documents,
         num_characters,
@@ -155,7 +156,7 @@ def evaluate_tokenizer(tokenizer: Tokenizer, texts: Iterable[str]) -> TokenizerR
 
 
 def _known(tokenizer: Tokenizer, text: str) -> str:
-    """`text` without the characters that a char tokenizer refuses: they count as unknown."""
+    """Remove characters that a char tokenizer refuses; they count as unknown."""
     if not isinstance(tokenizer, CharTokenizer):
         return text
     known = {*tokenizer.characters}

@@ -1,4 +1,4 @@
-"""Looking inside a trained model: what surprises it, what it attends to, which tokens are alike.
+"""Analysis of a trained model: surprisal, attention, token embeddings.
 
-Each kind of look is two files, one that computes arrays and one that draws them (`*_page.py`).
+Each analysis is two files, one that computes arrays and one that draws them (`*_page.py`).
 """

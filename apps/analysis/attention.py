@@ -1,7 +1,7 @@
-"""Who attends to whom: the attention weights of every layer and head for one text.
+"""Attention maps: the attention weights of every layer and head for one text.
 
-Kernels never keep these weights, so they are computed again, in float64, from what went into each
-layer; that they are the right ones is checked against what came out of it.
+Kernels do not keep these weights, so they are recomputed in float64 from the inputs of each layer,
+and verified against its outputs.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from common.models.base import BaseLanguageModel
 from common.models.mixers.attention import Attention
 from common.training.prediction_metrics import Floats
 
-# Of the largest output, between fp32 with a fused kernel and float64; a mask or scale that is
-# missing here is off by more than a tenth.
+# Relative to the largest output, between fp32 with a fused kernel and float64; a missing mask or
+# scale gives an error above 0.1.
 _TOLERANCE = 1e-3
 
 
 class HeadStatistics(NamedTuple):
-    """What tells heads apart: means over the positions from 1 on (position 0 sees itself alone)."""
+    """Statistics of a head: means over positions from 1 on (position 0 sees only itself)."""
 
     layer: int  # from 0, as `head`
     head: int
@@ -39,9 +39,9 @@ class HeadStatistics(NamedTuple):
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """`weights[layer][head, t, s]` is the weight with which position t takes the value at s.
+    """`weights[layer][head, t, s]` is the weight of position s in the output of position t.
 
-    Every row sums to 1, and s > t has exactly 0.
+    Every row sums to 1; weights for s > t are exactly 0.
     """
 
     weights: list[Floats]  # per layer (heads, time, time) float64
@@ -71,11 +71,11 @@ def _statistics(layer: int, head: int, w: Floats) -> HeadStatistics:
 
 @torch.no_grad()
 def attention_maps(model: BaseLanguageModel, input_ids: torch.Tensor) -> AttentionMaps:
-    """The maps for `input_ids` (1, time) int64, of at least two tokens.
+    """Compute attention maps for `input_ids` (1, time) int64, of at least two tokens.
 
     Vaswani et al. 2017, eq. 1: softmax(Q K^T / sqrt(head size)) over the positions up to its own.
-    Raises ModelError for a model without `Attention` layers (and why), for a text longer than its
-    context, and where the weights found here do not give the outputs that the model computed.
+    Raises ModelError for a model without `Attention` layers (with the reason), a text longer than
+    its context, and weights that do not reproduce the model's outputs.
     """
     if input_ids.ndim != 2 or input_ids.shape[0] != 1 or input_ids.shape[1] < 2:
         raise ModelError(
@@ -94,8 +94,8 @@ def attention_maps(model: BaseLanguageModel, input_ids: torch.Tensor) -> Attenti
         scale = max(float(y.abs().max()), 1e-6)
         if float((output - y).abs().max()) > _TOLERANCE * scale:
             raise ModelError(
-                f"{name} computes something else than softmax(Q K^T / sqrt(head size)) V",
-                "apps/analysis/attention.py has to learn what",
+                f"{name} does not compute softmax(Q K^T / sqrt(head size)) V",
+                "apps/analysis/attention.py does not support it",
             )
         weights.append(layer[0].cpu().numpy())
     return AttentionMaps(weights)
@@ -104,7 +104,7 @@ def attention_maps(model: BaseLanguageModel, input_ids: torch.Tensor) -> Attenti
 def _run(
     model: BaseLanguageModel, mixers: dict[str, Attention], input_ids: torch.Tensor
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """{layer: (what went in, what came out)}, both (1, time, hidden_size) float64."""
+    """{layer: (input, output)}, both (1, time, hidden_size) float64."""
     seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def keep(name: str) -> Any:
@@ -154,7 +154,7 @@ def _why_none(model: BaseLanguageModel) -> tuple[str, str]:
             "`surprisal` and `embeddings` work with every model",
         )
     return (
-        f"{kind} has no layer of common/models/mixers/attention.py: its attention, if it has any, "
-        "cannot be read from here",
-        "a Decoder with mixer=attention can be looked into",
+        f"{kind} has no layer of common/models/mixers/attention.py: its attention, if any, "
+        "cannot be read here",
+        "use a Decoder with mixer=attention",
     )

@@ -1,4 +1,4 @@
-"""Attention maps as a page to explore, and as a picture of all heads."""
+"""Attention maps as an interactive page, and as a figure of all heads."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from common.utils.tables import format_rows
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MOST_WEIGHTS = 2**24  # of one page, in 2 bytes each
-_LABELLED = 40  # tokens; more labels do not fit beside the map of one head in a picture
+_MOST_WEIGHTS = 2**24  # per page, 2 bytes each
+_LABELLED = 40  # tokens; more labels do not fit beside the map of a head in the figure
 
 
 def attention_page(maps: AttentionMaps, labels: Sequence[str], title: str) -> Page:
-    """Thumbnails of all heads; the chosen one large, with its tokens.
+    """Create a page with thumbnails of all heads, and the selected one enlarged with its tokens.
 
-    Weights are written in steps of 1/65535. Raises DataError where there are too many for a page.
+    Weights are rounded to 1/65535. Raises DataError if there are too many for a page.
     """
     count = sum(layer.size for layer in maps.weights)
     if count > _MOST_WEIGHTS:
         raise DataError(
-            f"{count:,} weights are too many for a page, which holds {_MOST_WEIGHTS:,}",
-            "give a shorter prompt, or an --output that ends in .png",
+            f"{count:,} weights are too many for a page (limit {_MOST_WEIGHTS:,})",
+            "use a shorter prompt, or an --output that ends in .png",
         )
     data = {
         "labels": list(labels),
@@ -56,12 +56,12 @@ def _packed(weights: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> str:
 
 
 def statistics_table(maps: AttentionMaps, style: str = "table") -> str:
-    """`AttentionMaps.statistics` for a terminal."""
+    """Format `AttentionMaps.statistics` for a terminal."""
     return format_rows(HeadStatistics._fields, maps.statistics(), style)
 
 
 def plot_attention(maps: AttentionMaps, labels: Sequence[str], title: str) -> Figure:
-    """A grid of all heads, a row per layer, as a matplotlib Figure."""
+    """Plot a grid of all heads, a row per layer, as a matplotlib Figure."""
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 

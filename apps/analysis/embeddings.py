@@ -1,4 +1,4 @@
-"""The vectors that stand for tokens: the directions in which they differ most, and their neighbours."""
+"""Token embeddings: principal components and nearest neighbours."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from common.training.prediction_metrics import Counts, Floats
 
 @dataclass(frozen=True)
 class Projection:
-    """Points in the plane of the two largest principal components."""
+    """Projection onto the two largest principal components."""
 
     points: Floats  # (vectors, 2)
-    explained: Floats  # (2,) share of the variance along each axis
+    explained: Floats  # (2,) fraction of the variance along each axis
 
 
 def embedding_table(model: BaseLanguageModel) -> Floats:
     """The embedding of every token, (vocab_size, hidden_size) float64.
 
-    Raises ModelError for a model that has no such table under the name `token_embedding`.
+    Raises ModelError for a model without a table named `token_embedding`.
     """
     table = getattr(model, "token_embedding", None)
     weight = table.weight if isinstance(table, nn.Embedding) else table
     if not isinstance(weight, torch.Tensor) or weight.shape[:1] != (model.vocab_size,):
         raise ModelError(
             f"{type(model).__name__} has no `token_embedding` with one vector per token",
-            "name it so in the model, as an nn.Embedding or a (vocab_size, hidden_size) parameter",
+            "add one to the model, as an nn.Embedding or a (vocab_size, hidden_size) parameter",
         )
     return weight.detach().cpu().to(torch.float64, copy=True).numpy()
 
@@ -40,12 +40,12 @@ def project(vectors: Floats) -> Projection:
     """Principal component analysis of (vectors, size) by the SVD of the centred matrix (Jolliffe
     2002, section 3.5).
 
-    An SVD leaves the sign of an axis open; here the largest of its coefficients is positive, so that
-    the same vectors give the same picture everywhere. Raises ModelError for fewer than two vectors
-    or dimensions.
+    An SVD does not determine the sign of an axis; here the largest coefficient is positive, so that
+    the same vectors always give the same result. Raises ModelError for fewer than two vectors or
+    dimensions.
     """
     if min(vectors.shape) < 2:
-        raise ModelError(f"a plane needs two vectors of two numbers at least, got {vectors.shape}")
+        raise ModelError(f"need at least two vectors of two dimensions, got {vectors.shape}")
     centred = vectors - vectors.mean(axis=0)
     left, singular, axes = np.linalg.svd(centred, full_matrices=False)
     largest = np.abs(axes[:2]).argmax(axis=1)
@@ -57,9 +57,10 @@ def project(vectors: Floats) -> Projection:
 
 
 def neighbours(vectors: Floats, index: int, top: int) -> tuple[Counts, Floats]:
-    """The `top` vectors with the largest cosine to vector `index`, itself left out, and the cosines.
+    """Return the `top` vectors with the largest cosine similarity to vector `index`, excluding
+    itself, and the cosines.
 
-    A vector of zeros has no direction: its cosine is 0.
+    The cosine of a zero vector is 0.
     """
     norms = np.linalg.norm(vectors, axis=1)
     safe = np.where(norms > 0, norms, 1)

@@ -1,4 +1,4 @@
-"""Token embeddings in the plane: a page to explore, and a picture with the commonest tokens named."""
+"""Token embeddings in the plane: an interactive page, and a figure with labels of frequent tokens."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from common.training.prediction_metrics import Counts
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_NAMED = 120  # tokens with a name in a picture
-# Colours that people with any colour vision tell apart (Okabe and Ito 2008).
+_NAMED = 120  # labelled tokens in the figure
+# Colour-blind safe palette (Okabe and Ito 2008).
 KINDS = {
     "word start": "#0072b2",
     "word part": "#56b4e9",
@@ -27,7 +27,7 @@ KINDS = {
 
 
 def kind_of(text: str) -> str:
-    """What a token is, by its text: one of KINDS. A special token or a piece of bytes is `other`."""
+    """Kind of a token by its text: one of KINDS. Special tokens and partial characters are `other`."""
     core = text.strip()
     if not core:
         return "space" if text else "other"
@@ -44,8 +44,8 @@ def embeddings_page(
     projection: Projection, texts: Sequence[str], labels: Sequence[str], counts: Counts, title: str
 ) -> Page:
     """Args:
-    texts, labels: of every token, as `vocabulary_texts` and `label` give them.
-    counts: (vocab_size,) how often each occurs in the training text.
+    texts, labels: for every token, from `vocabulary_texts` and `label`.
+    counts: (vocab_size,) occurrences in the training text.
     """
     kinds = list(KINDS)
     data = {
@@ -78,7 +78,7 @@ def embeddings_page(
 def plot_embeddings(
     projection: Projection, texts: Sequence[str], labels: Sequence[str], counts: Counts, title: str
 ) -> Figure:
-    """The arguments of `embeddings_page`; the commonest tokens have their name where there is room."""
+    """Takes the arguments of `embeddings_page`; labels the most frequent tokens where there is room."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 8), layout="constrained")
@@ -102,7 +102,7 @@ def plot_embeddings(
     axes.grid(True, alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="best")
-    figure.draw_without_rendering()  # settles the layout, which decides what overlaps
+    figure.draw_without_rendering()  # computes the layout, needed to find overlaps
     _name_points(figure, projection, labels, counts)
     return figure
 
@@ -110,7 +110,7 @@ def plot_embeddings(
 def _name_points(
     figure: Figure, projection: Projection, labels: Sequence[str], counts: Counts
 ) -> None:
-    """Names from the commonest token down, each where it covers no other."""
+    """Place labels without overlap, most frequent tokens first."""
     axes = figure.axes[0]
     taken: list[tuple[float, float, float, float]] = []
     places = axes.transData.transform(projection.points)

@@ -1,8 +1,8 @@
-"""A folder for Google's Learning Interpretability Tool (Tenney et al. 2020, "The Language
-Interpretability Tool"): examples with what a model predicts, and the script that shows them.
+"""Export for Google's Learning Interpretability Tool (Tenney et al. 2020, "The Language
+Interpretability Tool"): examples with a model's predictions, and a script that shows them.
 
-The tool has requirements that this project cannot share, so it runs in an environment of its own and
-reads plain files; the model is not needed there.
+The tool's requirements conflict with this project's, so it runs in a separate environment and reads
+plain files; the model is not needed there.
 """
 
 from __future__ import annotations
@@ -64,17 +64,17 @@ def write_lit_folder(
     """Write examples.jsonl, tokens.csv, about.json, README.md and run_lit.py.
 
     Args:
-        tokens: a text, (tokens,) ids; examples are documents of it, in pieces of `context_length`.
-        num_examples: at most so many, spread over the text.
-        about: more for about.json.
-    Returns: (the number of examples, why they have no embedding or None).
-    Raises ConfigError where the folder has something in it, DataError where no piece has two tokens.
+        tokens: a text, (tokens,) ids; examples are its documents, in pieces of `context_length`.
+        num_examples: maximum number of examples, spread over the text.
+        about: further entries of about.json.
+    Returns: (number of examples, reason for missing embeddings or None).
+    Raises ConfigError if the folder is not empty, DataError if no piece has two tokens.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} is there and not empty", "name a new folder")
+        raise ConfigError(f"{folder} already exists and is not empty", "choose a new folder")
     pieces = cut_pieces(tokens, tokenizer.end_of_text, context_length)
     if not pieces:
-        raise DataError("no piece of the text has two tokens: there is nothing to predict")
+        raise DataError("no piece of the text has two tokens: nothing to predict")
     chosen = np.unique(np.linspace(0, len(pieces) - 1, num_examples).astype(int))
     words = [label(text, index) for index, text in enumerate(vocabulary_texts(tokenizer))]
     try:
@@ -111,7 +111,7 @@ def write_lit_folder(
 def cut_pieces(tokens: Tokens, end_of_text: int, context_length: int) -> list[Tokens]:
     """Documents in pieces of at most `context_length` tokens, and at least two.
 
-    A document begins with the end of text of the one before it, as the model saw it.
+    A document starts with the end-of-text token of the one before it, as in training.
     """
     borders = np.flatnonzero(np.asarray(tokens) == end_of_text)
     edges = [0, *borders[borders > 0].tolist(), len(tokens)]
@@ -135,7 +135,7 @@ def _record(found: Surprisal, words: list[str]) -> dict[str, Any]:
 
 
 def _expected(found: Surprisal, words: list[str]) -> Iterator[list[tuple[str, float]]]:
-    """Of each predicted token the likeliest ones with their probabilities."""
+    """For each predicted token, the most likely ones with their probabilities."""
     for ids, probabilities in zip(found.top_ids[1:], found.top_probabilities[1:], strict=True):
         yield [(words[i], float(p)) for i, p in zip(ids, probabilities, strict=True)]
 

@@ -1,8 +1,8 @@
-"""One HTML file with everything in it, in which a hostile text stays text.
+"""A self-contained HTML page that is safe with untrusted text.
 
-Three locks, each enough alone: Python escapes what it writes into the page, scripts write text only
-as `textContent`, and the page's own policy allows no script and no style but ours (by their hashes)
-and no address at all.
+Three independent protections: Python escapes all text in the page, scripts write text only as
+`textContent`, and the page's content security policy allows only our scripts and styles (by hash)
+and no URL.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _STATIC = Path(__file__).parent / "static"
 
 @dataclass(frozen=True)
 class Page:
-    """A notebook shows it in a frame of `height` pixels; `write` makes a file for any browser."""
+    """Displayed in a notebook in a frame of `height` pixels; `write` saves an HTML file."""
 
     html: str = field(repr=False)
     height: int = 480
@@ -38,11 +38,11 @@ class Page:
 
 
 def make_page(title: str, body: str, script: str, data: Any = None, height: int = 480) -> Page:
-    """The page `title`, its `body` as HTML that is already escaped.
+    """Create the page `title` with `body`, escaped HTML.
 
     Args:
-        script: a file in static/, run behind page.js at the end of the page.
-        data: any JSON, which the script finds as `DATA`.
+        script: a file in static/, run after page.js at the end of the page.
+        data: any JSON, available to the script as `DATA`.
     """
     style = _read("page.css")
     code = f'"use strict";\n{_read("page.js")}\n{_read(script)}'
@@ -50,7 +50,7 @@ def make_page(title: str, body: str, script: str, data: Any = None, height: int 
         f"default-src 'none'; script-src {_hash(code)}; style-src {_hash(style)}; "
         "base-uri 'none'; form-action 'none'"
     )
-    # Within <script>, "<" could begin "</script>" or "<!--"; JSON may spell it otherwise.
+    # Within <script>, "<" could start "</script>" or "<!--"; escape it in the JSON.
     content = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     content = content.replace("<", "\\u003c")
     return Page(
@@ -76,7 +76,7 @@ def make_page(title: str, body: str, script: str, data: Any = None, height: int 
 
 
 def facts(pairs: dict[str, str]) -> str:
-    """Numbers with their names, as the head of a page."""
+    """Format named numbers for the top of a page."""
     items = "".join(
         f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in pairs.items()
     )

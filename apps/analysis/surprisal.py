@@ -1,7 +1,7 @@
-"""What each token of a text costs a model, and what it expected instead.
+"""The surprisal of each token of a text, and the most likely alternatives.
 
-The surprisal of a token is -ln of the probability that the model gave it (Shannon 1948); the mean
-over a text is the loss. Windows are those of `Evaluator`, so that the numbers are the same.
+The surprisal of a token is -ln of its probability under the model (Shannon 1948); its mean over a
+text is the loss. Windows are those of `Evaluator`, so that the numbers agree.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from common.models.base import BaseLanguageModel
 from common.training.prediction_metrics import Counts, Floats, max_rows
 
 TOP_K = 5
-_MOST_ROWS = 64  # of a forward pass
+_MOST_ROWS = 64  # per forward pass
 
 
 @dataclass(frozen=True)
 class Surprisal:
-    """One entry per token; of the first, which nothing predicts, NaN, -1 and -1."""
+    """One entry per token; the first, unpredicted token has NaN, -1 and -1."""
 
     ids: Counts  # (tokens,)
     nats: Floats  # (tokens,)
-    ranks: Counts  # (tokens,) how many tokens were more likely
-    context: Counts  # (tokens,) how many tokens the model saw before this one
-    top_ids: Counts  # (tokens, k) the most likely tokens, the likeliest first
+    ranks: Counts  # (tokens,) number of more likely tokens
+    context: Counts  # (tokens,) number of tokens in the context
+    top_ids: Counts  # (tokens, k) the most likely tokens, in descending order
     top_probabilities: Floats  # (tokens, k)
-    num_bytes: int  # of the predicted tokens
+    num_bytes: int  # in the predicted tokens
 
     @property
     def bits(self) -> Floats:
@@ -54,12 +54,12 @@ class Surprisal:
 
     @property
     def bits_per_byte(self) -> float | None:
-        """None where the tokens stand for no bytes."""
+        """Bits per byte; None if the tokens have no bytes."""
         return float(self.bits[1:].sum()) / self.num_bytes if self.num_bytes else None
 
     @property
     def accuracy(self) -> float:
-        """The share of tokens that were the most likely one."""
+        """Top-1 accuracy."""
         return float((self.ranks[1:] == 0).mean())
 
 
@@ -72,15 +72,15 @@ def measure_surprisal(
     context_length: int,
     top_k: int = TOP_K,
 ) -> Surprisal:
-    """The surprisal of every token but the first, given those before it in its window.
+    """Compute the surprisal of every token but the first, given those before it in its window.
 
     Args:
         tokens: (tokens,) ids, at least two.
         token_bytes: (vocab_size,) bytes per token (`Tokenizer.token_bytes`).
-        context_length: tokens per window; a window begins where the one before ends.
-        top_k: alternatives to keep.
-    Raises DataError for fewer than two tokens, ModelError where the model predicts NaN, excludes a
-    token of the text or takes no such window. The softmax is computed in float64.
+        context_length: tokens per window; windows are consecutive.
+        top_k: number of alternatives to keep.
+    Raises DataError for fewer than two tokens, ModelError if the model predicts NaN, gives a token
+    probability 0 or does not accept such a window. The softmax is computed in float64.
     """
     ids = np.asarray(tokens).astype(np.int64)
     top_k = min(top_k, model.vocab_size)
@@ -103,7 +103,7 @@ def measure_surprisal(
 def _predictions(
     model: BaseLanguageModel, ids: Counts, context_length: int, top_k: int
 ) -> Iterator[tuple[npt.NDArray[Any], ...]]:
-    """(nats, ranks, top ids, top probabilities) of the predicted tokens, in the order of the text."""
+    """Return (nats, ranks, top ids, top probabilities) of the predicted tokens, in text order."""
     rows = min(_MOST_ROWS, max_rows(context_length, model.vocab_size))
     windows = EvalWindows(ids.astype(np.uint32), batch_size=rows, context_length=context_length)
     was_training = model.training
@@ -125,8 +125,8 @@ def _judge(logits: torch.Tensor, targets: torch.Tensor, top_k: int) -> tuple[npt
     log_probabilities = logits.log_softmax(dim=-1)
     found = log_probabilities.gather(1, targets[:, None])
     if bool(found.isinf().any()):
-        raise ModelError("the model gives a token of this text the probability 0: no finite loss")
-    # Of equal ones the token with the smaller id comes first, as in argmax.
+        raise ModelError("a token of this text has probability 0: the loss is infinite")
+    # Ties go to the smaller id, as in argmax.
     earlier = torch.arange(logits.shape[1]) < targets[:, None]
     ahead = (log_probabilities > found) | ((log_probabilities == found) & earlier)
     order = log_probabilities.sort(dim=-1, descending=True, stable=True)

@@ -1,4 +1,4 @@
-"""A text in the colours of its surprisal, as a page; hovering shows what was expected instead."""
+"""A page with text coloured by surprisal; hovering shows the expected tokens."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from common.data.tokenizers import Tokenizer
 from common.errors import DataError
 from common.utils.tables import format_rows
 
-# Where the next colour begins, in bits: 1 bit is an even bet, 12 bits are 1 in 4096.
+# Lower bounds of the colours in bits: 1 bit is probability 1/2, 12 bits are 1/4096.
 EDGES = (0.5, 1, 2, 3, 4, 6, 8, 12)
-_MOST_TOKENS = 50_000  # of one page, which a browser still scrolls with ease
+_MOST_TOKENS = 50_000  # per page, for smooth scrolling
 _MOST_SURPRISING = 10
 
 
 def surprisal_page(found: Surprisal, tokenizer: Tokenizer, title: str) -> Page:
-    """Raises DataError for a text that is too long for a page."""
+    """Create the page. Raises DataError if the text is too long."""
     if len(found.ids) > _MOST_TOKENS:
         raise DataError(
-            f"the text has {len(found.ids):,} tokens, a page holds {_MOST_TOKENS:,}",
-            "give a shorter piece of it; evaluate.py --data takes a text of any length",
+            f"the text has {len(found.ids):,} tokens, the limit of a page is {_MOST_TOKENS:,}",
+            "use a shorter piece of it; evaluate.py --data takes text of any length",
         )
     words = vocabulary_texts(tokenizer)
     labels = [label(words[i], int(i)) for i in found.ids]
@@ -61,7 +61,7 @@ def surprisal_page(found: Surprisal, tokenizer: Tokenizer, title: str) -> Page:
 
 
 def summary(found: Surprisal) -> dict[str, str]:
-    """The numbers of the whole text; loss and bits per byte are those of `Evaluator`."""
+    """Metrics of the whole text; loss and bits per byte agree with `Evaluator`."""
     per_byte = found.bits_per_byte
     return {
         "bits per byte": "none" if per_byte is None else f"{per_byte:.6f}",
@@ -75,7 +75,7 @@ def summary(found: Surprisal) -> dict[str, str]:
 
 
 def most_surprising(found: Surprisal, tokenizer: Tokenizer, style: str = "table") -> str:
-    """The tokens that cost the most, as a table for a terminal."""
+    """Format the tokens with the highest surprisal as a table for a terminal."""
     words = vocabulary_texts(tokenizer)
     order = 1 + np.argsort(-found.nats[1:], kind="stable")[:_MOST_SURPRISING]
     rows = [
@@ -120,10 +120,10 @@ def _text(found: Surprisal, tokenizer: Tokenizer, words: list[str]) -> str:
 
 
 def _content(text: str, index: int, words: list[str], special: set[int]) -> str:
-    """The text of a token; what would not be seen has a sign of its own."""
+    """The text of a token, with symbols for invisible characters."""
     if index in special:
         return f'<span class="sign">{escape(words[index])}</span>'
-    if not text:  # a byte of a character that a later token ends
+    if not text:  # part of a character that a later token completes
         return '<span class="sign">·</span>'
     signs = {"\n": '<span class="sign">↵</span>\n', "\t": '<span class="sign">⇥</span>\t'}
     return "".join(signs.get(c, escape(c)) for c in shown(text))

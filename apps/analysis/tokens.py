@@ -1,7 +1,7 @@
-"""What to show for a token: its part of a text, and a label in which nothing is invisible.
+"""Display text of tokens: their part of a text, and labels with visible control characters.
 
-Works with `decode` alone, so with every tokenizer: those that drop a space at the start of a text,
-and those whose tokens are bytes of a character.
+Uses only `decode`, so it works with every tokenizer, including those that drop a leading space and
+those with tokens for parts of a character.
 """
 
 from __future__ import annotations
@@ -11,19 +11,18 @@ from collections.abc import Sequence
 
 from common.data.tokenizers import Tokenizer
 
-_INCOMPLETE = "\ufffd"  # what `decode` writes for bytes that are no whole character
+_INCOMPLETE = "\ufffd"  # output of `decode` for an incomplete character
 _VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥"}
 
 
 def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-    """The part of `tokenizer.decode(ids)` that each token adds; joined they are that text.
+    """Split `tokenizer.decode(ids)` into the part of each token.
 
-    A character of several tokens is added by its last one, the others add "", and so do special
-    tokens.
+    A character of several tokens belongs to its last one; the others, and special tokens, have "".
     """
     ids = [int(i) for i in ids]
     texts: list[str] = []
-    start = end = 0  # ids[start:end] is the text that is written, as context for what follows
+    start = end = 0  # ids[start:end] are context for the next token
     for index in range(len(ids)):
         before = tokenizer.decode(ids[start:end])
         after = tokenizer.decode(ids[start : index + 1])
@@ -37,9 +36,9 @@ def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
 
 
 def vocabulary_texts(tokenizer: Tokenizer) -> list[str]:
-    """The text of every token by itself, (vocab_size,); special ones have their name."""
+    """The text of every single token, (vocab_size,); special tokens have their name."""
     special = {index: name for name, index in tokenizer.special_tokens.items()}
-    # Behind another token, because some tokenizers drop the space that a text begins with.
+    # After another token, because some tokenizers drop a leading space.
     anchor = next(
         (i for i in range(tokenizer.vocab_size) if i not in special and _is_whole(tokenizer, i)),
         None,
@@ -58,15 +57,15 @@ def _is_whole(tokenizer: Tokenizer, index: int) -> bool:
 
 
 def label(text: str, index: int) -> str:
-    """One line for token `index` with the text `text`: spaces and controls are made visible."""
+    """One-line label of token `index` with the text `text`; spaces and control characters are visible."""
     if text.strip(_INCOMPLETE) == "":
-        return f"#{index}"  # bytes of a character, or nothing
+        return f"#{index}"  # part of a character, or empty
     return "".join(_VISIBLE.get(c) or shown(c) for c in text)
 
 
 def shown(text: str) -> str:
-    """`text` as a page can show it: line ends stay, other controls and what turns the direction of
-    text become visible, lone surrogates, which no file can hold, the replacement character."""
+    """`text` for a page: line ends are kept, other control and bidirectional characters become
+    visible, lone surrogates become the replacement character."""
     return "".join(c if c in "\n\t" else _shown_character(c) for c in text)
 
 

@@ -13,19 +13,19 @@ Floats = NDArray[np.float64]
 
 
 class Band(NamedTuple):
-    """The mean of several seeds with its 95% interval; `n` of them have a value at each `x`. (points,) each."""
+    """Mean over seeds with its 95% interval; `n` seeds have a value at each `x`. (points,) each."""
 
     x: Floats
     mean: Floats
-    low: Floats  # NaN where one seed alone has a value
+    low: Floats  # NaN where only one seed has a value
     high: Floats
     n: NDArray[np.int64]
 
 
 class Trouble(NamedTuple):
-    """Values that are no numbers: how many, and the step of the first of those that matter.
+    """Number of non-finite values, and the step of the first relevant one.
 
-    `diverged`: the last value is one of them, and `step` begins the stretch that lasts to the end.
+    `diverged`: the last value is non-finite, and `step` starts the final non-finite stretch.
     """
 
     points: int
@@ -34,14 +34,14 @@ class Trouble(NamedTuple):
 
 
 def smooth(values: Floats, weight: float) -> Floats:
-    """Exponential moving average with the bias of its start taken out, as in TensorBoard.
+    """Exponential moving average with bias correction (Kingma and Ba 2015, section 3), as in TensorBoard.
 
-    `values`: (points,), `weight` in [0, 1). NaN and infinities stay as they are and do not enter
-    the average (Kingma and Ba 2015, section 3, for the correction).
+    `values`: (points,), `weight` in [0, 1). NaN and infinities are kept and excluded from the
+        average.
     """
     if weight <= 0:
         return values
-    # A loop over floats: the recurrence has no NumPy form, and a million points take 0.2 seconds.
+    # A Python loop: the recurrence has no NumPy form, and a million points take 0.2 seconds.
     average, correction, keep = 0.0, 1.0, 1.0 - weight
     smoothed = []
     for value in values.tolist():
@@ -54,10 +54,10 @@ def smooth(values: Floats, weight: float) -> Floats:
 
 
 def reduce(x: Floats, y: Floats, points: int, *, log_x: bool = False) -> NDArray[np.int64]:
-    """The indices, in order, of at most about `points` points that draw the same picture.
+    """Downsample to about `points` points that draw the same curve; return ascending indices.
 
-    `x`: (points,) ascending. The smallest and the largest value of each pixel column are kept, so
-    that no spike is lost, and one value that is no number, so that no gap is.
+    `x`: (points,) ascending. Keeps the minimum and maximum of each pixel column, so that no spike
+        is lost, and one non-finite value, so that no gap is.
     """
     if len(x) <= points:
         return np.arange(len(x))
@@ -91,13 +91,14 @@ def band(
     seeds: Sequence[int | None] = (),
     log_x: bool = False,
 ) -> Band:
-    """Mean and t interval over the seeds, `curves` being (x ascending, y) of each run.
+    """Compute mean and t interval over seeds; `curves` are (x ascending, y) of each run.
 
-    The runs of one of `seeds` count once, with their mean; a run without a seed (None) by itself.
+    Runs with the same seed count once, with their mean; a run without a seed (None) counts
+    separately.
 
-    Up to `points` different x, each is a point, and a run that was not logged there counts with
-    the straight line between its neighbours; beyond that, each run counts with its mean per pixel
-    column. No run counts before its first or after its last finite value.
+    With up to `points` distinct x, each is a point, and runs are interpolated linearly; beyond
+    that, each run counts with its mean per pixel column. No run counts before its first or after
+    its last finite value.
     """
     from common.experiments.statistics import half_width  # scipy: half a second
 
@@ -123,7 +124,7 @@ def band(
 
 
 def _mean_of_each_seed(values: Floats, seeds: Sequence[int | None]) -> Floats:
-    """values: (runs, points), NaN where a run has none; returns (seeds, points)."""
+    """Average runs of one seed. values: (runs, points), NaN if missing; returns (seeds, points)."""
     runs: dict[object, list[int]] = {}
     for index, seed in enumerate(seeds):
         runs.setdefault(("run", index) if seed is None else seed, []).append(index)
@@ -156,7 +157,7 @@ def _column_means(edges: Floats, x: Floats, y: Floats) -> Floats:
 
 
 def find_trouble(steps: Floats, values: Floats) -> Trouble | None:
-    """What to tell of NaN and infinities among `values`, by their steps; None of none."""
+    """Summary of NaN and infinities among `values`, by their steps; None if there are none."""
     order = np.argsort(steps, kind="stable")
     steps, values = steps[order], values[order]
     wrong = ~np.isfinite(values)

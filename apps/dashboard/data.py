@@ -1,7 +1,7 @@
-"""All that the dashboard asks of the store, in one place.
+"""All queries of the dashboard to the store.
 
-Every function may be called from any thread: a catalogue, whose SQLite connection belongs to the
-thread that made it, is never kept.
+Functions are thread-safe: a catalogue, whose SQLite connection belongs to the thread that created
+it, is never kept.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ from common.utils.paths import get_experiments_dir, get_runs_dir
 
 annotate = annotate_experiment
 SAMPLES_FILE = "samples.jsonl"
-_SETTLED_SECONDS = 0.1  # a folder's time of change counts in ticks of the kernel: 10 ms at most
+_SETTLED_SECONDS = 0.1  # mtime of a folder has the resolution of kernel ticks: at most 10 ms
 _CACHE_BYTES = 512 * 2**20
 
 
 class StoreState(NamedTuple):
-    """Equal as long as nothing in the store has changed."""
+    """Stamp that is equal as long as the store is unchanged."""
 
     changed_ns: int
     files: int
@@ -60,7 +60,7 @@ class StoreState(NamedTuple):
 
 
 class Runs(NamedTuple):
-    """The runs of the store, oldest first; `diverged` holds those whose loss is no number any more."""
+    """The runs of the store, oldest first; `diverged` are those with a non-finite last loss."""
 
     overview: list[Overview]
     diverged: set[str]
@@ -68,7 +68,7 @@ class Runs(NamedTuple):
 
 
 class Series(NamedTuple):
-    """One metric of one split of a run in the order of logging. (points,) each, NaN for what was not given."""
+    """One metric of one split of a run in logging order. (points,) each, NaN if missing."""
 
     step: Floats
     epoch: Floats
@@ -80,7 +80,7 @@ AllSeries = dict[tuple[str, str], Series]  # by (metric, split)
 
 
 def read_state() -> StoreState | None:
-    """A few milliseconds for ten thousand files; None where the store changes at this moment."""
+    """Compute the stamp: a few milliseconds for ten thousand files; None if the store is changing."""
     folder = get_experiments_dir()
     if not folder.exists():
         return StoreState(0, 0, ())
@@ -114,13 +114,13 @@ def read_runs() -> Runs:
 
 
 def read_stamp(name: str) -> str:
-    """Changes whenever the rows of the run do. Raises ExperimentError when it is gone."""
+    """Stamp of the rows of a run. Raises ExperimentError if the run was deleted."""
     return _find(name)[1]
 
 
 def _find(name: str) -> tuple[Path, str, str]:
-    """(its file, a stamp, its name there)"""
-    for _ in range(2):  # a run that is finished or packed in this moment is found the second time
+    """Return (file, stamp, name in the file) of a run."""
+    for _ in range(2):  # a run being finished or packed is found at the second attempt
         if place := _places().get(name):
             path = get_experiments_dir() / place.file
             with suppress(FileNotFoundError):
@@ -131,7 +131,7 @@ def _find(name: str) -> tuple[Path, str, str]:
 
 
 def _places() -> dict[str, Place]:
-    """{experiment: where it stands}, read again when a file of the store appears or goes."""
+    """{experiment: location}, updated when files of the store are added or removed."""
     folders = (get_experiments_dir(), packs_dir())
     changed = [folder.stat().st_mtime_ns for folder in folders if folder.exists()]
     return _places_at(get_experiments_dir(), *changed)
@@ -143,14 +143,14 @@ def _places_at(folder: Path, *changed_ns: int) -> dict[str, Place]:
 
 
 class SeriesCache:
-    """The rows of the runs that were looked at last, up to half a gigabyte of them."""
+    """Cache of the rows of recently viewed runs, up to half a gigabyte."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._kept: OrderedDict[str, tuple[str, AllSeries, int]] = OrderedDict()
 
     def read(self, name: str) -> tuple[str, AllSeries]:
-        """(stamp, series) of a run. Raises ExperimentError when it is gone or cannot be read."""
+        """Return (stamp, series) of a run. Raises ExperimentError if it was deleted or is unreadable."""
         path, stamp, stored = _find(name)
         with self._lock:
             if name in self._kept and self._kept[name][0] == stamp:
@@ -175,7 +175,7 @@ def _from_parquet(path: Path, name: str) -> AllSeries:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:  # a pack holds others as well
+    try:  # a pack also contains others
         table = pq.read_table(path, filters=[("experiment_name", "=", name)], use_threads=False)
     except pa.ArrowException as error:
         raise ValueError(str(error)) from error
@@ -217,12 +217,12 @@ def read_manifest(name: str) -> dict[str, Any]:
 
 
 def compare(names: Sequence[str]) -> dict[str, Any]:
-    """Every metric of the runs side by side, and the configuration keys on which they differ.
+    """Compare all metrics of the runs, and the configuration keys on which they differ.
 
-    Metrics of which it is known whether more is better come first; `judges` marks the split that
-    judges a run. Values stand in the order of `names`, None where a run has none. `better` holds
-    the indices of the best value and of its equals, among the runs that have not diverged; it is empty
-    where the runs cannot be compared by the metric, because their tokens differ.
+    Metrics with a known direction come first; `judges` marks the main split of a metric. Values are
+    in the order of `names`, None if missing. `better` has the indices of the best value and its
+    ties, among runs that have not diverged; it is empty if the runs are not comparable by the
+    metric, because their tokens differ.
     """
     catalogue = Catalogue()
     index = {name: position for position, name in enumerate(names)}
@@ -253,11 +253,11 @@ def _most_telling(row: dict[str, Any]) -> tuple[object, ...]:
 
 
 def compare_seeds(names: Sequence[str]) -> dict[str, Any]:
-    """The configurations of the runs, each by all its finished seeds that have not diverged.
+    """Compare the configurations of the runs over all finished seeds that have not diverged.
 
-    {"groups": the run that stands for each, "rows": [{"metric", "split", "direction", "cells"}],
-    "notes"}. A cell has mean, half_width of its 95% interval, seeds, verdict (see `GroupResult`); and,
-    beside the first group, p_value, test and more_seeds (still needed per group).
+    {"groups": a representative run of each, "rows": [{"metric", "split", "direction", "cells"}],
+    "notes"}. A cell has mean, half_width of its 95% interval, seeds, verdict (see `GroupResult`);
+    and, except for the first group, p_value, test and more_seeds (still needed per group).
     """
     catalogue = Catalogue()
     groups = list({config_hash(catalogue.manifest(name)): name for name in names[::-1]}.values())
@@ -283,7 +283,7 @@ def compare_seeds(names: Sequence[str]) -> dict[str, Any]:
 
 
 def read_seeds(names: Iterable[str]) -> dict[str, int | None]:
-    """{run: its seed} of those that the store has."""
+    """{run: seed} of the runs in the store."""
     catalogue = Catalogue()
     return {name: seed_of(catalogue.manifest(name)) for name in names if name in catalogue}
 
@@ -321,14 +321,14 @@ def _better(cells: Iterable[dict[str, Any] | None], kind: str, direction: str | 
 
 
 def read_samples(name: str, step: int | None) -> dict[str, Any]:
-    """The texts that the run drew at the last evaluation up to `step` (None: the last of all).
+    """The samples of a run at the last evaluation up to `step` (None: the last).
 
     {"steps": every step with samples, "step": the one shown, "samples": [{"prompt", "text"}],
-    "damaged": lines left out}. `name` must be one of the store's.
+    "damaged": number of skipped lines}. `name` must be in the store.
     """
     path = folder_of(name) / SAMPLES_FILE
     if path.parent.parent != get_runs_dir() or name in (".", ".."):
-        raise ExperimentError(f"'{name}' has no folder of its own")
+        raise ExperimentError(f"'{name}' has no run folder")
     by_step: dict[int, list[dict[str, str]]] = {}
     damaged = 0
     for line in path.read_bytes().splitlines() if path.exists() else []:
@@ -337,7 +337,7 @@ def read_samples(name: str, step: int | None) -> dict[str, Any]:
             sample = {"prompt": str(entry["prompt"]), "text": str(entry["text"])}
             by_step.setdefault(int(entry["step"]), []).append(sample)
         except (ValueError, KeyError, TypeError):
-            damaged += 1  # the half line of a killed process
+            damaged += 1  # half a line of a killed process
     steps = sorted(by_step)
     shown = max(
         (s for s in steps if step is None or s <= step), default=steps[0] if steps else None
@@ -347,7 +347,7 @@ def read_samples(name: str, step: int | None) -> dict[str, Any]:
 
 
 def check_known(names: Iterable[str], known: Collection[str]) -> list[str]:
-    """`names` without repetition. Raises ExperimentError for one that the store does not have."""
+    """`names` without duplicates. Raises ExperimentError for unknown names."""
     chosen = list(dict.fromkeys(names))
     for name in chosen:
         if name not in known:

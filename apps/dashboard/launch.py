@@ -1,4 +1,4 @@
-"""Start the dashboard: a port, a browser, and an end without noise."""
+"""Start the dashboard: find a port, open a browser, shut down cleanly."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _PACKAGES = ("fastapi", "uvicorn", "plotly")
 
 
 def serve(port: int | None = None, open_browser: bool | None = None) -> None:
-    """Serve until Ctrl-C. `port` None: 8420 or the next that is free; `open_browser` None: where there is a screen.
+    """Serve until Ctrl-C. `port` None: the first free one from 8420; `open_browser` None: if there is a display.
 
-    Raises MissingPackageError without the extra `dashboard`, ResearchError when `port` is taken.
+    Raises MissingPackageError without the extra `dashboard`, ResearchError if `port` is taken.
     """
     missing = [package for package in _PACKAGES if find_spec(package) is None]
     if missing:
@@ -36,7 +36,7 @@ def serve(port: int | None = None, open_browser: bool | None = None) -> None:
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            # At once, whatever query is running: what is written is written whole or not at all.
+            # Exit at once, even during a query: all writes are atomic.
             os._exit(0)
 
     address = f"http://{HOST}:{listener.getsockname()[1]}"
@@ -49,14 +49,14 @@ def serve(port: int | None = None, open_browser: bool | None = None) -> None:
 def listen(port: int | None) -> socket.socket:
     candidates = range(DEFAULT_PORT, DEFAULT_PORT + _PORTS_TRIED) if port is None else [port]
     for candidate in candidates:
-        # With the protocol's number: asyncio leaves Nagle's algorithm on without it, and each answer
-        # waits 40 ms for the browser to acknowledge its head.
+        # Explicit protocol number: without it asyncio leaves Nagle's algorithm on, and each
+        # response waits 40 ms for the acknowledgement of its header.
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        if os.name != "nt":  # there it would share the port with another process
+        if os.name != "nt":  # on Windows it would share the port with another process
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((HOST, candidate))
-            listener.listen()  # from here on a browser waits instead of failing
+            listener.listen()  # a browser now waits instead of failing
             return listener
         except OSError as error:
             listener.close()
@@ -64,7 +64,7 @@ def listen(port: int | None) -> socket.socket:
     if port is None:
         raise ResearchError(f"no free port from {DEFAULT_PORT} to {candidates[-1]}")
     raise ResearchError(
-        f"cannot listen on port {port}: {reason}", "leave out --port, or name another"
+        f"cannot listen on port {port}: {reason}", "leave out --port, or choose another"
     )
 
 

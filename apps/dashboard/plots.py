@@ -1,4 +1,4 @@
-"""The curves that a plot shows: one per run, or one with a band per group of seeds."""
+"""The curves of a plot: one per run, or one with a band per group of seeds."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from apps.dashboard.data import AllSeries, Series, SeriesCache, read_seeds
 from common.errors import ExperimentError
 from common.experiments.metrics import preferred_split
 
-MOST_RUNS = 100  # more lines than anybody can tell apart
+MOST_RUNS = 100  # limit of distinguishable lines
 _MOST_POINTS, _FEWEST_POINTS, _ALL_POINTS = 2000, 250, 200_000
-_FEWEST_SMOOTHED = 50  # points; fewer would lag far behind what they stand for
+_FEWEST_SMOOTHED = 50  # points; fewer would lag far behind the data
 _SEED_ENDING = re.compile(r"[._-]*(seed|s)?[._-]*\d*$", re.IGNORECASE)
 
 
 class PlotRequest(BaseModel):
-    """What to draw. `metrics` empty: the one that judges runs; `splits` empty: all of them."""
+    """What to plot. Empty `metrics`: the main metric; empty `splits`: all of them."""
 
     model_config = ConfigDict(extra="forbid")
     runs: list[str]
@@ -32,15 +32,15 @@ class PlotRequest(BaseModel):
     log_x: bool = False
     smoothing: float = Field(0.0, ge=0.0, le=0.999)
     group: bool = False
-    window: tuple[float, float] | None = None  # of x, where zoomed in
-    known: dict[str, str] = {}  # {key: stamp} of the curves that the page has already
+    window: tuple[float, float] | None = None  # x range when zoomed in
+    known: dict[str, str] = {}  # {key: stamp} of curves already on the page
 
 
 def draw(request: PlotRequest, hashes: Mapping[str, str], cache: SeriesCache) -> dict[str, Any]:
-    """The curves that are not in `request.known` as they stand, and what there is to choose from.
+    """Return the curves that are new or changed since `request.known`, and the available choices.
 
     {"metrics": {metric: splits}, "shown": metrics, "curves": [{"key", "stamp", "label", "runs",
-    "series"}], "keys": of all curves in order, "missing": runs that cannot be read, "left_out"}.
+    "series"}], "keys": of all curves in order, "missing": unreadable runs, "left_out"}.
     """
     read: dict[str, tuple[str, AllSeries]] = {}
     missing = []
@@ -78,7 +78,7 @@ def draw(request: PlotRequest, hashes: Mapping[str, str], cache: SeriesCache) ->
 
 
 def _available(runs: Sequence[AllSeries]) -> dict[str, list[str]]:
-    """{metric: splits}, the split that judges first."""
+    """{metric: splits}, the main split first."""
     found: dict[str, list[str]] = {}
     for metric, split in dict.fromkeys(key for series in runs for key in series):
         found.setdefault(metric, []).append(split)
@@ -101,7 +101,7 @@ def _groups(read: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, lis
 
 
 def _labels(groups: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """What the names of a group have in common, without the number of the seed; distinct."""
+    """Label of a group: the common part of its names without the seed; distinct."""
     labels: dict[str, str] = {}
     for key, names in groups.items():
         if len(names) == 1:
@@ -212,7 +212,7 @@ def _band(
 
 
 def _inside(x: Floats, window: tuple[float, float] | None) -> slice:
-    """The points in the window and one on either side, so that lines run to its edges."""
+    """The points in the window and one on either side, so that lines reach its edges."""
     if window is None:
         return slice(0, len(x))
     first, last = np.searchsorted(x, window[0]), np.searchsorted(x, window[1], side="right")

@@ -1,4 +1,4 @@
-"""The SQL of the page: two queries at a time, the others in line, and none whose asker has left."""
+"""SQL queries of the page: two at a time, the others queued, cancelled when the client disconnects."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from common.experiments.sql import query_rows
 
 AT_ONCE = 2
 MOST_IN_LINE = 8
-MEMORY_BYTES = 2**30  # of each; a quarter of it may be result
-_LOOK_EVERY_SECONDS = 0.2  # whether the asker is still there
+MEMORY_BYTES = 2**30  # per query; at most a quarter for the result
+_LOOK_EVERY_SECONDS = 0.2  # interval of checks for a disconnected client
 
 Answer = Callable[[list[str], list[list[Any]]], Response]
 
 
 class Queries:
-    """Threads of their own run the queries, so that the rest of the page answers meanwhile."""
+    """Runs queries in separate threads, so that the page remains responsive."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(AT_ONCE, "sql")
         self._asked = 0
 
     async def run(self, sql: str, request: Request, answer: Answer) -> Response:
-        """What `answer` makes of the columns and rows of `sql`.
+        """Run `sql` and return the result of `answer` on its columns and rows.
 
-        Raises ExperimentError as `query_rows`, and when too many are in line. The query ends when
-        the client of `request` leaves.
+        Raises ExperimentError like `query_rows`, and if too many queries are queued. The query is
+        cancelled when the client of `request` disconnects.
         """
         if self._asked >= AT_ONCE + MOST_IN_LINE:
             raise ExperimentError(
-                f"{self._asked} queries are being answered already", "wait for one of them to end"
+                f"{self._asked} queries are already running", "wait for one of them to finish"
             )
         stop = Event()
 
@@ -51,17 +51,17 @@ class Queries:
             either: list[asyncio.Future[Any]] = [running, leaving]
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not running.done():
-                return Response(status_code=499)  # nobody reads it
+                return Response(status_code=499)  # client closed request
             return await running
         finally:
             stop.set()
-            running.cancel()  # where it has not begun
+            running.cancel()  # if it has not started
             leaving.cancel()
 
     def _forget(self, running: asyncio.Future[Response]) -> None:
         self._asked -= 1
         if not running.cancelled():
-            running.exception()  # of a query that was stopped: told to nobody
+            running.exception()  # retrieve and ignore the error of a cancelled query
 
 
 async def _until_gone(request: Request) -> None:

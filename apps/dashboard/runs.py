@@ -1,4 +1,4 @@
-"""The table of runs, answered as what changed since the last answer."""
+"""The table of runs, as changes since the last response."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ COLUMNS = (
     "diverged",
 )
 _FACTS = COLUMNS.index("config_hash")  # before it, the fields of an Overview
-_HASH_LENGTH = 12  # of 64: as much as a person compares
+_HASH_LENGTH = 12  # of 64, for display
 
 
 class RunsTable:
-    """The rows as they were last read, each with the revision that it last changed in."""
+    """The rows as last read, each with the revision of its last change."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -37,13 +37,13 @@ class RunsTable:
         self._removed: dict[str, int] = {}
         self._broken: list[list[str]] = []
         self._revision = 0
-        self._server = secrets.token_hex(4)  # revisions of an earlier server mean nothing
+        self._server = secrets.token_hex(4)  # invalidates revisions of an earlier server
 
     def changes(self, since: str = "") -> dict[str, Any]:
         """{"revision", "columns": {column: values}, "removed", "broken", "complete"}.
 
-        `since` is the revision of an earlier answer. Where it is not known the answer is complete:
-        every run, to be taken instead of what was there.
+        `since` is the revision of an earlier response. If it is unknown, the response is complete:
+        all runs, replacing earlier ones.
         """
         with self._lock:
             self._refresh()
@@ -61,7 +61,7 @@ class RunsTable:
             }
 
     def config_hashes(self) -> dict[str, str]:
-        """{name: hash} of every run there is now."""
+        """{name: hash} of all current runs."""
         with self._lock:
             self._refresh()
             position = COLUMNS.index("config_hash")

@@ -1,8 +1,8 @@
-"""What a page of somebody else's must not be able to do with a server on this machine.
+"""Protection of a local server against other web pages.
 
-A web page can send requests to 127.0.0.1, and with a name that it lets point there (DNS rebinding)
-even read the answers. So only the names of this machine are answered, a POST must be JSON, which
-no form can send, and from this page itself, and the page runs no script but its own files.
+A web page can send requests to 127.0.0.1, and by DNS rebinding even read the responses. So only
+host names of this machine are accepted, a POST must be JSON, which forms cannot send, and come from
+this page, and the page runs only its own scripts.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
 
-# What plotly.js needs: an empty <style>, which it fills by script (the hash is that of the empty text),
-# style attributes (raised exponents), and blob: and data: addresses for the pictures it saves. It needs
-# no eval for lines. The style of its maps, which we do not draw, is refused; the console says so once.
+# Requirements of plotly.js: an empty <style>, which it fills by script (the hash is that of the
+# empty string), style attributes (superscripts), and blob: and data: URLs for saved images. It
+# needs no eval for lines. The style of its maps, which we do not use, is blocked, with one message
+# in the console.
 _EMPTY_STYLE = "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='"
 _POLICY = "; ".join(
     [
@@ -40,7 +41,7 @@ _HEADERS = {
 
 
 class OwnPageOnly:
-    """ASGI middleware: refuses a POST that this page did not send, and adds the headers above."""
+    """ASGI middleware: rejects POST requests from other pages, and adds the headers above."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -64,7 +65,7 @@ class OwnPageOnly:
 
 
 def _refusal(headers: Headers) -> str | None:
-    """Why a request that may change something is not answered; None when it is."""
+    """Reason to reject a POST request; None if it is accepted."""
     origin = headers.get("origin")
     if origin is not None and origin != f"http://{headers.get('host')}":
         return f"requests from {origin} are refused"

@@ -1,7 +1,7 @@
-"""The application: the page, its files, and the JSON that it asks for.
+"""The application: the page, its files, and its JSON endpoints.
 
 The endpoints are plain functions, which FastAPI runs in threads, except those of SQL: `queries.py`
-bounds how many queries run at once, and a slow one holds up nobody.
+limits concurrent queries, and slow ones block nothing else.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from common.utils.tables import format_rows
 
 STATIC = Path(__file__).parent / "static"
 INSTALL = 'install it: uv pip install -e ".[dashboard]"'
-SHOWN_ROWS = 1000  # of an SQL result; its CSV has them all
+SHOWN_ROWS = 1000  # of an SQL result; the CSV has all
 MOST_COMPARED = 50
 _EXACT_INTEGERS = 2**53  # in JavaScript
 
 
 class FiniteJSON(Response):
-    """JSON with null for NaN and infinities, which it does not have."""
+    """JSON response with null for NaN and infinities."""
 
     media_type = "application/json"
 
@@ -68,7 +68,7 @@ class Statement(BaseModel):
 
 
 def create_app() -> FastAPI:
-    """The application over the store of `RESEARCH_ASSETS_DIR`. Raises MissingPackageError without plotly."""
+    """Create the application for the store of `RESEARCH_ASSETS_DIR`. Raises MissingPackageError without plotly."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/")
@@ -84,7 +84,7 @@ def create_app() -> FastAPI:
 
 
 def find_plotly() -> Path:
-    """plotly.js in the installed package, found without importing it."""
+    """Path of plotly.js in the installed package, found without importing it."""
     spec = find_spec("plotly")
     if spec is None or spec.origin is None:
         raise MissingPackageError("the dashboard needs the package plotly", INSTALL)
@@ -92,7 +92,7 @@ def find_plotly() -> Path:
 
 
 def _create_api() -> FastAPI:
-    # An application of its own, because plotly.js is not worth compressing and this is.
+    # A separate application: compress this, but not plotly.js.
     api = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     api.add_middleware(GZipMiddleware, compresslevel=3)
     api.add_exception_handler(ResearchError, _told)
@@ -177,7 +177,7 @@ def _finite(value: Any) -> Any:
 
 
 def _cell(value: Any) -> Any:
-    """A value of an SQL result as JSON holds it: numbers that JavaScript cannot hold become texts."""
+    """Convert a value of an SQL result to JSON: integers too large for JavaScript become strings."""
     if isinstance(value, Decimal):  # DuckDB's sums of integers
         value = int(value) if value == value.to_integral_value() else float(value)
     if value is None or isinstance(value, bool | str):

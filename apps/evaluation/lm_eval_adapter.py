@@ -1,7 +1,7 @@
-"""Our models under EleutherAI's lm-evaluation-harness, the field's common set of tasks.
+"""Adapter for EleutherAI's lm-evaluation-harness.
 
-The harness asks three questions of a model: how likely is a continuation, how likely is a whole
-text, and how does a text go on. `HarnessModel` answers them in log-probabilities (nats).
+The harness makes three kinds of requests: log-likelihood of a continuation, log-likelihood of a
+whole text, and generation. `HarnessModel` answers in log-probabilities (nats).
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ except ImportError as missing:
         'install it: uv pip install "research-monorepo[lm-eval]" (in this folder: -e ".[lm-eval]")',
     ) from missing
 
-_DEFAULT_LENGTH = 2048  # tokens, for models without a limit; as the harness assumes for its own
-_DEFAULT_NEW_TOKENS = 256  # as the harness's
-_BOOTSTRAPS = 1000  # for standard errors without a formula; good to some 2% of them
+_DEFAULT_LENGTH = 2048  # tokens, for models without a limit; default of the harness
+_DEFAULT_NEW_TOKENS = 256  # default of the harness
+_BOOTSTRAPS = 1000  # for standard errors without a formula; accurate to about 2%
 _LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _OPTIONS = ("until", "do_sample", "temperature", "top_k", "top_p", *_LENGTH_NAMES)
 
 
 @dataclass(frozen=True)
 class _Window:
-    """One forward pass: the last len(targets) predictions after `inputs` are scored."""
+    """One forward pass: scores the last len(targets) predictions after `inputs`."""
 
     request: int
     inputs: list[int]
@@ -55,9 +55,9 @@ class HarnessModel(LM):  # type: ignore[misc]  # untyped, and not always install
     """A BaseLanguageModel and its tokenizer as lm_eval's `LM`.
 
     Args:
-        batch_size: the most texts at a time; fewer where their logits would take much memory.
-        max_length: tokens that one forward pass may see; default: the model's context.
-        seed: of the draws where a task samples.
+        batch_size: maximum number of texts at a time; fewer if their logits need much memory.
+        max_length: maximum tokens of a forward pass; default: the model's context.
+        seed: seed for tasks that sample.
     """
 
     def __init__(
@@ -74,19 +74,21 @@ class HarnessModel(LM):  # type: ignore[misc]  # untyped, and not always install
         if batch_size < 1 or (max_length is not None and max_length < 1):
             raise ConfigError("batch_size and max_length must be at least 1")
         if limit and max_length and max_length > limit:
-            raise ConfigError(f"max_length {max_length} is more than the model's context {limit}")
+            raise ConfigError(f"max_length {max_length} exceeds the model's context {limit}")
         self.model = model.eval()
         self.max_length = max_length or limit or _DEFAULT_LENGTH
         self.batch_size = batch_size
-        self._tokenizer = tokenizer  # not `tokenizer`: the harness takes that for Hugging Face's
+        self._tokenizer = (
+            tokenizer  # not `tokenizer`, which the harness assumes to be Hugging Face's
+        )
         self._seed = seed
         self._device = model.device
 
     def loglikelihood(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """(log-probability of the continuation, is it what greedy decoding gives) of each request,
-        whose `args` are (context, continuation)."""
+        """Return (log-probability of the continuation, whether greedy decoding gives it) for each
+        request, whose `args` are (context, continuation)."""
         windows = [
             window
             for index, request in enumerate(requests)
@@ -99,16 +101,15 @@ class HarnessModel(LM):  # type: ignore[misc]  # untyped, and not always install
             return [int(i) for i in self._tokenizer.encode(text)]
         except DataError as error:
             raise DataError(
-                f"this model cannot read the task: {error.message}",
-                "tasks in any text need a run with data.tokenizer=bpe",
+                f"this model cannot encode the task: {error.message}",
+                "tasks with arbitrary text need a run with data.tokenizer=bpe",
             ) from error
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """As the harness splits them for its own models: spaces before a word belong to the word,
-        and a text without context comes after the end of another one.
+        """Encode context and continuation like the harness: spaces before a word belong to the
+        word, and an empty context becomes the end-of-text token.
 
-        Where the last token of the context swallows the start of the continuation (`1` + `2` is one
-        token `12`) there is no such split, and both are encoded by themselves.
+        If a token spans the border (`1` + `2` is one token `12`), both are encoded separately.
         """
         stripped = context.rstrip()
         continuation = context[len(stripped) :] + continuation
@@ -121,8 +122,9 @@ class HarnessModel(LM):  # type: ignore[misc]  # untyped, and not always install
     def _windows(
         self, request: int, context: list[int], continuation: list[int]
     ) -> Iterator[_Window]:
-        """A context that is too long loses its start. A continuation that is longer than the model's
-        whole window is scored in pieces, each after at least half a window of what precedes it."""
+        """Build windows. Too long contexts are truncated at the start. A continuation longer than
+        the model's window is scored in pieces, each with at least half a window of preceding
+        context."""
         tokens = context + continuation
         whole = len(continuation) <= self.max_length
         size = len(continuation) if whole else max(1, self.max_length // 2)
@@ -136,7 +138,7 @@ class HarnessModel(LM):  # type: ignore[misc]  # untyped, and not always install
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """The log-probability of each whole text, in windows as the harness cuts them: disjoint, a
+        """The log-probability of each whole text, in windows like the harness: disjoint, with a
         full context for the last."""
         windows = []
         for index, request in enumerate(requests):
@@ -150,11 +152,11 @@ class HarnessModel(LM):  # type: ignore[misc]  # untyped, and not always install
     def _add_up(
         self, windows: list[_Window], num_requests: int, quiet: bool
     ) -> list[tuple[float, bool]]:
-        """Sums over the windows of each request; 0 and greedy where there was nothing to predict."""
+        """Sum over the windows of each request; 0 and greedy if there was nothing to predict."""
         totals, greedy = [0.0] * num_requests, [True] * num_requests
         with _progress(quiet) as progress:
             task = progress.add_task("scoring", total=len(windows))
-            # Longest first: little padding, and what does not fit into memory is known at once.
+            # Longest first: little padding, and out-of-memory errors occur at once.
             ordered = sorted(windows, key=lambda window: -len(window.inputs))
             first = 0
             while first < len(ordered):
@@ -170,9 +172,9 @@ class HarnessModel(LM):  # type: ignore[misc]  # untyped, and not always install
 
     @torch.no_grad()
     def _score(self, batch: list[_Window]) -> list[tuple[float, bool]]:
-        """(log-probability, greedy?) of the targets of each window, summed in float64."""
+        """Return (log-probability, whether greedy) of the targets of each window, summed in float64."""
         longest = max(len(window.inputs) for window in batch)
-        # Filled up on the right, where a causal model does not look.
+        # Pad on the right, which a causal model does not see.
         padded = [window.inputs + [0] * (longest - len(window.inputs)) for window in batch]
         logits = self.model(torch.tensor(padded, device=self.device))["logits"]
         scored = []
@@ -187,11 +189,11 @@ class HarnessModel(LM):  # type: ignore[misc]  # untyped, and not always install
         return scored
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """How each context goes on, up to the first stop text, the end of text or the most tokens.
+        """Generate from each context, up to the first stop string, the end of text or the maximum length.
 
-        Contexts of the same length and options are written in one batch: the models have no mask
-        for padding. A context that is too long loses its start; where the new tokens do not fit
-        behind it the window moves on (the harness's own models cut the context beforehand).
+        Contexts of equal length and options are batched, since the models have no padding mask. Too
+        long contexts are truncated at the start; if the new tokens do not fit, the window slides
+        (the harness's own models truncate the context beforehand).
         """
         groups: dict[tuple[int, str], list[tuple[int, list[int]]]] = defaultdict(list)
         for index, request in enumerate(requests):
@@ -207,7 +209,7 @@ class HarnessModel(LM):  # type: ignore[misc]  # untyped, and not always install
                     batch = members[first : first + self.batch_size]
                     contexts = [ids for _, ids in batch]
                     written = self._continue(contexts, json.loads(options), seed)
-                    seed += 1  # a question that is asked again gets another answer
+                    seed += 1  # a repeated request gets another sample
                     for (index, _), text in zip(batch, written, strict=True):
                         texts[index] = text
                     progress.advance(task, len(batch))
@@ -218,7 +220,7 @@ class HarnessModel(LM):  # type: ignore[misc]  # untyped, and not always install
     ) -> list[str]:
         stops, max_new_tokens, sampling = _read_options(options)
         written: list[list[int]] = [[] for _ in contexts]
-        texts: list[str | None] = [None] * len(contexts)  # None: still being written
+        texts: list[str | None] = [None] * len(contexts)  # None: not finished
         end = self._tokenizer.end_of_text
         for column in self.model.stream(
             torch.tensor(contexts), max_new_tokens, seed=seed, **sampling
@@ -241,15 +243,14 @@ class HarnessModel(LM):  # type: ignore[misc]  # untyped, and not always install
 
 
 def _read_options(options: Mapping[str, Any]) -> tuple[list[str], int, dict[str, Any]]:
-    """(stop texts, most new tokens, arguments of `stream`) from a task's `generation_kwargs`.
+    """Return (stop strings, maximum new tokens, arguments of `stream`) from a task's `generation_kwargs`.
 
-    Greedy unless do_sample or a temperature says otherwise. Raises ConfigError for what our models
-    cannot do, instead of doing something else.
+    Greedy unless do_sample or a temperature is set. Raises ConfigError for unsupported options.
     """
     for name in options:
         if name not in _OPTIONS:
             raise ConfigError(
-                f"generation_kwargs of the task: '{name}' is not known here",
+                f"generation_kwargs of the task: unsupported option '{name}'",
                 did_you_mean(name, list(_OPTIONS)),
             )
     until = options.get("until") or []
@@ -274,20 +275,20 @@ def run_tasks(
     limit: int | None = None,
     log_samples: bool = False,
 ) -> dict[str, Any]:
-    """Run tasks of the harness and return its results, as its `make_table` prints them.
+    """Run tasks of the harness and return its results, as accepted by its `make_table`.
 
     Args:
         tasks: YAML files, folders of them, or names of tasks and groups below `include_paths`.
-        num_fewshot: examples before each question; None leaves it to the task.
-        limit: the most questions of each task.
-        log_samples: also every question with what the model answered, under `samples`.
-    Raises ConfigError for a task that is not there or cannot be read, with its data.
+        num_fewshot: few-shot examples per question; None: the task's default.
+        limit: maximum questions per task.
+        log_samples: also return every question with the model's answer, under `samples`.
+    Raises ConfigError for a task that does not exist or cannot be loaded with its data.
     """
     for path in include_paths:
         if not path.is_dir():
             raise ConfigError(f"no folder {path}", "--include-path takes folders of task files")
     folders = [Path(task) for task in tasks if Path(task).is_dir()]
-    # The harness's own thousands of tasks are left out: their data is on the hub.
+    # Exclude the harness's own thousands of tasks, whose data is on the hub.
     manager = TaskManager(include_path=[*include_paths, *folders], include_defaults=False)
     names = [name for task in tasks for name in _names(task, manager)]
     _check_loads(manager, names)
@@ -307,10 +308,10 @@ def _check_loads(manager: TaskManager, names: list[str]) -> None:
     """Load the tasks with their data once, before anything is computed."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # what it has to say it says again when it loads them for use
+    logger.setLevel(logging.ERROR)  # warnings are repeated on the actual load
     try:
         manager.load(names)
-    except Exception as error:  # YAML, templates, data: the libraries below raise anything
+    except Exception as error:  # YAML, templates, data: any exception
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(
             f"cannot load {', '.join(names)}: {reason}",
@@ -322,7 +323,7 @@ def _check_loads(manager: TaskManager, names: list[str]) -> None:
 
 
 def _names(task: str, manager: TaskManager) -> list[str]:
-    """What the task manager calls `task`: itself, or all tasks of a folder."""
+    """Names of `task` in the task manager: itself, or all tasks of a folder."""
     path = Path(task)
     if path.is_file():
         return [task]
@@ -336,7 +337,7 @@ def _names(task: str, manager: TaskManager) -> list[str]:
             raise ConfigError(f"no task in {path}", "a task is a .yaml file with the key 'task'")
         return inside
     if task not in manager.all_tasks:
-        hint = "name a YAML file or a folder, or the folder of the task with --include-path"
+        hint = "pass a YAML file or a folder, or the folder of the task with --include-path"
         if manager.all_tasks:
             hint = did_you_mean(task, manager.all_tasks)
         raise ConfigError(f"there is no task '{task}'", hint)

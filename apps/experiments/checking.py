@@ -1,4 +1,4 @@
-"""Deleting experiments for good, and checking that every file of the store is what was written."""
+"""Verify every file of the store, and remove leftovers of crashes."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from common.utils.manifest import identity
 from common.utils.paths import get_experiments_dir, get_runs_dir
 
 _LEFT_BEHIND_SECONDS = 3600.0
-_LEFT = "left as it is: restore it, or delete it"
+_LEFT = "left unchanged: restore it, or delete it"
 
 
 class Written(NamedTuple):
-    """What a file was when it was written; `id` of the experiment in it, where that was said."""
+    """The checksum of a file as written, and the `id` of its experiment, if recorded."""
 
     sha256: str
     id: str | None
 
 
 class Finding(NamedTuple):
-    """Something that is not as it should be; `mended` says whether it now is."""
+    """A problem of the store; `mended`: whether it has been fixed."""
 
     file: str
     problem: str
@@ -51,9 +51,9 @@ class Finding(NamedTuple):
 
 
 def check_store() -> list[Finding]:
-    """Read every file of the store and verify its checksums, remove what crashes have left behind,
-    and make the catalogue anew. Damaged files are named and left as they are, and so are experiments
-    that have one name."""
+    """Read every file of the store and verify its checksums, remove leftovers of crashes, and
+    rebuild the catalogue. Damaged files and experiments with the same name are reported and left
+    unchanged."""
     if not get_experiments_dir().exists():
         return []
     with packs_lock():
@@ -69,13 +69,13 @@ def check_store() -> list[Finding]:
 
 
 def _finish_renamings() -> Iterator[Finding]:
-    """What is left of renamings whose process was killed."""
+    """Finish renamings whose process was killed."""
     catalogue = open_catalogue()
     halves = {copy.id for copy in catalogue.copies()}
     done: set[str] = set()
     for renaming in begun_renamings():
         if renaming.id in done:
-            continue  # it has another name since
+            continue  # it was renamed again
         done.add(renaming.id)
         folder = get_runs_dir() / renaming.old
         moved = [place.stored == renaming.new for place in catalogue.places("id = ?", renaming.id)]
@@ -89,7 +89,7 @@ def _finish_renamings() -> Iterator[Finding]:
 def _same_names(catalogue: Catalogue) -> Iterator[Finding]:
     for place in catalogue.places("name <> stored"):
         (other,) = catalogue.places("name = ?", place.stored)
-        problem = f"another experiment, in {other.file}, is called '{place.stored}' as well"
+        problem = f"another experiment, in {other.file}, is also named '{place.stored}'"
         action = f"both are kept; this one is listed as '{place.name}': --rename {place.name} NEW"
         yield Finding(place.file, problem, action, False)
 
@@ -98,14 +98,12 @@ def _remove_leftovers() -> Iterator[Finding]:
     catalogue = Catalogue()
     for pack in catalogue.replaced_packs():
         if (path := store.packs_dir() / pack).exists():
-            yield _remove(path, "another pack has taken its place")
+            yield _remove(path, "another pack replaces it")
     for file, original, identifier in _doubles(catalogue):
-        # Whoever finishes a run removes its log at this moment.
+        # A process that finishes a run removes its log at this moment.
         is_live = file.endswith(".jsonl") and is_running(Path(file).stem)
         if not is_live and _is_held(file, original, identifier):
-            yield _remove(
-                get_experiments_dir() / file, f"every row of it stands in {original} as well"
-            )
+            yield _remove(get_experiments_dir() / file, f"all its rows are also in {original}")
     for path in get_experiments_dir().glob("*.jsonl"):
         is_unused = _is_old(path) or store.parquet_path(path.stem).exists()
         is_claim = store.is_name(path.stem) and is_unused and not is_running(path.stem)
@@ -115,30 +113,30 @@ def _remove_leftovers() -> Iterator[Finding]:
         name = path.name[1:-5]
         unused = store.is_name(name) and not store.log_path(name).exists()
         if unused and _is_old(path) and not is_running(name):
-            yield _remove(path, "the lock of a run that is over")
+            yield _remove(path, "the lock of a finished run")
     for directory in (get_experiments_dir(), store.packs_dir(), *_folders_of_runs()):
         for path in directory.glob("*.tmp"):
             yield from _half_written(path)
 
 
 def _doubles(catalogue: Catalogue) -> Iterator[Copy]:
-    """Files of one experiment each that may hold nothing but what another one holds."""
+    """Files of single experiments that may be duplicates of another file."""
     yield from (copy for copy in catalogue.copies() if "/" not in copy.file)
-    # A log that was copied from another machine while its run went on has fewer rows.
+    # A log copied from another machine during its run has fewer rows.
     for log in catalogue.places("file LIKE '%.jsonl'"):
         for other in catalogue.places("id = ? AND file LIKE '%.parquet'", log.id):
             yield Copy(log.file, other.file, log.id)
 
 
 def _is_held(file: str, original: str, identifier: str) -> bool:
-    """Whether every row of the experiment in `file` stands in `original` as well."""
+    """Whether every row of the experiment in `file` is also in `original`."""
     try:
         (_, table), (_, other) = (
             next(m for m in read_file(get_experiments_dir() / f) if identity(m[0]) == identifier)
             for f in (file, original)
         )
     except (OSError, ValueError, StopIteration):
-        return False  # it is read, and named, below
+        return False  # it is read and reported below
     return is_beginning(table, other)
 
 
@@ -147,30 +145,30 @@ def _folders_of_runs() -> list[Path]:
 
 
 def _half_written(path: Path) -> Iterator[Finding]:
-    """A temporary file: an old one is removed, a new one named unless its process is at work."""
+    """Check a temporary file: remove an old one, report a new one unless its process is alive."""
     if _is_old(path):
         yield _remove(path, "half a file, from a process that was killed")
     elif not _is_writing(path):
         problem = "half a file, from a process that was killed or runs on another machine"
-        yield Finding(_shown(path), problem, "left for an hour, then --check removes it", False)
+        yield Finding(_shown(path), problem, "kept for an hour, then --check removes it", False)
 
 
 def _is_writing(path: Path) -> bool:
-    """Whether the process whose number `atomic_path` put into the name is alive."""
+    """Whether the process whose pid `atomic_path` put into the name is alive."""
     number = path.name.split(".")[-2]
     if not number.isdecimal() or not path.exists():
-        return not path.exists()  # it has just got its name
+        return not path.exists()  # just renamed
     try:
         os.kill(int(number), 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        pass  # alive, and somebody else's
+        pass  # alive, of another user
     return True
 
 
 def _shown(path: Path) -> str:
-    """Relative to the store, or to the folder beside it that has the runs."""
+    """Path relative to the store, or to the folder of runs beside it."""
     for folder in (get_experiments_dir(), get_experiments_dir().parent):
         if path.is_relative_to(folder):
             return str(path.relative_to(folder))
@@ -185,9 +183,7 @@ def _remove(path: Path, problem: str) -> Finding:
 def _is_old(path: Path) -> bool:
     try:
         return time.time() - path.stat().st_mtime > _LEFT_BEHIND_SECONDS
-    except (
-        FileNotFoundError
-    ):  # somebody else has just removed it, or it is a link that leads nowhere
+    except FileNotFoundError:  # just removed by another process, or a dangling link
         return False
 
 
@@ -206,7 +202,7 @@ def _damage(
     try:
         written = checksums.get(file)
         if written and sha256_of(path) != written.sha256 and not _is_another(path, written):
-            yield Finding(file, "it is not as it was written: its checksum differs", _LEFT, False)
+            yield Finding(file, "it was changed: its checksum differs", _LEFT, False)
             return
         read(path)
     except (OSError, ValueError, KeyError) as error:
@@ -214,8 +210,8 @@ def _damage(
 
 
 def _is_another(path: Path, written: Written) -> bool:
-    """Whether the file holds another experiment than the one that was written here under its name, and
-    has moved on: a copy from another store."""
+    """Whether the file is a copy from another store: its experiment differs from the one written
+    here under that name, which has moved."""
     if path.parent == store.packs_dir():
         return False
     key = identity(read_manifest(path))
@@ -231,21 +227,21 @@ def _damaged_logs() -> Iterator[Finding]:
         try:
             damaged = damaged_lines(path)
         except OSError:
-            continue  # finished or deleted in this moment, or no file: the catalogue names what is none
+            continue  # just finished or deleted, or not a file: the catalogue reports it
         if damaged:
             problem = f"damaged: line {', '.join(map(str, damaged))}"
-            yield Finding(path.name, problem, "left out; every other record counts", False)
+            yield Finding(path.name, problem, "skipped; all other records count", False)
 
 
 def is_beginning(table: pa.Table, other: pa.Table) -> bool:
-    """Whether `other` begins with the rows of `table`, whatever their experiments are called."""
+    """Whether `other` starts with the rows of `table`, ignoring experiment names."""
     if len(table) > len(other) or not {*table.column_names} <= {*other.column_names}:
         return False
     for name in table.column_names[1:]:
         mine, its = table[name], other[name].slice(0, len(table))
         if not mine.is_valid().equals(its.is_valid()):
             return False
-        if pa.types.is_floating(mine.type):  # to Arrow NaN equals nothing
+        if pa.types.is_floating(mine.type):  # in Arrow NaN equals nothing
             if not np.array_equal(mine.to_numpy(), its.to_numpy(), equal_nan=True):
                 return False
         elif not mine.equals(its):
@@ -254,7 +250,7 @@ def is_beginning(table: pa.Table, other: pa.Table) -> bool:
 
 
 def read_checksums() -> dict[str, Written]:
-    """{file of the store: what it must be}; of a file from elsewhere nothing is known."""
+    """{file of the store: its recorded checksum}; files from elsewhere have none."""
     path = get_experiments_dir() / store.CHECKSUMS
     records = [record for record, _ in read_records(path)] if path.exists() else []
     return {r["file"]: Written(r["sha256"], r.get("id")) for r in records if r is not None}

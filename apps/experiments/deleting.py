@@ -1,4 +1,4 @@
-"""Deleting experiments for good, and taking them out of packs."""
+"""Delete experiments, and unpack them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from common.utils.paths import get_experiments_dir, get_runs_dir
 
 
 def size_of(name: str) -> int:
-    """Bytes of the run's folder (checkpoints, samples) and of its files in the store, packs aside."""
+    """Bytes of the run folder (checkpoints, samples) and of its files in the store, without packs."""
     folder, files, _ = _belongings(Catalogue(), name)
     paths = [get_experiments_dir() / file for file in files if "/" not in file]
     paths += [path for path in folder.rglob("*") if path.is_file()] if folder else []
@@ -33,8 +33,8 @@ def size_of(name: str) -> int:
 
 
 def _belongings(catalogue: Catalogue, name: str) -> tuple[Path | None, list[str], str | None]:
-    """(run folder, files of the store, id) of an experiment. What no list knows (a name that was claimed,
-    a damaged file, a folder alone) has no id."""
+    """Return (run folder, files of the store, id) of an experiment. Unlisted ones (a claimed name,
+    a damaged file, only a folder) have no id."""
     if places := catalogue.places("name = ?", name):
         (place,) = places
         copies = [
@@ -46,7 +46,7 @@ def _belongings(catalogue: Catalogue, name: str) -> tuple[Path | None, list[str]
 
 
 def check_deletable(names: Sequence[str]) -> None:
-    """Raises ExperimentError when one of them does not exist or is running."""
+    """Raise ExperimentError if one of them does not exist or is running."""
     catalogue = open_catalogue()
     for name in names:
         unlisted = store.is_name(name) and (exists(name) or (get_runs_dir() / name).is_dir())
@@ -59,7 +59,7 @@ def check_deletable(names: Sequence[str]) -> None:
 
 
 def delete_experiments(names: Sequence[str]) -> None:
-    """Delete experiments and their run folders. Raises as `check_deletable`, before it deletes any."""
+    """Delete experiments and their run folders. Raises like `check_deletable`, before deleting any."""
     check_deletable(names)
     with packs_lock():
         for name in names:
@@ -74,15 +74,15 @@ def delete_experiments(names: Sequence[str]) -> None:
             except Timeout:
                 raise ExperimentError(f"experiment '{name}' has just been started") from None
             if folder is not None and folder.is_symlink():
-                folder.unlink()  # what it leads to lies on another disk, and may not be ours alone
+                folder.unlink()  # the target is on another disk, and may be shared
             elif folder is not None:
                 shutil.rmtree(folder)
     open_catalogue()
 
 
 def forget_experiments(names: Mapping[str, str]) -> None:
-    """Of {id: name}, which were deleted: a later experiment of such a name begins without what was said
-    of this one, and this one does not come back with the next synchronisation."""
+    """Record the deletion of {id: name}: a later experiment of that name does not inherit
+    annotations, and the next synchronisation does not restore this one."""
     records = [{"kind": "forget", "name": name, "id": key} for key, name in names.items()]
     append_records(annotations_path(), records)
 
@@ -97,8 +97,8 @@ def remove_file(file: str, identifier: str) -> None:
 
 
 def unpack_experiment(name: str) -> Path:
-    """Bring an experiment back into a file of its own. Raises ExperimentError when it has one, or
-    when there is none of that name."""
+    """Move an experiment from a pack to a separate file. Raises ExperimentError if it is not
+    packed, or does not exist."""
     with packs_lock():
         place = open_catalogue().place(name)
         pack = get_experiments_dir() / place.file
@@ -110,13 +110,11 @@ def unpack_experiment(name: str) -> Path:
 
 
 def take_out(pack: Path, ids: Collection[str]) -> None:
-    """Write the pack anew without the experiments `ids`. The caller holds `packs_lock`."""
+    """Rewrite the pack without the experiments `ids`. The caller holds `packs_lock`."""
     with open_parquet(pack) as file:
         fixed = (*FIXED_COLUMNS, MANIFEST_COLUMN)
         metrics = [name for name in file.schema_arrow.names if name not in fixed]
-    for replaced in replaced_packs(
-        pack
-    ):  # left behind by a crash: `pack` alone says that it is void
+    for replaced in replaced_packs(pack):  # left behind by a crash: only `pack` marks it as void
         (packs_dir() / replaced).unlink(missing_ok=True)
     staying = (member for member in read_pack(pack) if identity(member[0]) not in ids)
     write_pack(staying, metrics, replaces=[pack.name])

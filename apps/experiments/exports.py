@@ -1,4 +1,4 @@
-"""Experiments as one CSV, JSON or Parquet file for other programs."""
+"""Export experiments to one CSV, JSON or Parquet file."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from common.utils.tables import format_rows
 
 
 def export_experiments(path: Path, names: Sequence[str] = ()) -> int:
-    """Write the experiments `names` (all of them without any) to `path` and return their number.
+    """Write the experiments `names` (default: all) to `path` and return their number.
 
     .csv and .parquet have the columns of the view `experiments`, a row per logged step; an empty
-    cell was not logged. Beside a .csv, `<stem>.runs.csv` has a row per experiment: the columns of the
-    view `runs`, and one per key of the configurations. .json has a list of manifests, each with its
-    `rows`; NaN and infinities are the texts "NaN", "Infinity" and "-Infinity".
-    Raises ExperimentError for another ending, a file that exists, and an unknown name.
+    cell was not logged. Beside a .csv, `<stem>.runs.csv` has a row per experiment: the columns of
+    the view `runs`, and one per key of the configurations. .json has a list of manifests, each with
+    its `rows`; NaN and infinities are the strings "NaN", "Infinity" and "-Infinity".
+    Raises ExperimentError for another ending, an existing file, and an unknown name.
     """
     write = _WRITERS.get(path.suffix)
     if write is None:
@@ -57,7 +57,7 @@ def export_experiments(path: Path, names: Sequence[str] = ()) -> int:
 
 
 def _table_of_runs(manifests: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[object]]]:
-    """(columns, rows), each key of a configuration in a column of its own, empty where it is absent."""
+    """Return (columns, rows), with a column per configuration key, empty if absent."""
     facts = [column for column in RUN_COLUMNS if column != "config"]
     configs = [flatten(manifest["config"]) for manifest in manifests]
     keys = list(dict.fromkeys(key for config in configs for key in config))
@@ -69,7 +69,7 @@ def _table_of_runs(manifests: Sequence[Mapping[str, Any]]) -> tuple[list[str], l
 
 
 def _cell(value: Any) -> Any:
-    """Lists and mappings as JSON, which is no other text: a tag may have a comma."""
+    """Lists and mappings as JSON, which is unambiguous: a tag may contain a comma."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
 
 
@@ -90,7 +90,7 @@ def _write_json(path: Path, members: Iterator[Member], schema: pa.Schema) -> Non
     with path.open("w", encoding="utf-8") as file:
         before = "[\n"
         for manifest, table in members:
-            # With the tags and the note that were given since.
+            # With the current tags and note.
             annotation = catalogue.annotation(str(manifest["name"]))._asdict()
             entry = _plain({**manifest, **annotation, "rows": table_to_rows(table)})
             file.write(before + json.dumps(entry, ensure_ascii=False))

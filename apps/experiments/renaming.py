@@ -1,9 +1,9 @@
-"""Giving an experiment another name: its rows, run folder, tags and note go with it.
+"""Rename an experiment with its rows, run folder, tags and note.
 
-An experiment is its id, so the new file and the old one hold the same experiment, which counts once
-while both are there. That makes the order safe: say what is to be done in `_annotations.jsonl`, write
-the new file, move the folder, remove the old file. Killed anywhere, `rename_experiment` with the same
-names, or `--check`, does what is left.
+Experiments are identified by id, so the new and the old file contain the same experiment, which
+counts once while both exist. Hence this order is safe: record the renaming in `_annotations.jsonl`,
+write the new file, move the folder, remove the old file. After a kill, `rename_experiment` with the
+same names, or `--check`, completes it.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Renaming(NamedTuple):
 
 
 def rename_experiment(name: str, new: str) -> None:
-    """Call the experiment `name` (or `<name>@<id>`, where two have a name) `new` from now on.
+    """Rename the experiment `name` (or `<name>@<id>` for duplicate names) to `new`.
 
-    Raises ExperimentError for an unknown experiment, one that is running, and a name that is taken.
+    Raises ExperimentError for an unknown or running experiment, and a taken name.
     """
     store.check_name(new)
     with packs_lock():
@@ -57,13 +57,13 @@ def rename_experiment(name: str, new: str) -> None:
                 raise ExperimentError(f"experiment '{name}' is running", "stop it first")
             renaming = Renaming(place.id, name, new)
             if name == new:
-                raise ExperimentError(f"it is called '{name}' already")
+                raise ExperimentError(f"it is already named '{name}'")
         _check_free(catalogue, renaming)
         finish_renaming(renaming)
 
 
 def begun_renamings() -> list[Renaming]:
-    """Every renaming that was ever begun, the last one first."""
+    """All renamings ever started, latest first."""
     if not annotations_path().exists():
         return []
     records = [record for record, _ in read_records(annotations_path()) if record is not None]
@@ -72,7 +72,7 @@ def begun_renamings() -> list[Renaming]:
 
 
 def finish_renaming(renaming: Renaming) -> None:
-    """Do what is left of it. The caller holds `packs_lock`."""
+    """Complete a renaming. The caller holds `packs_lock`."""
     catalogue = Catalogue()
     places = catalogue.places("id = ?", renaming.id)
     place = next((p for p in places if renaming.old in (p.name, p.stored)), places[0])
@@ -102,17 +102,17 @@ def _check_free(catalogue: Catalogue, renaming: Renaming) -> None:
     ]
     if others or any((get_experiments_dir() / file).exists() for file in files):
         raise ExperimentError(
-            f"an experiment named '{renaming.new}' exists already",
+            f"an experiment named '{renaming.new}' already exists",
             f"choose another name, for example '{next_name(renaming.new)}'",
         )
     folder = get_runs_dir() / renaming.new
     if folder.exists() and folder_id(folder) != renaming.id:
-        raise ExperimentError(f"there is a run folder {folder}", "choose another name, or move it")
+        raise ExperimentError(f"the run folder {folder} exists", "choose another name, or move it")
 
 
 @contextmanager
 def _locked(files: set[str]) -> Iterator[None]:
-    """Hold the lock of the log among `files`, so that nobody resumes it meanwhile."""
+    """Hold the lock of the log among `files`, so that no process resumes it meanwhile."""
     logs = [Path(file).stem for file in files if file.endswith(".jsonl")]
     if not logs:
         yield
@@ -127,7 +127,7 @@ def _locked(files: set[str]) -> Iterator[None]:
 
 
 def _write_again(place: Place, name: str) -> str:
-    """The experiment as a file of the name `name`, which nothing has; that file's name."""
+    """Write the experiment to a file with the unused name `name`; return the file name."""
     source = get_experiments_dir() / place.file
     ending = ".jsonl" if source.suffix == ".jsonl" else ".parquet"
     target = get_experiments_dir() / f"{name}{ending}"
@@ -151,7 +151,7 @@ def _read(path: Path, identifier: str) -> Member:
 
 
 def _renamed_log(path: Path, name: str) -> bytes:
-    """The log with another name in its first record; every other line as it is, damaged ones too."""
+    """Copy the log with another name in its first record; all other lines, even damaged ones, are unchanged."""
     from common.experiments.log import encode_record
 
     end = next(end for record, end in read_records(path) if record and record["kind"] == "start")
@@ -163,8 +163,8 @@ def _renamed_log(path: Path, name: str) -> bytes:
 
 
 def _place(temporary: Path, target: Path) -> None:
-    """Give a file its name. Raises ExperimentError when somebody took the name in this moment."""
-    taken = ExperimentError(f"an experiment named '{target.stem}' exists already")
+    """Publish a file under its name. Raises ExperimentError if the name was taken meanwhile."""
+    taken = ExperimentError(f"an experiment named '{target.stem}' already exists")
     try:
         os.link(temporary, target)
     except FileExistsError:

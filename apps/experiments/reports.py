@@ -1,4 +1,4 @@
-"""The questions that people ask of a store, answered as tables: lists, rankings, comparisons."""
+"""Reports on the store as tables: lists, rankings, comparisons."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _LIST += ["split", "tags"]
 
 
 def list_experiments(*, archived: bool = False, for_people: bool = True) -> Report:
-    """Every experiment, oldest first, archived ones on request.
+    """List all experiments, oldest first, optionally with archived ones.
 
-    For people times are local and durations in words; otherwise ISO 8601 and seconds.
+    For display times are local and durations in words; otherwise ISO 8601 and seconds.
     """
     catalogue = open_catalogue()
     if for_people:
@@ -31,8 +31,8 @@ def list_experiments(*, archived: bool = False, for_people: bool = True) -> Repo
 
 
 def list_text(*, archived: bool = False) -> tuple[str, Sequence[Broken]]:
-    """(`list_experiments` as a table in text, the files left out). Kept by the catalogue: writing ten
-    thousand lines takes longer than all the rest."""
+    """Return (`list_experiments` as a text table, the skipped files). Cached by the catalogue,
+    since formatting ten thousand lines dominates the time."""
     catalogue = open_catalogue()
     zone = f"{time.tzname} {time.timezone} {os.environ.get('TZ')}"
 
@@ -43,7 +43,7 @@ def list_text(*, archived: bool = False) -> tuple[str, Sequence[Broken]]:
 
 
 def summarise_experiments() -> Report:
-    """One row per metric: how many runs have it, and which one is best where that is known."""
+    """One row per metric: the number of runs, and the best one if the direction is known."""
     catalogue = open_catalogue()
     rows: list[list[object]] = []
     for metric, split, experiments, values in catalogue.counts():
@@ -63,8 +63,8 @@ def summarise_experiments() -> Report:
 def best_experiments(
     metric: str, *, direction: str | None = None, split: str | None = None, top: int = 10
 ) -> Report:
-    """The `top` runs by the best value of `metric`, diverged ones last; as `Catalogue.best`, which says
-    where runs stand that have been evaluated on few batches alone, and what it raises."""
+    """Rank the `top` runs by the best value of `metric`, diverged ones last; see `Catalogue.best`
+    for runs evaluated only on few batches, and for errors."""
     catalogue = open_catalogue()
     ranked = catalogue.best(metric, direction, split, top)
     direction = direction or metric_direction(metric) or "min"
@@ -81,7 +81,7 @@ def best_experiments(
 def _about_few_batches(
     catalogue: Catalogue, metric: str, ranked: Sequence[tuple[Mapping[str, Any], MetricSummary]]
 ) -> list[str]:
-    """What a ranking by `val` has of runs whose values there, or all of whose, are of few batches."""
+    """Notes of a ranking by `val` on runs with values of few batches."""
     from common.experiments.conditions import holds_quick, some_of
 
     if not ranked or ranked[0][1].split != "val":
@@ -90,24 +90,22 @@ def _about_few_batches(
     if names := catalogue.quick_alone(metric):
         notes.append(
             f"not yet evaluated on the whole of val: {some_of(names)}; ranked after the others by "
-            f"{VAL_QUICK}, which is of few batches (--split {VAL_QUICK} ranks all runs by it)"
+            f"{VAL_QUICK}, which uses few batches (--split {VAL_QUICK} ranks all runs by it)"
         )
     if names := [manifest["name"] for manifest, _ in ranked if holds_quick(manifest)]:
         notes.append(
-            f"val also holds values of few batches, of an earlier version: {some_of(names)}"
+            f"val also has values of few batches, from an earlier version: {some_of(names)}"
         )
     return notes
 
 
-_ONE_RUN_EACH = (
-    "one run of each: seeds alone make such differences; --compare ... --group tests configurations"
-)
+_ONE_RUN_EACH = "single runs: seeds alone can cause such differences; --compare ... --group tests configurations"
 
 
 def compare_experiments(names: Sequence[str]) -> Report:
-    """One row per metric and run: its best value and where, its last, and the difference of the best
-    (of the last, where it is not known which way is better) from the first run's: `lower`, `higher`,
-    `equal`. Which run is better one run of each cannot say.
+    """One row per metric and run: best value and its step, last value, and the difference of the
+    best (of the last, if the direction is unknown) from the first run's: `lower`, `higher`,
+    `equal`. Single runs do not show which configuration is better.
 
     Raises ExperimentError for an unknown name.
     """
@@ -151,7 +149,7 @@ def _difference(
     direction: str | None,
     manifests: Mapping[str, Mapping[str, Any]],
 ) -> tuple[float | None, str | None]:
-    """(difference of `other` from `base`, what it means)"""
+    """Return (difference of `other` from `base`, its meaning)."""
     from common.experiments.conditions import why_incomparable
 
     if other.diverged and direction:
@@ -172,15 +170,14 @@ def _difference(
 
 
 _STUDENT = (
-    "intervals (95%) and tests are Student's t over the seeds, each line by itself: exact where seeds are "
-    "normally distributed; where they are strongly skewed, 3 to 10 of them give a mean whose interval "
-    "covers 82 to 84%"
+    "95% intervals and tests are Student's t over seeds, for each line separately: exact for normally "
+    "distributed seeds; for strongly skewed ones the interval of 3 to 10 seeds covers 82 to 84%"
 )
 
 
 def compare_seeds(names: Sequence[str]) -> Report:
-    """One row per metric and configuration, each by all its seeds; from the second on also the
-    difference from the first. Raises as `compare_groups`."""
+    """One row per metric and configuration, over all its seeds; from the second on also the
+    difference from the first. Raises like `compare_groups`."""
     from common.experiments.comparison import compare_groups
 
     rows: list[list[object]] = []
@@ -201,7 +198,7 @@ def compare_seeds(names: Sequence[str]) -> Report:
 
 
 def diff_experiments(names: Sequence[str]) -> Report:
-    """The configuration keys on which the runs differ, then what else is recorded and differs: precision,
+    """The configuration keys on which the runs differ, then other recorded differences: precision,
     threads, machine, tokens. Raises ExperimentError for an unknown name."""
     from common.experiments.conditions import changes_of, diff_configs, different_facts
 

@@ -1,4 +1,4 @@
-"""Exchanging finished experiments with the object store that several machines share."""
+"""Exchange finished experiments with an object store shared by several machines."""
 
 from __future__ import annotations
 
@@ -21,19 +21,18 @@ from common.utils.paths import get_experiments_dir
 
 
 class Synced(NamedTuple):
-    """The names of the experiments that were copied."""
+    """Names of the copied experiments."""
 
     uploaded: list[str]
     downloaded: list[str]
 
 
 def sync_experiments() -> Synced:
-    """Upload the finished experiments that the object store lacks, download those that are not here and
-    were not deleted here. Experiments are told apart by their ids: a name that another one has gets the
-    beginning of the id, there and here.
+    """Upload finished experiments missing in the object store, and download those missing here that
+    were not deleted here. Experiments are identified by id: a taken name gets the start of the id
+    appended, there and here.
 
-    Raises ExperimentError when there is no usable URI, OSError when the object store cannot be
-    reached.
+    Raises ExperimentError without a usable URI, OSError if the object store cannot be reached.
     """
     remote = ObjectStore()
     there = remote.files()
@@ -55,7 +54,7 @@ def sync_experiments() -> Synced:
 
 
 def deleted_ids() -> set[str]:
-    """The ids of the experiments that were deleted here."""
+    """Ids of experiments deleted here."""
     if not annotations_path().exists():
         return set()
     records = [record for record, _ in read_lines(annotations_path()) if record is not None]
@@ -63,7 +62,7 @@ def deleted_ids() -> set[str]:
 
 
 def _download(remote: ObjectStore, file: str) -> str | None:
-    """Store a copy; its name, None when it cannot be read."""
+    """Store a copy; return its name, None if it is unreadable."""
     try:
         with TemporaryDirectory(dir=get_experiments_dir(), prefix=".sync-") as folder:
             copy = Path(folder) / "experiment.parquet"
@@ -71,7 +70,7 @@ def _download(remote: ObjectStore, file: str) -> str | None:
             manifest, _ = read_parquet(copy)
             name, key = manifest["name"], identity(manifest)
             path = store.free_parquet_path(name, key)
-            if store.log_path(name).exists():  # a run that is not finished has the name
+            if store.log_path(name).exists():  # an unfinished run has the name
                 path = store.parquet_path(unique_name(name, key))
             if path.stem != name:
                 warn_taken(name, "here", path.stem)

@@ -1,4 +1,4 @@
-"""Curves as characters, for a terminal without a screen."""
+"""Plot curves as text in a terminal."""
 
 from __future__ import annotations
 
@@ -24,12 +24,11 @@ def draw_in_terminal(
     height: int = 25,
     colours: bool = True,
 ) -> str:
-    """`metric` over the steps as lines of text, a curve per experiment and split; without `splits`
-    that which judges (see `preferred_split`) and, where it is `val`, `val_quick`, or of a single
-    experiment all of them.
+    """Plot `metric` over steps as text, a curve per experiment and split.
 
-    NaN and infinities are gaps. Without colours the curves are told apart by letters. Raises
-    ExperimentError for an experiment or metric that is not there.
+    Without `splits` the main split (see `preferred_split`), with `val_quick` if it is `val`; for a
+    single experiment all splits. NaN and infinities are gaps. Without colours, letters mark the
+    curves. Raises ExperimentError for an unknown experiment or metric.
     """
     rows = read_curves(experiments, metric)
     if splits is None and len(experiments) > 1:
@@ -70,7 +69,7 @@ def draw_in_terminal(
 
 
 def _label_heights(lowest: float, highest: float) -> None:
-    """Ticks in powers of ten where plotext, which knows no exponents, would write only zeros."""
+    """Ticks in powers of ten where plotext, which has no exponents, would write only zeros."""
     largest = max(abs(lowest), abs(highest))
     if largest >= 1e7 or 0 < largest < 0.01:
         ticks = [lowest + (highest / 6 - lowest / 6) * step for step in range(7)]

@@ -1,9 +1,9 @@
-"""Models in the formats of other programs, and smaller: GGUF, ONNX, quantised, pruned.
+"""Export and compression of models: GGUF, ONNX, quantised, pruned.
 
-gguf.py      a file for llama.cpp and what is built on it
-onnx.py      a graph for ONNX Runtime and what is built on it
+gguf.py      a file for llama.cpp and compatible programs
+onnx.py      a graph for ONNX Runtime and compatible programs
 quantize.py  int8 and int4 weights
 prune.py     fewer weights: by magnitude, by head, by neuron
-llama_cpp.py runs a GGUF file, before it has its name
+llama_cpp.py runs a GGUF file to verify it
 run.py       a trained run in any of the formats; compress.py: pruned, quantised and measured
 """

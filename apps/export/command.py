@@ -1,4 +1,4 @@
-"""What `tools/export.py` and `cli export` do: checks that need no torch, then the export."""
+"""The command of `tools/export.py` and `cli export`: checks without torch, then the export."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from common.training.trained_run import load_run
 def export(
     name: str, *, format: str, checkpoint: str, dtype: str | None, output: Path | None
 ) -> list[Path]:
-    """Write a run for other programs, and return the files. Raises ResearchErrors."""
+    """Export a run and return the written files. Raises ResearchError."""
     if format not in FORMATS:
         raise UsageError(f"no format '{format}'", did_you_mean(format, list(FORMATS)))
     check_dtype(format, dtype)

@@ -1,4 +1,4 @@
-"""Compression of a trained run: pruned, quantised, measured before and after, kept as an experiment."""
+"""Compress a trained run: prune, quantise, measure before and after, store as an experiment."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from common.utils.paths import get_runs_dir
 
 C = TypeVar("C", bound=ExperimentConfig)
 RESIZING = ("heads", "neurons")  # these change the sizes in the configuration
-_TOKENS, _REPEATS = 64, 5  # of what is generated to measure its speed
+_TOKENS, _REPEATS = 64, 5  # for the measurement of generation speed
 
 
 @dataclass(frozen=True)
 class Measured:
-    """loss: nats per token on the validation split; megabytes: of the weights (10^6);
-    tokens_per_second: of greedy generation of one text on this machine, now."""
+    """loss: nats per token on the validation split; megabytes (10^6): size of the weights;
+    tokens_per_second: speed of greedy generation of one text on this machine."""
 
     loss: float
     bits_per_byte: float
@@ -50,16 +50,16 @@ def compress_run(
 ) -> tuple[Measured, Measured]:
     """Compress `run`, save the result as the experiment `new_name`, and measure both.
 
-    First all prunings, in the order given, then the quantisation. The new experiment is read back
-    before it is measured, so it can be evaluated, sampled, exported and compared as any other.
+    Applies all prunings in the given order, then quantisation. The new experiment is loaded again
+    before it is measured, so it can be evaluated, sampled, exported and compared like any other.
     """
     if not prunings and quantization is None:
         raise ConfigError("nothing to do", "add --quantize int8, or --prune neurons=0.25")
-    if (get_runs_dir() / new_name).exists():  # of an experiment that was deleted, say
-        raise ExperimentError(f"there is a run '{new_name}' already", "choose another with --to")
+    if (get_runs_dir() / new_name).exists():  # such as of a deleted experiment
+        raise ExperimentError(f"a run '{new_name}' already exists", "choose another name with --to")
     model, path = run.model, run.checkpoint
     if quantization is not None and model.quantization is not None:
-        raise ModelError("the model is quantised already", "quantise the one that it came from")
+        raise ModelError("the model is already quantised", "quantise the original model")
     original, losses, sizes = model, [run.evaluate()], [_megabytes(model)]
     for pruning in prunings:
         model = prune(model, pruning)
@@ -99,21 +99,21 @@ def compress_run(
 
 
 def _check_read_back(written: BaseLanguageModel, read: BaseLanguageModel) -> None:
-    """Raise ModelError unless both give the same logits: the experiment is not finished then."""
+    """Raise ModelError, leaving the experiment unfinished, unless both give the same logits."""
     probes = probe(written)
     found = [logits for _, logits in probe(read)]
     check_logits(probes, found, "f32", "the checkpoint, read back,")
 
 
 def _megabytes(model: BaseLanguageModel) -> float:
-    """Of its weights, as a checkpoint keeps them."""
+    """Bytes of the weights in a checkpoint."""
     return sum(tensor.nbytes for tensor in weights_of(model).values()) / 1e6
 
 
 def _generation_speeds(models: Sequence[BaseLanguageModel], start: int) -> list[float]:
-    """Tokens per second of each, of its fastest of a few texts: what else runs only makes it slower.
+    """Tokens per second of each model, from its fastest text, since other load only slows it.
 
-    They take turns, so that a busy moment of the machine meets all of them.
+    Models alternate, so that other load affects all of them.
     """
     seconds: list[list[float]] = [[] for _ in models]
     counts = [min(_TOKENS, (model.context_limit or _TOKENS + 1) - 1) for model in models]
@@ -132,7 +132,7 @@ def _config_of(config: C, model: BaseLanguageModel, resized: bool) -> C:
     settings: Any = getattr(config, "model", None)
     if not isinstance(settings, DecoderConfig):
         raise ConfigError(
-            "the project's configuration has no Decoder in `model`: it cannot build a smaller one",
+            "the project's configuration has no Decoder in `model`: cannot build a smaller one",
             "prune by magnitude, or quantise",
         )
     smaller = type(settings)(**settings.model_dump() | model.arguments)

@@ -1,4 +1,4 @@
-"""What can be asked of an export and of a compression. Imports no torch, so that a mistake is reported at once."""
+"""Options of export and compression. Imports no torch, so that a mistake is reported at once."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ class Pruning:
     def __post_init__(self) -> None:
         if self.kind not in get_args(PruningKind):
             hint = did_you_mean(str(self.kind), list(get_args(PruningKind)))
-            raise ConfigError(f"there is no pruning by '{self.kind}'", hint)
+            raise ConfigError(f"unknown kind of pruning '{self.kind}'", hint)
         if not 0 < self.share < 1:
             raise ConfigError(f"the share to prune must be between 0 and 1, got {self.share:g}")
 
     @classmethod
     def parse(cls, text: str) -> Pruning:
-        """Read what is typed: `heads=0.25`. Raises ConfigError."""
+        """Parse `heads=0.25`. Raises ConfigError."""
         kind, _, share = text.partition("=")
         try:
             number = float(share)
         except ValueError:
             raise ConfigError(
-                f"'{text}' is no pruning", "write it as KIND=SHARE: neurons=0.25"
+                f"invalid pruning '{text}'", "write it as KIND=SHARE: neurons=0.25"
             ) from None
         return cls(kind, number)  # type: ignore[arg-type]  # it is checked there
 
 
 def check_dtype(format: Format, dtype: str | None) -> None:
-    """Raises ConfigError for a dtype that files of this format have not."""
+    """Raise ConfigError for a dtype that the format does not support."""
     if dtype is not None and (format != "gguf" or dtype not in GGUF_DTYPES):
-        hint = f"gguf has {', '.join(GGUF_DTYPES)}; the other formats have float32 only"
-        raise ConfigError(f"--format {format} has no --dtype {dtype}", hint)
+        hint = f"gguf supports {', '.join(GGUF_DTYPES)}; the other formats only float32"
+        raise ConfigError(f"--format {format} does not support --dtype {dtype}", hint)

@@ -1,4 +1,4 @@
-"""Which published architecture a Decoder is, so that other programs can compute it."""
+"""Match a Decoder to a published architecture that other programs support."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from common.models.decoder import Decoder
 
 Family = Literal["gpt2", "llama", "qwen2", "qwen3"]
 
-# What GPT-2 (Radford et al. 2019), and Llama (Touvron et al. 2023) with the Qwens, have fixed.
+# Fixed options of GPT-2 (Radford et al. 2019), and of Llama (Touvron et al. 2023) and Qwen.
 _GPT2: dict[str, Any] = {
     "mixer": "attention",
     "positions": "learned",
@@ -26,7 +26,7 @@ _LLAMA: dict[str, Any] = {
     "norm": "rmsnorm",
     "feedforward": "swiglu",
 }
-# Options that are numbers in the file, or that a model out of training no longer has.
+# Options stored as numbers in the file, or without effect outside of training.
 _FREE = {
     *("preset", "context_length", "num_layers", "hidden_size", "num_heads", "num_kv_heads"),
     *("rope_theta", "intermediate_size", "tie_embeddings", "dropout", "bias", "qkv_bias"),
@@ -35,9 +35,9 @@ _FREE = {
 
 
 def family_of(model: BaseLanguageModel) -> Family:
-    """The family whose formulas are exactly those of `model`. Raises ModelError with the reason."""
+    """Return the family with exactly the formulas of `model`. Raises ModelError with the reason if there is none."""
     if not isinstance(model, Decoder):
-        raise _refusal(f"a {type(model).__name__} is no Decoder")
+        raise _refusal(f"a {type(model).__name__} is not a Decoder")
     config = model.config
     fixed = _GPT2 if config.positions == "learned" else _LLAMA
     for option, value in fixed.items():
@@ -49,7 +49,7 @@ def family_of(model: BaseLanguageModel) -> Family:
         if attention.num_kv_heads != attention.num_heads:
             raise _refusal("GPT-2 has no grouped-query attention (num_kv_heads)")
         if attention.num_heads * attention.head_size != config.hidden_size:
-            raise _refusal("the heads of GPT-2 are as wide as its hidden_size together")
+            raise _refusal("in GPT-2 the sizes of the heads sum to hidden_size")
         return "gpt2"
     if attention.output.bias is not None:
         raise _refusal("with RMSNorm and SwiGLU, none has biases everywhere (bias=true)")
@@ -58,19 +58,19 @@ def family_of(model: BaseLanguageModel) -> Family:
         raise _refusal("none has both qk_norm and biases of queries and keys")
     family: Family = "qwen2" if biased else "qwen3" if config.qk_norm else "llama"
     if config.rope_scaling is not None and family != "llama":
-        raise _refusal("of them only Llama has a rope_scaling")
+        raise _refusal("only Llama has a rope_scaling")
     return family
 
 
 def _check_unknown_options(config: DecoderConfig, known: set[str]) -> None:
-    """An option that this file has not heard of must not be lost without a word."""
+    """Refuse options unknown to this file, which would otherwise be lost silently."""
     for name, field in DecoderConfig.model_fields.items():
         if name not in known and getattr(config, name) != field.default:
-            raise _refusal(f"{name}={getattr(config, name)} is not known here")
+            raise _refusal(f"{name}={getattr(config, name)} is not supported")
 
 
 def _refusal(reason: str) -> ModelError:
     return ModelError(
-        f"this model is of no family that can be exported: {reason}",
-        "GPT-2, Llama, Qwen2 and Qwen3 can be, as the presets make them; ONNX can hold any model",
+        f"this model matches no family that can be exported: {reason}",
+        "supported: GPT-2, Llama, Qwen2 and Qwen3, as in the presets; ONNX supports any model",
     )

@@ -1,9 +1,9 @@
-"""GGUF files: a model with its tokenizer, for llama.cpp and everything built on it.
+"""GGUF files: a model with its tokenizer, for llama.cpp and compatible programs.
 
-The format is that of `gguf` (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), whose
-keys and architectures llama.cpp defines. Matrices are written in the asked type; vectors and the
-table of positions stay float32, as llama.cpp's own conversion keeps them. llama.cpp runs the file before
-it has its name.
+The format is `gguf` (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), whose keys and
+architectures llama.cpp defines. Matrices are written in the requested dtype; vectors and the
+position table remain float32, as in llama.cpp's own conversion. llama.cpp verifies the file before
+it is published.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from common.utils.logging import get_logger
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-# The names of `gguf` for a matrix's type and for what such a file is called as a whole.
+# Names in `gguf` of a matrix dtype, and of the file type.
 DTYPES: dict[GGUFDtype, tuple[str, str]] = {
     "f32": ("F32", "ALL_F32"),
     "f16": ("F16", "MOSTLY_F16"),
     "bf16": ("BF16", "MOSTLY_BF16"),
     "q8_0": ("Q8_0", "MOSTLY_Q8_0"),
 }
-_Q8_0_BLOCK = 32  # numbers of a row that share a scale
+_Q8_0_BLOCK = 32  # numbers of a row per scale
 
 
 def export_gguf(
@@ -48,24 +48,24 @@ def export_gguf(
     dtype: GGUFDtype = "f16",
     name: str = "",
 ) -> Path:
-    """Write `model` and its tokenizer to the file `path`, which appears once it is whole.
+    """Write `model` and its tokenizer to the file `path`, atomically.
 
     Args:
         tokenizer: byte-level BPE, or its Vocabulary.
-        dtype: of the matrices: f32 as they are, f16 and bf16 rounded to nearest, q8_0 in 8 bits
-            with a scale per 32 numbers.
-        name: what the file calls the model; by default the file's own name.
-    Raises ModelError for what llama.cpp has no formula for, for numbers that `dtype` cannot hold, and
-    where llama.cpp does not give the logits of `model`; MissingPackageError without the package `gguf`.
+        dtype: of matrices: f32 unchanged, f16 and bf16 rounded to nearest, q8_0 in 8 bits with a
+            scale per 32 numbers.
+        name: model name in the file; default: the file name.
+    Raises ModelError for architectures that llama.cpp does not support, numbers that `dtype` cannot
+    represent, and different logits in llama.cpp; MissingPackageError without the package `gguf`.
     """
     gguf = _package()
     if dtype not in DTYPES:
         raise ModelError(f"no GGUF type '{dtype}'", f"choose from: {', '.join(DTYPES)}")
     family = family_of(model)
-    assert isinstance(model, Decoder)  # for the type checker: family_of has refused others
+    assert isinstance(model, Decoder)  # for the type checker: family_of refuses others
     vocabulary = tokenizer if isinstance(tokenizer, Vocabulary) else vocabulary_of(tokenizer)
     vocabulary = vocabulary.padded(model.vocab_size)
-    tensors = dict(_converted(model, family, dtype))  # before there is a file: it may refuse
+    tensors = dict(_converted(model, family, dtype))  # before creating the file: it may raise
     with atomic_path(path) as temporary:
         writer = gguf.GGUFWriter(temporary, family)
         try:
@@ -90,7 +90,7 @@ def export_gguf(
 
 def _run_back(model: Decoder, path: Path, dtype: GGUFDtype) -> None:
     """Raise ModelError unless llama.cpp gives the logits of `model`."""
-    # Of each text it gives those of the last position, for which there must be room for one token more.
+    # It returns those of the last position of each text, which needs room for one more token.
     probes = [
         (row[None], logits.log_softmax(dim=-1)[None, -1:])
         for texts, all_logits in probe(model, leave=1)
@@ -102,7 +102,7 @@ def _run_back(model: Decoder, path: Path, dtype: GGUFDtype) -> None:
 
 
 def _read_back(written: Mapping[str, tuple[npt.NDArray[Any], Any]], path: Path) -> None:
-    """Raise ModelError unless the file holds the tensors that were written; say that it was not run."""
+    """Raise ModelError unless the file has the written tensors; warn that it was not run."""
     import gguf
 
     def read() -> dict[str, Any]:
@@ -115,9 +115,7 @@ def _read_back(written: Mapping[str, tuple[npt.NDArray[Any], Any]], path: Path) 
             or found[name][1] != kind
             or found[name][0].tobytes() != data.tobytes()
         ):
-            raise ModelError(
-                f"nothing was written: the file does not hold {name} as it was written"
-            )
+            raise ModelError(f"nothing was written: {name} in the file differs from the model")
     get_logger("export").warning(
         "the file was read back but not run: llama.cpp is not installed (uv pip install xllamacpp)"
     )
@@ -157,14 +155,14 @@ def _add_shape(writer: GGUFWriter, model: Decoder, family: Family) -> None:
 
 
 def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
-    writer.add_tokenizer_model("gpt2")  # the name of every byte-level BPE
+    writer.add_tokenizer_model("gpt2")  # the name for any byte-level BPE
     writer.add_tokenizer_pre(vocabulary.splitter)
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(vocabulary.types)
     writer.add_token_merges(vocabulary.merges)
     writer.add_bos_token_id(vocabulary.end_of_text)
     writer.add_eos_token_id(vocabulary.end_of_text)
-    # A prompt need not be the beginning of a document: nothing is put before it.
+    # A prompt need not start a document: no token is prepended.
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
 
@@ -172,7 +170,7 @@ def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
 def _converted(
     model: Decoder, family: Family, dtype: GGUFDtype
 ) -> Iterator[tuple[str, tuple[npt.NDArray[Any], Any]]]:
-    """(name, (array as it is written, its type)) of every tensor."""
+    """Yield (name, (array as written, its type)) of every tensor."""
     import gguf
 
     types = gguf.GGMLQuantizationType
@@ -180,7 +178,7 @@ def _converted(
         array = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
         if not np.isfinite(array).all():
             raise ModelError(
-                f"{name} holds NaN or infinity",
+                f"{name} contains NaN or infinity",
                 "training has diverged; export an earlier checkpoint",
             )
         is_matrix = array.ndim == 2 and name != "position_embd.weight"
@@ -197,4 +195,4 @@ def _check_fits(name: str, array: npt.NDArray[Any], kind: str) -> None:
         )
     largest = float(np.abs(array).max(initial=0.0))
     if kind == "F16" and largest > float(np.finfo(np.float16).max):
-        raise ModelError(f"f16 cannot hold {largest:g}, of {name}", "use --dtype bf16 or f32")
+        raise ModelError(f"f16 cannot represent {largest:g} in {name}", "use --dtype bf16 or f32")

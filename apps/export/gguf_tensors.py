@@ -1,4 +1,4 @@
-"""The weights of a Decoder under the names, and in the layout, that llama.cpp reads them."""
+"""Convert the weights of a Decoder to names and layout of llama.cpp."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from common.models.mixers.attention import rope_frequencies
 
 
 def gguf_tensors(model: Decoder, family: Family) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of each; matrices are (out, in) as in `nn.Linear`.
+    """Yield (name, tensor); matrices are (out, in) as in `nn.Linear`.
 
-    Those of GPT-2 need no transpose: it is only the Conv1D of its first code that has (in, out).
+    GPT-2 needs no transpose: only the Conv1D of its original code is (in, out).
     """
     yield "token_embd.weight", model.token_embedding.weight
     if model.position_embedding is not None:
@@ -28,7 +28,7 @@ def gguf_tensors(model: Decoder, family: Family) -> Iterator[tuple[str, torch.Te
         for name, tensor in _block_tensors(block, family):
             yield f"blk.{index}.{name}", tensor
     yield from _affine("output_norm", model.final_norm, family)
-    if model.head is not None:  # without it, llama.cpp takes the embedding
+    if model.head is not None:  # without it, llama.cpp uses the embedding
         yield "output.weight", model.head.weight
 
 
@@ -51,7 +51,7 @@ def _block_tensors(block: Any, family: Family) -> Iterator[tuple[str, torch.Tens
 
 
 def _rope_divisors(config: DecoderConfig) -> torch.Tensor:
-    """(head size / 2,) float32: what the frequencies of plain RoPE are divided by."""
+    """(head size / 2,) float32: divisors of the plain RoPE frequencies."""
     plain = rope_frequencies(config.size_of_heads, config.rope_theta, None)
     return (
         plain / rope_frequencies(config.size_of_heads, config.rope_theta, config.rope_scaling)
@@ -63,14 +63,14 @@ def _affine(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     yield f"{name}.weight", module.weight
     bias = getattr(module, "bias", None)
-    if family == "gpt2" and bias is None:  # its loaders want one; adding zero changes nothing
+    if family == "gpt2" and bias is None:  # required by loaders; zero has no effect
         bias = module.weight.new_zeros(module.weight.shape[0])
     if bias is not None:
         yield f"{name}.bias", bias
 
 
 def _split_projections(attention: Any, family: Family) -> Iterator[tuple[str, torch.Tensor]]:
-    """The fused (q + k + v, hidden) matrix and bias as three each."""
+    """Split the fused (q + k + v, hidden) matrix and bias into three."""
     heads = {"q": attention.num_heads, "k": attention.num_kv_heads, "v": attention.num_kv_heads}
     sizes = [number * attention.head_size for number in heads.values()]
     for kind in ("weight", "bias"):
@@ -84,11 +84,11 @@ def _split_projections(attention: Any, family: Family) -> Iterator[tuple[str, to
 
 
 def interleave_rotary(rows: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """From RoPE on the halves of a head to RoPE on neighbours: row i + d/2 goes next to row i.
+    """Permute rows from RoPE on halves to RoPE on neighbours: row i + d/2 goes next to row i.
+    llama.cpp rotates pairs (2i, 2i + 1) for the architecture `llama`, like the first release of
+    Llama, and pairs (i, i + d/2) for Qwen.
 
-    llama.cpp turns pairs (2i, 2i + 1) for the architecture `llama`, as the first release of Llama
-    did, and pairs (i, i + d/2) for the Qwens. Attention is a sum over rows of queries and keys, so
-    their order is free as long as it is the same in both.
+    Attention sums over rows of queries and keys, so any order works if it is the same in both.
 
     rows: (num_heads * d, ...), of a projection's weight or bias; returns the same shape.
     """

@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer as GGUF has it: tokens, their types, merges, the name of its splitter."""
+"""Convert a byte-level BPE tokenizer to GGUF: tokens, types, merges, the name of its pre-tokenizer."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from common.utils.logging import get_logger
 # Token types of llama.cpp (llama_token_type).
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
-_HINT = "export a model that was trained with data.tokenizer=bpe, or use --format onnx"
+_HINT = "export a model trained with data.tokenizer=bpe, or use --format onnx"
 
-# How text is cut before merges apply, by the pattern: llama.cpp knows splitters by name alone.
+# llama.cpp's names of pre-tokenizers by pattern.
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _MODERN = (
     _CONTRACTIONS
@@ -38,7 +38,7 @@ SPLITTERS = {
 
 
 class SavedTokenizer(Protocol):
-    """What the export needs of a tokenizer; those of `common.data.tokenizers` have it."""
+    """Protocol of tokenizers for the export, implemented by `common.data.tokenizers`."""
 
     @property
     def end_of_text(self) -> int: ...
@@ -51,9 +51,9 @@ class Vocabulary:
     """Args:
     tokens: by id, in the byte-level alphabet, each byte one printable character.
     types: by id: NORMAL, CONTROL (special), USER_DEFINED (found in text) or UNUSED.
-    merges: "left right", the first to be applied first.
-    splitter: the name that llama.cpp gives to the pre-tokenizer.
-    end_of_text: id of the token between documents, which also begins the first.
+    merges: "left right", in order of application.
+    splitter: llama.cpp's name of the pre-tokenizer.
+    end_of_text: id of the token between documents, which also precedes the first.
     """
 
     tokens: list[str]
@@ -63,12 +63,12 @@ class Vocabulary:
     end_of_text: int
 
     def padded(self, size: int) -> Vocabulary:
-        """With unused tokens up to `size`, the rows of the model's embedding."""
+        """Pad with unused tokens up to `size`, the rows of the model's embedding."""
         missing = size - len(self.tokens)
         if missing < 0:
             raise ModelError(
                 f"the tokenizer has {len(self.tokens)} tokens, the model only {size}",
-                "export the model with the tokenizer that it was trained with",
+                "export the model with the tokenizer used in training",
             )
         fillers = [f"[PAD{index}]" for index in range(len(self.tokens), size)]
         types = [*self.types, *[UNUSED] * missing]
@@ -78,7 +78,7 @@ class Vocabulary:
 
 
 def vocabulary_of(tokenizer: SavedTokenizer) -> Vocabulary:
-    """Read what `tokenizer.save` writes, where that is a byte-level BPE `tokenizer.json`.
+    """Read the output of `tokenizer.save`, a byte-level BPE `tokenizer.json`.
 
     Raises ModelError for other kinds: a vocabulary of characters, or one with a normalizer.
     """
@@ -99,7 +99,7 @@ def vocabulary_of(tokenizer: SavedTokenizer) -> Vocabulary:
     _check_normalizer(content.get("normalizer"))
     splitter = _splitter(content)
     if bool(model.get("ignore_merges")) != (splitter == "llama-bpe"):
-        raise ModelError(f"llama.cpp's '{splitter}' looks words up in another order", _HINT)
+        raise ModelError(f"llama.cpp's '{splitter}' applies merges in another order", _HINT)
     added: dict[int, dict[str, int]] = {CONTROL: {}, USER_DEFINED: {}}
     for token in content.get("added_tokens", []):
         kind = CONTROL if token["special"] else USER_DEFINED
@@ -111,7 +111,7 @@ def vocabulary_of(tokenizer: SavedTokenizer) -> Vocabulary:
 def vocabulary_of_ranks(
     ranks: Mapping[bytes, int], pattern: str, special: Mapping[str, int], end_of_text: int
 ) -> Vocabulary:
-    """That of a tiktoken encoding (its mergeable ranks, pattern and special tokens)."""
+    """Convert a tiktoken encoding (mergeable ranks, pattern and special tokens)."""
     vocab = {to_letters(token): rank for token, rank in ranks.items()}
     merges = [" ".join(map(to_letters, pair)) for pair in merges_of_ranks(ranks)]
     return _vocabulary({NORMAL: vocab, CONTROL: special}, merges, _named(pattern), end_of_text)
@@ -121,28 +121,28 @@ def _vocabulary(
     by_type: Mapping[int, Mapping[str, int]], merges: list[str], splitter: str, end_of_text: int
 ) -> Vocabulary:
     size = 1 + max(index for entries in by_type.values() for index in entries.values())
-    tokens = [f"[PAD{index}]" for index in range(size)]  # for ids that no token has
+    tokens = [f"[PAD{index}]" for index in range(size)]  # for unused ids
     types = [UNUSED] * size
     for kind, entries in by_type.items():
         for token, index in entries.items():
             tokens[index], types[index] = token, kind
     if len(set(tokens)) != size:
-        raise ModelError("the tokenizer has two tokens that are written alike", _HINT)
+        raise ModelError("the tokenizer has two tokens with the same text", _HINT)
     return Vocabulary(tokens, types, merges, splitter, end_of_text)
 
 
 def merges_of_ranks(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """The pair that each token of several bytes was merged from, in the order of learning.
+    """Recover the merge of each multi-byte token, in the order of learning.
 
-    A token is what the merges before it leave of its bytes, joined once more (Sennrich et al.
-    2016, "Neural Machine Translation of Rare Words with Subword Units", algorithm 1).
+    A token is the concatenation of the two parts that earlier merges leave of its bytes (Sennrich
+    et al. 2016, "Neural Machine Translation of Rare Words with Subword Units", algorithm 1).
     """
     merges = []
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
         if len(token) > 1:
             parts = _merge(token, ranks, below=rank)
             if len(parts) != 2:
-                raise ModelError(f"the token {token!r} is no merge of two earlier ones", _HINT)
+                raise ModelError(f"the token {token!r} is not a merge of two earlier ones", _HINT)
             merges.append((parts[0], parts[1]))
     return merges
 
@@ -162,9 +162,9 @@ def _check_normalizer(normalizer: Mapping[str, Any] | None) -> None:
     if normalizer is None:
         return
     if normalizer.get("type") != "NFC":
-        raise ModelError("llama.cpp normalises no text, but this tokenizer does", _HINT)
+        raise ModelError("llama.cpp does not normalise text, but this tokenizer does", _HINT)
     get_logger("export").warning(
-        "the tokenizer composes characters (NFC), llama.cpp does not: give it composed text"
+        "the tokenizer composes characters (NFC), llama.cpp does not: pass it composed text"
     )
 
 
@@ -174,7 +174,7 @@ def _splitter(content: Mapping[str, Any]) -> str:
     steps = steps["pretokenizers"] if steps.get("type") == "Sequence" else [steps]
     byte_level = steps[-1]
     if byte_level.get("type") != "ByteLevel" or byte_level.get("add_prefix_space"):
-        raise ModelError("the tokenizer is not byte-level, or puts a space before texts", _HINT)
+        raise ModelError("the tokenizer is not byte-level, or prepends a space to texts", _HINT)
     if len(steps) == 1 and byte_level.get("use_regex", True):
         return "gpt-2"
     if len(steps) == 2 and not byte_level.get("use_regex", True):
@@ -184,10 +184,10 @@ def _splitter(content: Mapping[str, Any]) -> str:
             False,
         ):
             return _named(split.get("pattern", {}).get("Regex", ""))
-    raise ModelError(f"llama.cpp cuts no text as {json.dumps(steps)} does", _HINT)
+    raise ModelError(f"llama.cpp has no pre-tokenizer equal to {json.dumps(steps)}", _HINT)
 
 
 def _named(pattern: str) -> str:
     if pattern not in SPLITTERS:
-        raise ModelError(f"llama.cpp cuts no text by the pattern {pattern!r}", _HINT)
+        raise ModelError(f"llama.cpp does not support the pattern {pattern!r}", _HINT)
     return SPLITTERS[pattern]

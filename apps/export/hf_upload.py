@@ -1,4 +1,4 @@
-"""A folder as a model on the Hugging Face hub, or a mirror of it."""
+"""Upload a folder as a model to the Hugging Face hub, or a mirror of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from common.data.hf_utils import hub_endpoint
 from common.errors import ResearchError
 
-# Files of an earlier model that would be read in place of, or beside, those of the new one.
+# Files of an earlier model that would be loaded instead of, or in addition to, the new ones.
 _REPLACED = [
     *("model*.safetensors", "model.safetensors.index.json"),
     *("tokenizer.json", "tokenizer_config.json"),
@@ -18,19 +18,19 @@ _REPLACED = [
 
 
 class UploadError(ResearchError):
-    """The hub does not take a model."""
+    """The hub does not accept a model."""
 
     code = "upload"
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Raise UploadError for what cannot be the name of a repository."""
+    """Raise UploadError for an invalid repository name."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo_id):
-        raise UploadError(f"'{repo_id}' is not a repository's name", "give OWNER/NAME")
+        raise UploadError(f"'{repo_id}' is not a repository name", "pass OWNER/NAME")
 
 
 def check_token() -> None:
-    """Raise UploadError where there is none."""
+    """Raise UploadError without a token."""
     from huggingface_hub import get_token
 
     if get_token() is None:
@@ -42,14 +42,13 @@ def check_token() -> None:
 def upload_model(
     folder: Path, repo_id: str, *, private: bool, message: str, endpoint: str | None = None
 ) -> str:
-    """Commit the files of `folder` to a model repository, which is made if need be; its address.
+    """Commit the files of `folder` to a model repository, created if missing; return its URL.
 
-    It is one commit: whoever downloads gets the old model or the new one. Of an earlier model no
-    weights and no tokenizer are left; other files stay. The token is HF_TOKEN, or that of
-    `hf auth login`.
+    A single commit: downloads get the old model or the new one. Weights and tokenizer of an earlier
+    model are removed; other files are kept. The token is HF_TOKEN, or that of `hf auth login`.
 
-    Raises UploadError: no token, one that may not write there, a public repository where a private
-    one was asked for, no connection.
+    Raises UploadError: no token, no write access, a public repository with --private, no
+    connection.
     """
     from huggingface_hub import HfApi, get_token
 
@@ -78,7 +77,7 @@ def upload_model(
 
 @contextmanager
 def _explained(repo_id: str, endpoint: str) -> Iterator[None]:
-    """Turn what the client raises into one line and a fix. Anything else is a bug and passes through."""
+    """Turn client errors into UploadErrors with a fix. Other errors are bugs and pass through."""
     from huggingface_hub import errors as hub
 
     again = "run it again: nothing of the repository has changed"
@@ -91,11 +90,11 @@ def _explained(repo_id: str, endpoint: str) -> Iterator[None]:
         reason = " ".join((error.server_message or "").split())[:300]
         hint = {
             401: "check your token: HF_TOKEN, or hf auth login",
-            403: f"the token has to have write access to {repo_id.partition('/')[0]}",
+            403: f"the token needs write access to {repo_id.partition('/')[0]}",
         }.get(status, again)
         message = f"{endpoint} answered {status} for '{repo_id}'"
         raise UploadError(f"{message}: {reason}" if reason else message, hint) from error
     except (hub.HTTPError, RuntimeError, ValueError) as error:  # type: ignore[attr-defined]  # of httpx or httpx2: the client knows
-        # The client's words for an upload that failed are a RuntimeError, for a refused one a ValueError.
+        # The client raises RuntimeError for a failed upload, ValueError for a rejected one.
         reason = " ".join(str(error.__cause__ or error).split())[:300]
         raise UploadError(f"'{repo_id}' was not uploaded: {reason}", again) from error

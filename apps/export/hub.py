@@ -1,4 +1,4 @@
-"""A trained run as a folder that transformers reads, with a model card."""
+"""Export a trained run to a folder for transformers, with a model card."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from common.utils.files import write_text_atomic
 def export_to_hub_format(run: TrainedRun, folder: Path, repo_id: str) -> Path:
     """Write `run` with a model card to the new `folder`; return it.
 
-    The metrics of the card are measured here, on the whole validation split.
-    Raises ModelError for a model that transformers has no architecture for.
+    Measures the metrics of the card on the whole validation split.
+    Raises ModelError for a model without an architecture in transformers.
     """
     model = run.model
     save_pretrained(model, folder, run.text.tokenizer)
     try:
         metrics = run.evaluate()
-        written = hub_config(model)  # type: ignore[arg-type]  # save_pretrained has seen to it
+        written = hub_config(model)  # type: ignore[arg-type]  # checked by save_pretrained
         facts = CardFacts(
             repo_id=repo_id,
             family=written["model_type"],

@@ -1,4 +1,4 @@
-"""Decoders as folders that `transformers` reads: `config.json` and safetensors, the way back from `load_pretrained`.
+"""Save Decoders in the format of `transformers`: `config.json` and safetensors, the inverse of `load_pretrained`.
 
 save_pretrained(model, "my_gpt2", tokenizer)   # AutoModelForCausalLM.from_pretrained reads it
 """
@@ -31,17 +31,17 @@ def save_pretrained(
 ) -> Path:
     """Write a Decoder, and its tokenizer, to the new `folder`, for AutoModelForCausalLM; return it.
 
-    The weights keep their dtype. Biases that a GPT-2 has and the Decoder has not are written as 0.
-    transformers reads it back, and has to give the logits of `model`, before the folder has its name.
+    The weights keep their dtype. Biases of GPT-2 that the Decoder lacks are written as 0. Before
+    the folder is published, transformers loads it and must reproduce the logits of `model`.
 
-    Raises ModelError for a model that no architecture of transformers computes, for a folder that
-    holds something, and for a full disk; DataError for a tokenizer that transformers does not have.
+    Raises ModelError for a model that no architecture of transformers computes, a non-empty folder,
+    and a full disk; DataError for a tokenizer that transformers does not support.
     """
     folder = Path(folder)
     if type(model) is not Decoder:
         raise ModelError(
-            f"a {type(model).__name__} cannot be written in the format of Hugging Face",
-            "transformers has no code for it; it is written for a Decoder (common/models/decoder.py)",
+            f"a {type(model).__name__} cannot be written in Hugging Face format",
+            "transformers has no code for it; only a Decoder can be (common/models/decoder.py)",
         )
     config = hub_config(model)
     if tokenizer is not None:
@@ -51,13 +51,13 @@ def save_pretrained(
             )
         config |= dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.end_of_text)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ModelError(f"{folder} exists already", "name another folder, or move it away")
+        raise ModelError(f"{folder} already exists", "choose another folder, or move it away")
     try:
         with atomic_folder(folder) as building:
             write_json_atomic(building / "config.json", config)
             if tokenizer is not None:
                 save_hub_tokenizer(tokenizer, building, model.context_limit)
-            # In files of at most 5 GB, and an index where there are several.
+            # In files of at most 5 GB, with an index if there are several.
             save_torch_state_dict(hub_tensors(model, config), building)
             _run_back(model, building)
     except (OSError, SafetensorError) as error:
@@ -88,7 +88,7 @@ def _run_back(model: Decoder, folder: Path) -> None:
 
 @contextmanager
 def _quiet(logging: Any) -> Iterator[None]:
-    """transformers without progress bars and notes, where the user has not turned them off."""
+    """Silence progress bars and messages of transformers temporarily."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -101,9 +101,9 @@ def _quiet(logging: Any) -> Iterator[None]:
 
 
 def hub_config(model: Decoder) -> dict[str, Any]:
-    """The `config.json` with which transformers computes what `model` does.
+    """Create the `config.json` with which transformers computes the same as `model`.
 
-    Raises ModelError, with what does not fit, for a Decoder that is of none of the families.
+    Raises ModelError, with the mismatches, for a Decoder of none of the families.
     """
     config = model.config
     family = _family_of(config)
@@ -162,7 +162,7 @@ def _llama_config(config: DecoderConfig, family: str, intermediate_size: int) ->
 
 
 def _family_of(config: DecoderConfig) -> str:
-    """The family that a Decoder belongs to. Raises ModelError with what the nearest one needs."""
+    """The family of a Decoder. Raises ModelError with the requirements of the nearest one."""
     has = config.model_dump() | {
         "qkv_bias": config.bias if config.qkv_bias is None else config.qkv_bias,
         "num_kv_heads": config.num_kv_heads or config.num_heads,
@@ -175,14 +175,14 @@ def _family_of(config: DecoderConfig) -> str:
             return family
     nearest = min(wrong, key=lambda family: len(wrong[family]))
     raise ModelError(
-        "no architecture of transformers computes what this Decoder does: "
+        "no architecture of transformers computes the same as this Decoder: "
         f"{nearest} would need {', '.join(wrong[nearest])}",
-        f"it is written for what is a {', '.join(ARCHITECTURES)}",
+        f"supported: {', '.join(ARCHITECTURES)}",
     )
 
 
 def _needs(config: DecoderConfig) -> dict[str, dict[str, Any]]:
-    """By family what the settings of a Decoder have to be; others are free."""
+    """Required settings of a Decoder by family; others are free."""
     gpt2 = {"positions": "learned", "norm": "layernorm", "feedforward": "mlp", "qk_norm": False}
     llama = {
         **{"mixer": "attention", "positions": "rope", "norm": "rmsnorm"},
@@ -191,7 +191,7 @@ def _needs(config: DecoderConfig) -> dict[str, dict[str, Any]]:
     heads, whole = config.num_heads, config.hidden_size // config.num_heads
     return {
         "gpt2": {**gpt2, "mixer": "attention", "num_kv_heads": heads, "head_size": whole},
-        # transformers insists on this although it takes head_dim.
+        # transformers requires this although it accepts head_dim.
         "llama": {**llama, "qkv_bias": config.bias, "hidden_size": whole * heads},
         "qwen2": {**llama, "bias": False, "qkv_bias": True},
         "qwen3": {**llama, "bias": False, "qkv_bias": False, "qk_norm": True},
@@ -200,7 +200,7 @@ def _needs(config: DecoderConfig) -> dict[str, dict[str, Any]]:
 
 @torch.no_grad()
 def hub_tensors(model: Decoder, config: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The parameters as `load_pretrained` would look for them, each in memory of its own."""
+    """The parameters under the names for `load_pretrained`, each in separate memory."""
     vocab_size, arguments = decoder_arguments(config)
     with torch.device("meta"):
         read_again = Decoder(vocab_size, **arguments)

@@ -1,4 +1,4 @@
-"""Our tokenizers as files that `transformers.AutoTokenizer` reads."""
+"""Save our tokenizers for `transformers.AutoTokenizer`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from common.utils.files import write_json_atomic, write_text_atomic
 
 
 def save_hub_tokenizer(tokenizer: Tokenizer, folder: Path, context_length: int | None) -> None:
-    """Write `tokenizer.json` and `tokenizer_config.json`; the ids of every text stay the same.
+    """Write `tokenizer.json` and `tokenizer_config.json`; the ids of every text are unchanged.
 
-    As with us, `<|endoftext|>` in a text is ordinary text: `split_special_tokens` says so.
-    Raises DataError for what cannot be written in that format.
+    As here, `<|endoftext|>` in a text is ordinary text, by `split_special_tokens`.
+    Raises DataError for tokenizers that the format cannot represent.
     """
     end_of_text = _end_of_text(tokenizer)
     write_text_atomic(folder / "tokenizer.json", _convert(tokenizer).to_str())
@@ -50,18 +50,18 @@ def _convert(tokenizer: Tokenizer) -> hf.Tokenizer:
         return _char_tokenizer(tokenizer)
     if isinstance(tokenizer, BPETokenizer | PretrainedTokenizer):
         content = json.loads(tokenizer.tokenizer.to_str())
-        # What would put special tokens around a text: the model has not seen them there.
+        # Remove steps that add special tokens around a text, which the model was not trained with.
         return hf.Tokenizer.from_str(json.dumps(content | {"post_processor": None}))
     if isinstance(tokenizer, TiktokenTokenizer):
         return tokenizer_of_ranks(tokenizer.ranks, tokenizer.pattern, tokenizer.special_tokens)
     raise DataError(
         f"a {type(tokenizer).__name__} cannot be written for transformers",
-        "export the model without it; char, bpe, tiktoken and those of a tokenizer.json can be written",
+        "export the model without it; supported: char, bpe, tiktoken and a tokenizer.json",
     )
 
 
 def _char_tokenizer(tokenizer: CharTokenizer) -> hf.Tokenizer:
-    """A word for each character; like ours it has no word for what is unknown, and says so."""
+    """One token per character, without an unknown token like ours."""
     if any("\ud800" <= character <= "\udfff" for character in tokenizer.characters):
         raise DataError("a vocabulary with half of a surrogate pair cannot be written as UTF-8")
     words = {END_OF_TEXT: 0} | {c: index for index, c in enumerate(tokenizer.characters, 1)}

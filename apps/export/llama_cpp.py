@@ -1,4 +1,4 @@
-"""llama.cpp in a process of its own, as it ends the process on a file that it does not like.
+"""Run llama.cpp in a separate process, since it exits on an invalid file.
 
 python -m apps.export.llama_cpp FILE < texts.json > log_probabilities.json
 """
@@ -25,9 +25,9 @@ def is_installed() -> bool:
 
 
 def next_log_probabilities(path: Path, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-    """For each text (token ids) the log-probability of every token as the next, by llama.cpp.
+    """Compute with llama.cpp the log-probabilities of the next token after each text (token ids).
 
-    Raises RuntimeError with what it says where it cannot load or run the file.
+    Raises RuntimeError with its message if it cannot load or run the file.
     """
     result = subprocess.run(
         [sys.executable, "-m", "apps.export.llama_cpp", str(path.absolute())],
@@ -45,14 +45,14 @@ def next_log_probabilities(path: Path, texts: Sequence[Sequence[int]]) -> list[l
 
 
 def _reason(log: str) -> str:
-    """The errors of its log, whose lines are `TIME LEVEL WHERE: MESSAGE`, or its last line."""
+    """The errors in its log (lines are `TIME LEVEL WHERE: MESSAGE`), or its last line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line.partition(" E ")[2].strip() for line in lines if " E " in line]
     return " | ".join(errors or lines[-1:])
 
 
 def main() -> None:
-    # Its libraries write to the standard output too: the answer goes to a copy of it.
+    # Its libraries also write to stdout: answer on a duplicate of it.
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     import xllamacpp
@@ -69,13 +69,13 @@ def main() -> None:
         json.dump([_next_log_probabilities(server, ids) for ids in texts], answer)
     except Exception:
         traceback.print_exc()
-        os._exit(1)  # without what the server has to say of its end, after the reason
+        os._exit(1)  # suppress the shutdown messages after the reason
     answer.close()
 
 
 def _next_log_probabilities(server: Any, ids: list[int]) -> list[float]:
-    # It gives no log-probabilities beside an end of text or half of a character: make it draw an "a".
-    # The bias changes what is drawn, not the probabilities that it reports.
+    # It reports no log-probabilities with an end of text or half a character: force an "a". The
+    # bias changes the sampled token, not the reported probabilities.
     request = {"prompt": ids, "max_tokens": 1, "temperature": 0, "n_probs": 2**31 - 1}
     request["logit_bias"] = [["a", 1e6]]
     reply = server.handle_completions(request)

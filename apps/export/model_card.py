@@ -1,4 +1,4 @@
-"""The README.md of a model on the hub: how to load it, how good it is, how it was made."""
+"""The model card (README.md) of a model on the hub: usage, metrics, training."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import yaml
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a model card is made of.
+    """Contents of a model card.
 
     Args:
-        manifest: of the experiment; what tells of the machine and its user is left out.
+        manifest: of the experiment; facts about machine and user are omitted.
         metrics: of the uploaded weights on the validation split.
         fingerprint: SHA-256 of the token files, by split.
     """
@@ -124,7 +124,7 @@ def _training(facts: CardFacts) -> dict[str, str]:
 
 
 def _prompt(config: Mapping[str, Any]) -> str:
-    """One that the tokenizer can encode: training has begun samples with it."""
+    """A prompt that the tokenizer can encode: one of the sample prompts in training."""
     prompts = [prompt for prompt in config.get("samples", {}).get("prompts", []) if prompt]
     return str(prompts[0]) if prompts else "Once upon a time"
 
@@ -134,7 +134,7 @@ def _dataset(data: Mapping[str, Any]) -> str:
 
 
 def _public(value: Any) -> Any:
-    """Without the folders of the machine: of absolute paths the last part."""
+    """Remove local folders: keep only the last part of absolute paths."""
     if isinstance(value, dict):
         return {key: _public(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,9 +1,9 @@
-"""ONNX files: the forward pass of any model, as a graph that ONNX Runtime and others compute.
+"""ONNX files: the forward pass of any model as a graph for ONNX Runtime and others.
 
-The graph takes `input_ids` (batch, time) int64 and gives `logits` (batch, time, vocab_size) float32,
-for any batch and any time up to the model's context. It has no cache: each new token of a text costs
-a pass over all of it. Written with PyTorch's exporter through `torch.export`, and run by ONNX Runtime,
-whose logits must be the model's, before the file has its name.
+The graph maps `input_ids` (batch, time) int64 to `logits` (batch, time, vocab_size) float32, for
+any batch and any time up to the model's context. It has no cache: each new token costs a pass over
+the whole text. Exported with PyTorch through `torch.export`, and verified with ONNX Runtime before
+the file is published.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from common.models.base import BaseLanguageModel
 from common.utils.files import atomic_path
 from common.utils.logging import get_logger
 
-_MAX_BYTES = 2**31  # of a protocol buffer, which an ONNX file is
+_MAX_BYTES = 2**31  # limit of a protocol buffer
 
 
 class _Logits(nn.Module):
-    """What is exported: a function of tensors to a tensor."""
+    """The exported module: tensors to a tensor."""
 
     def __init__(self, model: BaseLanguageModel) -> None:
         super().__init__()
@@ -43,18 +43,18 @@ class _Logits(nn.Module):
 def export_onnx(
     model: BaseLanguageModel, path: Path, metadata: Mapping[str, object] | None = None
 ) -> Path:
-    """Write the forward pass of `model` to the file `path`, which appears once it is whole.
+    """Write the forward pass of `model` to the file `path`, atomically.
 
     Args:
-        metadata: what else the file is to say, as text, beside the vocabulary size and the context.
-    Raises ModelError where the model cannot be written as a graph, or where ONNX Runtime does not give
-    its logits; MissingPackageError without the packages `onnx` and `onnxscript`.
+        metadata: additional text entries, besides vocabulary size and context.
+    Raises ModelError if the model cannot be exported as a graph, or ONNX Runtime gives other
+    logits; MissingPackageError without the packages `onnx` and `onnxscript`.
     """
     onnx = _package()
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     if size >= _MAX_BYTES:
         raise ModelError(
-            f"an ONNX file holds at most 2 GiB, this model has {size / 2**30:.1f}",
+            f"the limit of an ONNX file is 2 GiB, this model has {size / 2**30:.1f}",
             "export it with --format gguf or --format hub",
         )
     graph = _trace(model)
@@ -70,7 +70,7 @@ def export_onnx(
 
 
 def _run_back(model: BaseLanguageModel, path: Path) -> None:
-    """Raise ModelError unless ONNX Runtime gives the logits of `model`; without it, say so."""
+    """Raise ModelError unless ONNX Runtime gives the logits of `model`; warn if it is not installed."""
     try:
         import onnxruntime
     except ImportError:
@@ -82,7 +82,7 @@ def _run_back(model: BaseLanguageModel, path: Path) -> None:
 
     def compute() -> list[torch.Tensor]:
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what is fatal is raised
+        options.log_severity_level = 4  # fatal errors are raised
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         runs = [session.run(["logits"], {"input_ids": ids.numpy()}) for ids, _ in probes]
         return [torch.from_numpy(logits) for (logits,) in runs]
@@ -104,7 +104,7 @@ def _package() -> Any:
 
 def _trace(model: BaseLanguageModel) -> Any:
     """The graph as an `onnx_ir.Model`."""
-    # Neither 1, which is taken for a constant, nor two alike, which are taken for one variable.
+    # Not 1, which becomes a constant, nor equal sizes, which become one variable.
     example = torch.zeros(2, min(3, model.context_limit or 3), dtype=torch.int64)
     dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     was_training = model.training
@@ -124,15 +124,15 @@ def _trace(model: BaseLanguageModel) -> Any:
         raise ModelError(f"this model cannot be written as a graph: {reason}") from error
     finally:
         model.train(was_training)
-    assert program is not None  # only the older exporter returns nothing
+    assert program is not None  # only the older exporter returns None
     return program.model
 
 
 def _as_proto(graph: Any) -> Any:
-    """The protocol buffer, without the exporter's notes and with free sizes.
+    """Serialise the graph without the exporter's metadata and with dynamic sizes.
 
-    The notes hold lines and paths of the code that the model came from. Of an LSTM the exporter
-    writes down the time of the example as the only one, though the graph computes any.
+    The metadata contain lines and paths of the source code. For an LSTM the exporter fixes the time
+    of the example, though the graph supports any.
     """
     import onnx_ir
 
@@ -150,7 +150,7 @@ def _as_proto(graph: Any) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter says of PyTorch's own deprecations and of torchvision."""
+    """Suppress the exporter's warnings about PyTorch deprecations and torchvision."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
     levels = [logger.level for logger in loggers]
     try:

@@ -1,11 +1,11 @@
-"""Fewer weights, chosen by their size: single ones set to zero, or whole heads and neurons taken out.
+"""Magnitude pruning: set single weights to zero, or remove whole heads and neurons.
 
-Magnitude is the criterion throughout, as the baseline that needs no data: the smallest weights
-(Han et al. 2015, "Learning both Weights and Connections for Efficient Neural Networks", section 3),
-and the structures whose weights have the smallest norm (Li et al. 2017, "Pruning Filters for
-Efficient ConvNets", section 3.1). What is lost is best regained by training on.
+Magnitude is the baseline criterion that needs no data: the smallest weights (Han et al. 2015,
+"Learning both Weights and Connections for Efficient Neural Networks", section 3), and the
+structures whose weights have the smallest norm (Li et al. 2017, "Pruning Filters for Efficient
+ConvNets", section 3.1). Further training best recovers the loss.
 
-Zeros make neither the file nor the product smaller; what is taken out does both.
+Zeros shrink neither the file nor the computation; removed structures shrink both.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BLOCK = 32
 
 
 def prune(model: BaseLanguageModel, how: Pruning) -> BaseLanguageModel:
-    """The pruned copy of `model`, which is not changed. Raises ModelError where it has no such part."""
+    """Return a pruned copy of `model`. Raises ModelError if it has no such part."""
     if how.kind == "heads":
         return prune_heads(model, how.share)
     if how.kind == "neurons":
@@ -36,10 +36,10 @@ def prune(model: BaseLanguageModel, how: Pruning) -> BaseLanguageModel:
 
 
 def prune_weights(model: M, share: float, scope: Literal["layer", "global"] = "layer") -> M:
-    """A copy of `model` in which the smallest `share` of the weights of its linear layers is zero.
+    """Return a copy of `model` with the smallest `share` of the weights of its linear layers set to zero.
 
-    `layer` takes the share of each matrix, `global` of all together, so that matrices of larger
-    weights keep more. Embeddings, the output projection, biases and norms stay whole.
+    `layer` prunes the share of each matrix, `global` of all together, so that matrices with larger
+    weights keep more. Embeddings, output projection, biases and norms are not pruned.
     """
     _check(model, share)
     pruned = copy.deepcopy(model)
@@ -62,16 +62,16 @@ def prune_weights(model: M, share: float, scope: Literal["layer", "global"] = "l
 
 
 def _smallest(values: torch.Tensor, share: float) -> torch.Tensor:
-    """Indices of the `share` of `values`, flattened, that is smallest; of equals the first."""
+    """Flat indices of the smallest `share` of `values`; ties go to the first."""
     order = values.flatten().abs().argsort(stable=True)
     return order[: round(share * values.numel())]
 
 
 def prune_heads(model: BaseLanguageModel, share: float) -> Decoder:
-    """A smaller Decoder without the `share` of each layer's attention heads of the smallest norm.
+    """Return a smaller Decoder without the `share` of attention heads with the smallest norm in each layer.
 
-    Heads that share keys and values go together. Each layer loses the same number, the nearest to
-    the share; one remains at least. The heads that remain keep their size.
+    Heads that share keys and values are removed together. Each layer loses the same number, rounded
+    to nearest; at least one remains. Remaining heads keep their size.
     """
     decoder = _decoder_with(model, "attention", share)
     attention: Any = decoder.blocks[0].mixer
@@ -93,11 +93,11 @@ def prune_heads(model: BaseLanguageModel, share: float) -> Decoder:
 
 
 def prune_neurons(model: BaseLanguageModel, share: float) -> Decoder:
-    """A smaller Decoder without the `share` of each layer's feed-forward neurons of smallest norm.
+    """Return a smaller Decoder without the `share` of feed-forward neurons with the smallest norm in each layer.
 
-    The norm of a neuron is the product of that of what it reads (with a gate, that too) and of what
-    it writes: the same however the weights are scaled between the two. Large layers keep a multiple
-    of 32 neurons, as the blocks of int4 and of GGUF's q8_0 need it.
+    The norm of a neuron is the product of the norms of its input weights (including a gate) and
+    output weights, invariant to rescaling between the two. Large layers keep a multiple of 32
+    neurons, as required by the blocks of int4 and of GGUF's q8_0.
     """
     decoder = _decoder_with(model, "feedforward", share)
     first: Any = decoder.blocks[0].feedforward
@@ -141,7 +141,7 @@ def _check(model: BaseLanguageModel, share: float) -> None:
 
 
 def _smaller(decoder: Decoder, **sizes: int) -> Decoder:
-    """A Decoder of other sizes with all weights of `decoder` that have the shape they had."""
+    """A Decoder of other sizes with all weights of `decoder` whose shapes are unchanged."""
     smaller = Decoder(decoder.vocab_size, **{**decoder.arguments, **sizes})
     smaller.to(decoder.device, next(decoder.parameters()).dtype)
     old = decoder.state_dict()
@@ -155,14 +155,14 @@ def _smaller(decoder: Decoder, **sizes: int) -> Decoder:
 
 
 def _group_norms(attention: Any) -> torch.Tensor:
-    """(kv heads,): of the weights of each key and value head and of its query heads, in and out."""
+    """(kv heads,): norm of the weights of each key and value head and of its query heads, in and out."""
     heads = (attention.num_heads, attention.num_kv_heads, attention.num_kv_heads)
     groups = attention.num_kv_heads
     squares = attention.query_key_value.weight.square().sum(dim=1)
     parts = squares.split([number * attention.head_size for number in heads])
     total = sum(part.view(groups, -1).sum(dim=1) for part in parts)
     written = attention.output.weight.square().sum(dim=0).view(groups, -1).sum(dim=1)
-    return (total + written).sqrt()  # type: ignore[no-any-return]  # of the Any above
+    return (total + written).sqrt()  # type: ignore[no-any-return]  # Any above
 
 
 def _largest(norms: torch.Tensor, number: int) -> torch.Tensor:
@@ -171,7 +171,7 @@ def _largest(norms: torch.Tensor, number: int) -> torch.Tensor:
 
 
 def _rows_of(blocks: torch.Tensor, size: int) -> torch.Tensor:
-    """The indices of all rows of blocks of `size` rows."""
+    """Row indices of blocks of `size` rows."""
     return (blocks[:, None] * size + torch.arange(size, device=blocks.device)).flatten()
 
 
@@ -181,7 +181,7 @@ def _copy(
     rows: torch.Tensor | None = None,
     columns: torch.Tensor | None = None,
 ) -> None:
-    """The chosen outputs, or the chosen inputs, of a linear layer."""
+    """Select outputs or inputs of a linear layer."""
     everything = slice(None)
     rows_kept = everything if rows is None else rows
     with torch.no_grad():

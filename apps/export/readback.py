@@ -1,4 +1,4 @@
-"""What was written is loaded by another program and run on a few tokens before it is called written.
+"""Verify an export: load it in another program and compare logits on a few tokens.
 
 expected = probe(model)
 check_logits(expected, [reader(ids) for ids, _ in expected], "f32", "ONNX Runtime")
@@ -17,21 +17,20 @@ from common.errors import ModelError
 from common.models.base import BaseLanguageModel
 
 _LENGTHS = (1, 5, 33)
-# The largest error that is allowed, as a share of how far the logits of a text are spread (root mean
-# squares). A reader that computes another formula is off by 0.1 and more; what a reader rounds is in
-# its own products too.
+# Maximum error relative to the spread of the logits of a text (root mean squares). A reader with
+# another formula has errors of 0.1 and more; rounding includes the reader's own products.
 TOLERANCES = {"f32": 2e-3, "f16": 2e-2, "bf16": 0.1, "q8_0": 0.1}
-_LEAST_SPREAD = 1e-3  # of logits that are all alike
+_LEAST_SPREAD = 1e-3  # for nearly constant logits
 
 Probe = tuple[torch.Tensor, torch.Tensor]
 
 
 @torch.no_grad()
 def probe(model: BaseLanguageModel, leave: int = 0) -> list[Probe]:
-    """A few texts, (2, time) int64, each with the logits that `model` gives, on the CPU.
+    """Create a few texts, (2, time) int64, with the logits of `model`, on the CPU.
 
-    The logits, (2, time, vocab_size), are computed in float32 from the model's weights. `leave` is how
-    many tokens of the context stay free. Raises ModelError where the logits are NaN.
+    The logits, (2, time, vocab_size), are computed in float32 from the model's weights. `leave` is
+    the number of free tokens in the context. Raises ModelError if the logits are NaN.
     """
     generator = torch.Generator().manual_seed(0)
     longest = (model.context_limit or max(_LENGTHS) + leave) - leave
@@ -40,12 +39,12 @@ def probe(model: BaseLanguageModel, leave: int = 0) -> list[Probe]:
         for length in sorted({min(length, longest) for length in _LENGTHS}):
             ids = torch.randint(0, model.vocab_size, (2, length), generator=generator)
             if (end := getattr(model, "end_of_text", None)) is not None:
-                # The model keeps documents apart, its readers do not: one document is the same to both.
+                # The model masks across documents, readers do not: use a single document.
                 ids[ids == end] = (end + 1) % model.vocab_size
             logits = exact(ids.to(model.device))["logits"].float().cpu()
             if logits.isnan().any():
                 raise ModelError(
-                    "the model gives logits that are NaN",
+                    "the model's logits are NaN",
                     "training has diverged; export an earlier checkpoint",
                 )
             probes.append((ids, logits))
@@ -54,7 +53,7 @@ def probe(model: BaseLanguageModel, leave: int = 0) -> list[Probe]:
 
 @contextmanager
 def _in_float32(model: BaseLanguageModel) -> Iterator[BaseLanguageModel]:
-    """`model` as it is evaluated, or a copy where its weights have another dtype."""
+    """`model` in evaluation mode, or a copy if its weights have another dtype."""
     if any(p.is_floating_point() and p.dtype != torch.float32 for p in model.parameters()):
         yield copy.deepcopy(model).float().eval()
         return
@@ -68,11 +67,11 @@ def _in_float32(model: BaseLanguageModel) -> Iterator[BaseLanguageModel]:
 def check_logits(
     probes: Sequence[Probe], found: Sequence[torch.Tensor], dtype: str, reader: str
 ) -> None:
-    """Raise ModelError unless `reader` has found the logits of `probes`.
+    """Raise ModelError unless `reader` reproduced the logits of `probes`.
 
     Args:
         found: for each probe (texts, positions, vocab_size), of its last positions.
-        dtype: of the weights as they were written, one of TOLERANCES.
+        dtype: of the written weights, one of TOLERANCES.
     """
     for (ids, expected), logits in zip(probes, found, strict=True):
         wanted = expected[:, expected.shape[1] - logits.shape[1] :]
@@ -81,12 +80,12 @@ def check_logits(
         error = relative_error(logits, wanted)
         if not error <= TOLERANCES[dtype]:  # NaN too
             where = f"of {ids.shape[1]} tokens the logits differ by {error:.1%} of their spread"
-            raise _refusal(reader, f"computes something else: {where}")
+            raise _refusal(reader, f"computes different logits: {where}")
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Root mean square of the difference over that of the expected logits around their means."""
-    known = expected.isfinite()  # a token that can never come has -inf
+    known = expected.isfinite()  # impossible tokens have -inf
     if not torch.equal(known, found.isfinite()):
         return float("nan")
     found, expected = found.double()[known], expected.double()[known]
@@ -95,15 +94,15 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def run_reader(reader: str, compute: Callable[[], Any]) -> Any:
-    """What `compute` returns; whatever it raises is a ModelError: the file cannot be read."""
+    """Return the result of `compute`; turn any exception into a ModelError."""
     try:
         return compute()
-    except Exception as error:  # a reader has exceptions of its own
-        raise _refusal(reader, f"refuses it: {' '.join(str(error).split())[:300]}") from error
+    except Exception as error:  # readers have their own exceptions
+        raise _refusal(reader, f"rejects it: {' '.join(str(error).split())[:300]}") from error
 
 
 def _refusal(reader: str, reason: str) -> ModelError:
     return ModelError(
         f"nothing was written: {reader} {reason}",
-        "this is a fault of the export or of that version of the reader; please report it",
+        "this is a bug in the export or in that version of the reader; please report it",
     )

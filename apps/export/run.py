@@ -1,4 +1,4 @@
-"""Export of a trained run: its checkpoint as a file or folder of another program."""
+"""Export a trained run to a format of another program."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def export_run(
 
     Args:
         format: gguf (llama.cpp), onnx (ONNX Runtime), hub (a folder for transformers).
-        dtype: of a GGUF file's matrices, by default f16; the other formats have float32.
-        output: by default in `exports/` of the run's folder.
-    Returns what was written: of onnx also the tokenizer, for which that format has no place.
-    Raises ConfigError for a dtype that the format has not, ModelError for a model that it has not.
+        dtype: of the matrices in GGUF, default f16; the other formats have float32.
+        output: default: in `exports/` of the run folder. Returns the written files: for onnx also
+            the tokenizer, which the format does not include.
+    Raises ConfigError for a dtype, ModelError for a model that the format does not support.
     """
     check_dtype(format, dtype)
     name, model, tokenizer = run.name, run.model, run.text.tokenizer
@@ -39,8 +39,8 @@ def export_run(
         return _export_onnx(model, tokenizer, output, name)
     if model.quantization is not None:
         raise ModelError(
-            "a quantised model cannot be written in the format of Hugging Face",
-            "export the one that it came from",
+            "a quantised model cannot be written in Hugging Face format",
+            "export the original model",
         )
     return [save_pretrained(model, output, tokenizer)]
 

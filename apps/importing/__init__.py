@@ -1,9 +1,9 @@
-"""Experiments that other trackers kept, as finished experiments of our store.
+"""Import experiments of other trackers as finished experiments of our store.
 
 importer.py      import_experiments: which runs are new, their names, their manifests
-detect.py        what a file or folder holds
-foreign.py       what a reader of a tracker hands over
-tags.py          where a tag such as `val/loss` goes: split, metric, row
+detect.py        the content of a file or folder
+foreign.py       the output of a reader of a tracker
+tags.py          mapping of tags such as `val/loss` to split, metric, row
 tensorboard.py   event files
 wandb.py         `.wandb` files of Weights & Biases
 mlflow.py        file stores (`mlruns/`) and SQLite stores (`mlflow.db`)

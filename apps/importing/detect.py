@@ -1,4 +1,4 @@
-"""What a file or a folder holds: the runs of other trackers, found by their names and layout."""
+"""Find the runs of other trackers in a file or folder, by names and layout."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from common.errors import ExperimentError
 from common.experiments.store import RUNS_ENDING
 
 _HINT = (
-    "it reads TensorBoard event files, W&B folders and .wandb files, MLflow folders (mlruns) and "
+    "supported: TensorBoard event files, W&B folders and .wandb files, MLflow folders (mlruns) and "
     "databases (mlflow.db), .csv, .jsonl and .parquet, and the .json of our own --export"
 )
 _MLFLOW_RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
 def find_runs(source: Path) -> list[ForeignRun]:
-    """The runs in `source`, in a fixed order. Raises ExperimentError when there are none."""
+    """The runs in `source`, in a fixed order. Raises ExperimentError if there are none."""
     if not source.exists():
-        raise ExperimentError(f"there is no file or folder {source}", _HINT)
+        raise ExperimentError(f"no such file or folder: {source}", _HINT)
     source = source.resolve()  # `wandb/latest-run` is a link
     runs = _runs_of_folder(source) if source.is_dir() else _runs_of_file(source)
     if not runs:
@@ -50,7 +50,7 @@ def _runs_of_file(path: Path) -> list[ForeignRun]:
 
 
 def _runs_of_folder(root: Path) -> list[ForeignRun]:
-    """Of all kinds: a project's folder may hold `wandb/`, `mlruns/` and event files side by side."""
+    """Find runs of all kinds: a folder may contain `wandb/`, `mlruns/` and event files side by side."""
     runs: list[ForeignRun] = []
     event_files: dict[Path, list[Path]] = {}
     for folder, subfolders, names in os.walk(root):
@@ -66,14 +66,14 @@ def _runs_of_folder(root: Path) -> list[ForeignRun]:
         if "mlflow.db" in names:
             runs += mlflow.runs_of_database(path / "mlflow.db")
         if _MLFLOW_RUN_ID.fullmatch(path.name) and "artifacts" in subfolders:
-            subfolders.remove("artifacts")  # of a run whose numbers are in the database
+            subfolders.remove("artifacts")  # of a run with metrics in the database
         if found := sorted(name for name in names if name.endswith(".wandb")):
             runs += [wandb.WandbRun(path / name) for name in found]
-            subfolders.clear()  # its `files/` may hold copies of event files
+            subfolders.clear()  # its `files/` may contain copies of event files
         elif found := [name for name in names if tensorboard.is_event_file(name)]:
             event_files[path] = [path / name for name in found]
     runs += tensorboard.runs_of_folders(root, event_files)
-    if not runs:  # a CSV deeper in a folder may be anything
+    if not runs:  # a nested CSV may be anything
         for path in sorted(root.iterdir()):
             if path.name.endswith(RUNS_ENDING):  # the facts beside our own export
                 continue

@@ -1,4 +1,4 @@
-"""The JSON of our own export: a list of manifests, each with its `rows`."""
+"""Read the JSON of our own export: a list of manifests, each with its `rows`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ ENDING = ".json"
 
 
 def runs_of_file(path: Path) -> list[ForeignRun]:
-    """Its experiments. Raises ExperimentError when it is not such a list."""
+    """The experiments in the file. Raises ExperimentError if it is not such a list."""
     with readable_errors(path, ValueError, RecursionError):
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(entries, list) or not all(map(_is_experiment, entries)):
         raise ExperimentError(
-            f"{path} is no export of experiments",
-            "it reads what --export FILE.json writes; other rows: .jsonl or .csv",
+            f"{path} is not an export of experiments",
+            "expected the output of --export FILE.json; for other rows use .jsonl or .csv",
         )
     return [ExportedRun(path, entry) for entry in entries]
 
@@ -31,7 +31,7 @@ def _is_experiment(entry: Any) -> bool:
 
 
 class ExportedRun(ForeignRun):
-    """One experiment with all that is known of it."""
+    """One exported experiment with its full manifest."""
 
     kind = "json"
 
@@ -57,5 +57,5 @@ class ExportedRun(ForeignRun):
 
 
 def _number(value: Any) -> Any:
-    """NaN and infinities are texts there."""
+    """Convert NaN and infinities, which are strings there."""
     return float(value) if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""What a reader of another tracker's data hands over: one ForeignRun per run, read when it is needed."""
+"""The interface of readers of other trackers: one ForeignRun per run, read on demand."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from common.errors import ExperimentError
 
 
 class Content(NamedTuple):
-    """One run, read.
+    """The content of a run.
 
-    `facts` become the manifest; `name` is the tracker's own and need not fit our store. `rows` are
-    rows of the log (see `rows.make_row`). `warnings` say what was changed or left out.
+    `facts` become the manifest; `name` is the tracker's and need not be valid here. `rows` are rows
+    of the log (see `rows.make_row`). `warnings` name changes and omissions.
     """
 
     facts: dict[str, Any]
@@ -27,31 +27,31 @@ class Content(NamedTuple):
 
 
 class ForeignRun(ABC):
-    """A run of another tracker. Making one reads little; `read` takes the memory of one run."""
+    """A run of another tracker. Construction reads little; `read` needs memory for one run."""
 
     kind: str
 
     def __init__(self, path: Path, identifier: str = "") -> None:
         self.path = path
-        self.identifier = identifier  # the tracker's own, "" where it has none
+        self.identifier = identifier  # the tracker's id, or ""
 
     @property
     def label(self) -> str:
-        """How messages call it."""
+        """Its name in messages."""
         return f"{self.path} ({self.identifier})" if self.identifier else str(self.path)
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """The same for the same content, wherever it lies. Raises ExperimentError or OSError."""
+        """Hash of the content, independent of location. Raises ExperimentError or OSError."""
 
     @abstractmethod
     def read(self) -> Content:
-        """Raises ExperimentError or OSError when nothing of the run can be read."""
+        """Read the run. Raises ExperimentError or OSError if nothing is readable."""
 
 
 @contextmanager
 def readable_errors(what: object, *errors: type[Exception]) -> Iterator[None]:
-    """Turn what a damaged file makes a library raise into one line that names it."""
+    """Turn errors of a library on a damaged file into an ExperimentError that names the file."""
     try:
         yield
     except errors as error:
@@ -60,7 +60,7 @@ def readable_errors(what: object, *errors: type[Exception]) -> Iterator[None]:
 
 
 def fingerprint_of_files(paths: Sequence[Path]) -> str:
-    """Of the contents alone: names and times change when files are copied."""
+    """Hash of contents only: names and times change when files are copied."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -69,7 +69,7 @@ def fingerprint_of_files(paths: Sequence[Path]) -> str:
 
 
 def iso_time(seconds: object) -> str | None:
-    """ISO 8601 of seconds since 1970 in UTC; None for what is no moment."""
+    """Format seconds since 1970 as ISO 8601 in UTC; None if invalid."""
     if not isinstance(seconds, int | float) or not math.isfinite(seconds) or seconds <= 0:
         return None
     try:
@@ -79,7 +79,7 @@ def iso_time(seconds: object) -> str | None:
 
 
 def parse_text(text: str) -> object:
-    """The number, bool or None that `text` spells exactly, else `text`: 1.10 may be a version."""
+    """Parse `text` as a number, bool or None if that is lossless, else keep it: 1.10 may be a version."""
     constants: dict[str, object] = {"True": True, "False": False, "None": None}
     if text in constants:
         return constants[text]
@@ -94,7 +94,7 @@ def parse_text(text: str) -> object:
 
 
 def tidy_json(value: Any) -> Any:
-    """`value` as JSON that every reader takes: NaN and infinities as texts, no broken Unicode."""
+    """Convert `value` to strict JSON: NaN and infinities as strings, valid Unicode."""
     if isinstance(value, dict):
         return {tidy_text(str(key)): tidy_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -107,5 +107,5 @@ def tidy_json(value: Any) -> Any:
 
 
 def tidy_text(text: str) -> str:
-    """`text` as the store can hold it (see `is_text`)."""
+    """Escape `text` for the store (see `is_text`)."""
     return text.replace("\0", "?").encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""import_experiments: the runs of another tracker become finished experiments of our store."""
+"""import_experiments: store runs of other trackers as finished experiments."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OnConflict = Literal["rename", "skip"]
 TAG = "imported"
 _STATUSES = ("finished", "failed", "interrupted")
 _NAME_CHARACTERS = 128
-# What our own runs know and a foreign one may: nothing of this machine is written for it.
+# Facts of our own runs that a foreign run may lack: nothing of this machine is recorded for it.
 _EMPTY: dict[str, Any] = {
     "project": "",
     "finished": None,
@@ -47,7 +47,7 @@ _EMPTY: dict[str, Any] = {
 
 
 class ImportReport(NamedTuple):
-    """What became of the runs: `imported` under these names; (run, why) for the others."""
+    """Result: names of `imported` runs; (run, reason) for the others."""
 
     imported: list[str]
     skipped: list[tuple[str, str]]
@@ -59,12 +59,11 @@ def import_experiments(
 ) -> ImportReport:
     """Import every run in `source`: a file or folder of TensorBoard, W&B, MLflow, or tables.
 
-    A run that was imported before and has not changed is skipped. Where another experiment has its
-    name (an earlier state of the same run too) it is stored as `<name>-2`, or skipped when
-    `on_conflict` is "skip". `project` takes the place of the project that the source names.
-    A run that cannot be read is refused and the others are imported. Raises ExperimentError when
-    nothing is found or the source as a whole cannot be read, and MissingPackageError when reading
-    it needs a package that is not installed.
+    An unchanged run that was imported before is skipped. If another experiment has its name (such
+    as an earlier state of the same run), it is stored as `<name>-2`, or skipped if `on_conflict` is
+    "skip". `project` overrides the project of the source. Unreadable runs are refused and the
+    others are imported. Raises ExperimentError if nothing is found or the source is unreadable, and
+    MissingPackageError if reading needs a package that is not installed.
     """
     runs = find_runs(Path(source))
     importer = _Importer(project, on_conflict)
@@ -87,7 +86,7 @@ class _Importer:
         self._last_numbers: Counter[str] = Counter()
         self._names: dict[tuple[str, str, str], str] = {}  # by kind, id, fingerprint
         self._states: dict[tuple[str, str, str], str] = {}  # by kind, id, path
-        self._ids: dict[str, str] = {}  # names of what is here
+        self._ids: dict[str, str] = {}  # names of stored experiments
         for manifest in open_catalogue().manifests:
             self._ids[identity(manifest)] = str(manifest["name"])
             source = manifest.get("source")
@@ -102,14 +101,14 @@ class _Importer:
         try:
             key = (run.kind, run.identifier, run.fingerprint())
             if name := self._names.get(key):
-                self.report.skipped.append((run.label, f"already here as '{name}'"))
+                self.report.skipped.append((run.label, f"already imported as '{name}'"))
                 return
             content = run.read()
             if not content.rows and not content.facts.get("config"):
-                raise ExperimentError(f"{run.label} holds no numbers")
+                raise ExperimentError(f"{run.label} has no metrics")
             manifest = self._manifest(run, key[-1], content.facts)
-            if name := self._ids.get(manifest[ID]):  # an export of our own, of what is still here
-                self.report.skipped.append((run.label, f"already here as '{name}'"))
+            if name := self._ids.get(manifest[ID]):  # our own export of a stored experiment
+                self.report.skipped.append((run.label, f"already imported as '{name}'"))
                 return
         except MissingPackageError:
             raise
@@ -142,7 +141,7 @@ class _Importer:
         if manifest["seed"] is None:
             manifest["seed"] = _seed(manifest["config"])
         manifest["tags"] = list(dict.fromkeys([*manifest.get("tags", []), TAG]))
-        if ID not in facts:  # by its content, so that the same run imported on two machines is one
+        if ID not in facts:  # by content, so that imports on two machines agree
             content = f"{run.kind} {run.identifier} {fingerprint}"
             manifest[ID] = sha256(content.encode(errors="backslashreplace")).hexdigest()[:32]
         manifest["source"] = {
@@ -158,7 +157,7 @@ class _Importer:
             raise ExperimentError(f"{run.label}: {error}") from error
 
     def _store(self, manifest: dict[str, Any], rows: Iterable[dict[str, Any]]) -> str:
-        """The name under which it was stored; "" when its own is taken and it may have no other."""
+        """Store the run and return its name; "" if its name is taken and no other is allowed."""
         from common.experiments.parquet import write_parquet
 
         wish = manifest["name"]
@@ -177,7 +176,7 @@ class _Importer:
         return name
 
     def _candidates(self, name: str) -> Iterator[str]:
-        """`name`, `name-2`, `name-3` ...; those that were found taken are not tried again."""
+        """Yield `name`, `name-2`, `name-3` ...; taken ones are not tried again."""
         first = self._last_numbers[name] + 1
         for number in count(first):
             self._last_numbers[name] = number
@@ -186,7 +185,7 @@ class _Importer:
 
 
 def _valid_name(name: str) -> str:
-    """The nearest name that our store takes: `lr 0.1/seed 1` is `lr-0.1-seed-1`."""
+    """Convert to a valid name: `lr 0.1/seed 1` becomes `lr-0.1-seed-1`."""
     valid = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-").rstrip("-")
     return valid[:_NAME_CHARACTERS] or TAG
 
@@ -198,7 +197,7 @@ def _changed(path: Path) -> str:
 
 def _seconds(started: str, finished: str) -> float:
     passed = datetime.fromisoformat(finished) - datetime.fromisoformat(started)
-    return max(passed.total_seconds(), 0.0)  # the clock of that machine may have been set back
+    return max(passed.total_seconds(), 0.0)  # the clock may have been set back
 
 
 def _seed(config: Any) -> int | None:
@@ -208,7 +207,7 @@ def _seed(config: Any) -> int | None:
 
 
 def _with_progress(runs: list[ForeignRun]) -> Iterator[ForeignRun]:
-    """The runs, with a bar on stderr while it is a terminal."""
+    """Yield the runs, with a progress bar if stderr is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 

@@ -1,9 +1,9 @@
 """MLflow: a file store (`mlruns/<experiment>/<run>/`) or a SQLite store (`mlflow.db`).
 
-Both are read directly, without the package mlflow. Deleted runs, and the runs of deleted
-experiments, are left out. The experiment's name is the project; `mlflow.*` tags become facts and
-other tags `key=value`. MLflow's default step is 0: a metric that was always logged without a step
-has one row for each value there, in the order of time.
+Both are read directly, without the package mlflow. Deleted runs, and runs of deleted experiments,
+are skipped. The experiment's name becomes the project; `mlflow.*` tags become facts, other tags
+`key=value`. MLflow's default step is 0: a metric logged without steps has one row per value,
+ordered by time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from apps.importing.tags import Point, rows_of_points
 from common.errors import ExperimentError
 
 _STATUS = {
-    # The names of the database, the numbers of meta.yaml; what is not at its end is interrupted.
+    # Names in the database, numbers in meta.yaml; unfinished runs are interrupted.
     **dict.fromkeys(("FINISHED", "3"), "finished"),
     **dict.fromkeys(("FAILED", "4"), "failed"),
     **dict.fromkeys(("KILLED", "5"), "interrupted"),
@@ -95,11 +95,11 @@ class MlflowFolderRun(ForeignRun):
 
 
 class DeletedRunError(ExperimentError):
-    """The run is in MLflow's bin: neither imported nor refused."""
+    """The run is in MLflow's trash: neither imported nor refused."""
 
 
 def is_database(path: Path) -> bool:
-    """Whether `path` is a SQLite file; its tables are looked at when its runs are listed."""
+    """Whether `path` is a SQLite file; its tables are checked when runs are listed."""
     with path.open("rb") as file:
         return file.read(16) == b"SQLite format 3\0"
 
@@ -149,7 +149,7 @@ class MlflowDatabaseRun(ForeignRun):
     def _points(self, database: sqlite3.Connection, started: float) -> Iterator[Point]:
         query = "SELECT key, step, timestamp, value, is_nan FROM metrics WHERE run_uuid = ?"
         for key, step, timestamp, value, is_nan in database.execute(query, (self.identifier,)):
-            # SQL has neither NaN nor infinities: MLflow writes a flag, and the largest double.
+            # SQL has no NaN or infinities: MLflow writes a flag, and the largest double.
             number = math.nan if is_nan else float(value)
             if abs(number) == sys.float_info.max:
                 number = math.copysign(math.inf, number)
@@ -158,10 +158,10 @@ class MlflowDatabaseRun(ForeignRun):
 
 @contextmanager
 def _database(path: Path) -> Iterator[sqlite3.Connection]:
-    """The store, opened so that nothing can be written."""
-    errors = (sqlite3.Error, TypeError, ValueError)  # the latter: cells of another kind
+    """Open the store read-only."""
+    errors = (sqlite3.Error, TypeError, ValueError)  # the last two: cells of a wrong type
     with (
-        readable_errors(f"{path} as a store of MLflow", *errors),
+        readable_errors(f"{path} as an MLflow store", *errors),
         closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database,
     ):
         yield database
@@ -177,7 +177,7 @@ def _content(
 ) -> Content:
     rows, renamed = rows_of_points(points)
     if run.end_time is None:
-        warnings = [*warnings, "it had no end yet when it was read"]
+        warnings = [*warnings, "it was unfinished when imported"]
     facts = {
         "name": run.name or tags.get("mlflow.runName") or f"run-{run.identifier[:8]}",
         "project": experiment,
@@ -196,7 +196,7 @@ def _content(
 
 
 def _fingerprint(run: _Run, counts: list[tuple[str, int]]) -> str:
-    """Of what changes while a run goes on; the same in both kinds of store."""
+    """Hash of what changes during a run; equal for both kinds of store."""
     facts = [run.identifier, _status(run), run.start_time, run.end_time, sorted(counts)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
@@ -214,7 +214,7 @@ def _iso(milliseconds: int | None) -> str | None:
 
 
 def _read_meta(path: Path, required: tuple[str, ...]) -> dict[str, Any]:
-    """A meta.yaml with the keys `required`; one that is cut lacks its last ones."""
+    """Read a meta.yaml with the keys `required`; a truncated one lacks its last keys."""
     import yaml
 
     with readable_errors(path, yaml.YAMLError, ValueError):
@@ -240,9 +240,9 @@ def _read_texts(folder: Path) -> dict[str, str]:
 
 
 def _read_metric(key: str, path: Path, started: float, warnings: list[str]) -> Iterator[Point]:
-    """Lines `<milliseconds> <value> <step>`, more words behind them naming a data set."""
+    """Parse lines `<milliseconds> <value> <step>`, optionally followed by a dataset name."""
     *lines, cut = path.read_bytes().split(b"\n")
-    damaged = int(bool(cut))  # every whole line has its end
+    damaged = int(bool(cut))  # complete lines have a line end
     for line in lines:
         try:
             timestamp, value, *rest = line.decode().split(" ")
@@ -251,4 +251,4 @@ def _read_metric(key: str, path: Path, started: float, warnings: list[str]) -> I
         except ValueError:
             damaged += 1
     if damaged:
-        warnings.append(f"left out {damaged} damaged lines of the metric '{key}'")
+        warnings.append(f"skipped {damaged} damaged lines of the metric '{key}'")

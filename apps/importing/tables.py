@@ -1,9 +1,9 @@
-"""CSV, JSON lines and Parquet with a row per logged row, as our own export writes them.
+"""CSV, JSON lines and Parquet with a row per logged row, the format of our own export.
 
 The columns `step`, `epoch`, `split` and `time` are used as in `save_experiment`; every other one is
-a metric and holds numbers or nothing. A column `experiment_name` (or `run`, or `name`) says which
-experiment a row belongs to; without it the file is one experiment, named as the file.
-Nothing is split or merged: an export comes back row for row.
+a metric with numbers or empty cells. A column `experiment_name` (or `run`, or `name`) names the
+experiment of a row; without it the file is one experiment, named like the file. Nothing is split or
+merged: an export is restored row by row.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _NAME_COLUMNS = ("experiment_name", "run", "name")
 
 
 class Record(NamedTuple):
-    """One row of a table: where it stands, for messages, and its cells by column."""
+    """One row of a table: its location, for messages, and its cells by column."""
 
     where: str
     cells: dict[str, Any]
 
 
 class _Span(NamedTuple):
-    """Where the rows of one experiment lie in a file: from byte `start`, in `line`, up to `end`."""
+    """Range of the rows of one experiment in a file: bytes `start` to `end`, from `line`."""
 
     start: int
     line: int
@@ -50,7 +50,7 @@ class _Span(NamedTuple):
 
 
 def runs_of_file(path: Path) -> list[ForeignRun]:
-    """One run per experiment in the file. Raises ExperimentError when it cannot be read."""
+    """One run per experiment in the file. Raises ExperimentError if it is unreadable."""
     if path.suffix.lower() == ".parquet":
         parquet = _ParquetFile(path)
         return [ParquetRun(parquet, name) for name in parquet.names]
@@ -77,7 +77,7 @@ class LinesRun(ForeignRun):
 
 
 class ParquetRun(ForeignRun):
-    """An experiment in a Parquet file; one of our own store brings its manifest with it."""
+    """An experiment in a Parquet file; one of our own store includes its manifest."""
 
     kind = "parquet"
 
@@ -107,7 +107,7 @@ def _content(path: Path, name: str, records: Iterator[Record], warnings: list[st
         if new := [column for column in _metric_columns(record.cells) if column not in metrics]:
             metrics, renamed = distinct_names([*metrics, *new])
         rows.append(_row(path, record, len(rows), metrics, known))
-    # A table says no moment: that of its file is the nearest thing.
+    # A table has no date: use that of its file.
     changed = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="milliseconds")
     duration = max((row["time"] for row in rows if row["time"] is not None), default=None)
     facts = {"name": name, "status": "finished", "started": changed, "duration": duration}
@@ -148,7 +148,7 @@ def _name_column(cells: dict[str, Any]) -> str | None:
 
 
 def _number(cell: object, column: str, where: str) -> int | float | None:
-    """The number in a cell, None for an empty one; whole numbers stay whole."""
+    """The number in a cell, None if empty; integers remain integers."""
     if cell is None or (isinstance(cell, int | float) and not isinstance(cell, bool)):
         return cell
     text = str(cell).strip()
@@ -156,18 +156,18 @@ def _number(cell: object, column: str, where: str) -> int | float | None:
         return None
     for kind in (int, float):
         try:
-            if "_" not in text and not isinstance(cell, bool):  # Python reads 1_000, others do not
+            if "_" not in text and not isinstance(cell, bool):  # Python parses 1_000, others do not
                 return kind(text)
         except ValueError:
             continue
     raise ExperimentError(
-        f"{where}: column '{column}' must hold numbers, got {text[:40]!r}",
-        "leave out columns that are no metrics",
+        f"{where}: column '{column}' must contain numbers, got {text[:40]!r}",
+        "remove columns that are not metrics",
     )
 
 
 class _LinesFile:
-    """A CSV or JSON lines file, read record by record from any byte on."""
+    """A CSV or JSON lines file, read record by record from any offset."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -176,7 +176,7 @@ class _LinesFile:
         self._columns: list[str] = []
 
     def spans(self) -> dict[str, _Span]:
-        """{experiment: where its rows lie}, from one pass over the file."""
+        """{experiment: range of its rows}, from one pass over the file."""
         spans: dict[str, _Span] = {}
         start, line = 0, 1
         for lines, record in self.records(start, line, self.path.stat().st_size):
@@ -195,7 +195,7 @@ class _LinesFile:
         return name
 
     def records(self, start: int, line: int, end: int) -> Iterator[tuple[_Lines, Record]]:
-        """(where the file was read up to, record) between two bytes; `line` is that of the first."""
+        """Yield (offset after the record, record) between two offsets; `line` is that of the first."""
         self.warnings.clear()
         read = self._json_records if self._is_json else self._csv_records
         with readable_errors(self.path, UnicodeDecodeError, csv.Error):
@@ -252,7 +252,7 @@ class _LinesFile:
 
     @cached_property
     def _header(self) -> _Lines:
-        """The file read up to the end of its first line; fills `_columns`."""
+        """Open the file after its first line; fills `_columns`."""
         lines = _Lines(self.path, 0, 1, self.path.stat().st_size)
         self._columns = [c.strip() for c in next(csv.reader(lines, delimiter=self._delimiter), [])]
         if twice := [name for name, times in Counter(self._columns).items() if times > 1]:
@@ -261,15 +261,15 @@ class _LinesFile:
 
 
 class _Lines:
-    """The decoded lines of a file from byte `start`, which is in line `line`, to byte `end`.
+    """The decoded lines of a file from offset `start`, in line `line`, to offset `end`.
 
-    `position` is the byte after the line that was read last, `number` the number of that line.
+    `position` is the offset after the last line read, `number` its line number.
     """
 
     def __init__(self, path: Path, start: int, line: int, end: int) -> None:
         self.position = start
         self.number = line - 1
-        self.is_cut = False  # the last line has no end
+        self.is_cut = False  # the last line has no line end
         self._end = end
         self._lines = self._read(path)
 
@@ -283,7 +283,9 @@ class _Lines:
         with path.open("rb") as file:
             file.seek(self.position)
             while self.position < self._end and (line := file.readline()):
-                encoding = "utf-8" if self.position else "utf-8-sig"  # Excel writes a mark first
+                encoding = (
+                    "utf-8" if self.position else "utf-8-sig"
+                )  # Excel writes a byte order mark
                 self.position += len(line)
                 self.number += 1
                 self.is_cut = not line.endswith(b"\n")
@@ -338,7 +340,7 @@ class _ParquetFile:
                         yield Record(f"row {index}", cells)
 
     def _load(self, groups: list[int]) -> Any:
-        """The row groups as a table; the last ones are kept, as experiments share them."""
+        """The row groups as a table; the last ones are cached, since experiments share them."""
         import pyarrow.parquet as pq
 
         if self._loaded[1] is None or self._loaded[0] != groups:

@@ -1,13 +1,14 @@
-"""Where a tag goes: `val/loss` is the metric `loss` on the split `val`.
+"""Map tags to metrics: `val/loss` is the metric `loss` on the split `val`.
 
 The rule: when the first or the last part of a tag between slashes is the name of a split
 (`train/loss`, `loss/train`), or the tag begins with one and `_` (`val_loss`), that is its split and
-the rest its metric; `val_quick/loss` is on `val_quick`. Other tags keep their name, on the split `train`. `training` counts as `train`;
-`valid`, `validation`, `dev`, `eval` and `evaluation` as `val`; `testing` as `test`.
+the rest its metric; `val_quick/loss` is on `val_quick`. Other tags keep their name, on the split
+`train`. `training` means `train`; `valid`, `validation`, `dev`, `eval` and `evaluation` as `val`;
+`testing` as `test`.
 A tag (or a rest) `epoch` fills the column `epoch` of all rows of its step.
 
-No two tags share a place. One whose place is taken, whose metric our store reserves or that differs
-from another only in case gets another name, always the same one, and a warning says so.
+No two tags share a metric and split. A tag whose metric is taken, reserved, or differs from another
+only in case gets another, deterministic name with a warning.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ EPOCH = "epoch"
 
 
 class Point(NamedTuple):
-    """One logged number; `time` in seconds since the run's start, None where it is not known."""
+    """One logged number; `time` in seconds since the run's start, None if unknown."""
 
     tag: str
     step: int
@@ -48,11 +49,11 @@ class Place(NamedTuple):
 
 
 def rows_of_points(points: Iterable[Point]) -> tuple[list[dict[str, Any]], list[str]]:
-    """(rows by step, warnings). Points of equal step and split share a row.
+    """Return (rows by step, warnings). Points of equal step and split share a row.
 
-    A tag that was logged more than once at a step gets a row for each time, so nothing is lost.
+    A tag logged repeatedly at a step gets a row each time, so nothing is lost.
     """
-    # By name last: some trackers write the metrics of a step in an order that changes.
+    # Finally by name: some trackers write the metrics of a step in varying order.
     ordered = sorted(points, key=lambda p: (p.step, p.time or 0.0, p.tag))
     places, warnings = place_tags({point.tag for point in ordered})
     epochs: dict[int, float] = {}
@@ -78,7 +79,7 @@ def rows_of_points(points: Iterable[Point]) -> tuple[list[dict[str, Any]], list[
 
 
 def place_tags(tags: Iterable[str]) -> tuple[dict[str, Place], list[str]]:
-    """({tag: its place}, a warning that names every tag that could not keep its name)."""
+    """Return ({tag: metric and split}, a warning that names all renamed tags)."""
     places: dict[str, Place] = {}
     taken: set[Place] = set()
     spelling: dict[str, str] = {}
@@ -97,7 +98,7 @@ def place_tags(tags: Iterable[str]) -> tuple[dict[str, Place], list[str]]:
 
 
 def distinct_names(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """({column: metric}, warnings) for columns that are metrics already: no split is looked for."""
+    """Return ({column: metric}, warnings) for columns that are metrics; does not parse splits."""
     metrics: dict[str, str] = {}
     taken = set(RESERVED_NAMES)
     renamed = []
@@ -117,7 +118,7 @@ def _split_and_metric(tag: str) -> Place:
 
 
 def _parse(tag: str) -> tuple[str, str, str]:
-    """(the word that names the split or "", the split, the metric)."""
+    """Return (the word that names the split or "", the split, the metric)."""
     tag = tidy_text(tag)
     first, _, after = tag.partition("/")
     before, _, last = tag.rpartition("/")
@@ -130,7 +131,7 @@ def _parse(tag: str) -> tuple[str, str, str]:
 
 
 def _candidates(tag: str, wish: Place, spelling: dict[str, str]) -> Iterator[Place]:
-    """Places for a tag, the nicest first: as wished, on the split's own word, with a number."""
+    """Yield candidates for a tag by preference: as parsed, on the split's own word, with a number."""
     word, split, _ = _parse(tag)
     metric = _unreserved(wish.metric)
     for candidate in (split, word) if word else (split,):

@@ -1,8 +1,8 @@
 """TensorBoard: each folder with event files is a run.
 
-Parts of one run lie in folders of their own in two layouts, and are joined to the run above: Keras
-and Estimators write one folder per split (`train/`, `validation/`), and PyTorch's `add_hparams`
-writes the parameters into a folder named by the time (`1700000000.123/`).
+In two layouts subfolders are parts of the run above, and are merged: Keras and Estimators write one
+folder per split (`train/`, `validation/`), and PyTorch's `add_hparams` writes the parameters to a
+folder named by time (`1700000000.123/`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def is_event_file(name: str) -> bool:
 
 
 def runs_of_folders(root: Path, event_files: Mapping[Path, list[Path]]) -> list[ForeignRun]:
-    """One run per folder; those that are parts of the run above are joined to it."""
+    """One run per folder; parts of the run above are merged into it."""
     siblings: dict[Path, set[str]] = defaultdict(set)
     for folder in event_files:
         if folder.name.lower() in SPLIT_OF_WORD:
@@ -47,7 +47,7 @@ def runs_of_folders(root: Path, event_files: Mapping[Path, list[Path]]) -> list[
         above = folder.parent
         has_run_above = above in event_files and folder != root
         is_split = folder.name.lower() in SPLIT_OF_WORD
-        # A lone folder `test` may be somebody's run of that name.
+        # A single folder `test` may be a run of that name.
         if folder != root and is_split and (has_run_above or len(siblings[above]) > 1):
             parts[above].append((folder.name.lower(), files))
         elif has_run_above and _HPARAMS_FOLDER.fullmatch(folder.name):
@@ -61,7 +61,7 @@ def runs_of_folders(root: Path, event_files: Mapping[Path, list[Path]]) -> list[
 
 
 class TensorBoardRun(ForeignRun):
-    """`parts`: (the split that its folder names or "", its event files)."""
+    """`parts`: (split of the folder or "", its event files)."""
 
     kind = "tensorboard"
 
@@ -79,7 +79,7 @@ class TensorBoardRun(ForeignRun):
             reader.read_part(split, files)
         points = reader.points
         if not points and not reader.config:
-            raise ExperimentError(f"{self.path} holds no scalars")
+            raise ExperimentError(f"{self.path} has no scalars")
         times = [time for point in points if (time := point.time)]
         started = min(reader.first_times, default=min(times, default=0.0))
         rows, warnings = rows_of_points(
@@ -107,7 +107,7 @@ class _Reader:
         self.status = ""
         self.first_times: list[float] = []
         self.warnings: list[str] = []
-        self._plugins: dict[str, str] = {}  # of a tag: TensorBoard writes it once
+        self._plugins: dict[str, str] = {}  # by tag: TensorBoard writes it once
 
     def read_part(self, split: str, files: list[Path]) -> None:
         before = self.points
@@ -118,8 +118,8 @@ class _Reader:
                 if number == 0 and event.wall_time > 0:
                     self.first_times.append(event.wall_time)
                 if event.HasField("session_log") and event.session_log.status == 1:  # START
-                    # The writer was restarted at this step: what a lost process wrote after it
-                    # does not count, as in TensorBoard itself.
+                    # The writer was restarted at this step: as in TensorBoard, later points of the
+                    # killed process do not count.
                     self.points = [point for point in self.points if point.step < event.step]
                 for value in event.summary.value:
                     self._add(split, event, value)
@@ -137,7 +137,7 @@ class _Reader:
             ) from error
         size = path.stat().st_size
         consumed = 0
-        # The loader ends without a word at a record that is cut or damaged; the size tells.
+        # The loader stops silently at a truncated or damaged record; compare sizes.
         for record in RawEventFileLoader(str(path)).Load():
             consumed += len(record) + _FRAME_BYTES
             with readable_errors(path, DecodeError):
@@ -145,7 +145,7 @@ class _Reader:
             yield event
         if consumed < size:
             self.warnings.append(
-                f"{path.name} is cut or damaged: read the first {consumed:,} of {size:,} bytes"
+                f"{path.name} is truncated or damaged: read the first {consumed:,} of {size:,} bytes"
             )
 
     def _add(self, split: str, event: Event, value: Summary.Value) -> None:
@@ -174,7 +174,7 @@ class _Reader:
 
 
 def _scalar(value: Summary.Value, plugin: str) -> float | None:
-    """The number of a value, written the old way (`simple_value`) or the new one (a tensor)."""
+    """The number of a value, in the old format (`simple_value`) or the new one (a tensor)."""
     if value.HasField("simple_value"):
         return float(value.simple_value)
     if plugin != "scalars" or not value.HasField("tensor"):
@@ -183,16 +183,16 @@ def _scalar(value: Summary.Value, plugin: str) -> float | None:
 
     try:
         return float(make_ndarray(value.tensor).item())
-    except (TypeError, ValueError):  # a text, or more than one number
+    except (TypeError, ValueError):  # text, or more than one number
         return None
 
 
 def _whole(value: object) -> object:
-    """Hparams keep every number as a double: 8.0 was written as 8 more often than not."""
+    """Hparams store every number as a double: convert 8.0, which was probably 8."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _age(path: Path) -> tuple[list[int], str]:
-    """Sorts the files of a run by the time and the counter in their names."""
+    """Sort key for the files of a run: time and counter in their names."""
     numbers = [int(number) for number in re.findall(r"\d+", path.name.partition("tfevents")[2])]
     return numbers, path.name

@@ -1,9 +1,9 @@
-"""Weights & Biases: the `.wandb` file that an offline (or online) run keeps in its folder.
+"""Weights & Biases: the `.wandb` file in the folder of an offline (or online) run.
 
-The file is a log in LevelDB's format (32 KiB blocks of records: CRC-32, length, kind) behind a
-header of 7 bytes; each record is a protobuf message of the package wandb. The framing is read here,
-because newer releases (0.31 is one) have no reader in Python any more.
-System metrics (`stats` records) are left out, and so is what is not a number (images, histograms).
+The file is a log in LevelDB format (32 KiB blocks of records: CRC-32, length, kind) after a 7-byte
+header; each record is a protobuf message of the package wandb. The framing is parsed here, because
+newer releases (such as 0.31) have no Python reader. System metrics (`stats` records) and
+non-numeric values (images, histograms) are skipped.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _HEADER = b":W&B\xe1\xbe\x00"
 _BLOCK_BYTES = 32 * 1024
 _RECORD = struct.Struct("<IHB")  # CRC-32 of kind and data, length of the data, kind
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
-_CTRL_C = 255  # the exit code that wandb gives a run that was interrupted
+_CTRL_C = 255  # exit code of an interrupted run in wandb
 
 
 class WandbRun(ForeignRun):
@@ -50,10 +50,10 @@ class WandbRun(ForeignRun):
             for record in _messages(self.path, reader.warnings):
                 reader.add(record)
         if not reader.has_run:
-            raise ExperimentError(f"{self.path} is cut before its run begins")
+            raise ExperimentError(f"{self.path} is truncated before its run record")
         if reader.left_out:
             names = ", ".join(sorted(reader.left_out))
-            reader.warnings.append(f"left out what is not a number: {names}")
+            reader.warnings.append(f"skipped non-numeric values: {names}")
         rows, warnings = rows_of_points(reader.points())
         environment = _metadata_file(self.path.parent / "files" / "wandb-metadata.json")
         facts = environment | {k: v for k, v in reader.facts.items() if v not in ("", None)}
@@ -116,7 +116,7 @@ class _Reader:
         }
 
     def _add_environment(self, environment: Any) -> None:
-        # Several records follow one another, each with what became known since the last.
+        # Several records, each with updates since the last.
         found = {
             "host": environment.host,
             "user": environment.username,
@@ -139,7 +139,7 @@ class _Reader:
             self._ended(row["_timestamp"])
 
     def _ended(self, time: float) -> None:
-        """The run was alive at `time`."""
+        """Record that the run was alive at `time`."""
         self.finished = max(self.finished or 0.0, time)
 
     def points(self) -> Iterator[Point]:
@@ -170,7 +170,7 @@ def _pairs(items: Iterable[Any]) -> list[tuple[tuple[str, ...], Any]]:
 
 
 def _numbers_and_texts(pairs: list[tuple[tuple[str, ...], Any]]) -> Iterator[tuple[str, Any]]:
-    """(key with slashes, value) of every leaf; an image or a histogram is one leaf, its type."""
+    """Yield (key with slashes, value) of every leaf; an image or a histogram is one leaf, its type."""
     objects: dict[tuple[str, ...], Any] = {
         path[:-1]: value for path, value in pairs if path[-1] == "_type"
     }
@@ -189,7 +189,7 @@ def _leaves(path: tuple[str, ...], value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _metadata_file(path: Path) -> dict[str, Any]:
-    """Facts that runs kept beside their log: host, user, commit. Empty where there is no such file."""
+    """Facts stored beside the log: host, user, commit. Empty without such a file."""
     if not path.exists():
         return {}
     with readable_errors(path, ValueError):
@@ -207,7 +207,7 @@ def _metadata_file(path: Path) -> dict[str, Any]:
 
 
 def _messages(path: Path, warnings: list[str]) -> Iterator[Record]:
-    """The messages of the log; a cut or damaged end is left out with a warning."""
+    """Yield the messages of the log; a truncated or damaged end is skipped with a warning."""
     try:
         from google.protobuf.message import DecodeError
         from wandb.proto.wandb_internal_pb2 import Record
@@ -224,15 +224,15 @@ def _messages(path: Path, warnings: list[str]) -> Iterator[Record]:
         consumed = end
     if consumed < (size := path.stat().st_size):
         warnings.append(
-            f"{path.name} is cut or damaged: read the first {consumed:,} of {size:,} bytes"
+            f"{path.name} is truncated or damaged: read the first {consumed:,} of {size:,} bytes"
         )
 
 
 def _records(path: Path) -> Iterator[tuple[bytes, int]]:
-    """(record, bytes of the file up to its end) until the end or the first damage."""
+    """Yield (record, end offset) until the end or the first damage."""
     with path.open("rb") as file:
         if file.read(len(_HEADER)) != _HEADER:
-            raise ExperimentError(f"{path} is not a log of W&B")
+            raise ExperimentError(f"{path} is not a W&B log")
         body = b""
         while True:
             left = _BLOCK_BYTES - file.tell() % _BLOCK_BYTES

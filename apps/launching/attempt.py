@@ -1,7 +1,7 @@
-"""One attempt at a trial: a process, the lock of the trial, and how it ended.
+"""One attempt at a trial: process, lock and outcome.
 
-The lock file is open in the process of the trial too, so the lock is held until that process has
-ended, even when the launcher is killed: nobody else begins the trial before.
+The process of the trial also has the lock file open, so the lock is held until it ends, even if the
+launcher is killed: no other launcher starts the trial before.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _OWN_ERROR = 2  # the exit code of exit_on_error and of argparse
 
 
 class Outcome(NamedTuple):
-    """`finished`: stored. `failed`: by its own error, which would come again. `died`: killed or crashed.
-    `interrupted`: we asked it to stop."""
+    """`finished`: stored. `failed`: ended with an error, which would recur. `died`: killed or
+    crashed. `interrupted`: stopped by us."""
 
     kind: str
     reason: str = ""
 
 
 class Attempt:
-    """A running trial. Made by `start_attempt`."""
+    """A running trial, created by `start_attempt`."""
 
     def __init__(
         self, trial: Trial, process: subprocess.Popen[bytes], lock: int, log_start: int
@@ -50,11 +50,11 @@ class Attempt:
         self.trial = trial
         self.process = process
         self._lock = lock
-        self._log_start = log_start  # in bytes, of what this attempt prints
+        self._log_start = log_start  # offset of this attempt's output
         self._stopping = False
 
     def poll(self) -> Outcome | None:
-        """How it ended, reported once, or None while it runs."""
+        """Return the outcome once, None while it runs."""
         exit_code = self.process.poll()
         if exit_code is None:
             return None
@@ -66,12 +66,12 @@ class Attempt:
         return outcome
 
     def interrupt(self, signal_number: int) -> None:
-        """Let it save and end."""
+        """Ask it to save and exit."""
         self._stopping = True
         self.process.send_signal(signal_number)  # a no-op when it has ended
 
     def kill(self) -> None:
-        """With all that it started: the processes of torchrun have sessions of their own."""
+        """Kill it with all its children: processes of torchrun have their own sessions."""
         with suppress(psutil.NoSuchProcess):
             root = psutil.Process(self.process.pid)
             for process in [*root.children(recursive=True), root]:
@@ -79,8 +79,8 @@ class Attempt:
                     process.kill()
 
     def wait_in_signal_handler(self) -> None:
-        """Until it has ended. `poll`, which may be what the signal came upon, still tells how."""
-        with suppress(ChildProcessError):  # it has ended, and poll knows
+        """Wait until it has ended; `poll`, which a signal may have interrupted, still returns the outcome."""
+        with suppress(ChildProcessError):  # already ended
             os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
 
     def _judge(self, exit_code: int) -> Outcome:
@@ -90,8 +90,8 @@ class Attempt:
             return Outcome(INTERRUPTED)
         error, last = self._last_words()
         if exit_code == 0:
-            return Outcome(FAILED, "it ended well, but stored no experiment")
-        # torchrun ends with 1 whatever its processes said.
+            return Outcome(FAILED, "it exited successfully, but stored no experiment")
+        # torchrun exits with 1 for any error of its processes.
         if exit_code == _OWN_ERROR or (exit_code > 0 and error):
             return Outcome(FAILED, error or last)
         if exit_code < 0:
@@ -99,7 +99,7 @@ class Attempt:
         return Outcome(DIED, f"exit code {exit_code}: {last}")
 
     def _last_words(self) -> tuple[str, str]:
-        """(the last `error [code]: ...` of this attempt, the last line of all)"""
+        """Return (the last `error [code]: ...` of this attempt, the last line)"""
         with self.trial.log_path.open("rb") as file:
             file.seek(self._log_start)
             text = file.read().decode(errors="replace")
@@ -118,8 +118,8 @@ def start_attempt(
     directory: Path | None = None,
     lock_timeout_seconds: float = 0.0,
 ) -> Attempt | None:
-    """Begin `trial`, or go on with it where it was begun before; None while somebody else runs it and
-    when it is over. Raises ExperimentError when its name is that of another experiment."""
+    """Start or resume `trial`; None if another process runs it or it is finished. Raises
+    ExperimentError if its name belongs to another experiment."""
     lock = hold_lock(trial.lock_path, lock_timeout_seconds)
     if lock is None:
         return None
@@ -162,21 +162,21 @@ def _spawn(
             env=dict(environment),
             cwd=directory,
             pass_fds=[lock],
-            start_new_session=True,  # a Ctrl-C in the terminal reaches it through us, once
+            start_new_session=True,  # we forward a Ctrl-C of the terminal once
         )
     return Attempt(trial, process, lock, log_start)
 
 
 def is_stored(name: str) -> bool:
-    """Whether the experiment is finished. One that was killed while it finished is completed first."""
+    """Whether the experiment is finished; completes one that was killed while finishing."""
     if store.log_path(name).exists():
         open_catalogue()
     return is_finished(name)
 
 
 def hold_lock(path: Path, timeout_seconds: float = 0.0) -> int | None:
-    """The descriptor of the file `path`, locked until every process that has it open closes it; None
-    when somebody else holds it for longer than `timeout_seconds`."""
+    """Lock `path` and return its descriptor; the lock is held until every process with it open
+    closes it. None if another process holds it for longer than `timeout_seconds`."""
     if sys.platform == "win32":
         raise ResearchError("trials are launched on Linux and macOS only", "use WSL")
     import fcntl

@@ -16,7 +16,7 @@ from common.errors import ConfigError
 
 @dataclass(frozen=True)
 class Command:
-    """`python SCRIPT --config CONFIG key=value ...`, by torchrun where `nproc` says of how many processes."""
+    """`python SCRIPT --config CONFIG key=value ...`, with torchrun if `nproc` is set."""
 
     script: str
     config: str | None = None
@@ -26,7 +26,7 @@ class Command:
     def arguments(
         self, values: Mapping[str, str], *options: str, python: str = sys.executable
     ) -> list[str]:
-        """The whole command line with `values` for what is swept, and further `options` of the script."""
+        """The full command line with `values` of swept keys, and further `options` of the script."""
         launcher = [python]
         if self.nproc is not None:
             launcher += ["-m", "torch.distributed.run", "--standalone"]
@@ -36,12 +36,12 @@ class Command:
         return [*launcher, self.script, *config, *options, *self.overrides, *swept]
 
     def resolved_configs(self, trials: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
-        """The configuration of each of `trials` as the script reads it (by its --print-configs).
+        """Validate the configuration of each of `trials` with the script's --print-configs.
 
-        Raises ConfigError with the script's own complaint about the first that it would not take.
+        Raises ConfigError with the script's error about the first invalid one.
         """
         if not Path(self.script).is_file():
-            raise ConfigError(f"there is no script {self.script}", "name a project's train.py")
+            raise ConfigError(f"no such script: {self.script}", "pass a project's train.py")
         command = Command(self.script, self.config, self.overrides).arguments({}, "--print-configs")
         lines = [json.dumps([f"{key}={value}" for key, value in each.items()]) for each in trials]
         result = subprocess.run(
@@ -56,7 +56,7 @@ class Command:
         except ValueError:
             answers = []
         if len(answers) != len(trials):
-            raise ConfigError(f"{self.script} --print-configs shows no configurations")
+            raise ConfigError(f"{self.script} --print-configs prints no configurations")
         refused = [answer for answer in answers if "error" in answer]
         if refused:
             more = f" (and {len(refused) - 1:,} more of {len(answers):,} trials)"
@@ -66,26 +66,26 @@ class Command:
 
 
 def _complaint(script: str, result: subprocess.CompletedProcess[str]) -> ConfigError:
-    lines = result.stderr.strip().splitlines() or ["it said nothing"]
+    lines = result.stderr.strip().splitlines() or ["no output"]
     for number, line in enumerate(lines):
         code, _, message = line.partition("]: ")
         if code.startswith("error [") and message:
             hints = [rest.partition("hint: ")[2] for rest in lines[number:] if "hint: " in rest]
             return ConfigError(message, hints[0] if hints else "")
     return ConfigError(
-        f"{script} --print-configs ended with code {result.returncode}: {lines[-1]}",
-        "only a script whose command line is that of a project's train.py can be launched",
+        f"{script} --print-configs exited with code {result.returncode}: {lines[-1]}",
+        "only scripts with the command line of a project's train.py can be launched",
     )
 
 
 def trial_environment(parallel: int, nproc: int | None) -> dict[str, str]:
-    """Our own, with the cores divided among `parallel` trials of `nproc` processes each.
+    """Our environment, with the cores divided among `parallel` trials of `nproc` processes each.
 
-    More threads than cores gain nothing (with a runtime other than libgomp they cost, see
-    common/__init__.py), so a larger OMP_NUM_THREADS than the share is lowered, a smaller one kept.
-    One process alone is left to PyTorch, which counts physical cores.
+    More threads than cores gain nothing (and cost with runtimes other than libgomp, see
+    common/__init__.py), so OMP_NUM_THREADS is lowered to the share, but never raised. A single
+    process is left to PyTorch, which counts physical cores.
     """
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}  # the log is there to be watched
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}  # for following the log
     processes = parallel * (nproc or 1)
     if processes > 1:
         share = max(1, available_cores() // processes)
@@ -97,7 +97,7 @@ def trial_environment(parallel: int, nproc: int | None) -> dict[str, str]:
 
 def available_cores() -> int:
     if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))  # fewer than there are in a container or a job
+        return len(os.sched_getaffinity(0))  # may be limited in a container or a job
     return os.cpu_count() or 1
 
 
@@ -107,7 +107,7 @@ def share_gpus(gpus: int, parallel: int) -> list[str]:
     devices = _installed_gpus() if listed is None else [d for d in listed.split(",") if d]
     if len(devices) < gpus * parallel:
         raise ConfigError(
-            f"{parallel} trials of {gpus} GPUs at once need {gpus * parallel}, {len(devices)} are here",
+            f"{parallel} parallel trials of {gpus} GPUs need {gpus * parallel}, found {len(devices)}",
             "lower --parallel or --gpus",
         )
     return [",".join(devices[i * gpus : (i + 1) * gpus]) for i in range(parallel)]

@@ -1,4 +1,4 @@
-"""The loop: start trials, watch them, try again those that die, stop them all on Ctrl-C."""
+"""The loop: start trials, watch them, retry those that die, stop all on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _SECONDS_TO_SAVE = 120.0
 
 
 class Launcher:
-    """Runs what is left of a sweep. Any number of launchers may run the same one at once.
+    """Runs the remaining trials of a sweep. Several launchers may run the same sweep concurrently.
 
-    A trial that dies is tried again `retries` times, from its last checkpoint; one that ends with an
-    error of its own is given up for good, unless `retry_failed`. With `detach` trials are started and
-    left to themselves. `resume_command` is told to who stops it.
+    A trial that dies is retried `retries` times from its last checkpoint; one that ends with an
+    error is given up, unless `retry_failed`. With `detach` trials are started and not watched.
+    `resume_command` is printed when the sweep is stopped.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class Launcher:
         self._finished: set[int] = set()
         self._elsewhere: set[int] = set()
         self._deaths: Counter[int] = Counter()
-        self.given_up: dict[int, str] = {}  # why; by the number of the trial
+        self.given_up: dict[int, str] = {}  # reason by trial number
 
     def run(self) -> None:
-        """Returns when every trial is finished or given up. Raises Interrupted when it was stopped."""
+        """Run until every trial is finished or given up. Raises Interrupted if stopped."""
         try:
             with _collected_signals() as received, self._view:
                 self._begin()
@@ -76,14 +76,14 @@ class Launcher:
                 self._forget_failure(trial)
 
     def _forget_failure(self, trial: Trial) -> None:
-        if (lock := hold_lock(trial.lock_path)) is not None:  # otherwise somebody is at it
+        if (lock := hold_lock(trial.lock_path)) is not None:  # otherwise another process runs it
             trial.reload()
             trial.failed = None
             trial.save()
             os.close(lock)
 
     def _round(self, received: list[int]) -> bool:
-        """Look after the trials once. True when there is nothing more to do."""
+        """Check the trials once. Returns True when all are done."""
         ended = self._reap()
         if received:
             self._stop(received)
@@ -108,12 +108,12 @@ class Launcher:
         self._deaths[trial.number] += 1
         tries, most = self._deaths[trial.number], self._retries
         if tries <= most:
-            return Outcome(DIED, f"{outcome.reason}; trying again ({tries} of {most})")
+            return Outcome(DIED, f"{outcome.reason}; retrying ({tries} of {most})")
         self.given_up[trial.number] = outcome.reason
         return outcome
 
     def _look(self) -> None:
-        """Start what can be started, and show how it stands."""
+        """Start trials up to the limit, and show the progress."""
         overview = {run.name: run for run in open_catalogue().overview(archived=True)}
         for trial in self._sweep.trials():
             if (run := overview.get(trial.name)) and run.status == "finished":
@@ -147,7 +147,7 @@ class Launcher:
             self._ours[trial.number] = handle
             self._view.started(trial)
         elif trial.failed:
-            self._view.ended(trial, Outcome(FAILED, trial.failed))  # another launcher has seen it
+            self._view.ended(trial, Outcome(FAILED, trial.failed))  # recorded by another launcher
         else:
             self._elsewhere.add(trial.number)
 
@@ -155,7 +155,7 @@ class Launcher:
         return self._detach or (not self._ours and not self._elsewhere)
 
     def _stop(self, received: list[int]) -> None:
-        """Pass signals on: the first lets trials save, the second ends them sooner, a third kills."""
+        """Forward signals: the first lets trials save, the second ends them sooner, the third kills them."""
         for count in range(self._forwarded, len(received)):
             for handle in self._ours.values():
                 if count < 2:
@@ -166,13 +166,13 @@ class Launcher:
         self._forwarded = len(received)
         if not self._ours:
             done, total = len(self._finished), max(self._search.total, len(self._sweep.trials()))
-            how = self._resume_command or "the same sweep, launched again"
+            how = self._resume_command or "launch the same sweep again"
             raise Interrupted(
-                f"stopped with {done} of {total} trials finished; to go on: {how}", received[0]
+                f"stopped with {done} of {total} trials finished; to continue: {how}", received[0]
             )
 
     def _abandon(self) -> None:
-        """After an error of our own: no trial goes on without anybody to look after it."""
+        """Stop all trials after an error of ours: none may run unwatched."""
         deadline = time.monotonic() + _SECONDS_TO_SAVE
         for handle in self._ours.values():
             handle.interrupt(signal.SIGTERM)
@@ -186,8 +186,8 @@ class Launcher:
 
 @contextmanager
 def _collected_signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM as they come, to be obeyed between two looks. A terminal that closes is a
-    SIGTERM too, but not for who asked to outlive it (nohup)."""
+    """Collect SIGINT and SIGTERM, handled between two checks. SIGHUP counts as SIGTERM unless it is
+    ignored (nohup)."""
     received: list[int] = []
     means = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM}
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:

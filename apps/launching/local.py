@@ -1,4 +1,4 @@
-"""Trials on this machine, `parallel` at once, which share its threads and GPUs."""
+"""Run trials on this machine, `parallel` at once, sharing its threads and GPUs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from apps.launching.sweep import Trial
 
 
 class LocalRunner:
-    """`gpus` of each trial; None: a trial sees them all. Raises ConfigError when there are too few."""
+    """`gpus`: GPUs per trial; None: all. Raises ConfigError if there are too few."""
 
     poll_seconds = 0.1
 
@@ -36,7 +36,7 @@ class LocalRunner:
 
 
 class LocalHandle:
-    """A process of ours."""
+    """A child process."""
 
     def __init__(self, attempt: Attempt, runner: LocalRunner, devices: str | None) -> None:
         self.trial = attempt.trial

@@ -1,4 +1,4 @@
-"""What is to be launched, checked before anything is started or written."""
+"""Plan a launch and validate it before anything is started or written."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from common.errors import ConfigError
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep as its command line says it; made by `make_plan`. `trials` is None for a grid."""
+    """A sweep from its command line, created by `make_plan`. `trials` is None for a grid."""
 
     name: str
     command: Command
     swept: list[Parameter]
-    grid: dict[int, dict[str, str]]  # trial -> what it is given; of a search: empty
-    repeated: int  # combinations of the grid that another spelling of a value repeats
+    grid: dict[int, dict[str, str]]  # trial -> its values; empty for a search
+    repeated: int  # duplicates from different spellings of a value
     goal: Goal
     trials: int | None
     search_seed: int
     definition: Definition
 
     def commands(self) -> list[str]:
-        """The command line of every trial; of a search, with the distributions in it."""
+        """The command line of every trial; for a search, with the distributions."""
         combinations = [*self.grid.values()] or [{p.key: p.text for p in self.swept}]
         return [
             shlex.join(self.command.arguments(values, python="python")) for values in combinations
         ]
 
     def open(self) -> tuple[Sweep, Search]:
-        """Begin the sweep, or go on with it. Raises ConfigError when its name is that of another."""
+        """Start or continue the sweep. Raises ConfigError if its name belongs to another one."""
         sweep = open_sweep(self.name, self.definition)
         if self.trials is None:
             return sweep, GridSearch(sweep, self.grid)
@@ -62,9 +62,9 @@ def make_plan(
     trials: int | None = None,
     search_seed: int = 0,
 ) -> Plan:
-    """A grid over the `key.path=values` arguments, or with `trials` an Optuna search of so many.
+    """Plan a grid over the `key.path=values` arguments, or an Optuna search with `trials` trials.
 
-    Raises ConfigError for what cannot be swept and for what the script would not take, and
+    Raises ConfigError for arguments that cannot be swept or that the script rejects, and
     MissingPackageError for a search without Optuna.
     """
     goal = goal or Goal()
@@ -72,9 +72,7 @@ def make_plan(
     search: dict[str, Any] = {"kind": "grid"}
     if trials is not None:
         if not any(parameter.swept for parameter in parameters):
-            raise ConfigError(
-                "there is nothing to search", 'add "optimizer.lr=loguniform(1e-4,1e-2)"'
-            )
+            raise ConfigError("nothing to search", 'add "optimizer.lr=loguniform(1e-4,1e-2)"')
         import_optuna()
         search = {"kind": "optuna", "seed": search_seed, **asdict(goal)}
     fixed = tuple(f"{p.key}={p.example}" for p in parameters if not p.swept)
@@ -105,7 +103,7 @@ def make_plan(
 
 
 def _first_of_each(configs: Sequence[dict[str, Any]]) -> list[int]:
-    """The numbers of the configurations that none before equals: 1e-3 and 0.001 are one value."""
+    """Indices of distinct configurations: 1e-3 and 0.001 are one value."""
     first: dict[str, int] = {}
     for number, config in enumerate(configs):
         first.setdefault(json.dumps(config, sort_keys=True), number)
@@ -113,7 +111,7 @@ def _first_of_each(configs: Sequence[dict[str, Any]]) -> list[int]:
 
 
 def _samples(swept: Sequence[Parameter]) -> list[dict[str, str]]:
-    """Trials that a search could draw: every value of a list, and both ends of a distribution."""
+    """Test trials of a search: every value of a list, and both ends of a distribution."""
     example = {p.key: p.example for p in swept}
     ends = {p.key: tuple(map(repr, p.bounds)) if p.bounds else p.values for p in swept}
     return [example, *(example | {key: value} for key in ends for value in ends[key])]

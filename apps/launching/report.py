@@ -1,4 +1,4 @@
-"""What came of a sweep: the ranking of its trials, why some did not finish, where to look further."""
+"""Report on a sweep: ranking of trials, reasons of unfinished ones, further commands."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from common.utils.tables import Report
 
 
 def ranking(trials: Sequence[Trial], goal: Goal) -> Report:
-    """The trials by their best value, as `query_experiments.py --best` counts it; after them those that
-    have a value on `val_quick` alone, then those that diverged or ended otherwise before the end, and
-    those without a value."""
+    """Rank trials by their best value like `query_experiments.py --best`; then those with a value
+    on `val_quick` only, then diverged and unfinished ones, and those without a value."""
     summaries = summaries_of(goal.metric, [trial.name for trial in trials], quick_too=True)
     judge = preferred_split(summary.split for summary in summaries.values()) if summaries else None
     statuses = {run.name: run.status for run in Catalogue().overview(archived=True)}
@@ -45,7 +44,7 @@ def ranking(trials: Sequence[Trial], goal: Goal) -> Report:
 
 
 def unfinished(trials: Sequence[Trial], given_up: Mapping[int, str]) -> dict[str, str]:
-    """{trial: why it is not finished, and its log}"""
+    """{trial: reason it is not finished, and its log}"""
     reasons = {}
     for trial in trials:
         reason = trial.failed or given_up.get(trial.number)
@@ -55,7 +54,7 @@ def unfinished(trials: Sequence[Trial], given_up: Mapping[int, str]) -> dict[str
 
 
 def look_further(sweep: Sweep, names: Sequence[str], keys: Sequence[str]) -> list[str]:
-    """Commands that show more of the trials `names`, best first, and of what was swept."""
+    """Commands for further analysis of the trials `names` (best first) and the swept keys."""
     tool = "python tools/query_experiments.py"
     values = "".join(f", config->>'$.{key}' AS {re.sub(r'[^A-Za-z0-9]', '_', key)}" for key in keys)
     where = f"list_contains(tags, '{sweep.tag}')"
@@ -68,7 +67,7 @@ def look_further(sweep: Sweep, names: Sequence[str], keys: Sequence[str]) -> lis
 
 
 def _best_of_groups(sweep: Sweep, names: Sequence[str]) -> list[str]:
-    """The first of `names` with each configuration, whatever its seed: two seeds are no comparison."""
+    """The first of `names` for each configuration, ignoring seeds."""
     values = {trial.name: trial.values for trial in sweep.trials()}
     first: dict[tuple[tuple[str, str], ...], str] = {}
     for name in names:
@@ -78,7 +77,7 @@ def _best_of_groups(sweep: Sweep, names: Sequence[str]) -> list[str]:
 
 
 def agreed_auto(sweep: Sweep) -> str:
-    """`precision bf32, compile false (measured on host)`: what was `auto`, in all trials alike; or nothing."""
+    """`precision bf32, compile false (measured on host)`: shared choices for `auto`, or empty."""
     if not sweep.auto_path.exists():
         return ""
     agreed = read_json(sweep.auto_path, ExperimentError)

@@ -1,4 +1,4 @@
-"""What the launcher asks of a place where trials run: this machine, or a cluster."""
+"""Interface of places to run trials: this machine, or a cluster."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from apps.launching.sweep import Trial
 
 
 class Handle(Protocol):
-    """A trial that was started here."""
+    """A started trial."""
 
     @property
     def trial(self) -> Trial: ...
 
     def poll(self) -> Outcome | None:
-        """How it ended, reported once, or None while it runs."""
+        """Return the outcome once, None while it runs."""
 
     def interrupt(self, signal_number: int) -> None:
-        """Let it save and end."""
+        """Ask it to save and exit."""
 
     def kill(self) -> None:
         """Now."""
 
 
 class Runner(Protocol):
-    """Where trials run; `parallel` of them at once, looked after every `poll_seconds`."""
+    """Runs trials, `parallel` at once, polled every `poll_seconds`."""
 
     parallel: int
     poll_seconds: float
 
     def start(self, trial: Trial) -> Handle | None:
-        """None while somebody else runs the trial, and when it is over."""
+        """Start a trial; None if another process runs it or it is finished."""

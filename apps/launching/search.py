@@ -1,4 +1,4 @@
-"""Where the next trial comes from: a grid, or Optuna."""
+"""Propose trials: a grid, or Optuna."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ class Goal:
 
 
 class Search(Protocol):
-    """`total` trials, of which `ask` adds those that are not there yet."""
+    """A source of `total` trials; `ask` adds missing ones."""
 
     total: int
 
     def ask(self) -> Trial | None:
-        """A new trial, in a sweep that others may add to as well; None when all are there."""
+        """Add a new trial, in a sweep that others may extend too; None if all exist."""
 
     def close(self) -> None:
-        """Take note of the last results."""
+        """Report finished trials to the search."""
 
 
 class GridSearch:
-    """Every combination; the trials are there from the start."""
+    """Every combination; all trials exist from the start."""
 
     def __init__(self, sweep: Sweep, trials: Mapping[int, Mapping[str, str]]) -> None:
-        """`trials`: what each is given, by its number."""
+        """`trials`: values of each trial by number."""
         self.total = len(trials)
         for number, values in trials.items():
             sweep.plan_trial(number, values)
@@ -55,11 +55,11 @@ class GridSearch:
 
 
 class OptunaSearch:
-    """TPE over the parameters, towards the goal; the first ten trials are drawn at random.
+    """TPE over the parameters for the goal; the first ten trials are random.
 
-    Every draw is a function of the seed, the number of the trial and the results so far: a search
-    that was stopped and goes on draws what it would have drawn.
-    (Bergstra et al., Algorithms for Hyper-Parameter Optimization, NeurIPS 2011)
+    Every draw is a function of the seed, the trial number and the results so far, so an interrupted
+    search continues with the same draws. (Bergstra et al., Algorithms for Hyper-Parameter
+    Optimization, NeurIPS 2011)
     """
 
     def __init__(
@@ -86,7 +86,8 @@ class OptunaSearch:
             if len(self._sweep.trials()) >= self.total:
                 return None
             number = len(self._study.get_trials(deepcopy=False))
-            # Anew for every trial: one sampler with one seed would repeat its draws after a stop.
+            # A new sampler per trial: a single one with one seed would repeat its draws after a
+            # stop.
             seed = int(np.random.SeedSequence((self._seed, number)).generate_state(1)[0])
             self._study.sampler = TPESampler(seed=seed)
             drawn = self._study.ask(self._distributions)
@@ -113,7 +114,7 @@ class OptunaSearch:
         return study
 
     def _take_note(self) -> None:
-        """Tell Optuna how the trials ended that it takes for running. While the sweep is locked."""
+        """Report to Optuna the results of trials that it considers running; requires the sweep lock."""
         from optuna.trial import TrialState
 
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
@@ -123,16 +124,16 @@ class OptunaSearch:
         stored = []
         for number in [each.number for each in running]:
             trial = ours.get(number)
-            if trial is None:  # a launcher was killed between asking and writing it down
+            if trial is None:  # a launcher was killed between asking and recording
                 self._study.tell(number, state=TrialState.FAIL)
                 continue
             trial.reload()
             if trial.failed:
-                # TPE holds a pruned trial for worse than any other, and forgets a failed one.
+                # TPE ranks a pruned trial worst, and ignores a failed one.
                 self._study.tell(number, state=TrialState.PRUNED)
             elif is_stored(trial.name):
                 stored.append(trial)
-        # Read after it is known who has finished, or the last values could be missing.
+        # Read after the list of finished trials, or the last values could be missing.
         summaries = summaries_of(self._goal.metric, [trial.name for trial in ours.values()])
         for trial in stored:
             summary = summaries.get(trial.name)
@@ -146,7 +147,7 @@ class OptunaSearch:
 
 
 def import_optuna() -> Any:
-    """The package. Raises MissingPackageError where it is not installed."""
+    """Import optuna. Raises MissingPackageError if it is not installed."""
     try:
         import optuna
     except ImportError as error:
@@ -166,9 +167,9 @@ def summaries_of(
 
 
 def missing_metric(metric: str, name: str) -> ConfigError:
-    """What to raise when a finished trial has no value to rank it by."""
+    """The error for a finished trial without a value to rank by."""
     logged = sorted({summary.metric for summary in Catalogue().summaries(name=name)})
-    hint = did_you_mean(metric, logged) if logged else "it has logged nothing"
+    hint = did_you_mean(metric, logged) if logged else "it logged no metrics"
     return ConfigError(f"'{name}' has logged no '{metric}' to rank it by", hint)
 
 
@@ -195,8 +196,8 @@ def _text(value: object) -> str:
 def judging_summaries(
     summaries: Iterable[MetricSummary], *, quick_too: bool = False
 ) -> dict[str, MetricSummary]:
-    """{run: its summary} of one metric, on the split that judges all the runs. `quick_too`: where that
-    is `val`, a run that has no value there yet is in with the one on `val_quick`."""
+    """{run: summary} of one metric on the main split of all runs. `quick_too`: if that is `val`,
+    runs without a value there count with the one on `val_quick`."""
     found = list(summaries)
     if not found:
         return {}

@@ -1,7 +1,7 @@
-"""Trials as SLURM jobs, by submitit, a job each.
+"""Run trials as SLURM jobs with submitit, one job each.
 
-Before its time is over, and when it is preempted, a job lets the training save, and queues itself again
-to go on from there. submitit hands the job over as a pickle, in a folder that only its user writes to.
+Before its time limit, and on preemption, a job lets the training save and requeues itself to
+continue. submitit passes the job as a pickle, in a folder that only its user can write to.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from common.utils.files import write_text_atomic
 from common.utils.logging import get_logger
 from common.utils.paths import get_assets_dir
 
-MOST_REQUEUES = 20  # after so many times `hours` a training that ends nowhere is given up
+MOST_REQUEUES = 20  # limit for a training that never finishes
 _SECONDS_TO_SAVE = 120  # between the signal and the end of a job
-_ASK_EVERY_SECONDS = 10.0  # clusters ask not to be asked more often
+_ASK_EVERY_SECONDS = 10.0  # limit the load on the cluster
 
 
 @dataclass(frozen=True)
 class SlurmOptions:
-    """What a job asks for; None: what the cluster gives by default. `extra` are options of sbatch."""
+    """Resources of a job; None: default of the cluster. `extra` are options of sbatch."""
 
     hours: float
     partition: str | None = None
@@ -54,7 +54,7 @@ class SlurmOptions:
     extra: dict[str, str] = field(default_factory=dict)
 
     def parameters(self, name: str) -> dict[str, Any]:
-        """As submitit calls them."""
+        """The options under submitit's names."""
         asked = {
             "name": name,
             "timeout_min": max(1, round(self.hours * 60)),
@@ -70,7 +70,7 @@ class SlurmOptions:
 
 
 def check_slurm() -> None:
-    """Raises MissingPackageError without submitit, ResearchError where there is no SLURM."""
+    """Raise MissingPackageError without submitit, ResearchError without SLURM."""
     try:
         import submitit  # noqa: F401
     except ImportError as error:
@@ -80,8 +80,8 @@ def check_slurm() -> None:
     missing = [tool for tool in ("sbatch", "srun", "squeue", "scancel") if not shutil.which(tool)]
     if missing:
         raise ResearchError(
-            f"there is no SLURM here: {', '.join(missing)} not found",
-            "call this on a login node, or leave out --slurm to run on this machine",
+            f"SLURM is not available: {', '.join(missing)} not found",
+            "run this on a login node, or leave out --slurm to run on this machine",
         )
 
 
@@ -107,7 +107,7 @@ class SlurmRunner:
             if trial.job_path.exists() and self._queue.holds(trial.job_path.read_text().strip()):
                 return None
             trial.check_name_is_ours()
-            trial.save()  # the job reads what it has to do
+            trial.save()  # read by the job
             job = self._submit(trial)
             write_text_atomic(trial.job_path, job)
         finally:
@@ -134,16 +134,14 @@ class SlurmRunner:
 
 
 class SlurmHandle:
-    """A job of ours."""
+    """A submitted job."""
 
     def __init__(self, trial: Trial, job: str, queue: Queue) -> None:
         self.trial, self._job, self._queue = trial, job, queue
         self._stopping = False
 
     def poll(self) -> Outcome | None:
-        gone = not self._queue.holds(
-            self._job
-        )  # asked first: what it wrote is there when it is gone
+        gone = not self._queue.holds(self._job)  # first: output of an ended job is complete
         if is_stored(self.trial.name) if gone else is_finished(self.trial.name):
             return Outcome(FINISHED)
         self.trial.reload()
@@ -153,10 +151,10 @@ class SlurmHandle:
             return None
         if self._stopping:
             return Outcome(INTERRUPTED)
-        return Outcome(DIED, f"job {self._job} ended before it had finished")
+        return Outcome(DIED, f"job {self._job} ended before the trial finished")
 
     def interrupt(self, signal_number: int) -> None:
-        # Not a plain scancel, which leaves a running job half a minute to save.
+        # Not a plain scancel, which gives a running job only half a minute to save.
         self._stopping = True
         _scancel("--state=PENDING", self._job)
         _scancel("--signal=TERM", self._job)
@@ -166,14 +164,14 @@ class SlurmHandle:
 
 
 class Queue:
-    """The jobs of this user that wait or run, as squeue reports them."""
+    """The pending and running jobs of this user, from squeue."""
 
     def __init__(self) -> None:
         self._jobs: set[str] = set()
         self._asked: float | None = None
 
     def holds(self, job: str) -> bool:
-        """Raises ResearchError when squeue has never answered; later its last answer counts."""
+        """Raises ResearchError if squeue has never answered; later its last answer is used."""
         if self._asked is None or time.monotonic() - self._asked > _ASK_EVERY_SECONDS:
             self._ask()
         return job in self._jobs
@@ -191,8 +189,8 @@ class Queue:
         if complaint and self._asked is None:
             raise ResearchError(f"squeue: {complaint}")
         self._asked = time.monotonic()
-        if complaint:  # a busy controller is no reason to take every job for dead
-            get_logger("launching").warning(f"squeue: {complaint}; asking again later")
+        if complaint:  # a busy controller does not mean that jobs are dead
+            get_logger("launching").warning(f"squeue: {complaint}; retrying later")
         else:
             self._jobs = set(result.stdout.split())
 
@@ -203,7 +201,7 @@ def _scancel(*arguments: str) -> None:
 
 @dataclass
 class TrialJob:
-    """What runs inside of the job."""
+    """The callable that runs inside the job."""
 
     sweep_name: str
     folder: str
@@ -214,7 +212,7 @@ class TrialJob:
     _attempt: Attempt | None = field(default=None, init=False)
 
     def __call__(self) -> None:
-        os.environ["RESEARCH_ASSETS_DIR"] = self.assets_dir  # sbatch need not hand it on
+        os.environ["RESEARCH_ASSETS_DIR"] = self.assets_dir  # sbatch may not pass it on
         trials = Sweep(self.sweep_name, Path(self.folder)).trials()
         trial = next(trial for trial in trials if trial.number == self.number)
         self._attempt = start_attempt(
@@ -222,10 +220,10 @@ class TrialJob:
             self.command,
             trial_environment(1, self.command.nproc),
             directory=Path(self.directory),
-            lock_timeout_seconds=120,  # who submits the job holds the lock at that moment
+            lock_timeout_seconds=120,  # the submitting process still holds the lock
         )
         if self._attempt is None:
-            print(f"{trial.name} runs elsewhere, or is over")
+            print(f"{trial.name} is running elsewhere, or finished")
             return
         signal.signal(signal.SIGTERM, lambda number, frame: self._stop())
         while (outcome := self._attempt.poll()) is None:
@@ -237,7 +235,7 @@ class TrialJob:
             self._attempt.interrupt(signal.SIGTERM)
 
     def checkpoint(self) -> Any:
-        """Called by submitit, in a signal handler, when the job is about to be stopped: what to queue."""
+        """Called by submitit in a signal handler before the job is stopped: return what to requeue."""
         from submitit.helpers import DelayedSubmission
 
         self._stop()

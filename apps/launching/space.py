@@ -1,10 +1,10 @@
-"""What `key.path=value` arguments sweep: lists, ranges and distributions.
+"""Parse swept `key.path=value` arguments: lists, ranges and distributions.
 
 optimizer.lr=1e-3,3e-4                  two values
 seed=range(5)                           0, 1, 2, 3, 4 (as Python's: a, b, step)
-optimizer.betas=choice([0.9,0.95],[0.9,0.99])   values that hold commas themselves
+optimizer.betas=choice([0.9,0.95],[0.9,0.99])   values that contain commas
 optimizer.lr=loguniform(1e-4,1e-2)      a distribution, for --optuna; also uniform(a,b)
-optimizer.betas=[0.9,0.95]              one value: what holds brackets or quotes is kept whole
+optimizer.betas=[0.9,0.95]              one value: brackets and quotes are not split
 data.path=a\\,b.txt,c.txt                two values: a backslash keeps the comma, also inside choice(...)
 """
 
@@ -27,12 +27,12 @@ _OPENING, _CLOSING = "([{", ")]}"
 
 @dataclass(frozen=True)
 class Parameter:
-    """One argument. It has `values`, or `bounds` where it is a distribution."""
+    """One argument, with `values`, or `bounds` for a distribution."""
 
     key: str
-    text: str  # right of the `=`, as it was typed
+    text: str  # right of the `=`, as typed
     values: tuple[str, ...] = ()
-    numbers: range | None = None  # where `values` are whole numbers in order
+    numbers: range | None = None  # if `values` are consecutive integers
     bounds: tuple[float, float] | None = None
     log: bool = False
 
@@ -42,12 +42,12 @@ class Parameter:
 
     @property
     def example(self) -> str:
-        """A value that it may take, the same at every call."""
+        """An example value, the same at every call."""
         return repr(self.bounds[0]) if self.bounds else self.values[0]
 
 
 def parse_space(arguments: Sequence[str]) -> list[Parameter]:
-    """The parameters of a command line. Raises ConfigError for a mistake in any of them."""
+    """Parse the parameters of a command line. Raises ConfigError for invalid ones."""
     parameters: dict[str, Parameter] = {}
     for argument in arguments:
         key, equals, text = argument.partition("=")
@@ -60,9 +60,10 @@ def parse_space(arguments: Sequence[str]) -> list[Parameter]:
 
 
 def grid(parameters: Sequence[Parameter]) -> list[dict[str, str]]:
-    """[{key: value}] of every combination of what is swept, the last parameter changing fastest.
+    """[{key: value}] for every combination, the last parameter changing fastest.
 
-    Raises ConfigError for a distribution, which has no list of values, and for too many.
+    Raises ConfigError for distributions, which have no list of values, and for too many
+    combinations.
     """
     swept = [parameter for parameter in parameters if parameter.swept]
     for parameter in swept:
@@ -106,7 +107,7 @@ def _parse_choice(key: str, text: str, name: str, items: list[str]) -> Parameter
     if not all(values):
         raise ConfigError(f"argument '{key}={text}': a value is empty")
     if len(set(values)) < len(values):
-        raise ConfigError(f"argument '{key}={text}': a value is there twice")
+        raise ConfigError(f"argument '{key}={text}': duplicate value")
     return Parameter(key, text, values)
 
 
@@ -115,7 +116,7 @@ def _parse_range(key: str, text: str, name: str, items: list[str]) -> Parameter:
         raise ValueError("expected range(b), range(a,b) or range(a,b,step)")
     numbers = range(*map(int, items))
     if not 0 < len(numbers) <= MOST_TRIALS:
-        raise ValueError(f"it holds {len(numbers):,} numbers")
+        raise ValueError(f"it has {len(numbers):,} numbers")
     return Parameter(key, text, tuple(map(str, numbers)), numbers)
 
 
@@ -132,7 +133,7 @@ def _parse_distribution(key: str, text: str, name: str, items: list[str]) -> Par
 
 
 def _split(text: str) -> list[str]:
-    """At the commas that stand in no brackets, in no quotes and after no backslash."""
+    """Split at commas outside of brackets and quotes and not after a backslash."""
     items, depth, quote = [""], 0, ""
     for character in text:
         if character == "," and depth == 0 and not quote and items[-1].endswith("\\"):
@@ -149,5 +150,5 @@ def _split(text: str) -> list[str]:
         else:
             items[-1] += character
     if depth or quote:
-        raise ValueError("a bracket or a quote is left open")
+        raise ValueError("unclosed bracket or quote")
     return items

@@ -1,4 +1,4 @@
-"""The folder of a sweep: what is swept, and a record of every trial."""
+"""The folder of a sweep: its definition, and a record of every trial."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from common.utils.files import read_json, write_json_atomic
 from common.utils.manifest import now
 from common.utils.paths import REPOSITORY_ROOT, folder_of, get_assets_dir
 
-_LONGEST_NAME = 110  # what a trial appends has to fit into the name of an experiment
+_LONGEST_NAME = 110  # leaves room for the trial number in an experiment name
 
 
 def get_sweeps_dir() -> Path:
@@ -29,28 +29,28 @@ def get_sweeps_dir() -> Path:
 
 @dataclass(frozen=True)
 class Definition:
-    """What makes two sweeps the same: their trials can be compared with one another."""
+    """The identity of a sweep: trials of equal definitions are comparable."""
 
     script: str
-    parameters: dict[str, str]  # as typed, fixed ones included
-    search: dict[str, Any]  # {"kind": "grid"}, or all that an Optuna search depends on
+    parameters: dict[str, str]  # as typed, including fixed ones
+    search: dict[str, Any]  # {"kind": "grid"}, or the settings of an Optuna search
     nproc: int | None
-    config: dict[str, Any]  # as resolved for the first values, so that an edited file is noticed
+    config: dict[str, Any]  # resolved with the first values, to detect an edited file
 
 
 @dataclass
 class Trial:
-    """One trial: what it was given, and whether it was ever started or given up."""
+    """One trial: its values, and whether it was started or given up."""
 
     sweep: Sweep
     number: int
     values: dict[str, str]
-    started: str | None = None  # when its experiment was begun, ISO 8601
-    failed: str | None = None  # its own error, which another attempt would only repeat
+    started: str | None = None  # start time of its experiment, ISO 8601
+    failed: str | None = None  # its error, which a retry would repeat
 
     @property
     def name(self) -> str:
-        """Of its experiment."""
+        """The name of its experiment."""
         return f"{self.sweep.name}_{self.number:03d}"
 
     @property
@@ -70,26 +70,26 @@ class Trial:
         return self.sweep.folder / "trials" / f"{self.number:03d}.json"
 
     def save(self) -> None:
-        """Only whoever holds the lock of the trial, or has just made it, may write."""
+        """Write the record; requires the lock of the trial, unless it was just created."""
         record = {key: getattr(self, key) for key in ("number", "values", "started", "failed")}
         write_json_atomic(self._record, record)
 
     def reload(self) -> None:
-        """Take up what another process has written, if any has."""
+        """Reload the record if another process has changed it."""
         if not self._record.exists():
             return
         record = read_json(self._record, ExperimentError, f"is {self.sweep.folder} damaged?")
         self.started, self.failed = record["started"], record["failed"]
 
     def check_name_is_ours(self) -> None:
-        """Raises ExperimentError when another experiment has the name of this trial."""
+        """Mark as started. Raises ExperimentError if another experiment has the name of this trial."""
         if not exists(self.name):
             return
-        self.reload()  # another launcher may have begun it in the meantime
+        self.reload()  # another launcher may have started it meanwhile
         if self.started is None:
             raise ExperimentError(
-                f"an experiment named '{self.name}' exists that is not of this sweep",
-                "name the sweep otherwise: --sweep NAME",
+                f"an experiment named '{self.name}' exists outside of this sweep",
+                "choose another name: --sweep NAME",
             )
 
     def describe(self) -> str:
@@ -97,7 +97,7 @@ class Trial:
 
 
 def short(value: str) -> str:
-    """For people: a number of many digits, as a search draws it, with six."""
+    """For display: long numbers, as drawn by a search, with six digits."""
     if len(value) <= 12:
         return value
     try:
@@ -108,7 +108,7 @@ def short(value: str) -> str:
 
 @dataclass
 class Sweep:
-    """Made by `open_sweep`."""
+    """A sweep, created by `open_sweep`."""
 
     name: str
     folder: Path
@@ -116,22 +116,22 @@ class Sweep:
 
     @property
     def tag(self) -> str:
-        """Of all its experiments."""
+        """Tag of all its experiments."""
         return f"sweep:{self.name}"
 
     @property
     def auto_path(self) -> Path:
-        """What precision and compile are in all trials that leave them `auto`: the first one measures."""
+        """File with the shared precision and compile of trials with `auto`: the first trial measures."""
         return self.folder / "auto.json"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """While trials are added: two launchers never add the same one."""
+        """Lock for adding trials, so that two launchers never add the same one."""
         with file_lock(self.folder / ".lock"):
             yield
 
     def trials(self) -> list[Trial]:
-        """Those planned here and added by any launcher, in order. The same object for a trial at every call."""
+        """Trials planned here and added by any launcher, in order; the same objects at every call."""
         for path in (self.folder / "trials").glob("*.json"):
             if path.stem.isdecimal() and int(path.stem) not in self._trials:
                 record = read_json(path, ExperimentError, f"is {self.folder} damaged?")
@@ -139,9 +139,9 @@ class Sweep:
         return [self._trials[number] for number in sorted(self._trials)]
 
     def plan_trial(self, number: int, values: Mapping[str, str]) -> Trial:
-        """One that every launcher plans alike: its record is written when it is started.
+        """Add a trial that every launcher plans equally; its record is written on start.
 
-        Raises ExperimentError where its name is taken.
+        Raises ExperimentError if its name is taken.
         """
         trial = self._trials.setdefault(number, Trial(self, number, dict(values)))
         trial.reload()
@@ -149,25 +149,25 @@ class Sweep:
         return trial
 
     def add_trial(self, number: int, values: Mapping[str, str]) -> Trial:
-        """One that is written down at once, for others to see. To be called while the sweep is locked."""
+        """Add a trial and write its record at once, for other launchers; requires the sweep lock."""
         trial = self.plan_trial(number, values)
         if trial.values != values:
             raise ExperimentError(
-                f"the search draws trial {number} of '{self.name}', which is there already",
-                f"restore {self.folder / 'optuna.journal'}, or begin anew: --sweep NAME",
+                f"the search proposes trial {number} of '{self.name}', which already exists",
+                f"restore {self.folder / 'optuna.journal'}, or start a new sweep: --sweep NAME",
             )
         trial.save()
         return trial
 
 
 def open_sweep(name: str, definition: Definition) -> Sweep:
-    """Begin the sweep `name`, or go on with it.
+    """Start or continue the sweep `name`.
 
-    Raises ConfigError with what differs when the name is that of a sweep of something else.
+    Raises ConfigError with the differences if the name belongs to a different sweep.
     """
     if not store.is_name(name) or len(name) > _LONGEST_NAME:
         raise ConfigError(
-            f"'{name}' cannot name a sweep",
+            f"'{name}' is not a valid sweep name",
             f"use letters, digits, '.', '_' and '-' (at most {_LONGEST_NAME})",
         )
     sweep = Sweep(name, get_sweeps_dir() / name)
@@ -189,14 +189,14 @@ def stored_definition(name: str) -> Mapping[str, Any] | None:
 
 
 def in_stored_order(name: str, parameters: Sequence[Parameter]) -> list[Parameter]:
-    """`parameters` in the order of the earlier sweep, which numbered its trials by it."""
+    """`parameters` in the order of the earlier sweep, which determines trial numbers."""
     stored = stored_definition(name)
     order = list(stored["parameters"]) if stored else []
     return sorted(parameters, key=lambda p: order.index(p.key) if p.key in order else len(order))
 
 
 def derived_name(command: Command, parameters: Sequence[Parameter]) -> str:
-    """`quickstart_lr_seed`: the configuration, and what is swept."""
+    """Default name `quickstart_lr_seed`: configuration and swept keys."""
     stem = (
         Path(command.config).stem if command.config else Path(command.script).resolve().parent.name
     )
@@ -207,27 +207,27 @@ def derived_name(command: Command, parameters: Sequence[Parameter]) -> str:
 
 
 def portable_path(path: str) -> str:
-    """Relative to the repository where it is inside, so that a moved repository is the same one."""
+    """Path relative to the repository if inside, so that the repository can be moved."""
     absolute = Path(path).resolve()
     inside = absolute.is_relative_to(REPOSITORY_ROOT)
     return str(absolute.relative_to(REPOSITORY_ROOT) if inside else absolute)
 
 
 def _check_same(name: str, before: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    # The keys of parameters are dotted already.
+    # The keys of parameters are already dotted.
     typed = diff_flat([before.get("parameters") or {}, wanted["parameters"]])
     rest = [
         {key: facts.get(key) for key in wanted if key != "parameters"} for facts in (before, wanted)
     ]
-    told = {f"parameters.{key}": values for key, values in typed.items()}
-    # A parameter shows in the configuration too: told once.
+    changed = {f"parameters.{key}": values for key, values in typed.items()}
+    # Parameters also appear in the configuration: report them once.
     different = diff_configs(rest).items()
-    told |= {k: values for k, values in different if k.removeprefix("config.") not in typed}
-    if told:
-        changes = [f"{key}: {_shown(old)} -> {_shown(new)}" for key, (old, new) in told.items()]
+    changed |= {k: values for k, values in different if k.removeprefix("config.") not in typed}
+    if changed:
+        changes = [f"{key}: {_shown(old)} -> {_shown(new)}" for key, (old, new) in changed.items()]
         raise ConfigError(
-            f"the sweep '{name}' is of something else ({'; '.join(changes)})",
-            f"name this one otherwise: --sweep {_free_name(name)}",
+            f"the sweep '{name}' has a different definition ({'; '.join(changes)})",
+            f"choose another name: --sweep {_free_name(name)}",
         )
 
 

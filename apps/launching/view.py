@@ -1,4 +1,4 @@
-"""How a sweep stands: a bar on a terminal, a line per event everywhere."""
+"""Progress of a sweep: a bar on a terminal, a line per event everywhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from common.terminal import printable
 
 
 class View:
-    """On stderr, of a sweep of `total` trials."""
+    """Progress on stderr of a sweep of `total` trials."""
 
     def __init__(self, sweep: Sweep, total: int, goal: Goal) -> None:
         self._sweep, self._goal = sweep, goal
@@ -60,7 +60,7 @@ class View:
         self._say(f"{text}: {outcome.reason}" if outcome.reason else text)
 
     def stopping(self, running: int) -> None:
-        self._say(f"stopping: {running} trials save and end")
+        self._say(f"stopping: {running} trials save and exit")
 
     def show(
         self,
@@ -71,7 +71,7 @@ class View:
         failed: int,
         elsewhere: int,
     ) -> None:
-        """Bring the bar up to date. `running` are the numbers of our own trials."""
+        """Update the bar. `running` are the numbers of our own trials."""
         if not self._interactive:
             return
         trials = {trial.number: trial for trial in self._sweep.trials()}

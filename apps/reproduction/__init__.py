@@ -1,1 +1,1 @@
-"""What the reproductions in papers/ share: runs that are done once, the paper's table beside ours, figures."""
+"""Shared code of the reproductions in papers/: cached runs, comparison tables, figures."""

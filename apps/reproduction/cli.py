@@ -1,4 +1,4 @@
-"""The command that every reproduction is: run, print the paper's numbers beside ours, draw."""
+"""Command line of reproductions: run, print the paper's numbers beside ours, plot."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def reproduce(
     """The `main` of a reproduce.py.
 
     Args:
-        variants: what there is to run; `--only` chooses among them.
-        setting: (variant, full) to its configuration and the number of its seeds.
+        variants: names of variants; `--only` selects among them.
+        setting: maps (variant, full) to its configuration and number of seeds.
         train: see `run_once`.
-        report: (runs of each variant, what they found, full) to the tables and the figure.
-        reduced: the variants that are run without --full when none are named; None: all.
+        report: maps (runs of each variant, results, full) to the tables and the figure.
+        reduced: default variants without --full; None: all.
     """
     arguments = parse_arguments(description, paper, variants, reduced)
     with exit_on_error(), _same_command_goes_on():
@@ -74,9 +74,9 @@ def parse_arguments(
     )
     add = parser.add_argument
     add("--full", action="store_true", help="the paper's own setting instead of the reduced one")
-    add("--seeds", type=positive_int, help="how many of each (default: as stated above)")
+    add("--seeds", type=positive_int, help="number of seeds of each (default: as stated above)")
     add("--only", nargs="+", choices=variants, metavar="VARIANT", help=f"of {', '.join(variants)}")
-    add("--jobs", type=positive_int, default=os.cpu_count() or 1, help="runs at a time")
+    add("--jobs", type=positive_int, default=os.cpu_count() or 1, help="number of parallel runs")
     add("--format", choices=FORMATS, default="table")
     figure = get_assets_dir() / "outputs" / "figures" / f"{paper}.png"
     add("--figure", type=Path, default=figure, metavar="FILE", help=f"default: {figure}")
@@ -88,7 +88,7 @@ def parse_arguments(
 
 @contextmanager
 def _same_command_goes_on() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end everything; what is said is of this command, not of train.py."""
+    """End everything on Ctrl-C and SIGTERM, with a message about this command, not train.py."""
     from apps.reproduction.signals import sigterm_interrupts
 
     try:
@@ -96,12 +96,12 @@ def _same_command_goes_on() -> Iterator[None]:
             yield
     except KeyboardInterrupt as interrupt:
         number = interrupt.exit_code - 128 if isinstance(interrupt, Interrupted) else signal.SIGINT
-        message = "interrupted; what is done is kept, and the same command goes on"
+        message = "interrupted; finished runs are kept, and the same command continues"
         raise Interrupted(message, number) from None
 
 
 class Progress:
-    """A line on stderr for every run that ends."""
+    """Prints a line on stderr for every finished run."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done = total, 0

@@ -1,4 +1,4 @@
-"""Two runs of one experiment, bit for bit: the first logged number that differs, and the weights."""
+"""Compare two runs of one experiment bit for bit: logged numbers and weights."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from common.utils.system_metrics import SYSTEM_METRICS
 if TYPE_CHECKING:
     import torch
 
-Row = Mapping[str, Any]  # as the log holds it: step, epoch, split, time, metrics
+Row = Mapping[str, Any]  # row of the log: step, epoch, split, time, metrics
 _TIMING = r"(^|_)(seconds?|time|throughput|mfu|memory_[gm]i?b)(_|$)"
 
 
 def is_timing(metric: str) -> bool:
-    """Whether a metric says how fast or how large, and so differs whenever it is measured."""
+    """Whether a metric measures speed or memory, which differ between runs."""
     return metric in SYSTEM_METRICS or re.search(_TIMING, metric.lower()) is not None
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One logged number; None where it was not logged."""
+    """One logged number in both runs; None if not logged."""
 
     step: int
     split: str
@@ -36,7 +36,7 @@ class Difference:
 
     @property
     def relative(self) -> float | None:
-        """|now - then| / |then|; None where one of them is no finite number."""
+        """|now - then| / |then|; None if one of them is not finite."""
         if self.then is None or self.now is None or not math.isfinite(self.now - self.then):
             return None
         return abs(self.now - self.then) / abs(self.then) if self.then else math.inf
@@ -44,7 +44,7 @@ class Difference:
 
 @dataclass
 class RowComparison:
-    """The rows of a run beside those of its rerun, which `add` takes as they are logged."""
+    """Compares the rows of a run with those of its rerun, added with `add` as they are logged."""
 
     expected: Sequence[Row]
     first: Difference | None = None
@@ -55,7 +55,7 @@ class RowComparison:
 
     @property
     def is_full(self) -> bool:
-        """Whether the rerun has as many rows as there are to compare."""
+        """Whether the rerun has all rows to compare."""
         return self.rows >= len(self.expected)
 
     def add(self, rows: Iterable[Row]) -> None:
@@ -70,7 +70,7 @@ class RowComparison:
             self._compare(row, {}, self._values(row))
 
     def end(self) -> None:
-        """No row follows: those that the rerun lacks are different."""
+        """Mark the end of the rerun: missing rows count as different."""
         for expected in self.expected[self.rows :]:
             self._compare(expected, self._values(expected), {})
 
@@ -94,13 +94,13 @@ def _place(row: Row) -> tuple[int, str]:
 
 
 def _bits(value: float | None) -> str | None:
-    """Equal for equal bits: 0.0 is not -0.0, and NaN is NaN."""
+    """Bits for comparison: 0.0 is not -0.0, and NaN equals NaN."""
     return None if value is None else float(value).hex()
 
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """One tensor of a checkpoint; `largest` is in absolute terms, None where shapes differ."""
+    """One tensor of a checkpoint; `largest` is the maximum absolute difference, None if shapes differ."""
 
     name: str
     largest: float | None
@@ -117,7 +117,7 @@ class WeightComparison:
 def compare_weights(then: Path, now: Path, step: int) -> WeightComparison:
     """Compare `model.safetensors` of two checkpoint folders tensor by tensor, on the CPU.
 
-    Raises CheckpointError when one of the files cannot be read.
+    Raises CheckpointError if a file is unreadable.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -131,9 +131,7 @@ def compare_weights(then: Path, now: Path, step: int) -> WeightComparison:
                 found = _compare_tensors(name, before.get_tensor(name), after.get_tensor(name))
                 different += [found] if found else []
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"the weights of {then} and {now} cannot be compared: {error}"
-        ) from error
+        raise CheckpointError(f"cannot compare the weights of {then} and {now}: {error}") from error
     different.sort(key=lambda d: math.inf if d.largest is None else d.largest, reverse=True)
     return WeightComparison(step, len(mine | its), different)
 

@@ -1,4 +1,4 @@
-"""What the figures of reproductions are made of."""
+"""Elements of figures in reproductions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from common.visualization.training_curves import read_curves
 def draw_seeds(
     axes: Axes, groups: Mapping[str, Sequence[str]], metric: str, split: str, **style: object
 ) -> None:
-    """`metric` over the steps: a colour for each group of experiments, a thin line for each seed."""
+    """Plot `metric` over steps: a colour per group of experiments, a thin line per seed."""
     for number, (label, names) in enumerate(groups.items()):
         rows = read_curves(names, metric)
         rows = rows[rows["split"] == split]
@@ -38,7 +38,7 @@ def draw_seeds(
 
 
 def draw_table(axes: Axes, table: PaperTable, unit: str) -> None:
-    """A line per row: the paper's number, the accepted range in grey, our seeds and their 95% interval."""
+    """Plot a line per row: the paper's number, the accepted range in grey, our seeds and their 95% interval."""
     for place, measured in enumerate(table.rows):
         row, found = measured.row, measured.found
         if row.accepted is not None:
@@ -72,11 +72,11 @@ def tidy(axes: Axes) -> None:
 
 
 def check_figure(path: Path) -> None:
-    """Raise UsageError where `save_figure` could not write: known before hours of work, not after."""
+    """Raise UsageError if `save_figure` would fail, before hours of work."""
     formats = FigureCanvasBase.get_supported_filetypes()
     if path.suffix.lstrip(".") not in formats:
         raise UsageError(
-            f"'{path}' has no ending that a figure can have",
+            f"'{path}' has no supported ending",
             f"one of .{', .'.join(sorted(formats))}",
         )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""An experiment once more, from what its manifest records: is the result the same, bit for bit?
+"""Rerun an experiment from its manifest, and compare the results bit for bit.
 
-The code is that of the recorded commit with the recorded uncommitted changes, in a git worktree; the
-configuration, what `auto` was and the number of threads are the recorded ones; the data are looked for
-where they always are. What is not recorded is as it is now: packages, device.
+Recorded are the commit with uncommitted changes (checked out in a git worktree), the configuration,
+the resolved `auto` and the number of threads. The data are read from their usual place. Packages
+and device are the current ones.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ log = get_logger("reproduce")
 
 @dataclass(frozen=True)
 class Reproduction:
-    """An experiment and its rerun; both manifests, and what was compared."""
+    """An experiment and its rerun: both manifests, and the comparison."""
 
     experiment: dict[str, Any]
     rerun: dict[str, Any]
     environment: Environment
     metrics: RowComparison
-    weights: WeightComparison | None  # None: no step has a checkpoint of both
-    damage: str  # of the experiment's checkpoint, where it explains the difference
+    weights: WeightComparison | None  # None: no common checkpoint
+    damage: str  # damage of the experiment's checkpoint, if it explains the difference
 
     @property
     def identical(self) -> bool:
@@ -53,11 +53,11 @@ def reproduce(
 ) -> Reproduction:
     """Run `experiment` again as `name` (default: <experiment>_reproduced) and compare the two.
 
-    With `steps`, or where the experiment did not get to its end, the rerun has the same schedule and
-    is stopped once it has logged all that is compared. It is archived, so that no ranking and no
-    group of seeds counts it. `keep`: the worktree is left for you to look at.
-    Raises ExperimentError when it cannot be run again or the rerun fails, DataError when the data
-    have changed, and KeyboardInterrupt on Ctrl-C and SIGTERM, when everything is tidied up.
+    With `steps`, or for an unfinished experiment, the rerun has the same schedule and is stopped
+    once everything to compare is logged. It is archived, so that rankings and groups of seeds
+    exclude it. `keep`: keep the worktree for inspection.
+    Raises ExperimentError if it cannot be rerun or the rerun fails, DataError if the data have
+    changed, and KeyboardInterrupt on Ctrl-C and SIGTERM, after cleaning up.
     """
     manifest, rows = _read(experiment)
     _check_source(manifest)
@@ -65,7 +65,7 @@ def reproduce(
     limit = _last_step(manifest, rows, steps)
     comparison = RowComparison(_up_to(limit, rows))
     if not comparison.expected:
-        first = f"its first row is of step {rows[0]['step']}" if rows else "it ended before"
+        first = f"its first row is at step {rows[0]['step']}" if rows else "it ended before"
         raise ExperimentError(f"'{experiment}' has logged nothing up to step {limit}", first)
     environment = compare_environments(
         manifest, create_manifest("", project="", config={}, seed=None, tags=[])
@@ -77,10 +77,10 @@ def reproduce(
         if not script.is_file():
             raise ExperimentError(
                 f"there is no projects/{project}/train.py at commit {commit[:12]}",
-                "only what a project's train.py has trained, and git knew, can be run again",
+                "only trainings by a committed train.py of a project can be rerun",
             )
         if keep:
-            log.info(f"its code stays in {tree}; remove it: git worktree remove --force {tree}")
+            log.info(f"its code is kept in {tree}; remove it: git worktree remove --force {tree}")
         overrides = [f"{key}={str(choice).lower()}" for key, choice in _chosen(manifest).items()]
         with TemporaryDirectory() as folder:
             config = Path(folder) / "config.yaml"
@@ -91,17 +91,17 @@ def reproduce(
 
 
 def _chosen(manifest: dict[str, Any]) -> dict[str, object]:
-    """What `auto` was when it was measured: it might be something else today."""
+    """The recorded choices for `auto`, which could differ today."""
     facts = {
         "training.precision": "precision",
         "training.compile": "compiled",
-        "training.num_threads": "threads",  # which decide the order of sums
+        "training.num_threads": "threads",  # determine the order of sums
     }
     return {key: manifest[fact] for key, fact in facts.items() if manifest.get(fact) is not None}
 
 
 def changed_resumes(manifest: dict[str, Any]) -> list[str]:
-    """One line for each resume that changed the configuration or the data: no rerun has these."""
+    """One line for each resume that changed the configuration or the data, which a rerun cannot repeat."""
     return [
         f"resumed at step {start['step']} with {key}: {before} -> {now}"
         for start in manifest.get("starts", [])
@@ -110,24 +110,24 @@ def changed_resumes(manifest: dict[str, Any]) -> list[str]:
 
 
 def _check_source(manifest: dict[str, Any]) -> None:
-    """Raises ExperimentError when too little is known to run it again."""
+    """Raise ExperimentError if too little is recorded for a rerun."""
     name, commit = str(manifest["name"]), manifest.get("git_commit")
     if manifest["status"] == "running":
         raise ExperimentError(f"'{name}' is running", "wait until it has ended")
     if not manifest["project"] or commit is None:
         raise ExperimentError(
-            f"it is not recorded which code '{name}' was run with",
+            f"the code of '{name}' is not recorded",
             "train with a project's train.py, in a git repository",
         )
     if not manifest["config"]:
         raise ExperimentError(
-            f"it is not recorded which configuration '{name}' was run with",
-            "train with a project's train.py, or hand `config` to start_experiment",
+            f"the configuration of '{name}' is not recorded",
+            "train with a project's train.py, or pass `config` to start_experiment",
         )
     if manifest.get("git_dirty") and manifest.get("git_diff") is None:
         raise ExperimentError(
             f"'{name}' was run with uncommitted changes of more than 1 MB, which were not recorded",
-            f"commit before you train; the commit below those changes is {commit}",
+            f"commit before training; the base commit of those changes is {commit}",
         )
 
 
@@ -138,23 +138,23 @@ def _free_name(experiment: str, name: str | None) -> str:
     if name is None:
         return next_name(wanted)
     raise ExperimentError(
-        f"an experiment named '{name}' exists already",
+        f"an experiment named '{name}' already exists",
         f"choose another name, for example '{next_name(name)}'",
     )
 
 
 def _read(name: str) -> tuple[dict[str, Any], list[Row]]:
-    """(manifest, rows) as they are stored."""
+    """Read the stored (manifest, rows)."""
     from common.experiments.members import read_members
     from common.experiments.parquet import table_to_rows
 
-    manifest = Catalogue().manifest(name)  # whose status is that of now, but without the diff
+    manifest = Catalogue().manifest(name)  # current status, but without the diff
     ((stored, table),) = read_members([name])
     return manifest | {"git_diff": stored.get("git_diff")}, [*table_to_rows(table)]
 
 
 def _last_step(manifest: dict[str, Any], rows: list[Row], steps: int | None) -> int | None:
-    """The last step to compare; None: the rerun is to end by itself."""
+    """The last step to compare; None: until the rerun ends."""
     last = max((row["step"] for row in rows), default=0)
     if manifest["status"] == "finished" and (steps is None or steps >= last):
         return None
@@ -168,7 +168,7 @@ def _up_to(limit: int | None, rows: list[Row]) -> list[Row]:
 def _follow(
     rerun: Rerun, manifest: dict[str, Any], comparison: RowComparison, limit: int | None
 ) -> None:
-    """Compare while it trains, and stop it when it is at `limit`. Returns once it has ended."""
+    """Compare while it trains, stop it at `limit`, and wait for its end."""
     has_started = is_data_known = False
     step, last = 0, max(row["step"] for row in comparison.expected)
     with progress(last) as show:
@@ -182,8 +182,8 @@ def _follow(
                 rerun.stop()
     if exists(rerun.name):
         rows = _read(rerun.name)[1]
-        comparison.add(_up_to(limit, rows)[comparison.rows :])  # logged since the last look
-    if limit is None or not comparison.is_full:  # what failed then fails again after its last row
+        comparison.add(_up_to(limit, rows)[comparison.rows :])  # logged since the last check
+    if limit is None or not comparison.is_full:  # an original failure recurs after its last row
         rerun.check()
 
 
@@ -209,13 +209,13 @@ def _check_config(then: dict[str, Any], now: dict[str, Any]) -> None:
     if different:
         changes = "; ".join(f"{key}: {before} -> {after}" for key, (before, after) in different)
         raise ExperimentError(
-            f"the code of then reads the configuration of '{then['name']}' otherwise ({changes})",
-            "is the code that is not in git another one now?",
+            f"the recorded code resolves the configuration of '{then['name']}' differently ({changes})",
+            "did code outside of git change?",
         )
 
 
 def _check_data(manifest: dict[str, Any], name: str) -> bool:
-    """False when it cannot be said yet. Raises DataError when the two were trained on other data."""
+    """Check that the data are equal; False if unknown yet. Raises DataError if they differ."""
     then, now = _fingerprint(manifest["name"]), _fingerprint(name)
     if then is None or now is None:
         return False
@@ -225,13 +225,13 @@ def _check_data(manifest: dict[str, Any], name: str) -> bool:
         changes = [f"{k}: {then.get(k)} -> {now.get(k)}" for k in {**then, **now}]
         raise DataError(
             f"{source} has changed since '{manifest['name']}' was trained ({'; '.join(changes)})",
-            "bring it back as it was then; the tokens are made from it again by themselves",
+            "restore it; the tokens are then prepared again automatically",
         )
     return True
 
 
 def _fingerprint(name: str) -> dict[str, Any] | None:
-    """What identifies the data of a run, from its newest checkpoint; None without any."""
+    """Fingerprint of the data of a run, from its newest checkpoint; None without one."""
     if (newest := max(_checkpoints(name), default=None)) is None:
         return None
     from common.models.checkpoint import read_state
@@ -257,7 +257,7 @@ def _conclude(
     environment: Environment,
     limit: int | None,
 ) -> Reproduction:
-    """What can be said once the rerun has ended."""
+    """Evaluate the comparison after the rerun."""
     rerun = Catalogue().manifest(name)
     _check_config(manifest, rerun)
     _check_data(manifest, name)
@@ -271,7 +271,7 @@ def _conclude(
 def _compare_checkpoints(
     then: str, now: str, limit: int | None
 ) -> tuple[WeightComparison | None, str]:
-    """(the weights of the last step that has a checkpoint of both, what is wrong with the older one)"""
+    """Return (comparison of weights at the last common checkpoint, damage of the older one)."""
     from common.models.checkpoint import verify
 
     common = {*_checkpoints(then)} & {*_checkpoints(now)}
@@ -288,7 +288,7 @@ def _compare_checkpoints(
 
 
 def compare_environments(then: dict[str, Any], now: dict[str, Any]) -> Environment:
-    """What differs between two manifests: machine, Python, packages."""
+    """Differences between two manifests: machine, Python, packages."""
     facts: list[dict[str, object]] = []
     for manifest in (then, now):
         machine = {key: manifest.get(key) for key in ("host", "platform", "python")}
@@ -300,21 +300,23 @@ def compare_environments(then: dict[str, Any], now: dict[str, Any]) -> Environme
     }
     fingerprints = (then.get("environment"), now.get("environment"))
     if not different.keys() - {"host"} and fingerprints[0] != fingerprints[1]:
-        different["other packages"] = fingerprints  # the manifest has the versions of a few only
+        different["other packages"] = fingerprints  # only a few versions are recorded
     return different
 
 
 def _announce(manifest: dict[str, Any], name: str, environment: Environment) -> None:
-    changes = " with the uncommitted changes of then" if manifest["git_diff"] else ""
-    log.info(f"{manifest['name']} again as {name}: commit {manifest['git_commit'][:12]}{changes}")
+    changes = " with its uncommitted changes" if manifest["git_diff"] else ""
+    log.info(
+        f"rerunning {manifest['name']} as {name}: commit {manifest['git_commit'][:12]}{changes}"
+    )
     if manifest["git_dirty"]:
-        log.warning("files that git did not know then are not recorded, and missing now")
+        log.warning("untracked files were not recorded and are missing now")
     if manifest.get("git_secrets"):
         log.warning("lines of the uncommitted changes that looked like secrets were not recorded")
     for line in changed_resumes(manifest):
-        log.warning(f"{manifest['name']} was {line}: what followed cannot be the same")
+        log.warning(f"{manifest['name']} was {line}: later results cannot be the same")
     for key, (before, after) in environment.items():
-        log.info(f"another environment: {key} was {before}, is {after}")
+        log.info(f"different environment: {key} was {before}, is {after}")
 
 
 def _annotate(name: str, experiment: str, verdict: str = "") -> None:

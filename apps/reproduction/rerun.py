@@ -1,4 +1,4 @@
-"""The process that trains an experiment again, watched while it does."""
+"""The process of a rerun, monitored while it trains."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from common.experiments.log import LogContent
 from common.utils.paths import get_assets_dir
 
 _POLL_SECONDS = 0.1
-_GRACE_SECONDS = 60.0  # to save a checkpoint, once it was told to stop
+_GRACE_SECONDS = 60.0  # to save a checkpoint after the stop signal
 _LINE_EVERY_SECONDS = 10.0
 _OUTPUT_LINES = 8
 
 
 class Rerun:
-    """`script --config config --name name overrides` in a session of its own; the end of the block ends it.
+    """`script --config config --name name overrides` in a new session; ends with the block.
 
-    `manifest` and `rows` are what it has logged since the last `poll`.
+    `manifest` and `rows` are those logged since the last `poll`.
     """
 
     def __init__(
@@ -48,16 +48,16 @@ class Rerun:
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches us alone, and we say what becomes of it
+            start_new_session=True,  # Ctrl-C reaches only us
         )
 
     def poll(self) -> bool:
-        """Wait a moment and read what was logged meanwhile; False once the process has ended."""
+        """Wait briefly and read new log records; False once the process has ended."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_POLL_SECONDS)
             return False
         self.rows = []
-        with suppress(FileNotFoundError):  # it begins when the data are prepared, and ends finished
+        with suppress(FileNotFoundError):  # created after data preparation, removed when finished
             content = LogContent(store.log_path(self.name), self._position)
             self.manifest |= content.manifest
             self.rows = [*content.rows]
@@ -65,13 +65,13 @@ class Rerun:
         return True
 
     def stop(self) -> None:
-        """Ask it to end after the step that it is at; it saves a checkpoint first."""
+        """Ask it to stop after the current step and save a checkpoint."""
         if not self.was_stopped:
             self.was_stopped = True
             self._process.send_signal(signal.SIGTERM)
 
     def check(self) -> None:
-        """Raise ExperimentError with its last words when it has failed."""
+        """Raise ExperimentError with its last output if it failed."""
         code = self._process.returncode
         if code != 0 and not self.was_stopped:
             self._output.seek(0)
@@ -102,7 +102,7 @@ class Rerun:
 
 
 def _environment(repository: Path) -> dict[str, str]:
-    """Ours, but with the code of `repository`, and without telling others of the rerun."""
+    """Our environment, with the code of `repository` and without external loggers."""
     paths = [str(repository), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     return {
         "WANDB_MODE": "disabled",
@@ -114,7 +114,7 @@ def _environment(repository: Path) -> dict[str, str]:
 
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[int, str], None]]:
-    """`show(step, text)`: a bar on a terminal, a line now and then elsewhere; on stderr."""
+    """`show(step, text)` on stderr: a bar on a terminal, periodic lines elsewhere."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

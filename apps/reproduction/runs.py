@@ -1,4 +1,4 @@
-"""Runs that are done once: what the store has under a name and its configuration is not computed again."""
+"""Cached runs: results in the store with the same name and configuration are not recomputed."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from common.experiments.names import is_finished
 from common.experiments.run import Run, start_experiment
 from common.experiments.store import log_path
 
-RESULT = "result"  # the split whose last row is what a run has found
+RESULT = "result"  # the split whose last row is the result of a run
 Results = dict[str, float]
 
 
 @dataclass(frozen=True)
 class PaperRun:
-    """One run: everything that decides it. `config` is JSON; runs that differ in `seed` alone are a group."""
+    """Definition of a run. `config` is JSON; runs that differ only in `seed` are a group."""
 
     paper: str
     variant: str
@@ -36,7 +36,7 @@ class PaperRun:
 
     @property
     def name(self) -> str:
-        """Of the experiment. Another configuration has another name, so nothing stale is reused."""
+        """Name of the experiment; it depends on the configuration, so nothing stale is reused."""
         text = json.dumps(self.config, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         return f"{self.paper}-{self.variant}-{digest}-seed{self.seed}"
@@ -47,12 +47,11 @@ Planned = Mapping[str, Sequence[PaperRun]]  # the runs of each variant
 
 
 def run_once(planned: PaperRun, train: Train) -> Results:
-    """What `planned` has found, from the store if it is finished there.
+    """Return the result of `planned`, from the store if it is finished.
 
-    `train` logs to the run it is given, at the end a row of split "result". An unfinished run of the
-    name is continued: `run.rows` is then not 0, and `train` calls `run.resume_from` (or
-    `Trainer.resume`) with the rows that are still true. Raises ExperimentError when another process
-    is running it.
+    `train` logs to the given run, finally a row of split "result". An unfinished run is continued:
+    `run.rows` is then not 0, and `train` calls `run.resume_from` (or `Trainer.resume`) with the
+    number of valid rows. Raises ExperimentError if another process is running it.
     """
     if not is_finished(planned.name):
         with start_experiment(
@@ -62,14 +61,14 @@ def run_once(planned: PaperRun, train: Train) -> Results:
             seed=planned.seed,
             tags=["reproduction"],
             resume=log_path(planned.name).exists(),
-            system_metrics_seconds=None,  # they are no results
+            system_metrics_seconds=None,  # not results
         ) as run:
             train(planned, run)
     return results_of(planned.name)
 
 
 def results_of(name: str) -> Results:
-    """{metric: value} of the last row of split "result". Raises ExperimentError where there is none."""
+    """{metric: value} of the last row of split "result". Raises ExperimentError if there is none."""
     summaries = Catalogue().summaries(name=name)
     found = {s.metric: s.last for s in summaries if s.split == RESULT and s.last is not None}
     if not found:
@@ -86,11 +85,11 @@ def run_all(
     jobs: int,
     report: Callable[[PaperRun, Results], None] = lambda planned, results: None,
 ) -> dict[str, Results]:
-    """`run_once` of every planned, `jobs` at a time; {name of the experiment: results} in their order.
+    """Call `run_once` for all planned runs, `jobs` at a time; return {experiment: results} in order.
 
-    Each has one thread, whatever `jobs`: small models gain little from the second, and the number of
-    threads decides the last bits. With more than one job each has a process of its own, which ends with this one;
-    `train` has to be a function of a module then. `report` hears of every end.
+    Each run has one thread for any `jobs`: small models gain little from a second one, and the
+    number of threads affects the last bits. With several jobs, each has its own process, which ends
+    with this one; `train` must then be a module-level function. `report` is called after every run.
     """
     results: dict[str, Results] = {}
     stored = [planned for planned in runs if is_finished(planned.name)]
@@ -108,7 +107,7 @@ def run_all(
 def _ends(
     runs: Sequence[PaperRun], train: Train, jobs: int
 ) -> Iterator[Iterator[tuple[PaperRun, Results]]]:
-    """Runs with their results, in the order in which they end."""
+    """Yield runs with their results in order of completion."""
     jobs = min(jobs, len(runs))
     if jobs < 2:
         with _one_thread():
@@ -120,7 +119,7 @@ def _ends(
         yield ((futures[future], future.result()) for future in as_completed(futures))
     except BaseException:
         for worker in active_children():
-            worker.terminate()  # the Trainer saves before it obeys
+            worker.terminate()  # the Trainer saves first
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -146,7 +145,7 @@ def _begin_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    """As if stopped by hand: a parent that was killed cannot tell its workers."""
+    """Stop this worker when its parent was killed."""
     _parent().join()
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -157,7 +156,7 @@ def _parent() -> BaseProcess:
     return parent
 
 
-_interrupted = threading.Event()  # in a worker: the pool has handed it the next run already
+_interrupted = threading.Event()  # in a worker that already has the next run
 
 
 def _run_in_worker(planned: PaperRun, train: Train) -> Results:
@@ -165,8 +164,8 @@ def _run_in_worker(planned: PaperRun, train: Train) -> Results:
         raise KeyboardInterrupt
     try:
         return run_once(planned, train)
-    except KeyboardInterrupt as interrupt:  # one that can be sent to another process
+    except KeyboardInterrupt as interrupt:  # a picklable one
         _interrupted.set()
         if not _parent().is_alive():
-            os._exit(130)  # nobody will ever tell this worker to end
+            os._exit(130)  # nothing else would end this worker
         raise KeyboardInterrupt(str(interrupt)) from None

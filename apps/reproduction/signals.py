@@ -1,4 +1,4 @@
-"""SIGTERM as an exception, so that what is to be tidied up is."""
+"""Raise SIGTERM as an exception, so that cleanup runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from common.errors import Interrupted
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM becomes an Interrupted, so that what is to be tidied up is."""
+    """Raise Interrupted on SIGTERM, so that cleanup runs."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""The paper's numbers beside ours, and whether they are the same by a tolerance stated beforehand."""
+"""Tables of the paper's numbers beside ours, with a verdict by a tolerance stated beforehand."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class PaperRow:
     """One number of the paper.
 
     Args:
-        name: what was measured.
-        published: as the paper prints it; "" for a control that it does not have.
+        name: the measured quantity.
+        published: as printed in the paper; "" for an additional control.
         value: `published` as a number, for figures.
-        accepted: reproduced when the mean over our seeds lies between these two; None for a control.
+        accepted: range of the mean over our seeds that counts as reproduced; None for a control.
     """
 
     name: str
@@ -42,7 +42,7 @@ class PaperRow:
 
 @dataclass
 class Measured:
-    """What our seeds gave for a row. None: it did not happen until `limit`, where that run was ended."""
+    """Results of our seeds for a row. None: not reached by `limit`, where that run ended."""
 
     row: PaperRow
     values: Sequence[float | None]
@@ -55,12 +55,12 @@ class Measured:
 
 @dataclass
 class PaperTable:
-    """Rows in the order in which they are added.
+    """A comparison table, with rows in the order of addition.
 
     Args:
-        min_seeds: with fewer a row has no verdict.
-        digits: after the decimal point.
-        reduced: says what is smaller than in the paper; then nothing is called reproduced.
+        min_seeds: minimum seeds for a verdict.
+        digits: decimal places.
+        reduced: what is smaller than in the paper; then there are no verdicts.
     """
 
     title: str
@@ -75,7 +75,7 @@ class PaperTable:
         self.rows.append(Measured(row, values, limit))
 
     def verdict(self, measured: Measured) -> str:
-        """reproduced, not reproduced, or why it is neither."""
+        """The verdict: reproduced, not reproduced, or the reason for neither."""
         accepted = measured.row.accepted
         if accepted is None:
             return "control"
@@ -83,7 +83,7 @@ class PaperTable:
             return f"needs {self.min_seeds} seeds"
         missing = len(measured.values) - len(measured.found)
         mean = (sum(measured.found) + missing * (measured.limit or 0.0)) / len(measured.values)
-        if missing and mean <= accepted[1]:  # at least that: ended too early to tell
+        if missing and mean <= accepted[1]:  # at least that: ended too early for a verdict
             return "open"
         if not accepted[0] <= mean <= accepted[1]:
             return "not reproduced"
@@ -95,7 +95,7 @@ class PaperTable:
 
     @property
     def lines(self) -> list[list[str]]:
-        """What is printed under COLUMNS."""
+        """The cells under COLUMNS."""
         return [self._line(measured) for measured in self.rows]
 
     def _line(self, measured: Measured) -> list[str]:
@@ -124,7 +124,7 @@ class PaperTable:
 
 
 def format_tables(tables: Sequence[PaperTable], style: str = "table") -> str:
-    """As text in one of the formats of `common.utils.tables`; for programs as one table with a column more."""
+    """Format in one of the formats of `common.utils.tables`; CSV and JSON get one table with an extra column."""
     if style in ("csv", "json"):
         lines = [[table.heading, *line] for table in tables for line in table.lines]
         return format_rows(("table", *COLUMNS), lines, style)

@@ -1,4 +1,4 @@
-"""The repository as it was at an earlier commit, in a temporary folder of its own."""
+"""Check out an earlier commit in a temporary folder."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from common.utils.paths import REPOSITORY_ROOT
 
 @contextmanager
 def worktree(commit: str, patch: str = "", *, keep: bool = False) -> Iterator[Path]:
-    """A folder with the files of `commit` and the changes of `patch` (as `git diff` writes it).
+    """Create a folder with the files of `commit` and the changes of `patch` (output of `git diff`).
 
-    It is a `git worktree`: the checkout, its branch and its uncommitted changes stay as they are.
-    Afterwards it is removed, however the block ends, unless `keep`.
-    Raises ExperimentError without git, for a commit that is not here, and a patch that does not fit.
+    It is a `git worktree`: the checkout, its branch and its uncommitted changes are unaffected. It
+    is removed at the end of the block, unless `keep`.
+    Raises ExperimentError without git, for a missing commit, and a patch that does not apply.
     """
     _check_commit(commit)
     holder = Path(tempfile.mkdtemp(prefix="worktree-")).resolve()
@@ -30,7 +30,7 @@ def worktree(commit: str, patch: str = "", *, keep: bool = False) -> Iterator[Pa
         _git("worktree", "add", "--detach", "--quiet", str(folder), commit)
         try:
             if patch:
-                # With --index, so that files which were new then are tracked here too.
+                # With --index, so that files that were new then are tracked.
                 _git("apply", "--index", "--whitespace=nowarn", "-", cwd=folder, text=patch)
             yield folder
         finally:
@@ -47,8 +47,8 @@ def _check_commit(commit: str) -> None:
         _git("rev-parse", "--git-dir")
     except ExperimentError as error:
         raise ExperimentError(
-            f"{REPOSITORY_ROOT} is no git repository: {error.message}",
-            "work in a clone of the repository that the experiment was run in",
+            f"{REPOSITORY_ROOT} is not a git repository: {error.message}",
+            "use a clone of the repository that the experiment was run in",
         ) from error
     try:
         _git("cat-file", "-e", f"{commit}^{{commit}}")
@@ -73,7 +73,7 @@ def _git(*arguments: str, cwd: Path | None = None, text: str | None = None) -> N
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Neither a second Ctrl-C nor SIGTERM ends the block; the git that it starts ignores them too."""
+    """Ignore a second Ctrl-C and SIGTERM in the block, also in git subprocesses."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -56,7 +56,7 @@ def test_what_is_held_out_is_not_learned_from(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="a tiktoken tokenizer is not trained"):
+    with pytest.raises(DataError, match="a tiktoken tokenizer cannot be trained"):
         train_tokenizer(DataConfig(dataset="stories", tokenizer="tiktoken"), "x")
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(DataError, match="no text"):
@@ -76,7 +76,7 @@ def test_a_tokenizer_is_never_replaced() -> None:
     config = DataConfig(dataset="stories", num_stories=20, tokenizer="char")
     folder, _ = train_tokenizer(config, "mine")
     before = (folder / "tokenizer.json").read_bytes()
-    with pytest.raises(DataError, match="there is a tokenizer 'mine' already"):
+    with pytest.raises(DataError, match="a tokenizer 'mine' already exists"):
         train_tokenizer(config.model_copy(update={"num_stories": 30}), "mine")
     assert (folder / "tokenizer.json").read_bytes() == before
     assert [path.name for path in folder.parent.iterdir()] == ["mine"]

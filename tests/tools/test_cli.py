@@ -90,7 +90,7 @@ def test_it_answers_without_anything_heavy(command: list[str]) -> None:
 def test_list_shows_every_configuration_with_its_header_and_what_is_prepared(
     run_cli, tmp_path: Path
 ) -> None:
-    assert "no dataset is prepared yet" in run_cli("list").out
+    assert "no prepared datasets yet" in run_cli("list").out
     text = tmp_path / "letters.txt"
     text.write_text("the cat sat on the mat.\n" * 60)
     _, _, data = make_run("exp_001", text)

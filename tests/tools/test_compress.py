@@ -70,8 +70,8 @@ def test_a_pruned_run_has_a_configuration_of_its_own(run: Any, run_tool: Any) ->
     ("arguments", "reason"),
     [
         ([], "nothing to do"),
-        (["--prune", "layers=0.5"], "no pruning by 'layers'"),
-        (["--prune", "heads"], "'heads' is no pruning"),
+        (["--prune", "layers=0.5"], "unknown kind of pruning 'layers'"),
+        (["--prune", "heads"], "invalid pruning 'heads'"),
         (["--prune", "heads=1.5"], "between 0 and 1"),
         (["--quantize", "int4"], "does not fit"),
         (["--quantize", "int8", "--to", "a"], "'a'"),

@@ -135,7 +135,7 @@ samples: {{max_new_tokens: 5}}
         out, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
     assert killed == ["mini_lr_seed_001", "mini_lr_seed_004"]
-    assert error.count("killed by SIGKILL; trying again (1 of 2)") == 2
+    assert error.count("killed by SIGKILL; retrying (1 of 2)") == 2
 
     names = [f"mini_lr_seed_{number:03d}" for number in range(8)]
     runs = query_experiments("SELECT name, status, seed, tags FROM runs ORDER BY name")
@@ -214,7 +214,7 @@ def test_a_signal_lets_trials_save_and_the_same_command_goes_on(
     assert process.returncode == code and out == "" and "Traceback" not in error
     assert statuses() == {"s_000": "interrupted", "s_001": "interrupted"}
     last = error.splitlines()[-1]
-    assert last.startswith("stopped with 0 of 3 trials finished; to go on: python ")
+    assert last.startswith("stopped with 0 of 3 trials finished; to continue: python ")
     resume = shlex.split(last.partition("to go on: python ")[2])
     result = run_tool(*resume)
     assert result.returncode == 0, result.stderr
@@ -475,13 +475,13 @@ def test_a_dry_run_prints_commands_that_work_and_writes_nothing(
         (["lrr=1,2"], "unknown key 'lrr'; did you mean 'lr'"),
         (["lr=fast,slow"], "number"),
         (["lr=uniform(1,2)"], "a grid needs a list"),
-        (["--optuna", "3"], "there is nothing to search"),
+        (["--optuna", "3"], "nothing to search"),
         (["--parallel", "0"], "--parallel must be more than 0"),
         (["--retries", "-1"], "--retries cannot be negative"),
         (["--partition", "gpu"], "--partition goes with --slurm"),
         (["--detach"], "--detach goes with --slurm"),
         (["--gpus", "2"], "--gpus 2 goes with --nproc 2"),
-        (["--gpus", "1", "--parallel", "9"], "9 trials of 1 GPUs at once need 9"),
+        (["--gpus", "1", "--parallel", "9"], "9 parallel trials of 1 GPUs need 9"),
         (["--optuna", "3", "--retry-failed", "lr=1,2"], "--optuna goes without"),
         (["--slurm", "--sbatch", "qos"], "expected KEY=VALUE"),
         (["--minimize", "loss", "--maximize", "loss"], "not allowed with"),
@@ -522,7 +522,7 @@ def test_an_experiment_of_the_same_name_is_not_taken_for_a_trial(
     start_experiment("s_001").finish()
     result = run_tool(TOOL, *TINY_ARGUMENTS, "seed=1,2")
     assert result.returncode == 2
-    assert "an experiment named 's_001' exists that is not of this sweep" in result.stderr
+    assert "an experiment named 's_001' exists outside of this sweep" in result.stderr
 
 
 @pytest.mark.slow

@@ -217,7 +217,7 @@ def test_private_means_private(text: Path, push: Push, hub: HubDouble) -> None:
     ("arguments", "message"),
     [
         ({"repo": "model"}, "error [upload]: 'model' is not a repository name"),
-        ({"repo": "a/b/c"}, "is not a repository's name"),
+        ({"repo": "a/b/c"}, "is not a repository name"),
         ({"token": ""}, "error [upload]: there is no token"),
         ({"token": "hf_wrong"}, "answered 401 for 'me/refused': Invalid credentials"),
         ({"repo": "others/model"}, "answered 403 for 'others/model': You have no rights"),

@@ -142,7 +142,7 @@ def test_val_with_few_batches_of_an_earlier_version_is_ranked_with_a_note(query,
     save_experiment("earlier", frame, metadata=facts)
     result = query("--best", "loss", "--format", "json")
     assert (rows(result)[0]["name"], rows(result)[0]["loss"]) == ("earlier", 1.2)
-    assert "val also holds values of few batches, of an earlier version: earlier" in result.stderr
+    assert "val also has values of few batches, from an earlier version: earlier" in result.stderr
 
 
 def test_several_runs_are_drawn_on_the_way_and_at_the_end(query, store) -> None:
@@ -163,7 +163,7 @@ def test_a_comparison_of_single_runs_says_by_how_much_they_differ_and_not_which_
     query, store
 ) -> None:
     result = query("--compare", "exp_001", "exp_003", "--format", "json")
-    assert "one run of each: seeds alone make such differences" in result.stderr
+    assert "single runs: seeds alone can cause such differences" in result.stderr
     answer = rows(result)
     base, loss = [row for row in answer if row["metric"] == "loss"]
     assert base == {

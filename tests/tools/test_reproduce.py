@@ -158,7 +158,7 @@ def test_a_run_of_a_dirty_tree_is_reproduced_bit_for_bit(lab: Lab) -> None:
     assert "metrics      identical" in result.stdout and "not compared: " in result.stdout
     assert f"tensors of step {MAX_STEPS}" in result.stdout and "weights      iden" in result.stdout
     assert "environment  the same" in result.stdout
-    assert "with the uncommitted changes" in result.stderr
+    assert "with its uncommitted changes" in result.stderr
     rerun = Catalogue().manifest("dirty_reproduced")
     assert rerun["status"] == "finished" and rerun["archived"] and rerun["tags"] == ["reproduction"]
     assert rerun["note"] == "reproduction of dirty: identical"
@@ -251,7 +251,7 @@ def test_a_commit_that_is_not_in_this_clone_is_an_error(lab: Lab, tmp_path: Path
     shutil.copytree(lab.repository, other.repository, ignore=shutil.ignore_patterns(".git"))
     (tmp_path / "assets").symlink_to(lab.folder / "assets")
     result = other.run("tools/reproduce.py", "dirty")
-    assert result.returncode == 2 and "is no git repository" in result.stderr
+    assert result.returncode == 2 and "is not a git repository" in result.stderr
     for arguments in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "other"]):
         other.git(*arguments)
     result = other.reproduce("dirty")
@@ -280,10 +280,10 @@ def test_an_experiment_that_is_unknown_is_refused_with_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("facts", "reason"),
     [
-        ({"git_commit": None}, "not recorded which code"),
-        ({"project": ""}, "not recorded which code"),
+        ({"git_commit": None}, "the code of"),
+        ({"project": ""}, "the code of"),
         ({"git_dirty": True, "git_diff": None}, "more than 1 MB"),
-        ({"config": {}}, "not recorded which configuration"),
+        ({"config": {}}, "the configuration of"),
     ],
 )
 def test_what_is_not_recorded_cannot_be_run_again(facts: dict[str, object], reason: str) -> None:

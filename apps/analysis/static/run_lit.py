@@ -6,8 +6,8 @@
 
     uv run run_lit.py
 
-makes an environment for it and serves on http://127.0.0.1:5432. What a model says was computed
-before and is only read here: there is nothing to load, and an edited text has no predictions.
+creates an environment for it and serves on http://127.0.0.1:5432. Predictions are precomputed and
+only read here: no model is loaded, and edited text has no predictions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-# Of an environment of its own, which needs NumPy below 2: the project's has no lit_nlp.
+# From a separate environment with NumPy below 2: the project's has no lit_nlp.
 import lit_nlp  # type: ignore[import-not-found]
 from lit_nlp import dev_server
 from lit_nlp.api import (  # type: ignore[import-not-found]
@@ -58,7 +58,7 @@ class Examples(dataset.Dataset):  # type: ignore[misc]  # lit_nlp is unknown to 
 
 
 class Replay(model.Model):  # type: ignore[misc]  # as above
-    """A trained model whose predictions were computed before."""
+    """A trained model with precomputed predictions."""
 
     def __init__(self, records: list[dict[str, Any]], title: str) -> None:
         self._records = {record["id"]: record for record in records}
@@ -93,7 +93,7 @@ class Replay(model.Model):  # type: ignore[misc]  # as above
 
 
 def _most_surprising(record: dict[str, Any]) -> str:
-    """The three tokens that cost the most, and what was expected: LIT has no view for the latter."""
+    """The three tokens with the highest surprisal, and the expected ones: LIT has no view for the latter."""
     costs = list(enumerate(record["surprisal_bits"]))[1:]
     found = []
     for place, bits in sorted(costs, key=lambda pair: -pair[1])[:3]:
@@ -158,7 +158,7 @@ def main() -> None:
     server = dev_server.Server(
         {"model": Replay(records, title)},
         {"examples": Examples(records)},
-        generators={},  # nothing can predict a new text here
+        generators={},  # new text cannot be predicted here
         interpreters={"surprisal": Surprisal(), "pca": projection.ProjectionManager(pca.PCAModel)},
         layouts={"tokens": page},
         default_layout="tokens",

@@ -108,7 +108,7 @@ class Windowed(Attention):
 def test_a_layer_that_computes_something_else_is_refused() -> None:
     model = model_of(preset="gpt2", positions="none")
     model.blocks[1].mixer.__class__ = Windowed  # type: ignore[union-attr, assignment]  # nn.Module
-    with pytest.raises(ModelError, match=r"blocks\.1\.mixer computes something else"):
+    with pytest.raises(ModelError, match=r"blocks\.1\.mixer does not compute"):
         attention_maps(model, IDS)
 
 

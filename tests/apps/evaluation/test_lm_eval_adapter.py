@@ -264,12 +264,12 @@ def test_what_the_models_cannot_do_is_refused(
 
 def test_a_task_in_unknown_characters_is_told() -> None:
     harness = HarnessModel(model_for(CHAR), CHAR)
-    with pytest.raises(DataError, match="cannot read the task: the character 'Q'"):
+    with pytest.raises(DataError, match="cannot encode the task: the character 'Q'"):
         harness.loglikelihood(asked("loglikelihood", [("abc", "Q")]), True)
 
 
 def test_a_window_that_the_model_does_not_have_is_refused() -> None:
-    with pytest.raises(ConfigError, match="more than the model's context 8"):
+    with pytest.raises(ConfigError, match="exceeds the model's context 8"):
         HarnessModel(model_for(CHAR), CHAR, max_length=9)
 
 

@@ -86,9 +86,9 @@ def test_the_json_export_comes_back_with_all_that_is_known(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1]", "no export of experiments"),
-        ("{}", "no export of experiments"),
-        ('[{"name": "a"}]', "no export of experiments"),
+        ("[1]", "not an export of experiments"),
+        ("{}", "not an export of experiments"),
+        ('[{"name": "a"}]', "not an export of experiments"),
         ("[", "cannot read"),
         ("[" * 100_000, "cannot read"),
         ("\udcff", "cannot read"),

@@ -454,7 +454,7 @@ def test_an_export_comes_back_as_the_experiment_that_it_was(tmp_path: Path) -> N
     export_experiments(tmp_path / "all.json")
     delete_experiments(["a"])
     report = import_experiments(tmp_path / "all.json")
-    assert report.imported == ["a"] and "already here as 'b'" in report.skipped[0][1]
+    assert report.imported == ["a"] and "already imported as 'b'" in report.skipped[0][1]
     assert Catalogue().place("a").id == key and rows() == {"a": [1.0], "b": [1.0]}
 
 

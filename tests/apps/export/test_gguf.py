@@ -225,7 +225,7 @@ def test_more_tokens_than_the_model_has_are_refused(
         ({"activation": "relu_squared"}, "activation=relu_squared"),
         ({"num_kv_heads": 2}, "num_kv_heads"),
         ({"qk_norm": True}, "qk_norm=True"),
-        ({"head_size": 16}, "heads of GPT-2"),
+        ({"head_size": 16}, "sizes of the heads"),
         ({"preset": "llama", "bias": True}, "bias"),
         ({"preset": "qwen3", "qkv_bias": True}, "qk_norm and biases"),
         ({"preset": "qwen2", "rope_scaling": SCALING}, "rope_scaling"),
@@ -244,7 +244,7 @@ def test_what_llama_cpp_cannot_compute_is_refused(
 
 
 def test_a_model_of_another_class_is_refused(tokenizer: BPETokenizer, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="BaseLanguageModel is no Decoder"):
+    with pytest.raises(ModelError, match="BaseLanguageModel is not a Decoder"):
         export_gguf(BaseLanguageModel(5), tokenizer, tmp_path / "a.gguf")
 
 
@@ -255,7 +255,7 @@ def test_characters_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "value", "reason"),
-    [("f16", 70_000.0, "cannot hold 70000"), ("f32", float("nan"), "NaN")],
+    [("f16", 70_000.0, "cannot represent 70000"), ("f32", float("nan"), "NaN")],
 )
 def test_numbers_that_do_not_fit_are_refused(
     dtype: GGUFDtype, value: float, reason: str, tokenizer: BPETokenizer, tmp_path: Path

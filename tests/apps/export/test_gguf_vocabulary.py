@@ -77,7 +77,7 @@ def test_splitters_are_recognised_by_their_pattern(pattern: str, tokenizer: BPET
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"pre_tokenizer": split_by("[a-z]+")}, "cuts no text by the pattern"),
+        ({"pre_tokenizer": split_by("[a-z]+")}, "does not support the pattern"),
         ({"pre_tokenizer": None}, "not byte-level"),
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "space before"),
         ({"normalizer": {"type": "Lowercase"}}, "normalises"),
@@ -115,5 +115,5 @@ def test_ranks_of_tiktoken_give_the_merges_they_were_learnt_by(tokenizer: BPETok
 
 def test_ranks_that_no_merges_make_are_refused() -> None:
     ranks = {bytes([byte]): byte for byte in range(256)} | {b"abc": 256}
-    with pytest.raises(ModelError, match="b'abc' is no merge"):
+    with pytest.raises(ModelError, match="b'abc' is not a merge"):
         merges_of_ranks(ranks)

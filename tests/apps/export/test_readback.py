@@ -158,7 +158,9 @@ def test_a_gguf_file_that_llama_cpp_computes_otherwise_is_not_written(
             yield name, tensor.flip(0) if "attn_q" in name else tensor
 
     monkeypatch.setattr(gguf_module, "gguf_tensors", swapped)
-    with pytest.raises(ModelError, match=r"nothing was written: llama.cpp computes something else"):
+    with pytest.raises(
+        ModelError, match=r"nothing was written: llama.cpp computes different logits"
+    ):
         export_gguf(model, vocabulary, tmp_path / "a.gguf", "f32")
     assert list(tmp_path.iterdir()) == []
 
@@ -172,7 +174,7 @@ def test_a_gguf_file_that_llama_cpp_refuses_is_not_written(
     real = gguf_module.gguf_tensors
     kept = lambda *arguments: (t for t in real(*arguments) if "ffn_up" not in t[0])  # noqa: E731
     monkeypatch.setattr(gguf_module, "gguf_tensors", kept)
-    with pytest.raises(ModelError, match=r"llama.cpp refuses it: .*ffn_up"):
+    with pytest.raises(ModelError, match=r"llama.cpp rejects it: .*ffn_up"):
         export_gguf(model, vocabulary, tmp_path / "a.gguf", "f32")
     assert list(tmp_path.iterdir()) == []
 

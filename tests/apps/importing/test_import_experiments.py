@@ -31,7 +31,7 @@ def test_a_second_import_of_the_same_run_is_skipped_wherever_it_lies(tmp_path: P
     moved = import_experiments(path.replace(write_csv(tmp_path / "b", "exp", loss=2.0)))
     for report in (again, moved):
         assert report.imported == []
-        assert [why for _, why in report.skipped] == ["already here as 'exp'"]
+        assert [why for _, why in report.skipped] == ["already imported as 'exp'"]
 
 
 @pytest.mark.parametrize("on_conflict", ["rename", "skip"])

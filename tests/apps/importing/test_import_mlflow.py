@@ -148,7 +148,7 @@ def test_status_deleted_runs_and_deleted_experiments(file_store: Path) -> None:
 
 def test_one_experiment_or_one_run_of_a_file_store(file_store: Path) -> None:
     assert import_experiments(file_store / "1" / RUN).imported == ["first-run"]
-    assert import_experiments(file_store / "1").skipped[0][1] == "already here as 'first-run'"
+    assert import_experiments(file_store / "1").skipped[0][1] == "already imported as 'first-run'"
 
 
 def test_a_run_that_went_on_is_stored_again(
@@ -184,7 +184,7 @@ def test_runs_of_a_database(database: Path) -> None:
 def test_another_database_is_one_clear_error(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "other.db")) as store, store:
         store.execute("CREATE TABLE t (x)")
-    with pytest.raises(ExperimentError, match=r"as a store of MLflow: no such table: runs"):
+    with pytest.raises(ExperimentError, match=r"as an MLflow store: no such table: runs"):
         import_experiments(tmp_path / "other.db")
 
 

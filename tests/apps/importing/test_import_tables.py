@@ -148,7 +148,7 @@ def test_a_folder_of_tables_and_a_bad_one_among_them(tmp_path: Path) -> None:
     ((_, why),) = report.refused
     assert (
         why
-        == f"{folder / 'b.csv'}, line 3: column 'note' must hold numbers, got 'good' (hint: leave out columns that are no metrics)"
+        == f"{folder / 'b.csv'}, line 3: column 'note' must contain numbers, got 'good' (hint: remove columns that are not metrics)"
     )
 
 
@@ -160,8 +160,8 @@ def test_a_folder_of_tables_and_a_bad_one_among_them(tmp_path: Path) -> None:
         ("step,loss\n,1\n", "line 2: 'step' must be a whole number"),
         ("loss,loss\n0,1\n", "has two columns 'loss'"),
         ("run,loss\n,1\n", "line 2: column 'run' is empty"),
-        ("loss\n1_000\n", "line 2: column 'loss' must hold numbers"),
-        ('loss\n"1\n2"\n', "line 2: column 'loss' must hold numbers"),
+        ("loss\n1_000\n", "line 2: column 'loss' must contain numbers"),
+        ('loss\n"1\n2"\n', "line 2: column 'loss' must contain numbers"),
         ("loss\n\xff\n", "invalid"),
         ("step,loss\n", "found nothing to import"),
         ("", "found nothing to import"),
@@ -212,7 +212,7 @@ def test_a_cut_table_gives_whole_rows_or_is_refused(
 
 
 def test_our_store_knows_nothing_of_a_source_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ExperimentError, match="there is no file or folder") as caught:
+    with pytest.raises(ExperimentError, match="no such file or folder") as caught:
         import_experiments(tmp_path / "none")
     assert "TensorBoard" in caught.value.hint
     assert not parquet_path("none").exists()

@@ -160,7 +160,7 @@ def test_a_folder_without_scalars_is_refused_and_the_others_are_imported(tmp_pat
     write_events(tmp_path / "full" / "events.out.tfevents.1", [old_scalar("loss", 0, 0.5)])
     report = import_experiments(tmp_path)
     assert report.imported == ["full"]
-    assert "holds no scalars" in report.refused[0][1]
+    assert "has no scalars" in report.refused[0][1]
 
 
 def test_a_cut_file_gives_what_is_whole(
@@ -177,7 +177,7 @@ def test_a_cut_file_gives_what_is_whole(
     counts = check_cuts(tmp_path / "run", path, whole, fresh_store)
     assert counts == sorted(counts)
     assert counts[-1] == 39
-    assert "is cut or damaged: read the first" in capsys.readouterr().err
+    assert "is truncated or damaged: read the first" in capsys.readouterr().err
 
 
 def test_a_damaged_byte_ends_the_reading(tmp_path: Path) -> None:

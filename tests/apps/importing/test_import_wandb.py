@@ -96,7 +96,7 @@ def test_one_run_by_its_folder_its_file_or_the_link_to_the_latest(offline: Path)
     (file,) = offline.glob("offline-run-*-crashed1/run-crashed1.wandb")
     assert import_experiments(file.parent).imported == ["crashed1"]
     for source in (file, offline / "latest-run", shutil.copy(file, offline.parent / file.name)):
-        assert import_experiments(Path(source)).skipped[0][1] == "already here as 'crashed1'"
+        assert import_experiments(Path(source)).skipped[0][1] == "already imported as 'crashed1'"
 
 
 def test_a_cut_file_gives_what_is_whole(
@@ -133,7 +133,7 @@ def test_damaged_bytes_end_the_reading(
 def test_what_is_no_log_of_wandb_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run-x.wandb"
     path.write_bytes(struct.pack("<IHB", 0, 0, 0) * 100)
-    assert "is not a log of W&B" in import_experiments(path).refused[0][1]
+    assert "is not a W&B log" in import_experiments(path).refused[0][1]
 
 
 def test_without_the_package_the_fix_is_named(

@@ -30,7 +30,7 @@ def test_a_trial_is_stored_with_the_tag_of_its_sweep(make_sweep: MakeSweep, begi
     ("misbehave", "kind", "reason"),
     [
         ("error", "failed", "error [training]: the loss is nan"),
-        ("nothing", "failed", "it ended well, but stored no experiment"),
+        ("nothing", "failed", "it exited successfully, but stored no experiment"),
         ("crash", "died", "exit code 1: RuntimeError: out of luck"),
         ("die", "died", "killed by SIGKILL"),
     ],
@@ -126,7 +126,7 @@ def test_another_experiment_of_that_name_is_refused_and_the_lock_released(
     (trial,) = make_sweep({}).trials()
     run = start_experiment("s_000", system_metrics_seconds=None)
     run.finish("interrupted")
-    with pytest.raises(ExperimentError, match="not of this sweep"):
+    with pytest.raises(ExperimentError, match="outside of this sweep"):
         begin(trial)
     lock = hold_lock(trial.lock_path)
     assert lock is not None

@@ -80,12 +80,12 @@ def test_the_script_checks_its_configuration_itself() -> None:
 
 
 def test_what_is_no_training_script_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no script nothing"):
+    with pytest.raises(ConfigError, match="no such script: nothing"):
         Command("nothing.py").resolved_configs([{}])
     other = tmp_path / "other.py"
     other.write_text("raise SystemExit('I am something else')")
-    with pytest.raises(ConfigError, match="ended with code 1: I am something else"):
+    with pytest.raises(ConfigError, match="exited with code 1: I am something else"):
         Command(str(other)).resolved_configs([{}])
     other.write_text("print('hello')")
-    with pytest.raises(ConfigError, match="shows no configurations"):
+    with pytest.raises(ConfigError, match="prints no configurations"):
         Command(str(other)).resolved_configs([{}])

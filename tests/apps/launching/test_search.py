@@ -155,7 +155,7 @@ def test_a_lost_journal_is_told_and_no_trial_overwritten() -> None:
     first = new_search(sweep).ask()
     assert first is not None
     (sweep.folder / "optuna.journal").unlink()
-    with pytest.raises(ExperimentError, match="trial 0 of 's', which is there") as error:
+    with pytest.raises(ExperimentError, match="trial 0 of 's', which already exists") as error:
         new_search(Sweep("s", sweep.folder), seed=1).ask()
     assert "optuna.journal" in error.value.hint
     assert Sweep("s", sweep.folder).trials()[0].values == first.values

@@ -85,7 +85,7 @@ def test_a_job_that_is_killed_is_submitted_again(cluster: Path) -> None:
     code, _, error = launched("misbehave=die_once", "steps=5")
     assert code == 0, error
     assert statuses() == {"s_000": "finished"} and rows("s_000") == 5
-    assert len(slurm_double.jobs(cluster)) == 2 and "trying again (1 of 2)" in error
+    assert len(slurm_double.jobs(cluster)) == 2 and "retrying (1 of 2)" in error
 
 
 def test_an_error_of_its_own_is_told_and_not_submitted_again(cluster: Path) -> None:
@@ -116,7 +116,7 @@ def test_ctrl_c_lets_the_jobs_save_and_end(cluster: Path) -> None:
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "stopped with 0 of 2 trials finished; to go on: python " in error
+    assert "stopped with 0 of 2 trials finished; to continue: python " in error
     assert set(statuses().values()) == {"interrupted"}
     assert all((cluster / "jobs" / f"{job}.done").exists() for job in slurm_double.jobs(cluster))
 
@@ -144,7 +144,7 @@ def test_without_slurm_nothing_is_begun(monkeypatch: pytest.MonkeyPatch, tmp_pat
     with pytest.raises(ResearchError, match="no SLURM here"):
         check_slurm()
     code, _, error = launched("lr=1,2")
-    assert code == 2 and "no SLURM here: sbatch" in error
+    assert code == 2 and "SLURM is not available: sbatch" in error
     assert not get_sweeps_dir().exists()
 
 

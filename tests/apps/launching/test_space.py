@@ -76,7 +76,7 @@ def test_distributions() -> None:
         ("lr=uniform(0,nan)", "less than high"),
         ("lr=uniform(1)", "expected uniform(low,high)"),
         ("lr=loguniform(a,b)", "could not convert"),
-        ("lr=choice([1,2)", "left open"),
+        ("lr=choice([1,2)", "unclosed"),
     ],
 )
 def test_a_mistake_is_told_with_its_argument(argument: str, reason: str) -> None:

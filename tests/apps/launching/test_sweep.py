@@ -84,7 +84,7 @@ def test_a_parameter_that_changed_is_told_once() -> None:
 
 @pytest.mark.parametrize("name", ["", "a b", "../x", "-a", "a" * 111])
 def test_what_cannot_name_a_sweep_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="cannot name a sweep"):
+    with pytest.raises(ConfigError, match="not a valid sweep name"):
         open_sweep(name, DEFINITION)
     assert not get_sweeps_dir().exists()
 
@@ -106,7 +106,7 @@ def test_an_experiment_that_is_not_of_the_sweep_is_never_taken_for_its_trial() -
     with sweep.locked():
         trial = sweep.add_trial(1, {})
     start_experiment("s_001").finish()  # by hand, while the sweep rests
-    with pytest.raises(ExperimentError, match="not of this sweep"):
+    with pytest.raises(ExperimentError, match="outside of this sweep"):
         trial.check_name_is_ours()
 
 

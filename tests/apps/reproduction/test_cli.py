@@ -121,7 +121,7 @@ def test_the_same_command_goes_on_after_any_end(jobs: str, number: signal.Signal
     _, err = process.communicate(timeout=15)  # another run would take 25 seconds
     if number != signal.SIGKILL:
         assert process.returncode == 128 + number
-        assert err.strip().endswith("the same command goes on") and "Traceback" not in err
+        assert err.strip().endswith("the same command continues") and "Traceback" not in err
     _, alive = psutil.wait_procs(children, timeout=15)
     assert not alive, "workers outlive their parent"
     code, out, err = run("--jobs", jobs, "--seeds", "5", "--format", "json")
