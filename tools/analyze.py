@@ -1,4 +1,4 @@
-"""Look inside a trained run: what surprises it, what it attends to, which tokens are alike to it."""
+"""Analyse a trained run: surprisal, attention, token embeddings."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ EXAMPLES = """examples:
   python tools/analyze.py neighbors --name exp_001 --token " the"
   python tools/analyze.py lit --name exp_001 --output exp_001_lit
 
-Pages are single HTML files that load nothing, in analysis/ of the run's folder unless --output says
-otherwise."""
+Pages are self-contained HTML files, by default in analysis/ of the run's folder."""
 
 
 def main() -> None:
@@ -59,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
         )
         return added.add_argument
 
-    add = action("surprisal", _surprisal, "what each token of a text costs, as a coloured page")
+    add = action(
+        "surprisal", _surprisal, "the surprisal of each token of a text, as a coloured page"
+    )
     add(
         "--text", required=True, metavar="FILE", help="a text file or a folder; - is standard input"
     )
@@ -72,22 +73,28 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", type=Path, metavar="FILE", help="an .html file")
     add = action("attention", _attention, "the attention of every layer and head for a prompt")
     add("--prompt", required=True, type=utf8_text, metavar="TEXT")
-    add("--output", type=Path, metavar="FILE", help="an .html file to explore, or a .png picture")
+    add("--output", type=Path, metavar="FILE", help="an interactive .html file, or a .png figure")
     add = action("embeddings", _embeddings, "the token embeddings in the plane (PCA)")
-    add("--output", type=Path, metavar="FILE", help="an .html file to explore, or a .png picture")
+    add("--output", type=Path, metavar="FILE", help="an interactive .html file, or a .png figure")
     add = action("neighbors", _neighbors, "the tokens whose embeddings are nearest by cosine")
     add(
         "--token",
         required=True,
         type=utf8_text,
         metavar="TEXT",
-        help="one token; words often begin with a space",
+        help="one token; words often start with a space",
     )
-    add("--top", type=positive_int, default=10, metavar="N", help="how many (default 10)")
-    add("--format", choices=FORMATS, default="table", help="of what is printed (default table)")
+    add(
+        "--top",
+        type=positive_int,
+        default=10,
+        metavar="N",
+        help="number of neighbours (default 10)",
+    )
+    add("--format", choices=FORMATS, default="table", help="output format (default table)")
     add = action("lit", _lit, "a folder for Google's Learning Interpretability Tool")
     add("--output", type=Path, required=True, metavar="FOLDER", help="a new folder")
-    add("--text", metavar="FILE", help="as of surprisal (default: the validation text)")
+    add("--text", metavar="FILE", help="a text file or folder (default: the validation text)")
     add("--examples", type=positive_int, default=100, metavar="N", help="pieces of text (100)")
     return parser
 
@@ -114,7 +121,7 @@ def _surprisal(arguments: argparse.Namespace) -> None:
 
 
 def _read_tokens(text: str, run: TrainedRun) -> tuple[Tokens, str]:
-    """(tokens, what to call them); a file as evaluate.py --data reads it."""
+    """Return (tokens, title); files are read like evaluate.py --data."""
     import numpy as np
 
     from common.data.texts import read_texts
@@ -179,7 +186,7 @@ def _neighbors(arguments: argparse.Namespace) -> None:
         pieces = " ".join(label(texts[i], i) for i in ids) or "none"
         raise DataError(
             f"{arguments.token!r} is {len(ids)} tokens: {pieces}",
-            "name one of them; a word in the middle of a text mostly begins with its space: ' the'",
+            "pass one of them; a word within a text usually starts with its space: ' the'",
         )
     order, cosines = neighbours(embedding_table(run.model), ids[0], arguments.top)
     counts = _counts(run)
@@ -214,13 +221,13 @@ def _lit(arguments: argparse.Namespace) -> None:
 
 
 def _counts(run: TrainedRun) -> Counts:
-    """(vocab_size,) how often each token occurs in the training text."""
+    """(vocab_size,) occurrences of each token in the training text."""
     import numpy as np
 
     size = run.text.tokenizer.vocab_size
     counts = np.zeros(size, dtype=np.int64)
     tokens = run.text.tokens("train")
-    for start in range(0, len(tokens), 2**24):  # bincount takes 8 bytes a token
+    for start in range(0, len(tokens), 2**24):  # bincount needs 8 bytes per token
         counts += np.bincount(tokens[start : start + 2**24], minlength=size)
     return counts
 
@@ -234,7 +241,7 @@ def _default(run: TrainedRun, name: str) -> Path:
 
 
 def _check_ending(path: Path | None, *endings: str) -> None:
-    """Before anything is computed: the ending decides what is written."""
+    """Validate the ending, which selects the format, before computing anything."""
     if path is not None and path.suffix not in endings:
         raise ConfigError(f"--output {path}: the name must end in {' or '.join(endings)}")
 

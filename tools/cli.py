@@ -1,4 +1,4 @@
-"""One command line over all projects: from text to tokens to a trained model, and what comes after."""
+"""One command line for all projects: prepare, train, evaluate, sample, export."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help costs no import of rich
     pretty_exceptions_enable=False,
 )
-# What follows these commands is parsed by the parser of the projects' own scripts, --help included.
+# Arguments of these commands are parsed by the parsers of the project scripts, including --help.
 _HANDED_ON: dict[str, Any] = {"ignore_unknown_options": True, "help_option_names": []}
 HandedOn = Annotated[list[str] | None, typer.Argument()]
 Words = Annotated[list[str] | None, typer.Argument(metavar="[PROJECT] [key.path=value ...]")]
 
 
 def main() -> None:
-    """Run the command that was typed; every mistake is one line and exit code 2."""
+    """Run the command; report errors in one line with exit code 2."""
     usage_error: Any = typer.BadParameter.__bases__[
         0
     ]  # click's UsageError, wherever Typer keeps it
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def _command(name: str, **settings: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """As `app.command`, but errors and Ctrl-C stay what they are: Typer would rewrite the latter."""
+    """`app.command` with original errors and Ctrl-C, which Typer would rewrite."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         return app.command(name, **settings)(exit_on_error()(function))
@@ -82,9 +82,9 @@ def _command(name: str, **settings: Any) -> Callable[[Callable[..., None]], Call
 
 @_command("list", short_help="Projects, configurations, prepared datasets")
 def list_all() -> None:
-    """Projects with their configurations, and the datasets that are prepared.
+    """List projects with their configurations, and prepared datasets.
 
-    Every configuration is shown with what it begins with: its command, its time, its number.
+    Each configuration is shown with its header: command, time, result.
 
     Examples:
 
@@ -97,7 +97,7 @@ def list_all() -> None:
     print(list_datasets())
 
 
-@_command("prepare", short_help="Get the text of a configuration, make token files")
+@_command("prepare", short_help="Download the text of a configuration, write token files")
 def prepare_data(
     words: Words = None,
     config: Annotated[
@@ -107,10 +107,10 @@ def prepare_data(
         bool, typer.Option("--nanogpt", help="write meta.pkl too: nanoGPT trains on the folder")
     ] = False,
 ) -> None:
-    """Get the text that a configuration asks for and make its token files.
+    """Download the text of a configuration and write its token files.
 
-    Downloads the text where the configuration names one (`data.hub`). Training makes token files too, of
-    text that is on this machine; it never downloads text.
+    Downloads only if the configuration sets `data.hub`. Training also writes token files for text
+    on this machine, but never downloads.
 
     Examples:
 
@@ -125,7 +125,7 @@ def prepare_data(
     schema, _ = project.load()
     settings = load_config(config, schema, overrides, [project.directory])
     if not isinstance(settings, ExperimentConfig):
-        raise UsageError(f"projects/{project.name} trains on no text: there is nothing to prepare")
+        raise UsageError(f"projects/{project.name} does not train on text: nothing to prepare")
     if settings.data.hub is None:
         project.check_inputs(settings, config)
     from apps.listing import describe_tokens
@@ -146,7 +146,7 @@ def prepare_data(
 def train_any(arguments: HandedOn = None) -> None:
     """Train a project"""
     parser = train_parser("cli train PROJECT")
-    parser.description = f"{parser.description} PROJECT is needed where --config is in none."
+    parser.description = f"{parser.description} PROJECT is required if --config is in no project."
     with reported_by_first_process():
         parsed = parser.parse_intermixed_args(arguments or [])
         named, parsed.overrides = _split(parsed.overrides)
@@ -167,21 +167,21 @@ def sample_any(arguments: HandedOn = None) -> None:
     _with_run(sample, sample_parser("cli sample"), arguments or [])
 
 
-@_command("train-tokenizer", short_help="Learn a vocabulary, and measure it on held-out text")
+@_command("train-tokenizer", short_help="Train a tokenizer, and evaluate it on held-out text")
 def learn_vocabulary(
-    name: Annotated[str, typer.Option(help="of the folder in assets/tokenizers")],
+    name: Annotated[str, typer.Option(help="folder in assets/tokenizers")],
     kind: Annotated[
         str, typer.Option(help="bpe, char, sentencepiece or sentencepiece_bpe")
     ] = "bpe",
-    vocab_size: Annotated[int, typer.Option(metavar="N", help="char takes what there is")] = 4096,
+    vocab_size: Annotated[int, typer.Option(metavar="N", help="ignored by char")] = 4096,
     path: Annotated[Path | None, typer.Option(metavar="PATH", help="a text file or folder")] = None,
     dataset: Annotated[str | None, typer.Option(metavar="NAME", help="instead of --path")] = None,
     holdout: Annotated[
-        float, typer.Option(min=0, max=1, help="fraction of the text to measure with")
+        float, typer.Option(min=0, max=1, help="fraction of the text for evaluation")
     ] = 0.05,
-    seed: Annotated[int, typer.Option(help="of the choice of what is held out")] = 0,
+    seed: Annotated[int, typer.Option(help="seed of the held-out selection")] = 0,
 ) -> None:
-    """Learn a vocabulary from text, and measure it on text that it has not seen.
+    """Train a tokenizer on text, and evaluate it on held-out text.
 
     Train with it: data.tokenizer=pretrained data.pretrained_tokenizer=NAME.
 
@@ -192,7 +192,7 @@ def learn_vocabulary(
       cli train-tokenizer --name mine --path texts/ --kind sentencepiece --vocab-size 8000
     """
     if (path is None) == (dataset is None):
-        raise UsageError("name one text, as --path PATH or as --dataset NAME")
+        raise UsageError("pass one text, as --path PATH or as --dataset NAME")
     values: dict[str, Any] = {"tokenizer": kind, "vocab_size": vocab_size, "seed": seed}
     values |= {"path": path} if path is not None else {"dataset": dataset}
     config = make_config(DataConfig, values)
@@ -239,7 +239,7 @@ def _with_run(
 
 
 def _split(words: list[str]) -> tuple[str | None, list[str]]:
-    """(project, overrides): the first word without `=` is the project's name."""
+    """Return (project, overrides): the first word without `=` is the project's name."""
     named = next((word for word in words if "=" not in word), None)
     overrides = list(words)
     if named is not None:
@@ -248,7 +248,7 @@ def _split(words: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _project(named: str | None, config: str | Path | None, resumed: str | None) -> Project:
-    """The project that is named, or that the configuration or the resumed run belongs to."""
+    """The named project, or that of the configuration or the resumed run."""
     if named is not None:
         return find_project(named)
     if config is None and resumed is not None:
@@ -256,7 +256,7 @@ def _project(named: str | None, config: str | Path | None, resumed: str | None) 
     project = project_of_config(Path(config)) if config is not None else None
     if project is None:
         names = ", ".join(project.name for project in find_projects())
-        raise ConfigError("which project?", f"name one before --config: {names}")
+        raise ConfigError("no project given", f"pass one before --config: {names}")
     return project
 
 

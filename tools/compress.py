@@ -1,4 +1,4 @@
-"""Prune and quantise a trained run: a new experiment, and what it cost in loss and saved in size."""
+"""Prune and quantise a trained run; report loss, size and speed of the new experiment."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ EXAMPLES = """examples:
   python tools/compress.py --name exp_001 --prune magnitude=0.5
   python tools/compress.py --name exp_001 --prune neurons=0.25 heads=0.25 --quantize int8 --to small
 
-prunings, each with the share that goes:
-  magnitude, global_magnitude  the smallest weights of each layer, or of all together, are set to zero;
-                               the file stays as large
-  heads, neurons               those of the smallest norm are taken out of a Decoder, and it is smaller
+prunings, each with the share to remove:
+  magnitude, global_magnitude  set the smallest weights of each layer, or of all together, to zero;
+                               the file size does not change
+  heads, neurons               remove those with the smallest norm from a Decoder, which shrinks it
 
-The result is an experiment with the tag compressed:EXPERIMENT, to be evaluated and sampled as any other.
-Speed is that of greedy generation of one text, here and now."""
+The result is an experiment with the tag compressed:EXPERIMENT, to evaluate and sample like any other.
+Speed is that of greedy generation of one text on this machine."""
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def describe(name: str, before: Measured, to: str, after: Measured) -> str:
-    """The table of both, and their ratio."""
+    """Table of both experiments, and their ratio."""
     columns = ["experiment", "loss", "bits per byte", "MB", "tokens per second"]
     values = [
         (one.loss, one.bits_per_byte, one.megabytes, one.tokens_per_second)
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         action="extend",
         default=[],
         metavar="KIND=SHARE",
-        help="in this order",
+        help="applied in this order",
     )
     add("--quantize", choices=["int8", "int4"], help="after pruning")
     add(
@@ -96,9 +96,13 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=32,
         choices=GROUP_SIZES,
-        help="int4 weights that share a scale (default 32)",
+        help="int4 weights per scale (default 32)",
     )
-    add("--to", metavar="NAME", help="of the new experiment (default: EXPERIMENT_int8 and so on)")
+    add(
+        "--to",
+        metavar="NAME",
+        help="name of the new experiment (default: EXPERIMENT_int8 and so on)",
+    )
     add("--checkpoint", default="best", help="best (default), last, or a step such as 500")
     return parser
 

@@ -1,4 +1,4 @@
-"""Every experiment in a browser: curves, comparisons, samples, SQL. On this machine alone."""
+"""Show all experiments in a browser: curves, comparisons, samples, SQL. Serves only this machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from common.errors import exit_on_error
 EXAMPLES = """examples:
   python tools/dashboard.py
   python tools/dashboard.py --port 9000 --no-open
-  ssh -L 8420:127.0.0.1:8420 HOST      then look at http://127.0.0.1:8420 of the machine HOST"""
+  ssh -L 8420:127.0.0.1:8420 HOST      then open http://127.0.0.1:8420 for the machine HOST"""
 
 
 def main() -> None:
@@ -21,12 +21,12 @@ def main() -> None:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--port", type=int, help=f"default: {DEFAULT_PORT}, or the next that is free"
+        "--port", type=int, help=f"default: the first free port from {DEFAULT_PORT}"
     )
     parser.add_argument(
         "--open",
         action=argparse.BooleanOptionalAction,
-        help="open the browser (default: where there is a screen)",
+        help="open the browser (default: if there is a display)",
     )
     arguments = parser.parse_args()
     if arguments.port is not None and not 0 <= arguments.port < 2**16:

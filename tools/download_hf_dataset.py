@@ -15,8 +15,8 @@ EXAMPLES = """examples:
       --output-dir assets/datasets/TinyStories-validation
   python tools/download_hf_dataset.py --name roneneldan/TinyStories --link projects/custom_transformer
 
-A finished download is found again without the network. HF_ENDPOINT or --endpoint name a mirror; HF_TOKEN
-opens gated and private repositories. See HUGGINGFACE_GUIDE.md.
+A finished download is reused without the network. HF_ENDPOINT or --endpoint sets a mirror; HF_TOKEN
+gives access to gated and private repositories. See HUGGINGFACE_GUIDE.md.
 """
 
 
@@ -25,7 +25,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--name", required=True, metavar="OWNER/NAME", help="dataset on the hub")
-    parser.add_argument("--config", help="configuration, where the dataset has several")
+    parser.add_argument("--config", help="configuration, if the dataset has several")
     parser.add_argument("--split", help="only this: train, validation, train[:1%%], train+test ...")
     parser.add_argument("--revision", help="branch, tag or commit (default: main)")
     parser.add_argument("--endpoint", metavar="URL", help="address of a mirror of the hub")
@@ -35,10 +35,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--force", action="store_true", help="download again, replace the folder (token files too)"
     )
-    parser.add_argument("--link", metavar="PROJECT", help="make PROJECT/data a link to the dataset")
+    parser.add_argument("--link", metavar="PROJECT", help="link PROJECT/data to the dataset")
     arguments = parser.parse_args()
     if arguments.link and arguments.output_dir:
-        parser.error("--link is for datasets in assets/datasets: leave --output-dir out")
+        parser.error("--link needs a dataset in assets/datasets: leave out --output-dir")
     return arguments
 
 

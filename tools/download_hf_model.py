@@ -13,9 +13,9 @@ EXAMPLES = """examples:
   python tools/download_hf_model.py --repo-id openai-community/gpt2 --filename tokenizer.json
   python tools/download_hf_model.py --repo-id EleutherAI/pythia-70m-deduped --revision step3000
 
-Without --include or --filename all files come, often the same weights in several formats. After an
-interruption run the same command again: files that are complete are kept. HF_ENDPOINT or --endpoint name
-a mirror; HF_TOKEN opens gated and private repositories. See HUGGINGFACE_GUIDE.md.
+Without --include or --filename it downloads all files, often the same weights in several formats.
+After an interruption run the same command again: complete files are kept. HF_ENDPOINT or --endpoint
+sets a mirror; HF_TOKEN gives access to gated and private repositories. See HUGGINGFACE_GUIDE.md.
 """
 
 

@@ -1,4 +1,4 @@
-"""Write a trained run for other programs: GGUF (llama.cpp), ONNX (ONNX Runtime), Hugging Face."""
+"""Export a trained run: GGUF (llama.cpp), ONNX (ONNX Runtime), Hugging Face."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ gguf  GPT-2, Llama, Qwen2 and Qwen3 with byte-level BPE, tokenizer included: `ll
 onnx  any model: input_ids (batch, time) int64 to logits; its tokenizer is written beside it
 hub   the same families as a folder for transformers: AutoModelForCausalLM.from_pretrained(FOLDER)
 
-Without --output it goes to exports/ in the run's folder. gguf and onnx need uv pip install -e ".[export]"."""
+The default output is exports/ in the run's folder. gguf and onnx need uv pip install -e ".[export]"."""
 
 
 def main() -> None:

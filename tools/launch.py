@@ -1,4 +1,4 @@
-"""Run a training command, or a sweep of them, on this machine or on SLURM. The same command again goes on."""
+"""Run a training or a sweep, on this machine or on SLURM. The same command again continues it."""
 
 from __future__ import annotations
 
@@ -30,13 +30,11 @@ count as Python's do; choice(...) lists values that hold commas. uniform(a,b) an
 sections: "model=choice({hidden_size: 64, num_heads: 2},{hidden_size: 128, num_heads: 4})". Quote what
 your shell would read: (, ), [, ], {, }, \\ and ".
 
-Every trial's configuration is checked before the first one starts. precision and compile that are auto
-are measured by the first trial and the same in all.
+All configurations are validated before the first trial starts. If precision or compile are auto, the
+first trial measures them for all. Finished trials are not repeated, dead ones are resumed, running
+ones are left alone, also if several launchers run the same sweep. Ctrl-C lets the trials save, then exits."""
 
-Finished trials are not repeated, those that died are resumed, those that run are left alone, also
-when several launchers run the same sweep. Ctrl-C lets the trials save, then ends."""
-
-_NEED = {  # options that mean nothing without another one
+_NEED = {  # options that require another one
     "slurm": ("partition", "account", "hours", "cpus", "memory_gb", "sbatch", "detach"),
     "optuna": ("search_seed",),
 }
@@ -49,7 +47,7 @@ def main() -> None:
     for needed, options in _NEED.items():
         for option in options:
             if option in given and needed not in given:
-                parser.error(f"--{option.replace('_', '-')} goes with --{needed}")
+                parser.error(f"--{option.replace('_', '-')} requires --{needed}")
     for option in ("parallel", "nproc", "optuna", "hours", "cpus", "memory_gb"):
         value = getattr(arguments, option)
         if value is not None and value <= 0:
@@ -60,11 +58,11 @@ def main() -> None:
             parser.error(f"--{option.replace('_', '-')} cannot be negative, got {value}")
     if "optuna" in given and given & {"retry_failed", "detach"}:
         parser.error(
-            "--optuna goes without --retry-failed and --detach: it learns from every result"
+            "--optuna cannot be combined with --retry-failed or --detach: it needs every result"
         )
     if arguments.gpus and arguments.gpus != (arguments.nproc or 1):
         parser.error(
-            f"--gpus {arguments.gpus} goes with --nproc {arguments.gpus}: a process has one"
+            f"--gpus {arguments.gpus} requires --nproc {arguments.gpus}: one GPU per process"
         )
     with exit_on_error():
         _launch(arguments)
@@ -80,40 +78,46 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("script", metavar="SCRIPT", help="train.py of a project")
-    add("overrides", nargs="*", metavar="key.path=values", help="what is changed, what is swept")
-    add("--config", metavar="FILE", help="of the script")
+    add("overrides", nargs="*", metavar="key.path=values", help="overrides and swept values")
+    add("--config", metavar="FILE", help="configuration of the script")
     add(
         "--sweep", metavar="NAME", help="trials are NAME_000, ... (default: from the configuration)"
     )
-    add("--parallel", type=int, metavar="N", help="trials at once (default 1; 16 on SLURM)")
-    add("--nproc", type=int, metavar="N", help="processes of a trial, by torchrun")
-    add("--gpus", type=int, metavar="N", help="of a trial (default: all here; none on SLURM)")
-    add("--retries", type=int, default=2, metavar="N", help="of a trial that dies (default 2)")
-    add("--retry-failed", action="store_true", help="also what ended with an error of its own")
-    add("--dry-run", action="store_true", help="check and print the commands, run nothing")
-    judge = parser.add_argument_group("which trial is the best").add_mutually_exclusive_group()
-    judge.add_argument("--minimize", metavar="METRIC", help="(default: loss)")
-    judge.add_argument("--maximize", metavar="METRIC")
+    add("--parallel", type=int, metavar="N", help="parallel trials (default 1; 16 on SLURM)")
+    add("--nproc", type=int, metavar="N", help="processes per trial, with torchrun")
+    add("--gpus", type=int, metavar="N", help="GPUs per trial (default: all; none on SLURM)")
+    add(
+        "--retries",
+        type=int,
+        default=2,
+        metavar="N",
+        help="retries of a trial that dies (default 2)",
+    )
+    add("--retry-failed", action="store_true", help="also retry trials that ended with an error")
+    add("--dry-run", action="store_true", help="validate and print the commands, run nothing")
+    goal = parser.add_argument_group("goal").add_mutually_exclusive_group()
+    goal.add_argument("--minimize", metavar="METRIC", help="(default: loss)")
+    goal.add_argument("--maximize", metavar="METRIC")
     add = parser.add_argument_group("search").add_argument
-    add("--optuna", type=int, metavar="N", help="draw N trials by TPE, instead of a grid")
-    add("--search-seed", type=int, metavar="N", help="of the draws (default 0)")
+    add("--optuna", type=int, metavar="N", help="search with N trials by TPE, instead of a grid")
+    add("--search-seed", type=int, metavar="N", help="seed of the search (default 0)")
     add = parser.add_argument_group("SLURM").add_argument
-    add("--slurm", action="store_true", help="a job for every trial")
+    add("--slurm", action="store_true", help="run each trial as a SLURM job")
     add(
         "--hours",
         type=float,
         metavar="H",
-        help="of a job, which then queues itself again (default 4)",
+        help="time limit of a job, which then requeues itself (default 4)",
     )
     add("--partition", metavar="NAME")
     add("--account", metavar="NAME")
-    add("--cpus", type=int, metavar="N", help="of a trial")
-    add("--memory-gb", type=float, metavar="GB", help="of a trial")
+    add("--cpus", type=int, metavar="N", help="CPUs per trial")
+    add("--memory-gb", type=float, metavar="GB", help="memory per trial")
     add("--sbatch", action="append", default=[], metavar="KEY=VALUE", help="any option of sbatch")
     add(
         "--detach",
         action="store_true",
-        help="submit all and leave; the same command looks after them",
+        help="submit all and exit; run the same command to watch them",
     )
     return parser
 
@@ -138,7 +142,7 @@ def _launch(arguments: argparse.Namespace) -> None:
     if plan.repeated:
         count = len(plan.grid) + plan.repeated
         print(
-            f"{plan.repeated} of {count} combinations are another's in other words, and left out",
+            f"skipped {plan.repeated} of {count} combinations, which are duplicates",
             file=sys.stderr,
         )
     if arguments.dry_run:
@@ -160,7 +164,7 @@ def _launch(arguments: argparse.Namespace) -> None:
     )
     launcher.run()
     if arguments.detach:
-        print(f"submitted; to look after them: python {shlex.join(_without_detach())}")
+        print(f"submitted; to watch them: python {shlex.join(_without_detach())}")
     else:
         _report(plan, sweep, launcher)
 
@@ -206,7 +210,7 @@ def _report(plan: Plan, sweep: Sweep, launcher: Launcher) -> None:
     reasons = unfinished(sweep.trials(), launcher.given_up)
     for name, reason in reasons.items():
         print(f"{name}: {reason}")
-    print(f"\nsweep  {display_path(sweep.folder)}  (what was swept, a log per trial)")
+    print(f"\nsweep  {display_path(sweep.folder)}  (definition, a log per trial)")
     if auto := agreed_auto(sweep):
         print(f"auto   {auto}")
     names = [str(row[1]) for row in report.rows if row[2] is not None]
@@ -218,7 +222,7 @@ def _report(plan: Plan, sweep: Sweep, launcher: Launcher) -> None:
     if reasons:
         raise TrainingError(
             f"{len(reasons)} of {len(report.rows)} trials did not finish",
-            "mend what their logs say, then the same command (with --retry-failed for their own errors)",
+            "fix the errors in their logs, then repeat the command (with --retry-failed for failed trials)",
         )
 
 

@@ -1,9 +1,9 @@
-"""How large the library is, and how much of it the research reaches.
+"""Measure the size of the library, and the part that projects and papers reach.
 
-The rule (DESIGN section 2): `common/` holds what a project or paper imports, or what two apps need. A file is
-reached where a chain of imports leads to it from `projects/` or `papers/`, imports inside functions
-included, those for type checking alone left out. Of a lazy package (an `__init__.pyi` beside its
-`__init__.py`) a name counts as an import of the module that it comes from.
+The rule (DESIGN section 2): `common/` contains what a project or paper imports, or what two apps
+need. A file is reached by a chain of imports from `projects/` or `papers/`, including imports
+inside functions, excluding those for type checking only. A name of a lazy package (with an
+`__init__.pyi` beside its `__init__.py`) counts as an import of its module.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _TOPS = ("common", "apps", "projects", "papers", "tools")
 
 
 class LibrarySize(NamedTuple):
-    """Lines of every module of `common/`, and the modules that projects and papers reach."""
+    """Lines of every module of `common/`, and the modules reached by projects and papers."""
 
     lines: dict[str, int]
     reached: set[str]
 
     @property
     def share(self) -> float:
-        """Of all lines, those of reached modules: 0 to 1."""
+        """Fraction of lines in reached modules."""
         return sum(self.lines[module] for module in self.reached) / sum(self.lines.values())
 
 
@@ -74,7 +74,7 @@ def measure() -> LibrarySize:
 
 
 def _imported_by(module: str, graph: ImportGraph) -> list[str]:
-    """The modules that `module` imports, names of lazy packages resolved, with the packages that they are in."""
+    """The modules imported by `module`, with names of lazy packages resolved, and their packages."""
     found = set(graph.find_modules_directly_imported_by(module))
     for package in [each for each in found if _lazy_names(each)]:
         names = _lazy_names(package)

@@ -1,4 +1,4 @@
-"""Start a project: a copy of projects/baseline under a new name, and its test; it trains as it stands."""
+"""Create a project: a copy of projects/baseline under a new name, with a test, ready to train."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from common.errors import ConfigError, exit_on_error
 from common.utils.paths import REPOSITORY_ROOT, display_path
 
 TEMPLATE = "baseline"
-# A figure is of the project that measured it: the copy has none until it has been trained.
+# Results belong to the original project: the copy has none until it has been trained.
 NOT_MEASURED = (
     "not measured yet: train it, then write here the time, the machine, the validation loss and of how "
     "many seeds"
@@ -100,17 +100,17 @@ def main() -> None:
 
 
 def create_project(name: str) -> None:
-    """Raises ConfigError when `name` cannot name a Python package or the project exists."""
+    """Raise ConfigError if `name` is not a valid package name or the project exists."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise ConfigError(
-            f"'{name}' cannot name a project",
+            f"'{name}' is not a valid project name",
             "use lower-case letters, digits and underscores, a letter first",
         )
     source, target = REPOSITORY_ROOT / "projects" / TEMPLATE, REPOSITORY_ROOT / "projects" / name
     test = REPOSITORY_ROOT / "tests" / "projects" / f"test_{name}.py"
     for path in (target, test):
         if path.exists():
-            raise ConfigError(f"{display_path(path)} exists already", "choose another name")
+            raise ConfigError(f"{display_path(path)} already exists", "choose another name")
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "data"))
     for path in target.rglob("*"):
         if path.suffix in (".py", ".yaml", ".toml", ".md"):
@@ -124,7 +124,7 @@ def create_project(name: str) -> None:
 
 
 def _without_figures(config: str) -> str:
-    """A configuration whose first line is its command, and which says that nothing was measured."""
+    """A configuration that starts with its command, without measured results."""
     command, _, rest = config.partition("\n")
     lines = rest.split("\n")
     while lines and lines[0].startswith("#"):

@@ -1,4 +1,4 @@
-"""Put a trained run on the Hugging Face hub, where transformers can load it; or into a folder."""
+"""Upload a trained run to the Hugging Face hub for transformers, or write it to a folder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ EXAMPLES = """examples:
   python tools/push_to_hub.py --name exp_001 --repo OWNER/NAME --dry-run exported
   python tools/push_to_hub.py --name exp_001 --repo OWNER/NAME --private
 
-What is uploaded: the weights as safetensors, config.json, the tokenizer, and a model card with the
+Uploads the weights as safetensors, config.json, the tokenizer, and a model card with the
 metrics, the configuration, the seed and the commit; nothing that names your machine or its folders.
-Look at it first with --dry-run, which uploads nothing. Only a Decoder that is a gpt2, llama, qwen2 or
-qwen3 can be written so. HF_TOKEN must be allowed to write; HF_ENDPOINT or --endpoint name a mirror.
+Inspect it first with --dry-run, which uploads nothing. Supports only a Decoder that is a gpt2, llama,
+qwen2 or qwen3. HF_TOKEN needs write access; HF_ENDPOINT or --endpoint sets a mirror.
 """
 
 
@@ -30,9 +30,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--name", required=True, metavar="EXPERIMENT", help="the run")
-    add("--repo", required=True, metavar="OWNER/NAME", help="where to; made if it is not there")
+    add("--repo", required=True, metavar="OWNER/NAME", help="target repository; created if missing")
     add("--checkpoint", default="best", help="best (default), last, or a step such as 500")
-    add("--private", action="store_true", help="make a private repository, or use no other")
+    add("--private", action="store_true", help="require a private repository")
     add("--dry-run", type=Path, metavar="FOLDER", help="write the files to a new folder instead")
     add("--endpoint", metavar="URL", help="address of a mirror of the hub")
     return parser.parse_args()
@@ -49,7 +49,7 @@ def main() -> None:
         for path in sorted(folder.iterdir()):
             print(f"  {path.name}  {path.stat().st_size:,} bytes")
         return
-    check_token()  # before the work, not after it
+    check_token()  # before the work
     get_assets_dir().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export_", dir=get_assets_dir()) as temporary:
         folder = export(arguments, Path(temporary) / "model")

@@ -1,4 +1,4 @@
-"""Ask about every experiment: list, rank, compare, plot, SQL; and look after them."""
+"""Query and manage experiments: list, rank, compare, plot, SQL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from common.errors import ExperimentError, exit_on_error
 from common.terminal import printable, show
 from common.utils.tables import FORMATS, format_rows
 
-if TYPE_CHECKING:  # SQL needs neither: each action imports what it needs
+if TYPE_CHECKING:  # each action imports only what it needs
     from common.utils.tables import Report
 
 EXAMPLES = """examples:
@@ -34,12 +34,13 @@ EXAMPLES = """examples:
 
 `experiments` has a row per logged step: experiment_name, step, epoch, split, time (seconds since the
 start), then a column per metric. Split val is the whole validation split, val_quick a few batches of it
-(training.eval_batches): --best ranks runs that have no val yet after all others. `runs` has a row per experiment: name, status, project, started,
-finished, duration (seconds), config, git_commit, seed, host, parameters, tokens, tags, note, archived,
-precision, compiled, threads, device, cpu (NULL where an earlier version did not record them).
+(training.eval_batches): --best ranks runs without val after all others.
+`runs` has a row per experiment: name, status, project, started, finished, duration (seconds), config,
+git_commit, seed, host, parameters, tokens, tags, note, archived, precision, compiled, threads, device,
+cpu (NULL if not recorded by an earlier version).
 The same in a browser: python tools/dashboard.py"""
 
-# The actions that an option belongs to; given with another it is a mistake, not a no-op.
+# Actions of each option; with another action it is an error, not ignored.
 _BELONGS = {
     "top": ["best"],
     "split": ["best", "plot"],
@@ -60,7 +61,7 @@ def main() -> None:
     given = {name for name, v in vars(arguments).items() if v is not None and v is not False}
     for option, actions in _BELONGS.items():
         if option in given and given.isdisjoint(actions):
-            parser.error(f"--{option} goes with --{' or --'.join(actions)}")
+            parser.error(f"--{option} requires --{' or --'.join(actions)}")
     for option in ("top", "limit", "timeout"):
         if option in given and not getattr(arguments, option) > 0:
             parser.error(f"--{option} must be more than 0, got {getattr(arguments, option):g}")
@@ -81,32 +82,37 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         usage="query_experiments.py ACTION [options]",
     )
-    actions = parser.add_argument_group("actions, one a call")
+    actions = parser.add_argument_group("actions, one per call")
     action = actions.add_mutually_exclusive_group(required=True)
     add = action.add_argument
-    add("--list", action="store_true", help="every experiment, oldest first")
-    add("--summary", action="store_true", help="the store in numbers")
+    add("--list", action="store_true", help="list all experiments, oldest first")
+    add("--summary", action="store_true", help="summarise the store")
     add("--best", metavar="METRIC", help="rank by the best value of METRIC")
     add("--compare", nargs="+", metavar="NAME", help="metrics side by side")
     add("--diff", nargs="+", metavar="NAME", help="configuration keys that differ")
     add("--plot", nargs="+", metavar=("METRIC", "NAME"), help="curves (of the best 5 by default)")
     add("--sql", metavar="SELECT", help="SQL over `experiments` and `runs`")
     add("--tag", nargs="+", metavar=("NAME", "TAG"), help="add tags to NAME")
-    add("--untag", nargs="+", metavar=("NAME", "TAG"), help="take tags from NAME")
+    add("--untag", nargs="+", metavar=("NAME", "TAG"), help="remove tags from NAME")
     add("--note", nargs=2, metavar=("NAME", "TEXT"), help="write a note to NAME")
-    add("--archive", nargs="+", metavar="NAME", help="keep, but leave out of lists and rankings")
+    add("--archive", nargs="+", metavar="NAME", help="hide from lists and rankings")
     add("--unarchive", nargs="+", metavar="NAME", help="undo --archive")
     add("--rename", nargs=2, metavar=("OLD", "NEW"), help="with its run folder, tags and note")
-    add("--delete", nargs="+", metavar="NAME", help="for good, with the run's folder (asks first)")
-    add("--check", action="store_true", help="verify every file, remove what crashes left behind")
-    add("--pack", action="store_true", help="move all finished experiments into packs now")
-    add("--unpack", nargs="+", metavar="NAME", help="bring NAME back into a file of its own")
+    add(
+        "--delete",
+        nargs="+",
+        metavar="NAME",
+        help="delete permanently, with the run folder (asks first)",
+    )
+    add("--check", action="store_true", help="verify every file, remove leftovers of crashes")
+    add("--pack", action="store_true", help="move all finished experiments into packs")
+    add("--unpack", nargs="+", metavar="NAME", help="move NAME from its pack to a separate file")
     add("--import", metavar="PATH", help="TensorBoard, W&B offline, MLflow, tables, an --export")
     add("--export", nargs="+", metavar=("FILE", "NAME"), help="to .csv (two), .json or .parquet")
     add("--sync", action="store_true", help="with the object store RESEARCH_EXPERIMENTS_URI")
-    options = parser.add_argument_group("options of these")
+    options = parser.add_argument_group("options of the actions")
     add = options.add_argument
-    add("--format", choices=FORMATS, default="table", help="of what is printed (default table)")
+    add("--format", choices=FORMATS, default="table", help="output format (default table)")
     add("--top", type=int, metavar="N", help="of --best (default 10)")
     add("--split", help="of --best, --plot (default: test, val or eval, val_quick, train)")
     direction = options.add_mutually_exclusive_group()
@@ -236,7 +242,7 @@ def _archive(arguments: argparse.Namespace) -> None:
         catalogue.manifest(name)  # an unknown name changes nothing
     for name in names:
         annotate_experiment(name, archived=bool(arguments.archive))
-    print(f"{'archived' if arguments.archive else 'in use again'}: {', '.join(names)}")
+    print(f"{'archived' if arguments.archive else 'unarchived'}: {', '.join(names)}")
 
 
 def _rename(arguments: argparse.Namespace) -> None:
@@ -244,7 +250,7 @@ def _rename(arguments: argparse.Namespace) -> None:
 
     old, new = arguments.rename
     rename_experiment(old, new)
-    print(f"{old} is called {new} now")
+    print(f"renamed {old} to {new}")
 
 
 def _delete(arguments: argparse.Namespace) -> None:
@@ -255,9 +261,9 @@ def _delete(arguments: argparse.Namespace) -> None:
     size = sum(map(size_of, names)) / 2**20
     if not arguments.yes:
         if not sys.stdin.isatty():
-            raise ExperimentError("--delete asks first, and nobody is there", "add --yes")
+            raise ExperimentError("--delete needs a terminal to ask", "add --yes")
         what = f"{', '.join(names)} with {size:,.1f} MiB of checkpoints and metrics"
-        if input(f"delete {what} for good? [y/N] ").strip().lower() not in ("y", "yes"):
+        if input(f"permanently delete {what}? [y/N] ").strip().lower() not in ("y", "yes"):
             print("nothing was deleted")
             return
     delete_experiments(names)
@@ -270,8 +276,8 @@ def _check(arguments: argparse.Namespace) -> None:
     findings = check_store()
     _print(arguments, ["file", "problem", "action"], [list(f[:3]) for f in findings])
     if left := sum(not finding.mended for finding in findings):
-        raise ExperimentError(f"{left} files of the store need you", "the table says what to do")
-    print("every file of the store is whole", file=sys.stderr)
+        raise ExperimentError(f"{left} files of the store need attention", "see the table")
+    print("every file of the store is intact", file=sys.stderr)
 
 
 def _pack(arguments: argparse.Namespace) -> None:
@@ -303,11 +309,7 @@ def _export(arguments: argparse.Namespace) -> None:
     from apps.experiments.exports import export_experiments
 
     file, *names = arguments.export
-    beside = (
-        f", and what is known of them to {Path(file).stem}.runs.csv"
-        if file.endswith(".csv")
-        else ""
-    )
+    beside = f", and their facts to {Path(file).stem}.runs.csv" if file.endswith(".csv") else ""
     print(f"wrote {export_experiments(Path(file), names)} experiments to {file}{beside}")
 
 

@@ -1,4 +1,4 @@
-"""Run an experiment again, from its commit, configuration and seed: is the result the same, bit for bit?"""
+"""Rerun an experiment from its commit, configuration and seed, and compare bit for bit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EPILOG = """examples:
   python tools/reproduce.py exp_001 --steps 200
   python tools/reproduce.py exp_001 --name exp_001_on_the_cluster
 
-Exit code 0: identical; 1: different; 2: it could not be run again, and why."""
+Exit code 0: identical; 1: different; 2: the rerun failed."""
 _MOST_TENSORS = 5
 
 
@@ -29,12 +29,10 @@ def main() -> None:
         allow_abbrev=False,
     )
     parser.add_argument("experiment", metavar="EXPERIMENT")
-    parser.add_argument("--name", help="of the rerun (default: EXPERIMENT_reproduced)")
+    parser.add_argument("--name", help="name of the rerun (default: EXPERIMENT_reproduced)")
+    parser.add_argument("--steps", type=int, metavar="N", help="compare only the first N steps")
     parser.add_argument(
-        "--steps", type=int, metavar="N", help="compare the first N steps only, and stop there"
-    )
-    parser.add_argument(
-        "--keep", action="store_true", help="leave the code that was run in its temporary folder"
+        "--keep", action="store_true", help="keep the temporary folder with the code"
     )
     arguments = parser.parse_args()
     if arguments.steps is not None and arguments.steps < 1:
@@ -50,7 +48,7 @@ def main() -> None:
 
 
 def describe(result: Reproduction) -> str:
-    """The answer in a few lines."""
+    """Format the result in a few lines."""
     from apps.reproduction.reproduce import changed_resumes
 
     experiment, rerun = result.experiment, result.rerun
@@ -94,7 +92,7 @@ def _number(value: float | None) -> str:
 
 def _weights(weights: WeightComparison | None) -> str:
     if weights is None:
-        return "not compared: no step has a checkpoint of both"
+        return "not compared: no common checkpoint"
     total = f"{weights.tensors} tensors of step {weights.step}"
     if not weights.different:
         return f"identical: {total}"

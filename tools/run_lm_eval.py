@@ -1,4 +1,4 @@
-"""Judge a trained run on tasks of EleutherAI's lm-evaluation-harness, from local files."""
+"""Evaluate a trained run on tasks of EleutherAI's lm-evaluation-harness, from local files."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ EXAMPLES = """examples:
   python tools/run_lm_eval.py exp_001 --tasks my_tasks --limit 100
   python tools/run_lm_eval.py exp_001 --tasks capitals colours --include-path my_tasks
 
-It needs the harness: uv pip install -e ".[lm-eval]". Nothing is downloaded unless HF_HUB_OFFLINE=0
-is set; `data_files` of a task are looked up from the current folder. The results go to
-evaluations/ in the run's folder, in the harness's own form."""
+Requires the harness: uv pip install -e ".[lm-eval]". Nothing is downloaded unless HF_HUB_OFFLINE=0
+is set; `data_files` of a task are relative to the current folder. Results are written to
+evaluations/ in the run's folder, in the harness's format."""
 
 
 def main() -> None:
     arguments = _parser().parse_args()
     with exit_on_error():
-        # Read once, when the libraries are imported.
+        # Read once, on import of the libraries.
         offline = os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("HF_DATASETS_OFFLINE", offline)
         model, checkpoint = load_model(arguments.name, arguments.checkpoint, arguments.batch_size)
@@ -74,15 +74,15 @@ def _parser() -> argparse.ArgumentParser:
         help="where named tasks are",
     )
     add("--checkpoint", default="best", help="best (default), last, or a step such as 500")
-    add("--limit", type=positive_int, metavar="N", help="the most questions of each task")
+    add("--limit", type=positive_int, metavar="N", help="maximum questions per task")
     add("--num-fewshot", type=int, metavar="N", help="examples before each question")
-    add("--batch-size", type=positive_int, default=32, metavar="N", help="texts at a time (32)")
+    add("--batch-size", type=positive_int, default=32, metavar="N", help="batch size (default 32)")
     add("--log-samples", action="store_true", help="also store every question and answer")
     return parser
 
 
 def load_model(name: str, which: str, batch_size: int) -> tuple[HarnessModel, Path]:
-    """The model of run `name` for the harness, and its checkpoint. Raises ResearchErrors."""
+    """Return the model of run `name` for the harness, and its checkpoint. Raises ResearchError."""
     run = load_run(name, which)
     from apps.evaluation.lm_eval_adapter import HarnessModel
 

@@ -1,4 +1,4 @@
-"""Check that this machine can do the work: Python, packages, accelerator, assets folder."""
+"""Check the environment: Python, packages, accelerator, assets folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from common.utils.paths import get_assets_dir
 from common.utils.tables import format_rows
 
 PASS, WARN, FAIL = "pass", "warn", "FAIL"
-Result = tuple[str, str]  # (status, what was found or how to mend it)
+Result = tuple[str, str]  # (status, what was found or how to fix it)
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def check_python() -> Result:
 
 
 def check_packages() -> Result:
-    """Every required package is there in a version that pyproject.toml allows."""
+    """Check that every required package has a version allowed by pyproject.toml."""
     from packaging.requirements import Requirement
 
     try:

@@ -1,1 +1,1 @@
-"""Networks that learn their training set at once and its rule much later."""
+"""Grokking: networks that fit their training set early and generalise much later."""

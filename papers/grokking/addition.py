@@ -1,4 +1,4 @@
-"""Addition modulo p learnt by an MLP on the full batch (Prieto et al. 2025, sections 2 and 5)."""
+"""Learn addition modulo p with an MLP on the full batch (Prieto et al. 2025, sections 2 and 5)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def make_model(modulus: int, width: int) -> nn.Sequential:
 
 
 def make_experiment(config: Mapping[str, Any], seed: int) -> Experiment:
-    """All draws are from `seed`: first which sums are trained on, then the weights."""
+    """All random numbers derive from `seed`: first the training split, then the weights."""
     torch.manual_seed(seed)
     inputs, targets = sums(config["modulus"])
     order = torch.randperm(len(inputs))
@@ -56,7 +56,7 @@ def make_experiment(config: Mapping[str, Any], seed: int) -> Experiment:
 
 
 def training_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the Trainer takes besides the experiment."""
+    """Arguments of the Trainer besides the experiment."""
     return {
         "config": TrainingConfig(
             max_steps=config["max_epochs"],
@@ -78,6 +78,6 @@ def training_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def train(config: Mapping[str, Any], seed: int, run: Run) -> None:
-    """Train until 95% or `max_epochs`; logs `epochs` (to 95%) as the result where it got there."""
+    """Train until 95% or `max_epochs`; log `epochs` (to 95%) as the result, if reached."""
     trainer = Trainer(make_experiment(config, seed), run=run, **training_settings(config))
     train_until_grokked(trainer, run, "epochs")

@@ -1,4 +1,4 @@
-"""Gradients changed between the backward pass and the optimizer.
+"""Gradient filters between the backward pass and the optimizer.
 
 `EMAFilter` and `MAFilter`: Lee et al. 2024, "Grokfast: Accelerated Grokking by Amplifying Slow
 Gradients". `OrthogonalFilter`: Prieto et al. 2025, "Grokking at the Edge of Numerical Stability".
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class GradientFilter(Callback):
     """g + strength * slow(g) + weight_decay * w: the slow part is amplified, then Adam's L2 is added.
 
-    The decay is that of Adam, which the paper's code uses: it goes through the division by the root
-    of the second moment. AdamW's, which does not, is the Trainer's own.
+    The decay is Adam's L2, as in the paper's code: it is divided by the root of the second moment,
+    unlike AdamW's in the Trainer.
     """
 
     def __init__(self, strength: float = 0.0, weight_decay: float = 0.0) -> None:
@@ -30,7 +30,7 @@ class GradientFilter(Callback):
     def on_train_start(self, trainer: Trainer) -> None:
         if trainer.scaler is not None or trainer.context.world_size > 1:
             raise TrainingError(
-                "gradients are filtered as one process has them, without loss scaling",
+                "gradient filters need a single process without loss scaling",
                 "train in one process, in fp32 or bf16",
             )
 
@@ -48,7 +48,7 @@ class GradientFilter(Callback):
             torch._foreach_add_(gradients, weights, alpha=self.weight_decay)
 
     def slow(self, gradients: list[torch.Tensor]) -> list[torch.Tensor] | None:
-        """The slow part, or None while there is none."""
+        """Return the slow part, or None if there is none yet."""
         return None
 
 
@@ -75,7 +75,7 @@ class EMAFilter(GradientFilter):
 
 
 class MAFilter(GradientFilter):
-    """The slow part is the mean of the last `window` gradients; none until there are so many."""
+    """The slow part is the mean of the last `window` gradients; none before that many steps."""
 
     def __init__(self, strength: float, weight_decay: float, window: int) -> None:
         super().__init__(strength, weight_decay)
@@ -92,7 +92,7 @@ class MAFilter(GradientFilter):
         self._last[place] = flat
         self.seen += 1
         if place == self.window - 1:
-            self._sum = self._last.sum(dim=0)  # lest rounding errors add up
+            self._sum = self._last.sum(dim=0)  # avoids accumulating rounding errors
         if self.seen < self.window:
             return None
         parts = (self._sum / self.window).split([gradient.numel() for gradient in gradients])
@@ -114,9 +114,9 @@ class MAFilter(GradientFilter):
 class OrthogonalFilter(GradientFilter):
     """g - (w.g / w.w) w for each parameter tensor, scaled back to the length of g (section 5.1).
 
-    The part along the weights lengthens them, which lowers the loss without changing any prediction
-    once the training set is fitted. (Adam divides each element by a size of its own, so its step is
-    not quite orthogonal to the weights any more.)
+    The part along the weights scales them up, which lowers the loss without changing predictions
+    once the training set is fitted. (Adam scales each element separately, so its step is not
+    exactly orthogonal to the weights.)
     """
 
     @torch.no_grad()

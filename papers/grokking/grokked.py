@@ -1,4 +1,4 @@
-"""Training up to 95% validation accuracy: what the Decoder and the MLP have in common."""
+"""Training up to 95% validation accuracy, shared by the Decoder and the MLP."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from common.experiments.run import Run
     from common.training import Trainer
 
-GROKKED = 0.95  # validation accuracy; a run ends there
+GROKKED = 0.95  # validation accuracy at which a run ends
 
 
 class StopWhenGrokked(Callback):
-    """Ends the training where an evaluation finds an accuracy of 95%."""
+    """Stops training when an evaluation reaches 95% accuracy."""
 
     def __init__(self) -> None:
         self.reached_step: int | None = None
@@ -36,9 +36,9 @@ class StopWhenGrokked(Callback):
 
 
 def train_until_grokked(trainer: Trainer, run: Run, unit: str) -> None:
-    """Train, or go on where `run` was cut off; logs the result in steps, which are called `unit`.
+    """Train, or resume `run`; log the result in steps, which are called `unit`.
 
-    The result has `trained_<unit>`, and `<unit>` (to 95%) where it got there.
+    The result has `trained_<unit>`, and `<unit>` (to 95%) if reached.
     """
     (stop,) = (each for each in trainer.callbacks if isinstance(each, StopWhenGrokked))
     if run.rows:
@@ -47,4 +47,4 @@ def train_until_grokked(trainer: Trainer, run: Run, unit: str) -> None:
     trainer.fit()
     found = {} if stop.reached_step is None else {unit: stop.reached_step}
     run.log({f"trained_{unit}": trainer.step, **found}, step=trainer.step, split="result")
-    shutil.rmtree(run.directory / "checkpoints")  # a moving average has some 170 MB there
+    shutil.rmtree(run.directory / "checkpoints")  # 170 MB with a moving average

@@ -1,4 +1,5 @@
-"""Multiplication modulo p learnt by the shared Decoder and Trainer (Power et al. 2022; Lee et al. 2024, section 4.1)."""
+"""Learn multiplication modulo p with the shared Decoder and Trainer (Power et al. 2022; Lee et al.
+2024, section 4.1)."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ def equations(modulus: int) -> torch.Tensor:
 
 
 def as_batch(rows: torch.Tensor) -> Batch:
-    """Only the answer, the last token, is predicted."""
+    """Predict only the answer, the last token."""
     labels = rows.clone()
     labels[:, :-1] = IGNORE_INDEX
     return {"input_ids": rows, "labels": labels}
@@ -46,7 +47,7 @@ def as_batch(rows: torch.Tensor) -> Batch:
 class NormalizedBlock(Block):
     """The first norm replaces the residual stream instead of branching off it, as in the authors' code.
 
-    So the scale of the embeddings has no effect, and decay makes their steps larger in relation.
+    So the scale of the embeddings has no effect, and decay increases their relative step size.
     """
 
     def forward(
@@ -61,14 +62,14 @@ class NormalizedBlock(Block):
 
 
 class AnswerDecoder(Decoder):
-    """Computes what the answer needs: not the position of the answer itself, nor other predictions."""
+    """Computes only what the answer needs: no other predictions, nor the position of the answer."""
 
     def compute_loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(self.next_logits(input_ids[:, :-1]), labels[:, -1])
 
     @torch.no_grad()
     def accuracy(self, rows: torch.Tensor) -> float:
-        """Share of the equations (count, 5) whose answer is the most likely one."""
+        """Top-1 accuracy on the equations (count, 5)."""
         parts = rows.to(self.device).split(1024)
         right = [(self.next_logits(p[:, :-1]).argmax(dim=1) == p[:, -1]).sum() for p in parts]
         return float(sum(right)) / len(rows)
@@ -93,7 +94,7 @@ class Epochs:
 
 
 class Grokking(StopWhenGrokked):
-    """Accuracies on both splits at every log: a checkpoint, which each evaluation has, is large here."""
+    """Log accuracies on both splits at every logged step, since evaluations write large checkpoints here."""
 
     def __init__(self, model: AnswerDecoder, train: torch.Tensor, validation: torch.Tensor) -> None:
         super().__init__()
@@ -108,9 +109,9 @@ class Grokking(StopWhenGrokked):
 
 
 def make_model(config: Mapping[str, Any]) -> AnswerDecoder:
-    """A GPT-2 of 2 layers, drawn as the authors' code does: as PyTorch's own layers draw themselves.
+    """A GPT-2 of 2 layers with the authors' initialisation: PyTorch's defaults.
 
-    The embeddings have a standard deviation of 1 instead of 0.02. `normalized_residual` chooses the
+    The embeddings have a standard deviation of 1 instead of 0.02. `normalized_residual` selects the
     authors' blocks instead of pre-norm ones.
     """
     model = AnswerDecoder(
@@ -142,7 +143,7 @@ def make_filter(config: Mapping[str, Any]) -> GradientFilter:
 
 
 def training_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the Trainer takes besides the experiment."""
+    """Arguments of the Trainer besides the experiment."""
     return {
         "config": TrainingConfig(
             max_steps=config["max_steps"],
@@ -161,7 +162,7 @@ def training_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_experiment(config: Mapping[str, Any], seed: int) -> Experiment:
-    """All draws are from `seed`: first which equations are trained on, then the weights."""
+    """All random numbers derive from `seed`: first the training split, then the weights."""
     seed_everything(seed)
     rows = equations(config["modulus"])
     train_rows, validation = rows[torch.randperm(len(rows))].tensor_split(2)
@@ -174,6 +175,6 @@ def make_experiment(config: Mapping[str, Any], seed: int) -> Experiment:
 
 
 def train(config: Mapping[str, Any], seed: int, run: Run) -> None:
-    """Train until 95% or `max_steps`; logs `steps` (to 95%) as the result where it got there."""
+    """Train until 95% or `max_steps`; log `steps` (to 95%) as the result, if reached."""
     trainer = Trainer(make_experiment(config, seed), run=run, **training_settings(config))
     train_until_grokked(trainer, run, "steps")

@@ -1,13 +1,13 @@
-"""Two ways to grok sooner, with the controls that show what they owe to weight decay.
+"""Two ways to grok sooner, with controls for the effect of weight decay.
 
 Lee et al. 2024, "Grokfast" (multiplication modulo 97, a Decoder), and Prieto et al. (ICLR 2025),
 "Grokking at the Edge of Numerical Stability" (addition modulo 113, an MLP).
 
     python papers/grokking/reproduce.py           3 seeds of the MLP, 1 of the Decoder for 1,500 steps
-    python papers/grokking/reproduce.py --full    3 to 10 seeds of both, to the end: some 3 hours on 2 cores
+    python papers/grokking/reproduce.py --full    3 to 10 seeds of both, to the end: about 3 hours on 2 cores
     python papers/grokking/reproduce.py --full --only ema ma adamw
 
-Runs that the store has are not repeated, and one that was cut off is continued, by the same command.
+Runs in the store are not repeated; the same command resumes an interrupted one.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def filtered(kind: str, **settings: float) -> dict[str, Any]:
     return MULTIPLICATION | {"filter": kind, "filter_settings": settings}
 
 
-# {variant: (configuration, the paper's row)}. Of a single published run we accept half to double.
+# {variant: (configuration, the paper's row)}. For a single published run we accept half to double.
 DECODER = {
     "baseline": (
         MULTIPLICATION | {"max_steps": 80_000, "measure_every_steps": 250},
@@ -93,7 +93,7 @@ REDUCED_DECODER = ["baseline", "ema", "adamw"]
 
 
 def setting(variant: str, full: bool) -> tuple[Mapping[str, Any], int]:
-    """Of the Decoder one seed and at most REDUCED_STEPS without `full`; the MLP is as it is."""
+    """Without `full`: one seed and at most REDUCED_STEPS for the Decoder; the MLP is unchanged."""
     config = (DECODER | MLP)[variant][0]
     if variant in DECODER and not full:
         return config | {"max_steps": REDUCED_STEPS, "measure_every_steps": 50}, 1
@@ -110,7 +110,7 @@ def train_run(planned: PaperRun, run: Run) -> None:
 def report(
     planned: Planned, results: Mapping[str, Results], full: bool
 ) -> tuple[list[PaperTable], Figure]:
-    """Steps of the Decoder and epochs of the MLP to 95%, of those that were run."""
+    """Steps of the Decoder and epochs of the MLP to 95%, for the variants run."""
     reduced = "" if full else f"at most {REDUCED_STEPS:,} steps"
     kinds = {
         "steps": (DECODER, PaperTable("Decoder: steps to 95%", digits=0, reduced=reduced)),
@@ -129,7 +129,7 @@ def report(
 
 
 def draw(made: Mapping[str, tuple[PaperTable, Planned]]) -> Figure:
-    """A line of pictures for each table: accuracy over time, and the table."""
+    """A row of plots for each table: accuracy over time, and the table."""
     from matplotlib.figure import Figure
 
     from apps.reproduction.figures import draw_seeds, draw_table

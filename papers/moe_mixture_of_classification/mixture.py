@@ -1,4 +1,5 @@
-"""Chen et al. 2022: the mixture of classification data (section 3), the layer (section 4) and its training (appendix A)."""
+"""Chen et al. 2022: the mixture of classification data (section 3), the layer (section 4) and its
+training (appendix A)."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ def make_data(config: Mapping[str, Any], generator: torch.Generator) -> tuple[Da
     """(training, test), `points` each, of one set of orthonormal features v_k and centres c_k.
 
     A point of label y in cluster k has, in random order, the patches alpha y v_k (the feature),
-    beta c_k (the centre), +-gamma v_k' of another cluster k' (a feature that misleads), and noise.
+    beta c_k (the centre), +-gamma v_k' of another cluster k' (a misleading feature), and noise.
     """
     square = torch.randn(SIZE, 2 * CLUSTERS, generator=generator, dtype=torch.float64)
     directions = torch.linalg.qr(square).Q.T.float()
@@ -61,8 +62,8 @@ def make_data(config: Mapping[str, Any], generator: torch.Generator) -> tuple[Da
 class Mixture(nn.Module):
     """Experts sum f(<w_j, x_p> + b_j) over patches p and half of their filters j for each class.
 
-    f is the cube (`nonlinear`) or nothing. A point goes to the expert with the highest score of a
-    linear router plus uniform noise, and the score itself is the gate.
+    f is the cube (`nonlinear`) or the identity. A point is routed to the expert with the highest
+    score of a linear router plus uniform noise, and the score is the gate.
     """
 
     def __init__(self, experts: int, filters: int, nonlinear: bool) -> None:
@@ -72,13 +73,13 @@ class Mixture(nn.Module):
             nn.init.uniform_(parameter, -0.001 / math.sqrt(SIZE), 0.001 / math.sqrt(SIZE))
         self.router = nn.Parameter(torch.zeros(SIZE, experts))
         self.nonlinear = nonlinear
-        self._sorted = torch.empty(0)  # kept: new memory each time takes longer than the sorting
+        self._sorted = torch.empty(0)  # reused: allocation takes longer than sorting
 
     def forward(self, patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(points, 4, 50) -> probabilities (points, 2) and the expert of each point (points,)."""
         scores = patches.sum(dim=1) @ self.router
         gates, chosen = (scores + torch.rand_like(scores)).max(dim=1)
-        # Sorted by expert, so that each computes its own points and no others.
+        # Sorted by expert, so that each computes only its own points.
         order = chosen.argsort()
         counts = torch.bincount(chosen, minlength=len(self.experts)).tolist()
         if self._sorted.shape != patches.shape:
@@ -105,7 +106,7 @@ def normalized_step(experts: nn.ModuleList, rate: float) -> None:
 
 
 def dispatch_entropy(chosen: torch.Tensor, clusters: torch.Tensor, experts: int) -> float:
-    """Entropy in nats of the cluster of a point, given the expert it was sent to (section 5)."""
+    """Conditional entropy in nats of the cluster of a point given its expert (section 5)."""
     counts = torch.bincount(chosen * CLUSTERS + clusters, minlength=experts * CLUSTERS)
     joint = counts.view(experts, CLUSTERS).double() / len(chosen)
     given = joint / joint.sum(dim=1, keepdim=True).clamp(min=1e-300)
@@ -115,8 +116,8 @@ def dispatch_entropy(chosen: torch.Tensor, clusters: torch.Tensor, experts: int)
 def train(config: Mapping[str, Any], seed: int, log: Any) -> dict[str, float]:
     """Train on data drawn from `seed` and return test accuracy (%), dispatch entropy and epochs.
 
-    `log(metrics, epoch)` is called every 10 epochs. The run ends when the loss is no new lowest one
-    and either at most `stop_loss` or 0.02 above the lowest.
+    `log(metrics, epoch)` is called every 10 epochs. The run ends when the loss is not a new minimum
+    and either at most `stop_loss` or 0.02 above the minimum.
     """
     torch.manual_seed(seed)
     train_data, test_data = make_data(config, torch.Generator().manual_seed(seed))
@@ -125,7 +126,7 @@ def train(config: Mapping[str, Any], seed: int, log: Any) -> dict[str, float]:
     for epoch in range(config["epochs"]):
         model.zero_grad()
         probabilities, chosen = model(train_data.patches)
-        # As published: the probabilities are taken for logits, so the loss is at least 0.3133.
+        # As published: probabilities are used as logits, so the loss is at least 0.3133.
         objective = F.cross_entropy(probabilities, train_data.labels)
         loss = float(objective.detach())
         entropy = dispatch_entropy(chosen, train_data.clusters, config["experts"])

@@ -3,7 +3,7 @@
     python papers/moe_mixture_of_classification/reproduce.py           5 seeds of the paper's setting
     python papers/moe_mixture_of_classification/reproduce.py --full    10 seeds, as in the paper
 
-Runs that the store has are not repeated, so an interrupted table is continued by the same command.
+Runs in the store are not repeated, so the same command continues an interrupted table.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def train_run(planned: PaperRun, run: Run) -> None:
     from papers.moe_mixture_of_classification.mixture import train
 
     if run.rows:
-        run.resume_from(0)  # half a minute is not worth a checkpoint
+        run.resume_from(0)  # half a minute needs no checkpoint
     results = train(planned.config, planned.seed, run.log)
     run.log(results, step=int(results["epochs"]) - 1, split="result")
 
@@ -76,9 +76,9 @@ def report(
 
 
 def tables(planned: Planned, results: Mapping[str, Results]) -> list[PaperTable]:
-    """Test accuracies and dispatch entropies; the paper has the latter of setting 1 alone.
+    """Test accuracies and dispatch entropies (in the paper only for setting 1).
 
-    Reproduced is what lies within two of the paper's standard deviations.
+    Reproduced means within two of the paper's standard deviations.
     """
     accuracy = PaperTable(TITLE, MIN_SEEDS)
     entropy = PaperTable("Dispatch entropy (nats)", MIN_SEEDS, digits=3)

@@ -1,1 +1,1 @@
-"""A transformer whose backward pass is written by hand."""
+"""A transformer with a hand-written backward pass."""

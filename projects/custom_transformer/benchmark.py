@@ -1,4 +1,4 @@
-"""Step time and peak memory of the hand-written backward pass beside the same network under autograd."""
+"""Step time and peak memory of the hand-written backward pass, compared with autograd."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def main() -> None:
         columns = ["network and batch", "by hand ms", "autograd ms", "time ratio"]
         columns += ["by hand MB", "autograd MB", "memory ratio"]
         print(format_rows(columns, rows, "table"))
-        print("time: fastest step of alternating rounds; memory: peak of what a step allocates")
+        print("time: fastest step of alternating rounds; memory: peak allocation of a step")
 
 
 def _compare(size: Size, rounds: int, device: str) -> list[object]:
@@ -93,7 +93,7 @@ def _build(kind: str, size: Size, device: str) -> Callable[[], None]:
 
 
 def _alternate(size: Size, rounds: int, device: str) -> dict[str, float]:
-    """Milliseconds of the fastest forward and backward pass, measured in turns: others only add time."""
+    """Milliseconds of the fastest forward and backward pass, alternating, since other load only adds time."""
     steps = {kind: _build(kind, size, device) for kind in KINDS}
     times: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for step in steps.values():
@@ -109,7 +109,7 @@ def _alternate(size: Size, rounds: int, device: str) -> dict[str, float]:
 
 
 def _peak_megabytes(kind: str, size: Size, device: str) -> float:
-    """Peak of the memory that one step allocates: activations, gradients, workspace."""
+    """Peak memory allocated by one step: activations, gradients, workspace."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -122,7 +122,7 @@ def _peak_megabytes(kind: str, size: Size, device: str) -> float:
         return (torch.cuda.max_memory_allocated() - before) / 1e6
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
-    # The public summary sums up per operator; only the raw events tell what lived at the same time.
+    # The public summary aggregates per operator; only raw events show concurrent allocations.
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
     return max(accumulate(event.nbytes() for event in events)) / 1e6

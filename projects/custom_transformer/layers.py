@@ -1,4 +1,4 @@
-"""Forward and backward of every layer, by hand. Nothing here uses autograd.
+"""Hand-written forward and backward of every layer, without autograd.
 
 Notation: x is a layer's input, y its output, dx means dL/dx for the scalar loss L. Tokens are rows:
 n = batch x time tokens, c = hidden size, h heads of d = c / h, v words. A linear map y = x W^T has
@@ -7,8 +7,8 @@ n = batch x time tokens, c = hidden size, h heads of d = c / h, v words. A linea
 
 because dL/dx_i = sum_j dL/dy_j W_ji and dL/dW_ji = sum over rows of dy_j x_i.
 
-What a backward pass needs is either kept by the forward pass or, where it is cheap, computed again:
-normalised inputs, squared activations and attention weights are never kept.
+Inputs of the backward pass are saved by the forward pass or, if cheap, recomputed: normalised
+inputs, squared activations and attention weights are never saved.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def embedding_forward(input_ids: Tensor, tokens: Tensor, positions: Tensor, star
 
 
 def embedding_backward(dx: Tensor, input_ids: Tensor, dtokens: Tensor, dpositions: Tensor) -> None:
-    """Add to dE (v, c) and dP (context, c): each row gets the gradients of where it was used."""
+    """Add to dE (v, c) and dP (context, c) the gradients of each row's uses."""
     batch, time = input_ids.shape
     dtokens.index_add_(0, input_ids.flatten(), dx)
     dpositions[:time] += dx.view(batch, time, -1).sum(dim=0)
@@ -88,7 +88,7 @@ def attention_forward(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def attention_backward(
     doutput: Tensor, query: Tensor, key: Tensor, value: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dO (b h, t, d) -> dQ, dK, dV. P is computed again rather than kept.
+    """dO (b h, t, d) -> dQ, dK, dV. P is recomputed rather than saved.
 
     O = P V gives dV = P^T dO and dP = dO V^T. A row p = softmax(s) has dp_i/ds_j = p_i (1[i=j] - p_j):
 
@@ -100,7 +100,7 @@ def attention_backward(
     weights = attention_weights(query, key)
     dvalue = torch.bmm(weights.transpose(1, 2), doutput)
     dscores = torch.bmm(doutput, value.transpose(1, 2)).mul_(weights)
-    # sum_k dP_ik P_ik is the row sum of what dscores holds now.
+    # sum_k dP_ik P_ik is the row sum of dscores here.
     dscores.addcmul_(weights, dscores.sum(dim=-1, keepdim=True), value=-1)
     dscores.mul_(query.shape[2] ** -0.5)
     return torch.bmm(dscores, key), torch.bmm(dscores.transpose(1, 2), query), dvalue
@@ -162,8 +162,8 @@ def cross_entropy_with_gradients(
     """The sum of `cross_entropy` and its gradient dx (n, c); adds to dE (v, c).
 
     With l = x E^T and p = softmax(l), L = log sum_k exp(l_k) - l_target has dL/dl_k = p_k - 1[k =
-    target]; (1) turns that into dx and dE. Done chunk by chunk, in the forward pass: the logits of
-    a chunk serve the loss and the gradient and are gone, so (n, v) logits never exist.
+    target]; (1) turns that into dx and dE. Computed by chunks in the forward pass: the logits of a
+    chunk give loss and gradient and are freed, so (n, v) logits never exist.
     """
     total, dx = x.new_zeros(()), torch.empty_like(x)
     for start, end in _chunks(len(x), len(tokens)):

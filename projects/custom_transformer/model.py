@@ -1,4 +1,4 @@
-"""The transformer as the shared Trainer sees it: parameters, loss, cached generation."""
+"""The transformer for the shared Trainer: parameters, loss, cached generation."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ class CustomTransformer(BaseLanguageModel):
         context_length: int = 128,
     ) -> None:
         if hidden_size % num_heads:
-            raise ModelError(f"hidden_size {hidden_size} is no multiple of num_heads {num_heads}")
+            raise ModelError(
+                f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}"
+            )
         super().__init__(
             vocab_size,
             num_layers=num_layers,
@@ -66,18 +68,18 @@ class CustomTransformer(BaseLanguageModel):
         )
         self.last_norm = nn.Parameter(torch.ones(hidden_size))
         for name, parameter in self.named_parameters():
-            if parameter.ndim == 2:  # as GPT-2: residual projections start smaller
+            if parameter.ndim == 2:  # as in GPT-2: smaller residual projections
                 residual = name.endswith(("out", "mlp2"))
                 std = 0.02 / math.sqrt(2 * num_layers) if residual else 0.02
                 nn.init.normal_(parameter, std=std)
 
     def flat_parameters(self) -> tuple[nn.Parameter, ...]:
-        """In the order that `Network` takes them."""
+        """Parameters in the order of `Network`."""
         in_blocks = [block[name] for block in self.blocks for name in BLOCK_PARAMETERS]
         return (self.token_embedding, self.position_embedding, *in_blocks, self.last_norm)
 
     def parameter_roles(self) -> dict[str, ParameterRole]:
-        """See BaseModel.parameter_roles; its embeddings are no modules."""
+        """See BaseModel.parameter_roles; the embeddings here are not modules."""
         embeddings: dict[str, ParameterRole] = {
             "token_embedding": "embedding",
             "position_embedding": "embedding",
@@ -105,7 +107,7 @@ class CustomTransformer(BaseLanguageModel):
         return {"logits": logits} if loss is None else {"logits": logits, "loss": loss}
 
     def compute_loss(self, input_ids: Tensor, labels: Tensor) -> Tensor:
-        """The loss without the (batch, time, vocab_size) logits."""
+        """Compute the loss without the (batch, time, vocab_size) logits."""
         self._check_length(input_ids.shape[1])
         loss: Tensor = self._run(input_ids, labels, keep_logits=False)[0]
         return loss

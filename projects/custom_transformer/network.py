@@ -1,6 +1,6 @@
-"""The whole network as one `torch.autograd.Function`: its forward and backward are written in layers.py.
+"""The network as one `torch.autograd.Function`, with forward and backward from layers.py.
 
-Parameters come as one flat tuple, in the order of `CustomTransformer.parameters()`:
+Parameters are one flat tuple, in the order of `CustomTransformer.parameters()`:
 E, P, then those of each block (BLOCK_PARAMETERS), then the gain of the last norm.
 """
 
@@ -44,7 +44,7 @@ def run_block_backward(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """dL/d(output) (n, c) -> dL/d(input), and the gradients of the block's parameters.
 
-    A residual y = x + f(x) has dx = dy + (df/dx)^T dy: the gradient goes both ways and is added.
+    A residual y = x + f(x) has dx = dy + (df/dx)^T dy.
     """
     x, r1, qkv, mixed, middle, r2, z = saved
     gain1, qkv_weight, out_weight, gain2, weight1, weight2 = block
@@ -97,10 +97,10 @@ class Network(torch.autograd.Function):
         return loss, logits
 
     @staticmethod
-    @once_differentiable  # a gradient of the gradient is refused, not silently zero
+    @once_differentiable  # second-order gradients raise instead of being zero
     def backward(ctx: Any, dloss: Tensor | None, dlogits: Tensor | None) -> tuple[Any, ...]:
         if ctx.saved is None:
-            raise RuntimeError("the backward pass of this loss was run already")
+            raise RuntimeError("the backward pass of this loss has already been run")
         saved, ctx.saved = ctx.saved, None
         tokens, positions, *rest, last_gain = ctx.parameters
         batch = len(ctx.input_ids)
@@ -110,7 +110,7 @@ class Network(torch.autograd.Function):
         dx, dlast_gain = layers.rms_norm_backward(dx, x, last_gain, r)
         gradients: list[Tensor] = []
         for block in reversed(split_blocks(rest)):
-            # Popped, so that a block's activations are freed as soon as it is done.
+            # Popped, to free the activations of a block after use.
             dx, of_block = run_block_backward(dx, saved.pop(), block, batch)
             gradients = [*of_block, *gradients]
         dpositions = torch.zeros_like(positions)
@@ -121,7 +121,7 @@ class Network(torch.autograd.Function):
 def _loss(
     hidden: Tensor, tokens: Tensor, labels: Tensor, train: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Mean next-token loss; when training also dL/d(hidden) of the labelled rows, and dL/dE."""
+    """Mean next-token loss; in training also dL/d(hidden) of the labelled rows, and dL/dE."""
     # Position t predicts labels[t + 1]; the last position predicts nothing.
     targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).flatten()
     rows = (targets != IGNORE_INDEX).nonzero()[:, 0]
@@ -142,7 +142,7 @@ def _start(
     tokens: Tensor,
     x: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """dL/d(hidden) and dL/dE from the outputs that were used: the loss, the logits, or both."""
+    """dL/d(hidden) and dL/dE from the used outputs: loss, logits, or both."""
     dhidden, dtokens = torch.zeros_like(x), torch.zeros_like(tokens)
     if dloss is not None and loss_gradients[0] is not None and loss_gradients[1] is not None:
         dhidden, dtokens = loss_gradients[0].mul_(dloss), loss_gradients[1].mul_(dloss)

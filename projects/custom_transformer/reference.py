@@ -1,4 +1,4 @@
-"""The same network with PyTorch's own layers and autograd: what tests and benchmark.py compare with."""
+"""The same network with PyTorch layers and autograd, as reference for tests and benchmark.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from projects.custom_transformer.model import CustomTransformer
 
 
 class AutogradTransformer(CustomTransformer):
-    """Shares every parameter name and shape with CustomTransformer; only the computation differs."""
+    """Has the same parameter names and shapes as CustomTransformer; only the computation differs."""
 
     def forward(
         self, input_ids: torch.Tensor, labels: torch.Tensor | None = None, cache: object = None

@@ -1,4 +1,4 @@
-"""Train the transformer whose backward pass is written by hand."""
+"""Train the transformer with a hand-written backward pass."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Handwritten digits, 8 x 8 pixels: another task on the same Trainer."""
+"""Handwritten digits of 8 x 8 pixels: classification with the same Trainer."""

@@ -1,4 +1,4 @@
-"""Evaluate a trained run on the digits that it has not seen."""
+"""Evaluate a trained run on held-out digits."""
 
 from common.cli import evaluate_main
 

@@ -1,1 +1,1 @@
-"""Go on training a GPT-2, Llama or Qwen of the hub, or a run of one's own, on another text."""
+"""Fine-tune a GPT-2, Llama or Qwen of the hub, or your own run, on another text."""

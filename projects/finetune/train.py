@@ -1,4 +1,4 @@
-"""Go on training a GPT-2, Llama or Qwen of the hub, or a run of your own, on another text."""
+"""Fine-tune a GPT-2, Llama or Qwen of the hub, or your own run, on another text."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class PretrainedConfig(ModelConfig):
-    """The architecture is that of the folder; `context_length` may be shorter than its own."""
+    """The folder determines the architecture; `context_length` may be shorter than its context."""
 
     pretrained: str  # a folder in Hugging Face's format, or the name of one in assets/models
 
 
 class Config(ExperimentConfig):
-    """The tokenizer is that of the model; nothing has to be said of it."""
+    """Data configuration with the tokenizer of the model."""
 
     model: PretrainedConfig
 
@@ -34,8 +34,9 @@ class Config(ExperimentConfig):
         model, data = dict(values.get("model") or {}), dict(values.get("data") or {})
         if "pretrained" not in model:
             return values
-        with suppress(ModelError):  # told by check_inputs
-            # Found again from any other folder, and not among the tokenizers of the same name.
+        with suppress(ModelError):  # reported by check_inputs
+            # Absolute, so that it resolves from any folder, and not to a tokenizer of the same
+            # name.
             model["pretrained"] = str(find_model_folder(model["pretrained"]).resolve())
         if data.setdefault("tokenizer", "pretrained") == "pretrained":
             data.setdefault("pretrained_tokenizer", model["pretrained"])
@@ -45,7 +46,7 @@ class Config(ExperimentConfig):
     def _no_other_tokenizer(self) -> Config:
         if self.data.pretrained_tokenizer != self.model.pretrained:
             raise ValueError(
-                "the model knows the ids of its own tokenizer alone: leave out data.tokenizer and "
+                "the model knows only the ids of its own tokenizer: leave out data.tokenizer and "
                 "data.pretrained_tokenizer"
             )
         return self

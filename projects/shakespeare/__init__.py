@@ -1,1 +1,1 @@
-"""A GPT-2 in small on Shakespeare's plays, in the tokens of a byte-level BPE."""
+"""A small GPT-2 on Shakespeare's plays in byte-level BPE tokens."""

@@ -1,1 +1,1 @@
-"""The race to a loss: as little time as possible, with a table of records."""
+"""A speedrun to a target loss, with a table of records."""

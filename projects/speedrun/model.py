@@ -16,7 +16,7 @@ from common.models.loss import next_token_loss
 
 @dataclass
 class LastTokens:
-    """(batch, up to window - 1) int64: what the next token is predicted from besides itself."""
+    """(batch, up to window - 1) int64: previous tokens that the next prediction also sees."""
 
     tokens: torch.Tensor
 
@@ -27,7 +27,7 @@ class WindowEmbedding(nn.Module):
     def __init__(self, vocab_size: int, hidden_size: int, window: int) -> None:
         super().__init__()
         self.vocab_size, self.window = vocab_size, window
-        # One table under the other; the last row stands for what is before the text.
+        # Concatenated tables; the last row stands for positions before the text.
         self.tables = nn.Parameter(torch.randn(window * vocab_size + 1, hidden_size) * 0.25)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -103,7 +103,7 @@ class NeuralNGram(BaseLanguageModel):
         return output
 
     def compute_loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The loss without all logits at once."""
+        """Compute the loss without all logits at once."""
         return linear_next_token_loss(self._hidden(input_ids), self.head.weight, labels)
 
     def _hidden(self, input_ids: torch.Tensor) -> torch.Tensor:

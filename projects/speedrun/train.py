@@ -1,4 +1,4 @@
-"""The race to a loss: as little time as possible from the start of the process to its end."""
+"""A speedrun to a target loss, timed from start to end of the process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class SpeedrunModelConfig(DecoderConfig):
-    """A Decoder, or the neural n-gram model of model.py, which takes the sizes and `window` from here."""
+    """A Decoder, or the neural n-gram model of model.py with these sizes and `window`."""
 
     architecture: Literal["decoder", "neural_ngram"] = "decoder"
     window: int = Field(4, ge=1)  # tokens that neural_ngram sees

@@ -20,7 +20,7 @@ from common.errors import ExperimentError
 from common.models import Decoder
 from common.training import Evaluator
 from tests.budget import budget
-from tools.benchmarks import judge_checkpoint, measure_memory, networks
+from tools.benchmarks import evaluate_checkpoint, measure_memory, networks
 from tools.benchmarks.agreement import measure_agreement
 from tools.benchmarks.measure_cuda import peak_flops
 from tools.benchmarks.measure_time_to_loss import _rows as time_rows
@@ -253,7 +253,7 @@ def test_every_character_but_the_first_is_judged_once() -> None:
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(7, 7, generator=generator)
     for context in (1, 4, 7, 49, 64):
-        found = judge_checkpoint.mean_loss(lambda inputs: table[inputs], ids, context)
+        found = evaluate_checkpoint.mean_loss(lambda inputs: table[inputs], ids, context)
         log = table.double().log_softmax(-1)
         expected = -sum(float(log[ids[i], ids[i + 1]]) for i in range(49)) / 49
         assert found == pytest.approx(expected, rel=1e-12)
@@ -264,26 +264,26 @@ def test_a_checkpoint_of_ours_is_judged_as_our_evaluator_does(tmp_path: Path) ->
     model = Decoder(tokenizer.vocab_size, num_layers=1, hidden_size=16, num_heads=2)
     torch.nn.init.normal_(model.token_embedding.weight)  # far from uniform
     path = model.save_checkpoint(tmp_path / "checkpoint")
-    _, logits, context = judge_checkpoint._ours(path)
+    _, logits, context = evaluate_checkpoint._ours(path)
     validation = TEXT[int(len(TEXT) * 0.9) :]
     ids = torch.from_numpy(tokenizer.encode(validation))
     assert context == 256 > len(ids) - 2  # one window: both see the same context
     windows = EvalWindows(ids.numpy().astype(np.uint16), batch_size=1, context_length=context)
     expected = Evaluator(model).evaluate(windows)
     assert expected["num_tokens"] == len(ids) - 1
-    assert judge_checkpoint.mean_loss(logits, ids, context) == pytest.approx(expected["loss"])
+    assert evaluate_checkpoint.mean_loss(logits, ids, context) == pytest.approx(expected["loss"])
 
 
 def test_a_checkpoint_of_nanogpt_is_judged(tmp_path: Path) -> None:
     sizes = {"block_size": 8, "vocab_size": len(set(TEXT)), "n_layer": 1, "n_head": 2, "n_embd": 8}
     arguments = {**sizes, "dropout": 0.0, "bias": False}
-    module = judge_checkpoint.import_nanogpt(DOUBLE)
+    module = evaluate_checkpoint.import_nanogpt(DOUBLE)
     model = module.GPT(module.GPTConfig(**arguments))
     weights = {f"_orig_mod.{name}": value for name, value in model.state_dict().items()}
     torch.save({"model": weights, "model_args": arguments}, tmp_path / "ckpt.pt")
-    _, logits, context = judge_checkpoint._nanogpt(tmp_path / "ckpt.pt", DOUBLE)
-    ids = judge_checkpoint._sorted_ids(TEXT[:100], TEXT)
-    loss = judge_checkpoint.mean_loss(logits, ids, context)
+    _, logits, context = evaluate_checkpoint._nanogpt(tmp_path / "ckpt.pt", DOUBLE)
+    ids = evaluate_checkpoint._sorted_ids(TEXT[:100], TEXT)
+    loss = evaluate_checkpoint.mean_loss(logits, ids, context)
     assert context == 8 and loss == pytest.approx(math.log(sizes["vocab_size"]), rel=0.02)
 
 

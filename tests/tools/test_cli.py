@@ -139,7 +139,7 @@ def test_the_project_of_a_resumed_run_is_in_its_manifest(run_cli, tmp_path: Path
         (["train", "baseline", "--config", "configs/quikstart.yaml"], ["'quickstart.yaml'"]),
         (["train", "baseline", "--config", CONFIG, "optimizer.lrr=1"], ["mean 'lr'"]),
         (["train", "baseline"], ["--config is missing", "configs/quickstart.yaml"]),
-        (["train", "--config", "/elsewhere/x.yaml"], ["which project?", "baseline"]),
+        (["train", "--config", "/elsewhere/x.yaml"], ["no project given", "baseline"]),
         (["train", "--bogus"], ["--bogus", "--help"]),
         (["train", "--name", "x", "--resume"], ["no experiment 'x'"]),
         (["evaluate"], ["name one experiment"]),

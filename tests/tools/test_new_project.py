@@ -144,7 +144,7 @@ def test_the_new_project_trains_and_is_stored_under_its_own_name(
 )
 def test_a_name_that_python_cannot_import_is_refused(run: Run, repository: Path, name: str) -> None:
     result = run("tools/new_project.py", name)
-    assert result.returncode == 2 and "cannot name a project" in result.stderr
+    assert result.returncode == 2 and "not a valid project name" in result.stderr
     assert sorted(p.name for p in (repository / "projects").iterdir() if p.is_dir()) == ["baseline"]
 
 

@@ -312,7 +312,7 @@ def test_groups_of_seeds_are_compared_with_a_verdict(query: Any, seeds_store: No
     table = query("--compare", "lr0.1_0", "lr0.2_0", "--group").stdout
     assert "not told apart" not in table and "better" in table
     refused = query("--list", "--group", code=2)
-    assert "--group goes with --compare" in refused.stderr
+    assert "--group requires --compare" in refused.stderr
 
 
 def test_the_keys_that_differ_are_shown(query: Any, seeds_store: None) -> None:
@@ -411,7 +411,9 @@ def test_packs_are_made_and_undone_by_hand(query, store) -> None:
 
 def test_the_check_names_what_is_damaged_and_mends_what_it_can(query, store) -> None:
     sound = query("--check")
-    assert "every file of the store is whole" in sound.stderr and len(sound.stdout.split("\n")) == 3
+    assert (
+        "every file of the store is intact" in sound.stderr and len(sound.stdout.split("\n")) == 3
+    )
     left = get_experiments_dir() / "exp_001.jsonl"
     left.touch()
     damaged = get_experiments_dir() / "exp_002.parquet"
@@ -422,7 +424,7 @@ def test_the_check_names_what_is_damaged_and_mends_what_it_can(query, store) -> 
     found = {row["file"]: row["action"] for row in rows(result)}
     assert found["exp_001.jsonl"] == "removed" and not left.exists()
     assert "restore it" in found["exp_002.parquet"] and damaged.read_bytes() == content
-    assert "1 files of the store need you" in result.stderr
+    assert "1 files of the store need attention" in result.stderr
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
@@ -461,8 +463,8 @@ def test_an_object_store_is_needed_to_sync(query) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--list", "--yes"], "--yes goes with --delete"),
-        (["--list", "--split", "val"], "--split goes with --best or --plot"),
+        (["--list", "--yes"], "--yes requires --delete"),
+        (["--list", "--split", "val"], "--split requires --best or --plot"),
         (["--sql", "SELECT 1", "--limit", "0"], "--limit must be more than 0"),
         (["--list", "--summary"], "not allowed with"),
         ([], "one of the arguments"),

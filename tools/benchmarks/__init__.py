@@ -1,1 +1,1 @@
-"""Measurements that anybody can repeat on a machine of their own."""
+"""Reproducible benchmarks."""

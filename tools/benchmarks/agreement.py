@@ -1,4 +1,4 @@
-"""Do we and nanoGPT train the same network? Their losses over some steps from the same weights."""
+"""Check that we and nanoGPT train the same network: losses over some steps from equal weights."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tools.benchmarks.ratios import Measured, Row, at_most, limited
 from tools.benchmarks.results import say
 from tools.benchmarks.turns import Contestant
 
-_SAME = 1e-4  # nats; in fp32 the two differ by the order in which numbers are added
-_ALIKE = 0.02  # nats; in the precision that is measured
+_SAME = 1e-4  # nats; in fp32 they differ only by the order of summation
+_ALIKE = 0.02  # nats; in the measured precision
 
 
 def measure_agreement(plan: Plan, network: str) -> Measured:
-    """nanoGPT with the targets of our model (see nanogpt.py), and ours, step by step."""
+    """Compare nanoGPT with the targets of our model (see nanogpt.py) and ours, step by step."""
     say(f"tokens, {network}: do the losses agree?")
     steps, weights = plan.agreement_steps, plan.folder / f"{network}.safetensors"
     theirs = losses(plan.of_nanogpt(network, steps=steps, save_weights=weights, as_ours=True))
@@ -37,13 +37,13 @@ def measure_agreement(plan: Plan, network: str) -> Measured:
 
 
 def losses(contestant: Contestant) -> list[float]:
-    """Of every step of a contestant with `--steps`."""
+    """Losses of every step of a contestant with `--steps`."""
     found: list[float] = run_steps(contestant)["losses"]
     return found
 
 
 def run_steps(contestant: Contestant) -> dict[str, Any]:
-    """What a contestant with `--steps` tells at its end."""
+    """The final report of a contestant with `--steps`."""
     output = run_process(contestant.command, {**os.environ, **contestant.variables})
     message: dict[str, Any] = json.loads(output.splitlines()[-1])
     return message

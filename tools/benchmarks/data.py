@@ -1,4 +1,4 @@
-"""Measure preparing, loading and learning a vocabulary beside the libraries that people would use: one run, one table."""
+"""Benchmark data preparation, loading and vocabulary training beside common libraries: one run, one table."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EXAMPLES = """examples:
   python tools/benchmarks/data.py --only prepare --text corpus.txt --rounds 3
   python tools/benchmarks/data.py --only loader --loader-gigabytes 1
 
-The text is that of the Python files of this environment, a document each, repeated as often as needed."""
+The text are the Python files of this environment, a document each, repeated as needed."""
 WORKS = ("prepare", "loader", "vocabulary")
 
 
@@ -74,7 +74,7 @@ def _parse() -> argparse.Namespace:
 
 
 def measure_prepare(arguments: argparse.Namespace, folder: Path) -> Measured:
-    """Text to token files, whole processes but for their imports, with a vocabulary made before."""
+    """Text to token files: whole processes without imports, with an existing vocabulary."""
     text = _text(arguments, folder)
     size = _megabytes(text)
     tokenizer = folder / "tokenizer.json"
@@ -113,12 +113,12 @@ def measure_prepare(arguments: argparse.Namespace, folder: Path) -> Measured:
         Row("the ids of all three are the same (1: yes)", "", float(same)),
     ]
     if not same:
-        raise ResearchError("the contestants gave different ids", f"they are {digests}")
+        raise ResearchError("the contestants returned different ids", f"they are {digests}")
     return Measured(rows, {"seconds": seconds, "megabytes": memory})
 
 
 def measure_loader(arguments: argparse.Namespace, folder: Path) -> Measured:
-    """Random batches of 64 x 1,024 from a large token file, beside torch's DataLoader over a dataset."""
+    """Random batches of 64 x 1,024 from a large token file, compared with torch's DataLoader."""
     tokens = int(arguments.loader_gigabytes * 1e9 / 2)
     found: dict[str, list[float]] = {}
     for round_ in range(arguments.rounds):
@@ -137,7 +137,7 @@ def measure_loader(arguments: argparse.Namespace, folder: Path) -> Measured:
 
 
 def measure_vocabulary(arguments: argparse.Namespace, folder: Path) -> Measured:
-    """Learning byte-level merges from the text, beside the library called directly."""
+    """Learning byte-level merges from the text, compared with a direct call of the library."""
     text = _text(arguments, folder)
     found: dict[str, list[float]] = {}
     for round_ in range(arguments.rounds):
@@ -165,7 +165,7 @@ def measure_vocabulary(arguments: argparse.Namespace, folder: Path) -> Measured:
 
 
 def _turn(work: str, folder: Path, **arguments: Any) -> dict[str, Any]:
-    """One turn of one contestant in a process of its own. Raises ResearchError when it fails."""
+    """Run one turn of one contestant in a new process. Raises ResearchError if it fails."""
     command = [sys.executable, "-m", "tools.benchmarks.data_turns", work, str(folder)]
     command += [f"{key}={value}" for key, value in arguments.items()]
     environment = os.environ | {
@@ -185,7 +185,7 @@ def _text(arguments: argparse.Namespace, folder: Path) -> Path:
     """JSON lines with a document each."""
     if arguments.text is not None:
         if not arguments.text.is_file():
-            raise ResearchError(f"there is no file {arguments.text}", "give a JSONL file, or none")
+            raise ResearchError(f"no such file: {arguments.text}", "pass a JSONL file, or none")
         return Path(arguments.text).resolve()
     path = folder / "text.jsonl"
     if not path.exists():
@@ -195,7 +195,7 @@ def _text(arguments: argparse.Namespace, folder: Path) -> Path:
 
 
 def _megabytes(text: Path) -> float:
-    """Of the UTF-8 text itself."""
+    """Size of the UTF-8 text."""
     with text.open(encoding="utf-8") as file:
         return sum(len(json.loads(line)["text"].encode()) for line in file) / 1e6
 

@@ -17,11 +17,11 @@ import numpy as np
 
 Answer = dict[str, Any]
 BATCH, TIME = 64, 1024
-END_OF_TEXT = 0  # the first word of the vocabularies that `learn` makes
+END_OF_TEXT = 0  # the first token of vocabularies from `learn`
 
 
 def write_text(folder: Path, text: str, megabytes: str) -> Answer:
-    """The Python files of this environment; each time round a document says which time it is."""
+    """The Python files of this environment, repeated with a distinct mark each time."""
     import site
 
     files = sorted(Path(site.getsitepackages()[0]).rglob("*.py"))
@@ -90,7 +90,7 @@ def prepare_ours(folder: Path, text: str, tokenizer: str) -> Answer:
 
 
 def prepare_encode_batch_fast(folder: Path, text: str, tokenizer: str) -> Answer:
-    """What a script of twenty lines does: batches of documents, ids to a file."""
+    """The approach of a short script: batches of documents, ids to a file."""
     import tokenizers as hf
 
     bpe = hf.Tokenizer.from_file(tokenizer)
@@ -114,7 +114,7 @@ def _write(file: Any, bpe: Any, batch: list[str]) -> None:
 
 
 def prepare_datasets(folder: Path, text: str, tokenizer: str) -> Answer:
-    """As nanoGPT's openwebtext/prepare.py: map with processes, then write the ids to one file."""
+    """Like nanoGPT's openwebtext/prepare.py: map with processes, then write the ids to one file."""
     import datasets
     import tokenizers as hf
 
@@ -140,7 +140,7 @@ def prepare_datasets(folder: Path, text: str, tokenizer: str) -> Answer:
 
 
 def _answer(seconds: float, *parts: Any) -> Answer:
-    """Time, memory, and what the ids are: the same for the same documents in any order."""
+    """Time, memory, and a digest of the ids that does not depend on document order."""
     total = 0
     for tokens in parts:
         tokens = np.asarray(tokens)
@@ -183,9 +183,9 @@ def load_datasets(folder: Path, tokens: str, batches: str) -> Answer:
 
 
 def _write_arrow(ids: Any, path: Path) -> None:
-    """Rows of 1,024 ids, as `datasets` keeps and maps them: 1,000 rows a record batch.
+    """Rows of 1,024 ids in the format of `datasets`: 1,000 rows per record batch.
 
-    All in one batch it would be 13 times as slow, with lists of any length and int32 or int64 as fast.
+    A single batch would be 13 times as slow; variable-length lists and int32 or int64 are as fast.
     """
     import pyarrow as pa
 
@@ -199,7 +199,7 @@ def _write_arrow(ids: Any, path: Path) -> None:
 
 
 def _read_through(path: Path) -> None:
-    """So that it is this file that is in memory, and nothing is still being written."""
+    """Load the file into the page cache and flush pending writes."""
     with path.open("rb") as file:
         os.fsync(file)
         while file.read(1 << 24):

@@ -1,4 +1,4 @@
-"""Measure the experiment store, with other trackers beside it: one machine, one run, one table."""
+"""Benchmark the experiment store beside other trackers: one machine, one run, one table."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ EXAMPLES = """examples:
   python tools/benchmarks/experiment_store.py --format markdown
   python tools/benchmarks/experiment_store.py --runs 1000 --steps 100000 --no-peers
 
-`ours` is the median of the repetitions, `minimum` the least of them; a peer's cell is its median.
-The work alternates, so that a busy machine slows all of it alike. README.md beside this file says
-what each line means."""
+`ours` is the median of the repetitions, `minimum` their minimum; a peer's cell is its median.
+The work alternates, so that other load slows all of it equally. README.md beside this file
+explains each line."""
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def _parse() -> argparse.Namespace:
         described = f"{what} (default {default:,})"
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=described)
     parser.add_argument(
-        "--store", type=Path, metavar="DIR", help="make the store there, or use the one there is"
+        "--store", type=Path, metavar="DIR", help="create the store there, or reuse an existing one"
     )
     parser.add_argument("--no-peers", action="store_true", help="measure ours only")
     parser.add_argument(
@@ -90,7 +90,7 @@ def _measure(arguments: argparse.Namespace) -> list[Row]:
 
 @contextmanager
 def _store_folder(given: Path | None) -> Iterator[Path]:
-    """The folder `given`, or one that is removed afterwards."""
+    """The folder `given`, or a temporary one."""
     folder = given or Path(tempfile.mkdtemp(prefix="experiment-store-"))
     try:
         yield folder.expanduser().resolve()

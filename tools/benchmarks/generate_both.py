@@ -1,9 +1,9 @@
-"""Our Decoder and Hugging Face's GPT-2 with the same weights generate in turns: one JSON line of seconds.
+"""Time generation by our Decoder and Hugging Face's GPT-2 with equal weights, alternating; prints one JSON line.
 
     python -m tools.benchmarks.generate_both --layers 4 --hidden-size 128 --heads 4 --batch-size 1
 
-`weights` in the result are the times to read as many bytes as the weights have, once: the sum of a
-tensor of that size.
+`weights` in the result are the times to read the bytes of the weights once: the sum of a tensor of
+that size.
 """
 
 from __future__ import annotations
@@ -64,13 +64,11 @@ def main() -> None:
     print(json.dumps({"same": same, "seconds": seconds}))
 
 
-def create_theirs(
-    layers: int, hidden_size: int, heads: int
-) -> Any:  # its types are those of every model
+def create_theirs(layers: int, hidden_size: int, heads: int) -> Any:  # typed for all models
     config = GPT2Config(n_layer=layers, n_embd=hidden_size, n_head=heads)
     model: Any = GPT2LMHeadModel(config)
     model.eval()
-    model.generation_config.eos_token_id = None  # every row gets all its tokens
+    model.generation_config.eos_token_id = None  # generate all tokens in every row
     return model
 
 

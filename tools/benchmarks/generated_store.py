@@ -1,4 +1,4 @@
-"""A store of many experiments, laid out as the product lays it out, for measurements."""
+"""Generate a store of many experiments, with its real layout, for benchmarks."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from common.utils.paths import get_experiments_dir
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ROWS = 1_000  # of each experiment; each tenth of them is of the split val
+ROWS = 1_000  # per experiment; every tenth is of the split val
 METRICS = (
     *("loss", "perplexity", "accuracy", "learning_rate", "grad_norm"),
     *("tokens_per_second", "memory_gib", "mfu"),
 )
-_MINUTES = 9  # that each of them took
+_MINUTES = 9  # duration of each
 _BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def ensure_store(runs: int) -> bool:
-    """Make a store of `runs` experiments where there is none; whether it had to be made.
+    """Create a store of `runs` experiments if there is none; return whether it was created.
 
-    Raises ExperimentError when a store of another size stands there.
+    Raises ExperimentError if a store of another size exists.
     """
     found = len(open_catalogue().names())
     if found not in (0, runs):
         raise ExperimentError(
             f"{get_experiments_dir()} holds {found:,} experiments, not {runs:,}",
-            f"give another folder with --store, or --runs {found}",
+            f"pass another folder with --store, or --runs {found}",
         )
     if not found:
         _generate(runs)
@@ -44,7 +44,7 @@ def name_of(number: int) -> str:
 
 
 def _generate(runs: int) -> None:
-    """Every experiment through the product's own writers; as many loose files as it ever leaves."""
+    """Write every experiment with the store's own writers, with the maximum number of loose files."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -100,7 +100,7 @@ def _members(numbers: Sequence[int]) -> Iterator[tuple[dict[str, Any], pa.Table]
 
 
 def _facts(number: int, lr: float) -> dict[str, Any]:
-    """What differs from one experiment to the next."""
+    """What differs between experiments."""
     started = _BEGIN + timedelta(minutes=number)
     model = {"num_layers": 4, "width": 128}
     return {

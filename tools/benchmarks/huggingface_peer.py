@@ -1,4 +1,4 @@
-"""The package that Hugging Face's Trainer needs beside what is installed here: accelerate."""
+"""Install accelerate, which Hugging Face's Trainer needs in addition to our environment."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def default_folder() -> Path:
 
 
 def prepare_accelerate(folder: Path) -> Path | None:
-    """Install accelerate into `folder`, apart from our environment; its dependencies are all ours.
+    """Install accelerate into `folder`, outside of our environment, which has all its dependencies.
 
-    None, and a line that says why, when it cannot be installed.
+    Returns None, and prints the reason, if it cannot be installed.
     """
     if (folder / "accelerate").is_dir():
         return folder

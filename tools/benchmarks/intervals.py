@@ -1,7 +1,7 @@
-"""How often intervals over seeds cover the truth, and how often tests of equal configurations reject.
+"""Measure the coverage of intervals over seeds, and the false positive rate of tests.
 
-Draws comparisons of two configurations that do not differ, and gives them to the functions that
-`query_experiments.py --compare --group` uses. All intervals are said to cover 95%, all tests to reject 5%.
+Draws comparisons of two equal configurations, and passes them to the functions of
+`query_experiments.py --compare --group`. Nominal coverage is 95%, nominal rejection 5%.
 
   python tools/benchmarks/intervals.py
   python tools/benchmarks/intervals.py --comparisons 40000 --format markdown
@@ -28,8 +28,8 @@ Draw = Callable[[np.random.Generator, tuple[int, int]], NDArray[np.float64]]
 
 
 class Shares(NamedTuple):
-    """Of all comparisons: whose interval of the mean, of the median (None: it has none) and of the
-    difference covers the truth, and which tests reject though nothing differs."""
+    """For all comparisons: whether the intervals of the mean, the median (None: not available) and
+    the difference cover the truth, and whether the test rejects."""
 
     mean: float
     median: float | None
@@ -43,7 +43,7 @@ def independent(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.
 
 
 def correlated(correlation: float) -> Draw:
-    """Normally distributed; the values of a seed have this correlation."""
+    """Normally distributed; values of the same seed have this correlation."""
 
     def draw(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.float64]:
         seed, own = rng.standard_normal((1, shape[1])), rng.standard_normal(shape)
@@ -61,7 +61,7 @@ def unequal(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.floa
 
 
 def skewed(base: Draw) -> Draw:
-    """The exponentials of what `base` draws (lognormal, skewness 6.2), less their mean."""
+    """Exponentials of draws from `base` (lognormal, skewness 6.2), minus their mean."""
 
     def draw(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.float64]:
         values: NDArray[np.float64] = np.exp(base(rng, shape)) - math.exp(0.5)
@@ -81,7 +81,7 @@ CASES: dict[str, tuple[Draw, bool]] = {  # by the name of the case: (draw, the s
 
 
 def simulate(draw: Draw, seeds: int, comparisons: int, *, by_pairs: bool) -> Shares:
-    """Of `comparisons` of two configurations with `seeds` each, the same ones `by_pairs`."""
+    """Simulate `comparisons` of two configurations with `seeds` each; equal seeds if `by_pairs`."""
     rng = np.random.default_rng(seeds)
     centre = float(np.median(draw(np.random.default_rng(0), (2, 100_001))[0]))
     means = medians = differences = alarms = 0

@@ -16,7 +16,7 @@ import psutil
 from common.experiments.run import start_experiment
 from tools.benchmarks.log_calls import metrics_of
 
-MARKS = (0.01, 0.1, 0.5, 1.0)  # parts of all steps
+MARKS = (0.01, 0.1, 0.5, 1.0)  # fractions of all steps
 _MIB = 2**20
 
 
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def _peak() -> float:
-    """The most memory that this process ever had, in MiB."""
+    """Peak memory of this process, in MiB."""
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _MIB
 

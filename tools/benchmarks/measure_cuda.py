@@ -1,4 +1,4 @@
-"""GPT-2 124M on a CUDA device: tokens per second beside nanoGPT compiled, and how much of the device."""
+"""GPT-2 124M on a CUDA device: tokens per second beside compiled nanoGPT, and MFU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tools.benchmarks.turns import take_turns
 NETWORK = "124M"
 TARGET = at_least(1.25)
 _NANOGPT = "nanoGPT compiled bf16"
-# Dense bf16 FLOP per second from NVIDIA's data sheets; the first name that fits counts.
+# Dense bf16 FLOP/s from NVIDIA's data sheets; the first matching name counts.
 _PEAKS = {
     "B200": 2250e12,
     "H200 NVL": 835e12,
@@ -32,7 +32,7 @@ _PEAKS = {
 
 
 def measure_cuda(plan: Plan) -> Measured:
-    """Nothing, and a line that says so, where there is no CUDA device."""
+    """Skips with a message if there is no CUDA device."""
     if not torch.cuda.is_available():
         say("cuda: skipped, there is no CUDA device")
         return Measured()
@@ -71,5 +71,5 @@ def _rows(device: str, speeds: dict[str, list[float]], peak: float | None) -> li
 
 
 def peak_flops(device: str) -> float | None:
-    """Dense bf16 FLOP per second of a device by its name; None where it is not known."""
+    """Dense bf16 FLOP/s of a device by name; None if unknown."""
     return next((peak for name, peak in _PEAKS.items() if name in device), None)

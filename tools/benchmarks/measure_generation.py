@@ -16,7 +16,7 @@ from tools.benchmarks.results import say
 from tools.benchmarks.turns import module_command
 
 TARGET = at_least(3.0)
-TARGET_READING = at_most(1.3)  # times as long as reading the weights once
+TARGET_READING = at_most(1.3)  # times the duration of reading the weights once
 _TOKENS = 512
 _SMALL = {"layers": 4, "hidden_size": 128, "heads": 4}
 _124M = {"layers": 12, "hidden_size": 768, "heads": 12}
@@ -49,7 +49,7 @@ def _generate(**options: int) -> dict[str, Any]:
     output = run_process(module_command(sys.executable, "generate_both", **options), os.environ)
     found: dict[str, Any] = json.loads(output.splitlines()[-1])
     if not found["same"]:
-        raise ExperimentError("ours and Hugging Face's model do not write the same greedy text")
+        raise ExperimentError("our model and Hugging Face's generate different greedy text")
     return found
 
 

@@ -1,4 +1,4 @@
-"""What run.log costs beside the peers' calls, and the memory of a process that logs for long."""
+"""Cost of run.log beside the peers' calls, and memory of a long logging process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tools.benchmarks.processes import run_process
 from tools.benchmarks.results import Cell, Row, limited, say, spread
 
 ROUNDS = 5
-# Calls of one round as parts of ours: a slow logger gets fewer, so that all take seconds.
+# Calls per round relative to ours: slow loggers get fewer, so that all take seconds.
 _PARTS = {
     **{"mlflow": 0.0015, "mlflow_async": 0.0015, "mlflow_files": 0.02},
     **{"trackio": 1.0, "wandb": 0.1, "tensorboard": 0.1, "aim": 0.03},
@@ -27,11 +27,11 @@ _TIMES_CHEAPER = {
 }
 _FLAT_MIB = 5.0
 _SCRIPT = Path(__file__).with_name("log_calls.py")
-Times = dict[str, float]  # what log_calls.py prints
+Times = dict[str, float]  # output of log_calls.py
 
 
 def measure_logging(calls: int, peers: PeerEnvironment | None) -> list[Row]:
-    """Rows of 5 metrics by run.log and by each peer, a process of each in turn."""
+    """Log rows of 5 metrics with run.log and each peer, in alternating processes."""
     counts, absent = {"ours": calls}, dict[str, Cell]()
     for package, loggers in PEERS.items() if peers else ():
         for logger in loggers:
@@ -96,7 +96,7 @@ def _times_ours(
 
 
 def measure_memory(steps: int) -> list[Row]:
-    """What a process holds while it logs a long run, and what finishing that takes."""
+    """Memory of a process that logs a long run, and the time to finish it."""
     say(f"memory over {steps:,} steps")
     with tempfile.TemporaryDirectory() as folder:
         variables = os.environ | {"RESEARCH_ASSETS_DIR": folder}

@@ -1,4 +1,4 @@
-"""The most memory that a training takes, in each of our settings and in nanoGPT's."""
+"""Peak memory of a training, in each of our settings and in nanoGPT's."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Peaks = dict[str, float]
 
 
 def measure_memory(plan: Plan) -> Measured:
-    """Of the last network of the plan: by default the largest. The processes run one by one."""
+    """Measure the last network of the plan, by default the largest. Processes run one by one."""
     network = plan.networks[-1]
     peaks: dict[str, Peaks] = {}
     for name, contestant in _contestants(plan, network).items():
@@ -43,7 +43,7 @@ def measure_memory(plan: Plan) -> Measured:
 
 
 def _contestants(plan: Plan, network: str) -> dict[str, Contestant]:
-    """Ours as it chooses and at its leanest; nanoGPT as on its README for CPUs, and every other way."""
+    """Ours by default and with minimal memory; nanoGPT as in its README for CPUs, and in all other modes."""
     steps = plan.memory_steps
     lean = {"precision": "bf16", "compile": "false", "activation_checkpointing": True}
     contestants = {
@@ -58,9 +58,9 @@ def _contestants(plan: Plan, network: str) -> dict[str, Contestant]:
 
 
 def _peaks(contestant: Contestant) -> Peaks:
-    """MiB: `process` is ru_maxrss of the training process, `tree` the most that it and the processes
-    which it started (Inductor's compilers) held at one time, shared pages counted once (PSS)."""
-    # What is compiled is not to come from an earlier process: compiling takes memory too.
+    """MiB: `process` is ru_maxrss of the training process, `tree` the peak PSS of it and its child
+    processes (Inductor's compilers) together."""
+    # Disable cached compilations of earlier processes: compiling takes memory too.
     with (
         tempfile.TemporaryDirectory(prefix="inductor-") as cache,
         tempfile.TemporaryFile("w+") as errors,
@@ -86,7 +86,7 @@ def _peaks(contestant: Contestant) -> Peaks:
 
 
 class _TreeWatch:
-    """The most bytes (PSS) that a process and its descendants held, looked at 20 times a second."""
+    """Peak bytes (PSS) of a process and its descendants, sampled 20 times a second."""
 
     def __init__(self, pid: int) -> None:
         self.peak = 0.0
@@ -110,12 +110,12 @@ class _TreeWatch:
 
 
 def _bytes(process: psutil.Process) -> float:
-    """PSS; resident memory where the system does not know PSS."""
+    """PSS, or resident memory if the system has no PSS."""
     try:
         memory = process.memory_full_info()
         return float(getattr(memory, "pss", memory.rss))
     except psutil.Error:
-        return 0.0  # it has ended meanwhile
+        return 0.0  # ended meanwhile
 
 
 def _rows(network: str, peaks: Mapping[str, Peaks]) -> list[Row]:

@@ -1,4 +1,4 @@
-"""What logging, the progress bar and callbacks add to a step."""
+"""Overhead of logging, the progress bar and callbacks per step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TARGET = at_most(1.02)
 
 
 def measure_overhead(plan: Plan) -> Measured:
-    """Of the first network of the plan: by default the smallest, where it weighs most."""
+    """Measure the first network of the plan, by default the smallest, where overhead matters most."""
     network, steps = plan.networks[0], plan.overhead_steps
     say(f"overhead, {network}: {plan.overhead_pairs} pairs of blocks of {steps} steps")
     command = module_command(
@@ -51,7 +51,7 @@ def measure_overhead(plan: Plan) -> Measured:
 
 
 def _run_on_terminal(command: Sequence[str], variables: dict[str, str]) -> str:
-    """What the process writes to stdout while its stderr is a terminal that is read and thrown away."""
+    """Output of the process, with a terminal as stderr that is read and discarded."""
     ours, theirs = pty.openpty()
     shown: list[bytes] = []
     reader = threading.Thread(target=_read_all, args=(ours, shown), daemon=True)
@@ -79,7 +79,7 @@ def _run_on_terminal(command: Sequence[str], variables: dict[str, str]) -> str:
 
 
 def _read_all(terminal: int, shown: list[Any]) -> None:
-    """Into `shown`, until the process has closed its end."""
+    """Read into `shown` until the process closes its end."""
     with suppress(OSError):  # Linux says EIO there
         while data := os.read(terminal, 65536):
             shown[:] = [*shown[-20:], data]

@@ -14,13 +14,13 @@ from tools.benchmarks.peer_environment import ABSENT, PeerEnvironment, peer_vari
 from tools.benchmarks.processes import run_process, time_processes
 from tools.benchmarks.results import Cell, Row, Spread, limited, more_than, say, spread
 
-SEARCHED_RUNS = 1_000  # of MLflow, which takes minutes to be given more
+SEARCHED_RUNS = 1_000  # in MLflow, where more take minutes to create
 _SCAN = "SELECT experiment_name, MIN(perplexity) FROM experiments GROUP BY experiment_name"
 _SEARCH = Path(__file__).with_name("search_mlflow.py")
 
 
 def measure_queries(runs: int, repetitions: int, peers: PeerEnvironment | None) -> list[Row]:
-    """Questions to the store of RESEARCH_ASSETS_DIR, most of them asked by cold processes."""
+    """Queries to the store of RESEARCH_ASSETS_DIR, mostly by cold processes."""
     say(f"queries by cold processes, {repetitions} of each in turn")
     times = time_processes(_commands(runs), repetitions, os.environ)
     listed = more_than(times["list"], times["nothing"])
@@ -68,7 +68,7 @@ def _time_scan(repetitions: int) -> Spread:
 
 
 def _measure_mlflow(repetitions: int, peers: PeerEnvironment) -> Mapping[str, Cell]:
-    """A search by a cold process, beyond an empty one, in the faster of MLflow's two ways."""
+    """Time of a search by a cold process minus an empty one, with the faster of MLflow's two APIs."""
     if "mlflow" not in peers.versions:
         return {"mlflow": ABSENT}
     python, variables = str(peers.python), peer_variables()

@@ -1,7 +1,7 @@
-"""Seconds from the start of a process to a validation loss: our training and nanoGPT's, in turns.
+"""Seconds from the start of a process to a validation loss: our training and nanoGPT's, alternating.
 
-Each is its own command, as a user types it. What they claim is not believed: the checkpoint that each
-leaves is judged by judge_checkpoint.py on the whole validation split.
+Each runs as its own command, as typed by a user. evaluate_checkpoint.py measures the loss of each
+checkpoint independently on the whole validation split.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ NANOGPT = (
     "--max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"
 )
 TARGET = at_most(0.1)
-Outcome = dict[str, Any]  # seconds, and what judge_checkpoint.py prints
+Outcome = dict[str, Any]  # seconds, and the output of evaluate_checkpoint.py
 
 
 def measure_time_to_loss(plan: Plan) -> Measured:
-    """Raises ExperimentError when a command fails, or leaves no checkpoint."""
+    """Run all repetitions. Raises ExperimentError if a command fails, or leaves no checkpoint."""
     text = plan.needed_text("time-to-loss").resolve()
     contestants: dict[str, Callable[[int], Outcome]] = {
         "ours": lambda number: _train_ours(plan, text, number)
@@ -59,10 +59,10 @@ def measure_time_to_loss(plan: Plan) -> Measured:
 
 
 def _rows(plan: Plan, outcomes: dict[str, list[Outcome]]) -> list[Row]:
-    """The time counts as reached only where every repetition kept loss and size."""
+    """The time counts only if every repetition reached the loss with the given size."""
     ours = outcomes["ours"]
     loss = limited(
-        "time-to-loss: worst loss of all repetitions, as judged",
+        "time-to-loss: worst loss of all repetitions, as evaluated",
         "nats",
         max(outcome["loss"] for outcome in ours),
         at_most(plan.loss),
@@ -88,7 +88,7 @@ def _rows(plan: Plan, outcomes: dict[str, list[Outcome]]) -> list[Row]:
 
 
 def _train_ours(plan: Plan, text: Path, number: int) -> Outcome:
-    """In an assets folder of its own: nothing is prepared, and its name is free."""
+    """Run in a new assets folder, without prepared data."""
     assets = plan.folder / f"assets_{number}"
     values = {"python": sys.executable, "text": text, "seed": number}
     command = [part.format(**values) for part in shlex.split(plan.ours_command or OURS)]
@@ -98,14 +98,14 @@ def _train_ours(plan: Plan, text: Path, number: int) -> Outcome:
     if len(runs) != 1 or len(tokenizers) != 1 or not steps_in(runs[0]):
         raise ExperimentError(
             f"{shlex.join(command)} left {len(runs)} runs and {len(tokenizers)} tokenizers",
-            "it has to train one experiment, to its end",
+            "it must train one experiment to the end",
         )
     last = runs[0] / f"step_{steps_in(runs[0])[-1]}"
     return {"seconds": seconds} | _judge("ours", last, text, tokenizer=tokenizers[0])
 
 
 def _prepare_nanogpt(folder: Path, text: Path, copy: Path) -> Path:
-    """A copy of `folder` with `text` made ready by its own prepare.py, which is not timed."""
+    """A copy of `folder` with `text` prepared by its own prepare.py, which is not timed."""
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(".git"))
     data = copy / "data" / "shakespeare_char"
     shutil.copyfile(text, data / "input.txt")
@@ -122,8 +122,8 @@ def _train_nanogpt(copy: Path, text: Path) -> Outcome:
 
 
 def _time(command: Sequence[str], folder: Path, variables: dict[str, str] | None = None) -> float:
-    """Seconds from the start of the process to its end. Raises ExperimentError when it fails."""
-    with tempfile.TemporaryFile("w+") as output:  # a pipe that nobody reads would stop it
+    """Seconds from start to end of the process. Raises ExperimentError if it fails."""
+    with tempfile.TemporaryFile("w+") as output:  # an unread pipe would block it
         started = time.perf_counter()
         process = subprocess.Popen(
             command,
@@ -145,7 +145,7 @@ def _time(command: Sequence[str], folder: Path, variables: dict[str, str] | None
 
 
 def _judge(kind: str, checkpoint: Path, text: Path, **options: Path) -> Outcome:
-    command = module_command(sys.executable, "judge_checkpoint", text=text, **options)
+    command = module_command(sys.executable, "evaluate_checkpoint", text=text, **options)
     output = run_process([*command, kind, str(checkpoint)], os.environ)
-    judged: Outcome = json.loads(output.splitlines()[-1])
-    return judged
+    evaluated: Outcome = json.loads(output.splitlines()[-1])
+    return evaluated

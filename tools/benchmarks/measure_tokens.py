@@ -56,14 +56,14 @@ def _contestants(plan: Plan, network: str) -> dict[str, Contestant]:
 
 
 def _speeds(records: Mapping[str, Record], tokens: int) -> dict[str, list[float]]:
-    """Tokens per second of every turn."""
+    """Tokens per second for every turn."""
     return {name: [tokens / turn for turn in record.turns] for name, record in records.items()}
 
 
 def _rows(
     network: str, speeds: Mapping[str, list[float]], records: Mapping[str, Record]
 ) -> list[Row]:
-    """Ours beside the best of each peer and beside nanoGPT as it comes, then every contestant."""
+    """Rows with ours beside the best of each peer and beside nanoGPT's default, then every contestant."""
     ours = speeds[OURS]
 
     def row(what: str, name: str, target: Target | None = None) -> Row:
@@ -97,7 +97,7 @@ def _rows(
 
 
 def preparation_rows(network: str, records: Mapping[str, Record]) -> list[Row]:
-    """Seconds before the steady state, of ours and of the fastest peers."""
+    """Seconds before the steady state, for ours and the fastest peers."""
     ours = records[OURS].preparation_seconds
     rows = []
     for peer in ("nanoGPT", "HF Trainer"):

@@ -1,4 +1,4 @@
-"""Intervals of medians: of the ratios of a benchmark, whose distribution nobody knows."""
+"""Distribution-free confidence intervals of medians, for benchmark ratios."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _ALPHA = 0.05
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The 95% interval of a median, whatever the distribution; None below 6 values, which have none.
+    """Distribution-free 95% interval of a median; None below 6 values.
 
-    Between two pairs of order statistics (Hettmansperger and Sheather 1986).
+    Interpolates between order statistics (Hettmansperger and Sheather 1986).
     """
     n, ordered = len(values), sorted(values)
     if n < 6:
@@ -26,7 +26,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 @lru_cache(maxsize=256)
 def _median_ranks(n: int) -> tuple[int, float]:
-    """(d, how far the ends lie from the d-th smallest and largest value towards the next ones)"""
+    """Return (d, interpolation weight from the d-th smallest and largest value towards the next ones)."""
     # The median lies between the d-th smallest and the d-th largest with 1 - 2 P(B < d).
     depth = int(stats.binom.ppf(_ALPHA / 2, n, 0.5))
     outer, inner = (1 - 2 * float(stats.binom.cdf(d - 1, n, 0.5)) for d in (depth, depth + 1))

@@ -1,4 +1,4 @@
-"""nanoGPT's own model from the user's copy of it, and its weights in our Decoder."""
+"""Load nanoGPT's model from the user's copy, and convert its weights to our Decoder."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _IN_BLOCK = {
 def import_nanogpt(folder: Path) -> ModuleType:
     """model.py of `folder`, with GPT and GPTConfig."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
-    assert spec is not None and spec.loader is not None  # of a .py file there always is one
+    assert spec is not None and spec.loader is not None  # always set for a .py file
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclass looks itself up there
+    sys.modules[spec.name] = module  # its dataclass requires it
     spec.loader.exec_module(module)
     return module
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """The weights of nanoGPT's GPT; the head is its token embedding and is left out."""
+    """Save the weights of nanoGPT's GPT, without the head, which is the token embedding."""
     from safetensors.torch import save_file
 
     weights = {name: value for name, value in model.state_dict().items() if "lm_head" not in name}
@@ -45,7 +45,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def load_into_decoder(path: Path, model: nn.Module) -> None:
-    """Fill a Decoder (preset gpt2, bias=False) with what `save_weights` wrote."""
+    """Load the output of `save_weights` into a Decoder (preset gpt2, bias=False)."""
     from safetensors.torch import load_file
 
     weights = {_our_name(name): value for name, value in load_file(path).items()}
@@ -61,8 +61,7 @@ def _our_name(name: str) -> str:
 
 
 def without_last_target(targets: torch.Tensor) -> torch.Tensor:
-    """`targets` (batch, time) as our model has them: a window of inputs alone does not show the last.
-
+    """Mask the last of `targets` (batch, time), which our model does not predict from a window.
     nanoGPT ignores the target -1.
     """
     targets = targets.clone()

@@ -1,4 +1,4 @@
-"""The GPT-2 networks that every contestant trains, and the tokens that all of them read in one order."""
+"""The GPT-2 networks that all contestants train, and their common token order."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:  # they load torch, which the command that only starts others can do without
+if TYPE_CHECKING:  # they load torch, not needed by the parent command
     from common.data.loader import RandomWindows
     from common.data.token_files import Tokens
 
 # AdamW with weight decay on matrices only, as in config/train_shakespeare_char.py of nanoGPT; the
-# learning rate is constant, because two schedules that differ in a detail would hide other differences.
+# learning rate is constant, because small differences of schedules would hide others.
 LEARNING_RATE = 3e-4
 BETAS = (0.9, 0.99)
 WEIGHT_DECAY = 0.1
@@ -22,12 +22,12 @@ LOG_EVERY_STEPS = 10
 SEED = 0
 
 _NUM_TOKENS = 1_000_000
-_PLANNED_STEPS = 8192  # after so many batches the windows of the peers begin again
+_PLANNED_STEPS = 8192  # batches before the windows of the peers repeat
 
 
 @dataclass(frozen=True)
 class Network:
-    """GPT-2 without biases and dropout, its embeddings tied, and the batch that it is trained with."""
+    """GPT-2 without biases and dropout, with tied embeddings, and its batch size."""
 
     vocab_size: int
     num_layers: int
@@ -44,7 +44,7 @@ class Network:
     def flops_per_token(self) -> float:
         """Forward and backward: 6 N + 12 L H Q T (Chowdhery et al. 2022, "PaLM", appendix B).
 
-        N is without the position embedding, which multiplies nothing, as nanoGPT counts it.
+        N excludes the position embedding, as in nanoGPT.
         """
         width, layers = self.hidden_size, self.num_layers
         parameters = self.vocab_size * width + layers * (12 * width + 2) * width + width
@@ -61,7 +61,7 @@ NETWORKS = {
 
 
 def write_tokens(network: Network, path: Path) -> None:
-    """A token file (little-endian uint16) whose word frequencies fall as in text (Zipf's law)."""
+    """Write a token file (little-endian uint16) with Zipf-distributed tokens."""
     rng = np.random.default_rng(SEED)
     weights = 1 / np.arange(1, network.vocab_size + 1)
     tokens = rng.choice(network.vocab_size, _NUM_TOKENS, p=weights / weights.sum())
@@ -75,9 +75,9 @@ def open_tokens(path: Path) -> Tokens:
 
 
 def windows(tokens: Tokens, network: Network, accumulation: int = 1) -> RandomWindows:
-    """The batches that our Trainer reads: windows of `context_length` inputs.
+    """The batches of our Trainer: windows of `context_length` inputs.
 
-    The last token is left out, so that a peer which reads its targets one token further on finds them.
+    Excludes the last token, so that peers that read targets one token further find them.
     """
     from common.data.loader import RandomWindows
 
@@ -90,9 +90,9 @@ def windows(tokens: Tokens, network: Network, accumulation: int = 1) -> RandomWi
 
 
 def write_starts(tokens: Tokens, network: Network, accumulation: int, path: Path) -> None:
-    """(batches, batch) int64 as .npy: where the windows of each batch of `windows` begin, for the peers.
+    """Write the starts of the windows of each batch for the peers, (batches, batch) int64 as .npy.
 
-    Found by asking for windows of the positions themselves.
+    Determined from windows over the positions themselves.
     """
     positions = np.arange(len(tokens), dtype=np.uint32)
     source = windows(positions, network, accumulation)

@@ -1,9 +1,9 @@
-"""Step time with and without what goes on around training: `python -m ... --pairs N --steps K`.
+"""Step time with and without logging and callbacks: `python -m ... --pairs N --steps K`.
 
-One training, whose steps come in blocks of K: with logging to the experiment store, TensorBoard and the
-progress bar, and without any of them. In each pair of blocks the order is the other way round than in
-the pair before. Prints JSON: the seconds of every block. stderr has to be a terminal: elsewhere the
-progress bar draws nothing.
+One training in blocks of K steps: with logging to the experiment store, TensorBoard and the
+progress bar, and without any of them. The order alternates between pairs of blocks. Prints JSON
+with the seconds of every block. stderr must be a terminal: elsewhere the progress bar draws
+nothing.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from common.training.trainer import Trainer
 from tools.benchmarks import networks
 from tools.benchmarks.train_ours import create_trainer, training_config
 
-_WARMUP_STEPS = 45  # ends between two logged steps, so that each block has as many of those
+_WARMUP_STEPS = 45  # between two logged steps, so that each block has equally many
 
 
 class Switch(Callback):
-    """Puts run and callbacks into the trainer and takes them out again, and times the blocks."""
+    """Adds and removes run and callbacks of the trainer, and times the blocks."""
 
     def __init__(self, run: Run, folder: Path, pairs: int, steps: int) -> None:
         self._run, self._folder, self._steps = run, folder, steps
@@ -48,7 +48,7 @@ class Switch(Callback):
         self._began = time.perf_counter()
 
     def _switch(self, trainer: Trainer) -> None:
-        """Make the trainer what the next block wants. This callback is the last of all."""
+        """Switch the trainer for the next block. This callback runs last."""
         for callback in trainer.callbacks[:-1]:
             callback.on_train_end(trainer)
         extras: list[Callback] = []
@@ -73,9 +73,9 @@ def main() -> None:
 
 
 def _measure(arguments: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
-    """Raises ExperimentError where a part of what is measured did not happen."""
+    """Raise ExperimentError if a measured part did not run."""
     if not sys.stderr.isatty():
-        raise ExperimentError("stderr is no terminal: the progress bar would draw nothing")
+        raise ExperimentError("stderr is not a terminal: the progress bar would draw nothing")
     every, steps = networks.LOG_EVERY_STEPS, arguments.steps
     if steps % every:
         raise ExperimentError(f"--steps must be a multiple of {every}, got {steps}")

@@ -1,7 +1,7 @@
-"""In a training process: how far it trains, and what it tells the process that started it.
+"""Pacing of a training process by its parent.
 
-The loop calls `after_step` after every optimizer step and ends when that returns False. Everything
-told is a line of JSON on stdout; whatever else the process prints goes to stderr.
+The loop calls `after_step` after every optimizer step and stops when that returns False. Reports
+are lines of JSON on stdout; all other output of the process goes to stderr.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MIB = 2**20
 class Pace(Protocol):
     @property
     def log_every_steps(self) -> int | None:
-        """None: as usual."""
+        """None: default."""
 
     def after_step(self) -> bool: ...
 
@@ -31,9 +31,9 @@ class Pace(Protocol):
 
 
 class Turns:
-    """Trains when its turn comes: a turn is a line with seconds on stdin, the end of stdin ends it all.
+    """Trains in turns: a line on stdin gives the seconds of a turn, the end of stdin stops it.
 
-    Before the first turn come `warmup_seconds` after the first step, which is the one that compiles.
+    Warms up for `warmup_seconds` after the first step, which compiles.
     """
 
     log_every_steps = None
@@ -41,7 +41,7 @@ class Turns:
     def __init__(self, warmup_seconds: float) -> None:
         self._channel = _take_stdout()
         self._warmup_seconds = warmup_seconds
-        self._turn: float | None = None  # how long it is; None: still warming up
+        self._turn: float | None = None  # its seconds; None: still warming up
         self._began = time.perf_counter()
         self._steps = 0
         self._first_step_ended = 0.0
@@ -69,7 +69,7 @@ class Turns:
 
 
 class Steps:
-    """Trains so many steps, then tells the losses and the most memory that the process ever had."""
+    """Trains a number of steps, then reports the losses and the peak memory of the process."""
 
     log_every_steps = 1
 
@@ -93,13 +93,15 @@ def parse(description: str | None, **extra: Any) -> argparse.Namespace:
     """The arguments of a training process; `extra` are add_argument's, by name."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--network", type=NETWORKS.__getitem__, required=True)
-    parser.add_argument("--tokens", type=Path, required=True, help="made by networks.write_tokens")
+    parser.add_argument(
+        "--tokens", type=Path, required=True, help="output of networks.write_tokens"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--compile", default="off")
     parser.add_argument("--accumulation", type=int, default=1, help="batches of one optimizer step")
     parser.add_argument("--activation-checkpointing", action="store_true")
-    parser.add_argument("--steps", type=int, help="train so many; without it: by turns")
+    parser.add_argument("--steps", type=int, help="number of steps (default: in turns)")
     parser.add_argument("--warmup-seconds", type=float, default=5.0)
     for name, options in extra.items():
         parser.add_argument(f"--{name.replace('_', '-')}", **options)
@@ -118,20 +120,20 @@ def network_of(arguments: argparse.Namespace) -> Network:
 
 
 def peak_mib() -> float:
-    """The most memory that this process ever had, in MiB."""
+    """Peak memory of this process, in MiB."""
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _MIB
 
 
 def _finish_on_accelerator() -> None:
-    """Wait until all that was given to it is done: not every step, only where a turn ends."""
+    """Synchronise the device, only at the end of a turn."""
     torch = sys.modules["torch"]
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def _take_stdout() -> Any:
-    """stdout for our lines alone: what libraries print there goes to stderr from now on."""
+    """Reserve stdout for our lines: redirect other output to stderr."""
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return channel

@@ -1,4 +1,4 @@
-"""A throw-away environment with the other experiment trackers, and what runs in it."""
+"""A temporary environment with the other experiment trackers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ print(json.dumps({name: found[name.lower()] for name in sys.argv[1:] if name.low
 
 
 class PeerEnvironment(NamedTuple):
-    """`missing` says of each peer that could not be installed why."""
+    """`missing`: the reason for each peer that could not be installed."""
 
     python: Path
     versions: dict[str, str]
@@ -43,9 +43,9 @@ def default_folder() -> Path:
 
 
 def prepare_peers(folder: Path) -> PeerEnvironment:
-    """Make the environment where there is none, and install what is missing from it.
+    """Create the environment if necessary, and install missing packages.
 
-    Raises MissingPackageError when Python cannot make an environment.
+    Raises MissingPackageError if Python cannot create an environment.
     """
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not python.exists():
@@ -53,7 +53,7 @@ def prepare_peers(folder: Path) -> PeerEnvironment:
         result = _run(make if shutil.which("uv") else [sys.executable, "-m", "venv", str(folder)])
         if result.returncode != 0:
             raise MissingPackageError(
-                f"cannot make an environment for the peers: {_last_line(result)}",
+                f"cannot create an environment for the peers: {_last_line(result)}",
                 "leave them out with --no-peers",
             )
     versions = _versions(python)
@@ -71,7 +71,7 @@ def prepare_peers(folder: Path) -> PeerEnvironment:
 
 
 def peer_variables() -> dict[str, str]:
-    """The environment variables of a peer: ours without our own paths, and nothing goes out."""
+    """Environment variables of a peer: ours without our paths, and offline."""
     kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     return kept | {"DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
 

@@ -1,4 +1,4 @@
-"""What the command line of training.py asks for, as the works take it."""
+"""The settings of training.py for its benchmarks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tools.benchmarks.turns import Contestant, beside, module_command
 
 @dataclass(frozen=True)
 class Plan:
-    """`folder` is for whatever a work writes; it is removed when all is done."""
+    """`folder` is a temporary folder for all output."""
 
     folder: Path
     nanogpt: Path | None = None  # None: without it
@@ -22,7 +22,7 @@ class Plan:
     text: Path | None = None
     networks: Sequence[str] = ("0.8M", "10.6M", "30M")
     rounds: int = 7
-    seconds: float = 3.0  # of a turn
+    seconds: float = 3.0  # per turn
     warmup_seconds: float = 5.0
     repetitions: int = 3  # of whole trainings
     agreement_steps: int = 20
@@ -34,14 +34,14 @@ class Plan:
     ours_command: str = ""
 
     def tokens(self, network: str) -> Path:
-        """The token file of a network, made when it is first asked for."""
+        """The token file of a network, created on first use."""
         path = self.folder / f"{network}.bin"
         if not path.exists():
             networks.write_tokens(networks.NETWORKS[network], path)
         return path
 
     def starts(self, network: str, options: Mapping[str, object]) -> Path:
-        """The file that says which windows our Trainer reads: so much to import is not the peers' to bear."""
+        """The file with the windows of our Trainer, so that the peers need not import it."""
         accumulation = int(str(options.get("accumulation", 1)))
         path = self.folder / f"{network}.starts_{accumulation}.npy"
         if not path.exists():
@@ -63,9 +63,9 @@ class Plan:
         return Contestant(command, beside(self.accelerate))
 
     def needed_text(self, work: str) -> Path:
-        """Raises ExperimentError when no text was given."""
+        """The text. Raises ExperimentError if none was given."""
         if self.text is None:
-            raise ExperimentError(f"{work} needs a text", "give one: --text FILE")
+            raise ExperimentError(f"{work} needs a text", "pass one: --text FILE")
         return self.text
 
     def _command(self, module: str, network: str, **options: object) -> list[str]:

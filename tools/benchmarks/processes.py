@@ -1,4 +1,4 @@
-"""How long processes take: one of each in turn, so that all of them see the same machine."""
+"""Time processes, alternating so that all see the same load."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from common.errors import ExperimentError
 from common.utils.paths import REPOSITORY_ROOT
 
-# Without byte code every process compiles what it imports, which no second call of a user does.
+# Compile byte code first, which users' later calls would not repeat.
 _UNUSUAL = ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED")
 
 
@@ -28,7 +28,7 @@ def time_processes(
 
 
 def run_process(command: Sequence[str], variables: Mapping[str, str]) -> str:
-    """What it writes to stdout. Raises ExperimentError when it fails."""
+    """Output of a process. Raises ExperimentError if it fails."""
     usual = {key: value for key, value in variables.items() if key not in _UNUSUAL}
     result = subprocess.run(
         command, cwd=REPOSITORY_ROOT, env=usual, capture_output=True, text=True, check=False

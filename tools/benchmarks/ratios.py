@@ -1,4 +1,4 @@
-"""The rows of the table in which our training stands beside that of others."""
+"""Rows of the table that compares our training with others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Ratio(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What a ratio, or where there is no peer our figure, has to be."""
+    """Target of a ratio, or of our figure if there is no peer."""
 
     sign: str  # ">=" or "<="
     limit: float
@@ -40,7 +40,7 @@ class Row(NamedTuple):
     work: str
     unit: str
     ours: float | None = None
-    peer: str = ""  # whose figure `theirs` is
+    peer: str = ""  # source of `theirs`
     theirs: float | None = None
     ratio: Ratio | None = None
     target: Target | None = None
@@ -49,7 +49,7 @@ class Row(NamedTuple):
 
 @dataclass
 class Measured:
-    """The rows of a work, and everything that was measured for them (JSON values)."""
+    """The rows of a benchmark, and all its measurements (JSON values)."""
 
     rows: list[Row] = field(default_factory=list)
     raw: dict[str, Any] = field(default_factory=dict)
@@ -64,7 +64,7 @@ def at_most(limit: float) -> Target:
 
 
 def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
-    """The median over rounds of ours divided by theirs in the same round.
+    """Median over rounds of ours divided by theirs in the same round.
 
     The interval is that of the median, see `median_interval`.
     """

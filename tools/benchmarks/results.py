@@ -1,4 +1,4 @@
-"""The rows of the table that a benchmark prints."""
+"""Rows of the table of a benchmark."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
 
-Cell = float | str  # of a peer: its figure, or why there is none
+Cell = float | str  # of a peer: its figure, or the reason for none
 
 
 class Spread(NamedTuple):
-    """Of the repetitions of one measurement."""
+    """Statistics of the repetitions of one measurement."""
 
     median: float
     minimum: float
 
 
 class Row(NamedTuple):
-    """One line of work: our figure, the limit that was set for it, and those of the peers."""
+    """One measurement: our figure, its limit, and those of the peers."""
 
     work: str
     unit: str
@@ -34,19 +34,19 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def more_than(values: Sequence[float], base: Sequence[float]) -> Spread:
-    """How much more than `base`: medians and minima apart."""
+    """Difference to `base`, separately for medians and minima."""
     return Spread(median(values) - median(base), min(values) - min(base))
 
 
 def limited(
     work: str, unit: str, ours: Spread, at_most: float, peers: Mapping[str, Cell] | None = None
 ) -> Row:
-    """A row whose median is to be `at_most` so much."""
+    """A row whose median has the limit `at_most`."""
     return Row(work, unit, *ours, f"<= {at_most:g}", ours.median <= at_most, peers or {})
 
 
 def as_table(rows: Sequence[Row]) -> tuple[list[str], list[list[object]]]:
-    """(columns, cells); a column for each peer that any row speaks of."""
+    """Return (columns, cells), with a column for each peer in any row."""
     peers = list(dict.fromkeys(name for row in rows for name in row.peers))
     columns = ["work", "unit", "ours", "minimum", "limit", "met", *peers]
     return columns, [
@@ -65,5 +65,5 @@ def _rounded(value: Cell | None) -> Cell | None:
 
 
 def say(message: str) -> None:
-    """What is being done, beside the table."""
+    """Print progress to stderr."""
     print(message, file=sys.stderr, flush=True)

@@ -1,8 +1,7 @@
 """MLflow's own search, in its interpreter: `python search_mlflow.py FOLDER RUNS fill|client|frame`.
 
-`fill` makes RUNS runs with the last value of 8 metrics each: a search looks at no more. The two
-others are what a cold process does to print the 5 best: MlflowClient.search_runs and, with pandas,
-mlflow.search_runs.
+`fill` creates RUNS runs with the last value of 8 metrics each, all that a search reads. The others
+print the 5 best in a cold process: MlflowClient.search_runs and, with pandas, mlflow.search_runs.
 """
 
 from __future__ import annotations

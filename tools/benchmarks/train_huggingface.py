@@ -1,7 +1,7 @@
-"""Hugging Face's Trainer and GPT2LMHeadModel at the pace of the benchmark: a process of its own.
+"""Hugging Face's Trainer and GPT2LMHeadModel as a benchmark process (see pace.py).
 
-GPT2LMHeadModel has biases, which cannot be switched off; its GELU is the fused form of the one that is
-its default (`gelu_new`), which is faster. Logging, saving and the progress bar are off.
+GPT2LMHeadModel has biases, which cannot be disabled; its GELU is the fused, faster form of its
+default (`gelu_new`). Logging, saving and the progress bar are off.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Paced(TrainerCallback):
 def main() -> None:
     arguments = parse(
         __doc__,
-        starts={"type": Path, "required": True, "help": "made by networks.write_starts"},
+        starts={"type": Path, "required": True, "help": "output of networks.write_starts"},
         optim={"default": "adamw_torch_fused"},
     )
     pace = Turns(arguments.warmup_seconds)

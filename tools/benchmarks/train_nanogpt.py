@@ -1,8 +1,8 @@
-"""nanoGPT at the pace of the benchmark: its GPT, and step for step what its train.py does.
+"""nanoGPT as a benchmark process (see pace.py): its GPT, with the steps of its train.py.
 
-Written against nanoGPT's public classes. What is left out costs nothing where we measure: the
-GradScaler, which does nothing outside of float16, evaluations, and the estimate of MFU. The windows
-are given (see networks.py) where train.py draws them, so that all contestants see the same tokens.
+Written against nanoGPT's public classes. Omitted parts cost nothing in the measurement: the
+GradScaler, which has no effect outside of float16, evaluations, and the MFU estimate. The windows
+are given (see networks.py) instead of drawn, so that all contestants see the same tokens.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def main() -> None:
     arguments = parse(
         __doc__,
         nanogpt={"type": Path, "required": True},
-        starts={"type": Path, "required": True, "help": "made by networks.write_starts"},
-        save_weights={"type": Path, "help": "write the weights that it begins with"},
+        starts={"type": Path, "required": True, "help": "output of networks.write_starts"},
+        save_weights={"type": Path, "help": "write the initial weights"},
         as_ours={"action": "store_true", "help": "targets as our model has them"},
     )
     pace = choose_pace(arguments)
@@ -86,7 +86,7 @@ def _train(model: Any, arguments: Any, pace: Any) -> None:
 
 
 def _context(precision: str, device_type: str) -> AbstractContextManager[Any]:
-    """On a CPU train.py always computes in float32; bf16 there is what one changed line would give."""
+    """On a CPU train.py always computes in float32; bf16 is one changed line."""
     if precision == "fp32":
         return nullcontext()
     return torch.amp.autocast(device_type=device_type, dtype=torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Our Trainer at the pace of the benchmark: a process of its own (see pace.py)."""
+"""Our Trainer as a benchmark process (see pace.py)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tools.benchmarks.nanogpt import load_into_decoder
 from tools.benchmarks.networks import Network
 from tools.benchmarks.pace import Pace, Steps, choose_pace, network_of, parse
 
-UNENDING = 1_000_000  # steps: a long training, which the pace ends
+UNENDING = 1_000_000  # steps; the pace stops it earlier
 
 
 class Paced(Callback):
-    """Obeys the pace after every step."""
+    """Follows the pace after every step."""
 
     def __init__(self, pace: Pace) -> None:
         self.pace = pace
@@ -36,7 +36,7 @@ class Paced(Callback):
 
 
 def main() -> None:
-    arguments = parse(__doc__, weights={"type": Path, "help": "of nanoGPT, to begin with"})
+    arguments = parse(__doc__, weights={"type": Path, "help": "initial weights of nanoGPT"})
     pace = choose_pace(arguments)
     network = network_of(arguments)
     trainer = create_trainer(
@@ -92,7 +92,7 @@ def create_trainer(
 
 
 def training_config(**values: Any) -> TrainingConfig:
-    """For an unending training; `compile` is left out where TrainingConfig has no such key."""
+    """Configuration of an endless training; omits `compile` if TrainingConfig has no such key."""
     known = {key: value for key, value in values.items() if key in TrainingConfig.model_fields}
     unknown = values.keys() - known.keys() - {"compile"}
     if unknown:

@@ -1,4 +1,4 @@
-"""Measure our training beside nanoGPT and Hugging Face's Trainer: one machine, one run, one table."""
+"""Benchmark our training beside nanoGPT and Hugging Face's Trainer: one machine, one run, one table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tools.benchmarks.plan import Plan
 from tools.benchmarks.ratios import Measured, as_table
 from tools.benchmarks.results import say
 
-# `time-to-loss` is what measure_time_to_loss(plan) in measure_time_to_loss.py measures, and so on.
+# `time-to-loss` is measured by measure_time_to_loss(plan) in measure_time_to_loss.py, and so on.
 WORKS = ("time-to-loss", "tokens", "memory", "generation", "overhead", "cuda")
 EXAMPLES = """examples:
   python tools/benchmarks/training.py --nanogpt DIR --text tinyshakespeare.txt --json measured.json
@@ -27,7 +27,7 @@ EXAMPLES = """examples:
   python tools/benchmarks/training.py --only overhead          (ours alone)
 
 `ratio` is ours divided by theirs: the median over the rounds, and its 95% interval. README.md beside
-this file says what each line means."""
+this file explains each line."""
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
         for work in [work for work in WORKS if work in (arguments.only or WORKS)]:
             try:
                 measured[work] = _measure(work, plan)
-            except ResearchError as error:  # what was measured before is not lost
+            except ResearchError as error:  # keep earlier measurements
                 failures[work] = error.message
                 say(f"{work}: {error.message}" + f" ({error.hint})" * bool(error.hint))
             if arguments.json:
@@ -97,7 +97,7 @@ def _parse() -> argparse.Namespace:
     return arguments
 
 
-# Fields of Plan that can be given on the command line.
+# Fields of Plan with a command line option.
 _NUMBERS = {
     "rounds": "turns of each contestant",
     "seconds": "of a turn",
@@ -112,15 +112,15 @@ _NUMBERS = {
 
 
 def _plan(arguments: argparse.Namespace, folder: Path) -> Plan:
-    """Raises ResearchError for a folder or file that is not there."""
+    """Raise ResearchError for a missing folder or file."""
     nanogpt: Path | None = arguments.nanogpt
     if nanogpt is not None and not (nanogpt / "model.py").is_file():
         raise ResearchError(
-            f"there is no nanoGPT in {nanogpt}: it has no model.py",
-            "git clone https://github.com/karpathy/nanoGPT, and give that folder",
+            f"no nanoGPT in {nanogpt}: it has no model.py",
+            "git clone https://github.com/karpathy/nanoGPT, and pass that folder",
         )
     if arguments.text is not None and not arguments.text.is_file():
-        raise ResearchError(f"there is no file {arguments.text}", "give tinyshakespeare.txt")
+        raise ResearchError(f"no such file: {arguments.text}", "pass tinyshakespeare.txt")
     accelerate = None
     if not arguments.no_huggingface and "tokens" in (arguments.only or WORKS):
         accelerate = huggingface_peer.prepare_accelerate(arguments.huggingface_env.resolve())
@@ -139,14 +139,14 @@ def _measure(work: str, plan: Plan) -> Measured:
     name = f"measure_{work.replace('-', '_')}"
     module = f"tools.benchmarks.{name}"
     if importlib.util.find_spec(module) is None:
-        say(f"{work}: skipped, tools/benchmarks/{name}.py is not there")
+        say(f"{work}: skipped, tools/benchmarks/{name}.py does not exist")
         return Measured()
     measured: Measured = getattr(import_module(module), name)(plan)
     return measured
 
 
 def _write(path: Path, measured: dict[str, Measured], failures: dict[str, str]) -> None:
-    """Rows, every single measurement, and on what: machine, versions, commit."""
+    """Rows, all measurements, and the environment: machine, versions, commit."""
     manifest: dict[str, Any] = create_manifest(
         "training-benchmark", project="", config={}, seed=None, tags=[]
     )

@@ -1,4 +1,4 @@
-"""Training processes that take turns, so that a machine that others use slows all of them alike."""
+"""Training processes that take turns, so that other load slows all of them equally."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from tools.benchmarks.results import say
 
 @dataclass(frozen=True)
 class Contestant:
-    """A training process: its command, and what its environment has beside ours."""
+    """A training process: its command, and additional environment variables."""
 
     command: Sequence[str]
     variables: Mapping[str, str] = field(default_factory=dict)
-    may_fail: bool = True  # a peer that does not run here is left out; ours has to
+    may_fail: bool = True  # skip a peer that fails; ours must run
 
 
 @dataclass
 class Record:
-    """What a contestant did: seconds per step of each of its turns."""
+    """Results of a contestant: seconds per step for each turn."""
 
     startup_seconds: float  # until the end of the warm-up: building, compiling, its steps
     startup_steps: int
@@ -41,18 +41,18 @@ class Record:
 
     @property
     def preparation_seconds(self) -> float:
-        """What it took before it had its later speed: building the model and, above all, compiling."""
+        """Time before the steady state: building the model and mainly compiling."""
         return max(0.0, self.startup_seconds - self.startup_steps * self.step_seconds)
 
 
 def take_turns(
     contestants: Mapping[str, Contestant], rounds: int, seconds: float, label: str
 ) -> tuple[dict[str, Record], dict[str, str]]:
-    """({name: what it did}, {name: why it did nothing}).
+    """Return ({name: results}, {name: error}).
 
-    All are started and warmed up one after another. Then each in turn trains for `seconds`, `rounds`
-    times, every other round in the reverse order. All of them stay in memory together.
-    Raises ExperimentError when one fails that must not.
+    All are started and warmed up one by one. Then they train for `seconds` each in turn, `rounds`
+    times, with alternating order. All remain in memory.
+    Raises ExperimentError if one fails that must not.
     """
     records: dict[str, Record] = {}
     failures: dict[str, str] = {}
@@ -92,7 +92,7 @@ def take_turns(
 
 @contextmanager
 def _started(contestant: Contestant, stack: ExitStack) -> Iterator[_Process]:
-    # What Inductor compiles is cached across processes; each contestant is to compile for itself.
+    # Inductor caches across processes; each contestant must compile itself.
     cache = stack.enter_context(tempfile.TemporaryDirectory(prefix="inductor-"))
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, **contestant.variables}
     with tempfile.TemporaryFile("w+") as errors:
@@ -123,7 +123,7 @@ class _Process:
             self._process.stdin.write(f"{seconds}\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # it has ended: `listen` says so
+            pass  # it has ended: `listen` reports it
         return self.listen()
 
     def listen(self) -> dict[str, Any]:
@@ -136,10 +136,10 @@ class _Process:
 
 
 def last_line(file: IO[str]) -> str:
-    """The last thing that was written: of a Python process that failed, its error."""
+    """The last line of output: the error of a failed Python process."""
     file.seek(0)
     lines = [line.strip() for line in file.read().splitlines() if line.strip()]
-    return lines[-1] if lines else "without a word"
+    return lines[-1] if lines else "no output"
 
 
 def module_command(python: str, module: str, **options: object) -> list[str]:
@@ -155,6 +155,6 @@ def module_command(python: str, module: str, **options: object) -> list[str]:
 
 
 def beside(folder: Path) -> dict[str, str]:
-    """The variable with which a Python process also finds the packages in `folder`."""
+    """Environment variable for a Python process to import packages from `folder`."""
     paths = [str(folder), os.environ.get("PYTHONPATH", "")]
     return {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}

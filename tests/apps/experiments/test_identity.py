@@ -442,7 +442,7 @@ def test_a_renaming_killed_at_every_rename_loses_nothing_and_is_completed(
 def test_the_command_renames_and_says_so(run_tool: RunTool) -> None:
     finished("old", 1.0)
     result = run_tool("tools/query_experiments.py", "--rename", "old", "new")
-    assert (result.returncode, result.stdout) == (0, "old is called new now\n"), result.stderr
+    assert (result.returncode, result.stdout) == (0, "renamed old to new\n"), result.stderr
     result = run_tool("tools/query_experiments.py", "--rename", "old", "other")
     assert result.returncode == 2 and "no experiment 'old'" in result.stderr
 

@@ -209,7 +209,7 @@ def test_a_cut_line_of_a_metric_is_left_out(
     path = file_store / "1" / RUN / "metrics" / "train" / "loss"
     path.write_bytes(path.read_bytes().removesuffix(b" 5\n"))  # would be read as step 0
     assert column(import_one(file_store), "loss") == [(s, 1 / (s + 1)) for s in range(5)]
-    assert "left out 1 damaged lines of the metric 'train/loss'" in capsys.readouterr().err
+    assert "skipped 1 damaged lines of the metric 'train/loss'" in capsys.readouterr().err
 
 
 def test_a_cut_or_damaged_database_never_shows_a_traceback(

@@ -156,8 +156,8 @@ def test_a_folder_of_tables_and_a_bad_one_among_them(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("step,loss\n0,1,2\n", "line 2: 3 cells for 2 columns"),
-        ("step,loss\n0.5,1\n", "line 2: 'step' must be a whole number"),
-        ("step,loss\n,1\n", "line 2: 'step' must be a whole number"),
+        ("step,loss\n0.5,1\n", "line 2: 'step' must be a 64-bit integer"),
+        ("step,loss\n,1\n", "line 2: 'step' must be a 64-bit integer"),
         ("loss,loss\n0,1\n", "has two columns 'loss'"),
         ("run,loss\n,1\n", "line 2: column 'run' is empty"),
         ("loss\n1_000\n", "line 2: column 'loss' must contain numbers"),

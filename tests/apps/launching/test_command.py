@@ -60,7 +60,7 @@ def test_gpus_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,GPU-a,7,8")
     assert share_gpus(2, 2) == ["4,5", "GPU-a,7"]
     assert share_gpus(0, 3) == ["", "", ""]
-    with pytest.raises(ConfigError, match="need 6, 5 are here"):
+    with pytest.raises(ConfigError, match="need 6, found 5"):
         share_gpus(2, 3)
 
 

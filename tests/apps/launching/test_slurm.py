@@ -125,7 +125,7 @@ def test_detached_jobs_are_looked_after_by_the_same_command(cluster: Path) -> No
     sweep = ("step_seconds=3", "steps=2", "seed=0,1,2")
     code, out, error = launched("--detach", *sweep)
     assert code == 0, error
-    assert "to look after them: python" in out and len(slurm_double.jobs(cluster)) == 3
+    assert "to watch them: python" in out and len(slurm_double.jobs(cluster)) == 3
     assert "finished" not in statuses().values(), "it has not waited"
     code, _, error = launched(*sweep)
     assert code == 0, error

@@ -1,11 +1,11 @@
-"""The loss of a checkpoint on the last tenth of a text, computed without our engine's own evaluation.
+"""Compute the loss of a checkpoint on the last tenth of a text, independent of our Evaluator.
 
-    python -m tools.benchmarks.judge_checkpoint ours RUN_CHECKPOINT --text FILE --tokenizer JSON
-    python -m tools.benchmarks.judge_checkpoint nanogpt CKPT.PT --text FILE --nanogpt DIR
+    python -m tools.benchmarks.evaluate_checkpoint ours RUN_CHECKPOINT --text FILE --tokenizer JSON
+    python -m tools.benchmarks.evaluate_checkpoint nanogpt CKPT.PT --text FILE --nanogpt DIR
 
-prints JSON: nats per character, characters predicted, parameters. Every character of the split but the
-first is predicted once, from the inputs of a window as long as the model's context; probabilities are
-computed and added up in float64.
+prints JSON: nats per character, characters predicted, parameters. Every character of the split but
+the first is predicted once, in windows of the model's context length; probabilities are computed
+and summed in float64.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tools.benchmarks.nanogpt import import_nanogpt
 
 Logits = Callable[[torch.Tensor], torch.Tensor]  # (batch, time) -> (batch, time, vocab_size)
 _BATCH = 64
-_CONTEXT_WITHOUT_LIMIT = 128  # inputs of a window, for models that could see any number
+_CONTEXT_WITHOUT_LIMIT = 128  # window size for models without a limit
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("kind", choices=("ours", "nanogpt"))
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--tokenizer", type=Path, help="of ours: tokenizer.json")
+    parser.add_argument("--tokenizer", type=Path, help="our tokenizer.json")
     parser.add_argument("--nanogpt", type=Path, help="its folder")
     arguments = parser.parse_args()
     with exit_on_error():
@@ -61,7 +61,7 @@ def mean_loss(logits: Logits, ids: torch.Tensor, context: int) -> float:
         chosen = starts[first : first + _BATCH]
         inputs = [ids[start : min(start + context, len(ids) - 1)] for start in chosen]
         targets = [ids[start + 1 : start + 1 + context] for start in chosen]
-        if len(inputs[-1]) < context:  # the last window of all is shorter: alone
+        if len(inputs[-1]) < context:  # the last window is shorter: process it separately
             total += _nats(logits, torch.stack([inputs.pop()]), torch.stack([targets.pop()]))
         if inputs:
             total += _nats(logits, torch.stack(inputs), torch.stack(targets))
@@ -74,7 +74,7 @@ def _nats(logits: Logits, inputs: torch.Tensor, targets: torch.Tensor) -> torch.
 
 
 def _ours(path: Path) -> tuple[torch.nn.Module, Logits, int]:
-    """Raises ExperimentError for a model that is not of this repository."""
+    """Load our model. Raises ExperimentError for a class outside of this repository."""
     name: str = load_checkpoint(path).state["model"]["class"]
     if not name.startswith(("common.", "projects.")):
         raise ExperimentError(f"{path} holds a {name}, which is not of this repository")
@@ -98,14 +98,14 @@ def _nanogpt(path: Path, folder: Path) -> tuple[torch.nn.Module, Logits, int]:
     model.load_state_dict(weights)
 
     def logits(inputs: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = model(inputs, inputs)[0]  # with targets it gives all positions
+        result: torch.Tensor = model(inputs, inputs)[0]  # returns all positions only with targets
         return result
 
     return model, logits, saved["model_args"]["block_size"]
 
 
 def _sorted_ids(text: str, whole: str) -> torch.Tensor:
-    """As its prepare.py numbers the characters: sorted, from 0."""
+    """Character ids as in its prepare.py: sorted, from 0."""
     numbers = {character: index for index, character in enumerate(sorted(set(whole)))}
     return torch.from_numpy(np.array([numbers[character] for character in text], dtype=np.int64))
 
