@@ -32,9 +32,9 @@ def draw_in_terminal(
     """
     rows = read_curves(experiments, metric)
     if splits is None and len(experiments) > 1:
-        judge = preferred_split(rows["split"])
-        quick = judge == "val" and (rows["split"] == VAL_QUICK).any()
-        splits = [VAL_QUICK, judge] if quick else [judge]
+        main_split = preferred_split(rows["split"])
+        quick = main_split == "val" and (rows["split"] == VAL_QUICK).any()
+        splits = [VAL_QUICK, main_split] if quick else [main_split]
     if splits is not None:
         rows = rows[rows["split"].isin(check_splits(splits, rows, metric))]
     plotext.clear_figure()

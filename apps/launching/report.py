@@ -19,7 +19,9 @@ def ranking(trials: Sequence[Trial], goal: Goal) -> Report:
     """Rank trials by their best value like `query_experiments.py --best`; then those with a value
     on `val_quick` only, then diverged and unfinished ones, and those without a value."""
     summaries = summaries_of(goal.metric, [trial.name for trial in trials], quick_too=True)
-    judge = preferred_split(summary.split for summary in summaries.values()) if summaries else None
+    main_split = (
+        preferred_split(summary.split for summary in summaries.values()) if summaries else None
+    )
     statuses = {run.name: run.status for run in Catalogue().overview(archived=True)}
     keys = list(dict.fromkeys(key for trial in trials for key in trial.values))
     sign = 1 if goal.direction == "min" else -1
@@ -31,7 +33,7 @@ def ranking(trials: Sequence[Trial], goal: Goal) -> Report:
         status = "failed" if trial.failed else statuses.get(trial.name, "not started")
         status = "diverged" if diverged and status == "finished" else status
         whole = status in ("finished", "running")
-        quick = summary is not None and summary.split != judge
+        quick = summary is not None and summary.split != main_split
         order = (value is None, not whole, quick, 0.0 if value is None else sign * value)
         row: list[object] = [trial.name, value]
         row += [summary.best_step(goal.direction), summary.split] if summary else [None, None]

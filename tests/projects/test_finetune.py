@@ -68,7 +68,7 @@ def test_what_is_not_there_or_does_not_fit_is_told(
     assert "no model 'owner/tinny'" in missing.stderr
     assert "did you mean 'owner/tiny'" in missing.stderr and "prepared" not in missing.stderr
     other = run_tool(script, "--config", config, *OPTIONS, "data.tokenizer=bpe")
-    assert other.returncode == 2 and "its own tokenizer alone" in other.stderr
+    assert other.returncode == 2 and "only the ids of its own tokenizer" in other.stderr
     loaded = load_config(Path("configs/quickstart.yaml"), Config, [*OPTIONS], [_project()])
     large = SimpleNamespace(vocab_size=9999)
     monkeypatch.setattr(common.data, "prepare", lambda config: large)

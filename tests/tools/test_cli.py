@@ -142,7 +142,7 @@ def test_the_project_of_a_resumed_run_is_in_its_manifest(run_cli, tmp_path: Path
         (["train", "--config", "/elsewhere/x.yaml"], ["no project given", "baseline"]),
         (["train", "--bogus"], ["--bogus", "--help"]),
         (["train", "--name", "x", "--resume"], ["no experiment 'x'"]),
-        (["evaluate"], ["name one experiment"]),
+        (["evaluate"], ["pass one experiment"]),
         (["evaluate", "exp_01"], ["no experiment 'exp_01'", "'exp_001'"]),
         (["sample", "exp_01"], ["no experiment 'exp_01'", "'exp_001'"]),
         (["sample", "lost"], ["'gone'", "not in projects/"]),

@@ -1,4 +1,4 @@
-// One canvas per head, a pixel per weight; the chosen one is drawn large, with its tokens.
+// One canvas per head, a pixel per weight; the selected head is enlarged, with its tokens.
 const time = DATA.labels.length;
 const layers = DATA.layers.map((heads) => heads.map(unpack));
 const grid = document.querySelector(".heads");
@@ -113,7 +113,7 @@ spans.forEach((span, i) => {
   span.addEventListener("pointerover", () => light(i));
 });
 
-/** Colour every token by the weight that token `row` gives it. */
+/** Colour every token by its attention weight in row `row`. */
 function light(row) {
   lit = row;
   const weights = layers[chosen[0]][chosen[1]];

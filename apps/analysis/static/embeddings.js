@@ -1,4 +1,4 @@
-// Dots on a canvas; the wheel zooms around the pointer, dragging moves, typing finds.
+// Dots on a canvas; the wheel zooms around the pointer, dragging pans, typing searches.
 const plane = document.getElementById("plane");
 const search = document.querySelector("input");
 const context = plane.getContext("2d");
@@ -53,7 +53,7 @@ function draw() {
   name();
 }
 
-/** Names from the commonest token down, where they cover no other. */
+/** Labels without overlap, most frequent tokens first. */
 function name() {
   context.font = '12px "DejaVu Sans Mono", Menlo, Consolas, monospace';
   context.textBaseline = "bottom";
@@ -128,7 +128,7 @@ plane.addEventListener("wheel", (event) => {
 plane.addEventListener("dblclick", () => { reset(); draw(); });
 
 search.addEventListener("input", () => {
-  // A typed space is written as it is shown.
+  // Show a typed space like in the labels.
   const wanted = search.value.toLowerCase().replaceAll(" ", "␣");
   found = new Set(wanted ? common.filter((i) => DATA.labels[i].toLowerCase().includes(wanted)) : []);
   document.getElementById("found").textContent = wanted ? `${found.size} found` : "";

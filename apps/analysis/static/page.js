@@ -1,6 +1,6 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 
-/** An element with children, where a string is text and never HTML. */
+/** Create an element with children; strings are text, never HTML. */
 function element(tag, className, ...children) {
   const made = document.createElement(tag);
   if (className) made.className = className;
@@ -24,7 +24,7 @@ tip.id = "tip";
 tip.hidden = true;
 document.body.append(tip);
 
-/** Show `content` beside the rectangle `box` of the window, wherever there is room. */
+/** Show `content` beside the rectangle `box` of the window, where there is room. */
 function showTip(content, box) {
   tip.replaceChildren(...content);
   tip.hidden = false;

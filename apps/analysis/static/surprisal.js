@@ -1,4 +1,4 @@
-// Hovering, tapping or the arrow keys show what a token cost and what was expected instead.
+// Hovering, tapping or the arrow keys show the surprisal of a token and the expected tokens.
 const text = document.querySelector(".text");
 const tokens = [...text.querySelectorAll(".token")];
 let current = -1;

@@ -1,4 +1,4 @@
-// Questions to the server. Errors carry the message and the hint that the command line would print.
+// Requests to the server. Errors have the message and hint of the command line.
 
 export class ApiError extends Error {
   constructor(message, hint) {
@@ -9,13 +9,13 @@ export class ApiError extends Error {
 
 async function answer(response) {
   if (response.ok) return response;
-  let told = {};
+  let body = {};
   try {
-    told = await response.json();
+    body = await response.json();
   } catch {
     // A crash of the server answers with plain text; its traceback is in the terminal.
   }
-  throw new ApiError(told.error || `the server answered ${response.status}`, told.hint || "");
+  throw new ApiError(body.error || `the server answered ${response.status}`, body.hint || "");
 }
 
 export async function get(path, parameters = {}) {

@@ -1,4 +1,4 @@
-// The page: its tabs, its banners, and the question every two seconds of what has changed.
+// The page: tabs, banners, and polling for changes every two seconds.
 
 import * as compare from "./compare.js";
 import * as curves from "./curves.js";
@@ -69,7 +69,7 @@ function follow(changed) {
   if ([...changed].some((key) => key !== "q" && key !== "sort")) showView(null);
 }
 
-/** Draw the view of the tab; `changed` are the runs that did, null where the state did. */
+/** Draw the view of the tab; `changed` are the changed runs, null if the state changed. */
 function showView(changed) {
   const empty = !runs.size;
   byId("empty").hidden = !empty;
@@ -126,7 +126,7 @@ function drawEmpty() {
   );
 }
 
-/** The line between table and view: dragged, or moved with the arrow keys. */
+/** The divider between table and view, moved by dragging or with the arrow keys. */
 function moveSplitter() {
   const splitter = byId("splitter");
   const set = (pixels) => {

@@ -8,8 +8,8 @@ import { change, state } from "./state.js";
 
 let root;
 let answer = null;
-let seeds = null; // the comparison of configurations, where it is asked for
-let fetched = null; // the selection that the answers are about
+let seeds = null; // the comparison of configurations, if requested
+let fetched = null; // the selection of the fetched data
 
 export function show(view) {
   root = el("div", { class: "compare" });

@@ -1,4 +1,4 @@
-// The view "curves": what is chosen, the curves as the server reduces them, one plot per metric.
+// The view "curves": controls, curves downsampled by the server, one plot per metric.
 
 import { post } from "./api.js";
 import { debounced, el, oneAtATime, renew, segmented, swatch, toggle } from "./dom.js";
@@ -10,10 +10,10 @@ import { change, state } from "./state.js";
 let root, controls, notices, legend, panels;
 let plots = new Map(); // metric -> element
 let curves = new Map(); // key -> curve
-let answer = null; // the last one, without its curves
-let asked = ""; // what the kept curves are an answer to
+let answer = null; // the last response, without its curves
+let asked = ""; // the request of the cached curves
 let zoom = null; // [from, to] of x, in its own units
-const hidden = new Set(); // keys taken out of the picture by the legend
+const hidden = new Set(); // keys hidden in the legend
 
 const darkness = matchMedia("(prefers-color-scheme: dark)");
 darkness.addEventListener("change", () => root?.isConnected && draw());
@@ -59,11 +59,11 @@ const fetchCurves = oneAtATime(async () => {
   const signature = JSON.stringify({ ...wanted, runs: null });
   const known = signature === asked ? Object.fromEntries([...curves].map(([key, curve]) => [key, curve.stamp])) : {};
   try {
-    const told = await post("curves", { ...wanted, known });
-    const fresh = new Map(told.curves.map((curve) => [curve.key, curve]));
-    curves = new Map(told.keys.map((key) => [key, fresh.get(key) || curves.get(key)]));
+    const received = await post("curves", { ...wanted, known });
+    const fresh = new Map(received.curves.map((curve) => [curve.key, curve]));
+    curves = new Map(received.keys.map((key) => [key, fresh.get(key) || curves.get(key)]));
     asked = signature;
-    answer = told;
+    answer = received;
     draw();
   } catch (error) {
     notices.replaceChildren(el("p", { class: "bad" }, error.message));
@@ -147,7 +147,7 @@ function drawLegend() {
 
 const STYLES = ["bold", "thin", "dot", "dash"];
 
-/** split -> how its lines look; those of the split that judges a run stand out. */
+/** split -> style of its lines; those of the main split stand out. */
 function splitStyles() {
   const splits = new Set(answer?.shown.flatMap((metric) => answer.metrics[metric]) || []);
   const drawn = [...splits].filter((split) => !state.splits.length || state.splits.includes(split));
@@ -157,15 +157,15 @@ function splitStyles() {
 function drawNotices() {
   const lines = [];
   for (const curve of curves.values()) {
-    const told = new Map(); // run -> [what, ...]
+    const troubled = new Map(); // run -> [what, ...]
     for (const { metric, split, trouble } of curve.series) {
       for (const { run, step, points, diverged } of trouble) {
         const at = `step ${integer(step)}`;
         const what = diverged ? `${metric} (${split}) diverged at ${at}` : `${metric} (${split}) has ${plural(points, "gap")} from ${at} on`;
-        told.set(run, [...(told.get(run) || []), what]);
+        troubled.set(run, [...(troubled.get(run) || []), what]);
       }
     }
-    for (const [run, troubles] of told) {
+    for (const [run, troubles] of troubled) {
       lines.push(el("li", { class: "bad", title: "The values are NaN or infinite there" }, el("b", {}, run), ` ${troubles.join(", ")}`));
     }
   }
@@ -208,14 +208,14 @@ function drawPanels() {
         .filter((series) => series.metric === metric)
         .map((series) => ({ ...series, label: curve.label, colour: colourOf(curve), style: styles.get(series.split) || "bold", several: styles.size > 1 })),
     );
-    lines.sort((a, b) => order.indexOf(b.split) - order.indexOf(a.split)); // what stands out is drawn last
+    lines.sort((a, b) => order.indexOf(b.split) - order.indexOf(a.split)); // draw highlighted lines last
     drawPlot(plots.get(metric), lines, { x: state.x, logx: state.logx, logy: state.logy, zoom, zoomTo });
   }
 }
 
 const zoomSoon = debounced(120, () => fetchCurves());
 
-/** Show x from `range[0]` to `range[1]` in every plot, with all the points that fit (null: the whole). */
+/** Zoom every plot to x from `range[0]` to `range[1]`, with all points that fit (null: everything). */
 function zoomTo(range) {
   if (JSON.stringify(range) === JSON.stringify(zoom)) return;
   zoom = range;

@@ -1,4 +1,4 @@
-// Elements from JavaScript. Text becomes text nodes, so nothing the store holds is ever read as HTML.
+// Create elements. Text becomes text nodes, so content of the store is never parsed as HTML.
 
 /** el("button", {class: "x", onclick: f, ariaLabel: "y"}, "text", child, [more]) */
 export function el(tag, properties = {}, ...children) {
@@ -22,7 +22,7 @@ export function swatch(colour) {
   return mark;
 }
 
-/** Give `parent` new children; who was on a button stays on the one that says the same. */
+/** Replace the children of `parent`; focus on a button moves to the one with the same label. */
 export function renew(parent, ...children) {
   const active = parent.contains(document.activeElement) ? document.activeElement : null;
   const says = (button) => button.ariaLabel || button.dataset.key || button.textContent;
@@ -30,7 +30,7 @@ export function renew(parent, ...children) {
   if (active) [...parent.querySelectorAll("button")].find((button) => says(button) === says(active))?.focus();
 }
 
-/** Buttons of which one is pressed. `options`: [[value, label], ...] */
+/** A group of toggle buttons, one pressed. `options`: [[value, label], ...] */
 export function segmented(label, options, chosen, choose) {
   const group = el("span", { class: "segmented", role: "group", ariaLabel: label });
   for (const [value, text] of options) {
@@ -45,7 +45,7 @@ export function toggle(text, pressed, change, title) {
   return el("button", { ...properties, onclick: () => change(!pressed) }, text);
 }
 
-/** Call `action` once no call has come for `milliseconds`. */
+/** Debounce: call `action` after `milliseconds` without a call. */
 export function debounced(milliseconds, action) {
   let timer;
   return (...values) => {
@@ -54,7 +54,7 @@ export function debounced(milliseconds, action) {
   };
 }
 
-/** Run `task` now, or once more after the run in progress, however often it is asked for meanwhile. */
+/** Run `task` now, or once more after the run in progress. */
 export function oneAtATime(task) {
   let busy = false;
   let again = false;

@@ -1,10 +1,10 @@
-// Numbers, times and words as people read them.
+// Format numbers, times and words for display.
 
 const grouped = new Intl.NumberFormat("en");
 
 export const integer = (value) => (value === null || value === undefined ? "" : grouped.format(value));
 
-/** 2.5017 0.00031200 1.2e+9: always as many digits, so that a column of them lines up. */
+/** 2.5017 0.00031200 1.2e+9: a fixed number of digits, so that columns align. */
 export function number(value) {
   if (value === null || value === undefined) return "";
   const size = Math.abs(value);
@@ -14,7 +14,7 @@ export function number(value) {
   return value.toFixed(4);
 }
 
-/** Half the width of an interval, with the two digits that it deserves: 0.018 4.1 210 */
+/** Half the width of an interval, with two significant digits: 0.018 4.1 210 */
 export function half(value) {
   return Math.abs(value) >= 10 ? value.toFixed(0) : String(Number(value.toPrecision(2)));
 }

@@ -1,9 +1,9 @@
-// One plot, drawn by plotly.js, which is loaded when the first one is drawn.
+// One plot, drawn by plotly.js, which is loaded with the first plot.
 
 import * as format from "./format.js";
 
 const FEW_POINTS = 40; // below this each point is marked
-const MANY_LINES = 10; // above this the box beside the pointer shows one of them
+const MANY_LINES = 10; // above this the hover box shows only one
 const TIME_UNITS = [[7200, 3600, "hours"], [300, 60, "minutes"], [0, 1, "seconds"]];
 
 let library = null;
@@ -24,7 +24,7 @@ function load() {
 
 /** Draw `lines` [{x, y, smooth, low, high, n, trouble, label, colour, style, split, several}].
  *
- * `view`: {x: what the axis is, logx, logy, zoom: [from, to] or null, zoomTo(range)}.
+ * `view`: {x: kind of the axis, logx, logy, zoom: [from, to] or null, zoomTo(range)}.
  */
 export async function drawPlot(element, lines, view) {
   element.latest = { lines, view };
@@ -54,7 +54,7 @@ export function resizePlot(element) {
   if (element.data && element.isConnected) globalThis.Plotly.Plots.resize(element);
 }
 
-/** The unit in which a time axis reads best. */
+/** The best unit for a time axis. */
 function timeUnit(lines, view) {
   if (view.x !== "time") return { seconds: 1, title: view.x };
   const longest = view.zoom ? view.zoom[1] : lines.reduce((most, line) => Math.max(most, line.x.at(-1) ?? 0), 0);
@@ -73,7 +73,7 @@ function tracesOf(line, seconds, view, span) {
   const x = seconds === 1 ? line.x : line.x.map((value) => value / seconds);
   const main = line.smooth || line.y;
   const style = STYLES[line.style];
-  // plotly.js reads a few HTML tags in texts; a run is called what it is called.
+  // plotly.js parses some HTML tags in text; escape run names.
   const name = (line.label + (line.several ? ` ${line.split}` : "")).replace(/&/g, "&amp;").replace(/</g, "&lt;");
   const base = { x, type: "scatter", showlegend: false, legendgroup: name, name };
   const traces = [];
@@ -106,10 +106,10 @@ function tracesOf(line, seconds, view, span) {
 
 const intervalText = (n, half) => (n > 1 ? ` ± ${format.half(half)} (n=${n})` : " (n=1)");
 
-/** The band, cut where it leaves what the lines span by more than half as much again.
+/** The band, clipped to the range of the lines plus half of it.
  *
- * The interval of two runs can be fifty times as wide as all the curves; the axis is theirs.
- * Where one run alone has a value the band has no width.
+ * The interval of two runs can be fifty times as wide as all curves, which determine the axis.
+ * Where only one run has a value the band has no width.
  */
 function bandEdges({ low, high, y }, logy, [bottom, top]) {
   const [there, back] = logy ? [Math.log10, (value) => 10 ** value] : [(value) => value, (value) => value];
@@ -119,7 +119,7 @@ function bandEdges({ low, high, y }, logy, [bottom, top]) {
   return [edge(low), edge(high)];
 }
 
-/** [smallest, largest] value of all lines; positive ones only under a logarithm. */
+/** [smallest, largest] value of all lines; only positive ones on a log axis. */
 function spanOf(lines, logy) {
   let [bottom, top] = [Infinity, -Infinity];
   for (const { y } of lines) {

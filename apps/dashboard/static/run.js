@@ -1,4 +1,4 @@
-// The view "details": everything that is known of one run; its tags and its note can be changed.
+// The view "details": all facts of one run, with editable tags and note.
 
 import { get, post } from "./api.js";
 import { el, oneAtATime } from "./dom.js";
@@ -18,7 +18,7 @@ export function show(view) {
 
 export function refresh(changed) {
   const name = current();
-  // What somebody is typing is not drawn over.
+  // Do not redraw while the user is typing.
   if (root.contains(document.activeElement) && document.activeElement.matches("input, textarea") && manifest?.name === name) return;
   if (!changed || changed.has(name)) fetchManifest();
 }
@@ -49,7 +49,7 @@ function draw() {
   );
 }
 
-/** One of the selected runs, where there are several. */
+/** Selector of one of several selected runs. */
 function picker() {
   const names = [...new Set([manifest.name, ...state.runs])].slice(0, 200);
   if (names.length < 2) return "";
@@ -110,7 +110,7 @@ function known(facts) {
   return [...Object.entries(first), ...others, ...packages].filter(([, value]) => value !== null && value !== undefined);
 }
 
-/** An argument as a shell takes it. */
+/** Quote an argument for a shell. */
 const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${String(text).replaceAll("'", "'\\''")}'`);
 
 function flat(config, prefix = "") {

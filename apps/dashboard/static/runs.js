@@ -1,4 +1,4 @@
-// The runs of the store as the server last told them, and their filter, order and colours.
+// The runs of the store as last received from the server, with filter, order and colours.
 
 import { get } from "./api.js";
 import { state } from "./state.js";
@@ -7,14 +7,14 @@ export const runs = new Map(); // name -> row
 export let broken = [];
 let revision = "";
 
-/** Fetch what has changed. Returns the set of names that have, or null when nothing has. */
+/** Fetch changes. Returns the set of changed names, or null if nothing has changed. */
 export async function update() {
   const answer = await get("runs", { since: revision });
   const same = answer.revision === revision && !answer.complete;
-  const told = JSON.stringify(broken) !== JSON.stringify(answer.broken);
+  const brokenChanged = JSON.stringify(broken) !== JSON.stringify(answer.broken);
   broken = answer.broken;
   revision = answer.revision;
-  if (same && !told) return null;
+  if (same && !brokenChanged) return null;
   const changed = new Set(answer.removed);
   if (answer.complete) runs.clear();
   for (const name of answer.removed) runs.delete(name);
@@ -50,7 +50,7 @@ export function selected() {
   return chosen.names;
 }
 
-/** The test that a filter stands for: every word must match, `-word` must not. */
+/** Predicate of a filter: every word must match, `-word` must not. */
 export function matcher(filter) {
   const tests = filter
     .toLowerCase()
@@ -62,13 +62,13 @@ export function matcher(filter) {
       const read = field && FIELDS[field];
       if (read) return (row) => read(row).some((value) => value.toLowerCase().includes(text)) === wanted;
       const plain = wanted ? word : word.slice(1);
-      const isHash = (row) => plain.length >= 4 && row.config_hash.startsWith(plain); // "77" is in too many
+      const isHash = (row) => plain.length >= 4 && row.config_hash.startsWith(plain); // "77" matches too many
       return (row) => (row.text.includes(plain) || isHash(row)) === wanted;
     });
   return (row) => tests.every((test) => test(row));
 }
 
-/** The split of evaluations on a part of the validation split, of a run that had no whole one yet. */
+/** The split of evaluations on a part of the validation split, for runs without a full one. */
 export const VAL_QUICK = "val_quick";
 const SORT_VALUES = { duration: seconds, tags: (row) => row.tags.join(" ").toLowerCase() || null };
 const collator = new Intl.Collator("en", { numeric: true });
@@ -96,14 +96,14 @@ export function filtered() {
   return keyed.map(([, row]) => row);
 }
 
-// Twelve colours that stand apart on white and on black; a run keeps its own while it is selected.
+// Twelve colours distinguishable on white and black; a run keeps its colour while selected.
 const PALETTE = [
   "#3b78e7", "#e8762d", "#2ba36f", "#d6455d", "#8b62d9", "#18a2bd",
   "#c0902b", "#d967a8", "#7c9a2e", "#8a7565", "#5563b8", "#8d96a3",
 ];
 const colours = new Map(); // name, or hash of the configuration -> index
 
-/** What has a colour of its own: a run, or all seeds of a configuration where they are one curve. */
+/** The bearer of a colour: a run, or all seeds of a configuration if they are one curve. */
 const bearer = (name) => (state.group && runs.get(name)?.config_hash) || name;
 
 export function colour(name) {
@@ -111,7 +111,7 @@ export function colour(name) {
   return index === undefined ? "transparent" : PALETTE[index % PALETTE.length];
 }
 
-/** Give each bearer the first colour that is free. */
+/** Give each bearer the first free colour. */
 export function assignColours() {
   const bearers = new Set(state.runs.map(bearer));
   for (const key of colours.keys()) if (!bearers.has(key)) colours.delete(key);

@@ -1,4 +1,4 @@
-// The view "samples": what the models wrote, step by step, side by side.
+// The view "samples": generated texts by step, side by side.
 
 import { get } from "./api.js";
 import { el, oneAtATime, swatch } from "./dom.js";

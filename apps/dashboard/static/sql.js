@@ -49,7 +49,7 @@ let asked = new AbortController();
 
 async function ask() {
   const sql = box.value;
-  asked.abort(); // the server ends the query that is no longer waited for
+  asked.abort(); // the server cancels the abandoned query
   const { signal } = (asked = new AbortController());
   change({ sql: sql.length < 2000 ? sql : "" });
   const began = performance.now();
@@ -81,10 +81,10 @@ function table(sql, { columns, rows, total }) {
 
 const short = (value) => String(Number(value.toPrecision(7)));
 
-/** How many decimals seven digits of a number have; 0 where it is written with an exponent. */
+/** Number of decimals in seven digits of a number; 0 with an exponent. */
 const places = (value) => (value === null ? 0 : (/^-?\d+\.(\d+)$/.exec(short(value))?.[1].length ?? 0));
 
-/** Numbers get as many decimals as any of their column needs, so that it lines up. */
+/** Align a column: all numbers get the maximum number of decimals. */
 function cell(value, side, decimals) {
   if (value === null) return el("td", { class: `muted ${side}` }, "NULL");
   const plain = typeof value === "number" && Math.abs(value) < 1e7 && decimals && decimals <= 7;

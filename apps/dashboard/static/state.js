@@ -1,4 +1,4 @@
-// What is looked at. It lives in the address, so a view can be reloaded, kept and sent to somebody.
+// The state of the view. It is stored in the URL, so a view can be reloaded, bookmarked and shared.
 
 const DEFAULTS = {
   tab: "runs",
@@ -16,14 +16,14 @@ const DEFAULTS = {
   value: "best", // of the tab "compare"
   sql: "",
 };
-const MOST_IN_ADDRESS = 300; // runs; an address has its limits
+const MOST_IN_ADDRESS = 300; // runs; URLs have a limited length
 
 export const state = { ...DEFAULTS };
 const listeners = [];
 
 export const onChange = (listener) => listeners.push(listener);
 
-/** Change the state; listeners get the set of keys that are different now. */
+/** Change the state; listeners get the set of changed keys. */
 export function change(values) {
   const changed = new Set(Object.keys(values).filter((key) => different(state[key], values[key])));
   if (!changed.size) return;
@@ -53,7 +53,7 @@ function read() {
     try {
       values[key] = parse(DEFAULTS[key], text.split(",").map(decodeURIComponent));
     } catch {
-      // Not an address of ours: the part is left out.
+      // Invalid URL part: ignore it.
     }
   }
   return values;

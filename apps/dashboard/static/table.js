@@ -1,4 +1,4 @@
-// The table of runs. Only the rows in sight exist as elements, so ten thousand scroll like ten.
+// The table of runs. Only visible rows are elements, so ten thousand scroll like ten.
 
 import { byId, el, renew, swatch } from "./dom.js";
 import * as format from "./format.js";
@@ -6,10 +6,10 @@ import { VAL_QUICK, colour, filtered, seconds, selected } from "./runs.js";
 import { change, state } from "./state.js";
 
 const ROW_HEIGHT = 30;
-const MORE_ROWS = 8; // rendered above and below what is in sight
+const MORE_ROWS = 8; // rendered above and below the visible ones
 const CHECK_WIDTH = 34;
 
-// In the order of the table; the smaller `rank`, the longer a column stays when it gets narrow.
+// In table order; columns with a larger `rank` are hidden first in narrow windows.
 const COLUMNS = [
   { key: "name", title: "Name", width: 170, rank: 0, fill: nameCell },
   { key: "status", title: "Status", width: 96, rank: 1, fill: statusCell },
@@ -24,8 +24,8 @@ const COLUMNS = [
 
 let rows = [];
 let columns = COLUMNS;
-let active = 0; // the row that the keyboard is on
-let anchor = null; // where a range began
+let active = 0; // the row with keyboard focus
+let anchor = null; // start of a range selection
 let head, body, spacer;
 const pool = [];
 
@@ -50,7 +50,7 @@ function select(names) {
 
 export const scrollToTop = () => (body.scrollTop = 0);
 
-/** Filter and order anew, and draw. */
+/** Filter, sort and draw. */
 export function refreshTable() {
   rows = filtered();
   active = Math.min(active, Math.max(0, rows.length - 1));
@@ -102,7 +102,7 @@ function render() {
   const last = Math.min(rows.length, first + count);
   while (pool.length < last - first) pool.push(createRow());
   const chosen = selected();
-  // A row keeps its element while it stays in sight, so that scrolling changes few of them.
+  // A visible row keeps its element, so that scrolling changes few of them.
   const size = pool.length;
   const drawn = new Set();
   for (let index = first; index < last; index += 1) {

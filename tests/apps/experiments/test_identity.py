@@ -352,7 +352,7 @@ def test_a_renaming_that_cannot_be_is_refused_and_changes_nothing() -> None:
     wrong: list[tuple[str, str, str]] = [
         ("a", "b", "already exists"),
         ("b", "a", "already exists"),
-        ("a", "a", "called 'a' already"),
+        ("a", "a", "already named 'a'"),
         ("a", "folder", "run folder"),
         ("a", "x/y", "not a valid experiment name"),
         ("a", "a@12345678", "not a valid experiment name"),

@@ -79,8 +79,8 @@ def test_splitters_are_recognised_by_their_pattern(pattern: str, tokenizer: BPET
     [
         ({"pre_tokenizer": split_by("[a-z]+")}, "does not support the pattern"),
         ({"pre_tokenizer": None}, "not byte-level"),
-        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "space before"),
-        ({"normalizer": {"type": "Lowercase"}}, "normalises"),
+        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "prepends a space"),
+        ({"normalizer": {"type": "Lowercase"}}, "not normalise"),
         ({"model": {"type": "Unigram"}}, "'Unigram'"),
         ({"model": {"ignore_merges": True}}, "another order"),
     ],

@@ -141,7 +141,7 @@ def test_what_sbatch_refuses_is_one_line(cluster: Path) -> None:
 
 def test_without_slurm_nothing_is_begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ResearchError, match="no SLURM here"):
+    with pytest.raises(ResearchError, match="SLURM is not available"):
         check_slurm()
     code, _, error = launched("lr=1,2")
     assert code == 2 and "SLURM is not available: sbatch" in error

@@ -63,7 +63,7 @@ def test_distributions() -> None:
         ("--lr=3", "expected key.path=value"),
         ("lr=1,,2", "empty"),
         ("lr=1,2,", "empty"),
-        ("seed=1,2,1", "twice"),
+        ("seed=1,2,1", "duplicate value"),
         ("seed=range()", "invalid literal"),
         ("seed=range(1,2,3,4)", "expected range"),
         ("seed=range(1.5)", "1.5"),

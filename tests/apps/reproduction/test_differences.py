@@ -159,5 +159,5 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     content = (cut / "model.safetensors").read_bytes()
     (cut / "model.safetensors").write_bytes(content[:-3])
     for other in (cut, tmp_path / "nowhere"):
-        with pytest.raises(CheckpointError, match="cannot be compared"):
+        with pytest.raises(CheckpointError, match="cannot compare"):
             compare_weights(whole, other, 1)

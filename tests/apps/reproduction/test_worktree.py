@@ -130,7 +130,7 @@ def test_a_folder_without_git_is_refused(
 ) -> None:
     monkeypatch.setattr(module, "REPOSITORY_ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    with pytest.raises(ExperimentError, match="no git repository"), worktree("HEAD"):
+    with pytest.raises(ExperimentError, match="not a git repository"), worktree("HEAD"):
         pass
 
 

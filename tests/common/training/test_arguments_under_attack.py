@@ -63,7 +63,7 @@ def test_what_is_overridden_takes_effect_and_is_recorded(
     name = f"overridden_{OVERRIDES.index(override)}"
     killed_with_two_checkpoints(attack, name)
     error = error_of(attack.run("--name", name, "--resume", override.change))
-    assert "another configuration" in error and override.told in error
+    assert "a different configuration" in error and override.told in error
     process = attack.run("--name", name, "--resume-anyway", override.change)
     assert process.code == 0, process.output
     assert "resuming with a different configuration" in process.output

@@ -183,7 +183,7 @@ def test_a_conversation_goes_on_from_what_was_written_until_it_is_reset(
         (["--interactive", "--prompt", "-"], "--interactive"),
         (["--prompt-file", "nothing.txt"], "nothing.txt"),
         (["--prompt", "a", "--prompt-file", "b"], "not allowed with"),
-        (["--name", "other"], "name one experiment"),
+        (["--name", "other"], "pass one experiment"),
     ],
 )
 def test_a_mistake_is_told_before_torch_is_loaded(
