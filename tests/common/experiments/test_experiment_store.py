@@ -309,7 +309,7 @@ def test_a_row_that_would_not_fit_the_file_is_refused_when_it_is_logged(
 def test_a_fact_that_the_store_cannot_show_is_refused_at_once(facts: dict[str, Any]) -> None:
     run = start_experiment("exp")
     run.log({"loss": 1.0}, step=0)
-    with pytest.raises(ExperimentError, match="cannot (update|change the name or id of) 'exp'"):
+    with pytest.raises(ExperimentError, match=r"cannot (update|change the name or id of) 'exp'"):
         run.update(**facts)
     run.update(tokens=5)
     run.finish()
