@@ -17,6 +17,7 @@ from torch import nn
 
 from common.errors import ModelError
 from common.models.base import BaseLanguageModel
+from common.models.decoder import Decoder
 from common.models.mixers.attention import Attention
 from common.training.prediction_metrics import Floats
 
@@ -146,8 +147,8 @@ def _attend(mixer: Attention, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 
 def _why_none(model: BaseLanguageModel) -> tuple[str, str]:
     kind = type(model).__name__
-    mixer = model.arguments.get("mixer")
-    if mixer is not None:
+    mixer = ", ".join(dict.fromkeys(model.config.mixers)) if isinstance(model, Decoder) else ""
+    if mixer:
         return (
             f"this {kind} has no attention: its layers mix tokens by {mixer}, "
             "which passes a state from token to token and has no weights between two of them",

@@ -65,7 +65,9 @@ def family_of(model: BaseLanguageModel) -> Family:
 def _check_unknown_options(config: DecoderConfig, known: set[str]) -> None:
     """Refuse options unknown to this file, which would otherwise be lost silently."""
     for name, field in DecoderConfig.model_fields.items():
-        if name not in known and getattr(config, name) != field.default:
+        if name not in known and getattr(config, name) != field.get_default(
+            call_default_factory=True
+        ):
             raise _refusal(f"{name}={getattr(config, name)} is not supported")
 
 

@@ -188,6 +188,13 @@ def _needs(config: DecoderConfig) -> dict[str, dict[str, Any]]:
         **{"mixer": "attention", "positions": "rope", "norm": "rmsnorm"},
         **{"feedforward": "swiglu", "qk_norm": False},
     }
+    plain: dict[str, Any] = {
+        "layers": None,
+        "feedforwards": None,
+        "options": {},
+        "attention_soft_cap": None,
+    }
+    gpt2, llama = gpt2 | plain, llama | plain
     heads, whole = config.num_heads, config.hidden_size // config.num_heads
     return {
         "gpt2": {**gpt2, "mixer": "attention", "num_kv_heads": heads, "head_size": whole},

@@ -20,7 +20,7 @@ from apps.export.config import Pruning
 from common.errors import ModelError
 from common.models.base import BaseLanguageModel
 from common.models.decoder import Decoder
-from common.models.feedforward import SwiGLU
+from common.models.feedforwards.dense import SwiGLU
 
 M = TypeVar("M", bound=BaseLanguageModel)
 _BLOCK = 32
@@ -126,10 +126,13 @@ def _decoder_with(model: BaseLanguageModel, part: str, share: float) -> Decoder:
             "prune its weights by magnitude",
         )
     config = model.config
-    if (part == "attention" and config.mixer != "attention") or (
-        part == "feedforward" and config.feedforward == "none"
-    ):
-        raise ModelError(f"this Decoder has no {part} to prune (mixer={config.mixer})")
+    names = set(config.mixers if part == "attention" else config.feedforward_kinds)
+    prunable = {"attention"} if part == "attention" else {"mlp", "swiglu"}
+    if not names <= prunable:
+        raise ModelError(
+            f"this Decoder has no {part} to prune in every layer, but {', '.join(sorted(names))}",
+            f"it can be pruned where every layer has {' or '.join(sorted(prunable))}",
+        )
     return model
 
 

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -15,14 +15,11 @@ from common.errors import ModelError
 from common.generation import decoding
 from common.generation.fast_copy import make_fast_copy
 from common.models.checkpoint import identity_of, load_model, save_checkpoint, weights_of
+from common.models.mixers.base import ParameterRole
 
 M = TypeVar("M", bound="BaseModel")
 LM = TypeVar("LM", bound="BaseLanguageModel")
 Model = TypeVar("Model", bound="BaseModel", covariant=True)
-
-# Roles that an optimizer may treat differently: "matrix" is a weight between hidden layers,
-# "vector" a bias or a norm gain.
-ParameterRole = Literal["matrix", "embedding", "head", "vector"]
 
 
 def default_parameter_roles(model: nn.Module) -> dict[str, ParameterRole]:
@@ -101,6 +98,17 @@ class BaseModel(nn.Module):
         `super().parameter_roles() | {"tokens": "embedding"}`.
         """
         return default_parameter_roles(self)
+
+    def end_step(self, total: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Called after the backward passes of each optimizer step; override for what follows from them.
+
+        Args:
+            total: sums a tensor over all processes, in place, and returns it.
+        """
+
+    def training_metrics(self) -> dict[str, float]:
+        """What the model adds to a row of the training log, about the steps since the last one."""
+        return {}
 
     @property
     def device(self) -> torch.device:

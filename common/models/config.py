@@ -7,6 +7,9 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from common.config import Config
+from common.errors import did_you_mean
+from common.models.mixers.options import OPTIONS
+from common.models.registry import FEEDFORWARDS, MIXERS, layer_class
 
 _LLAMA: dict[str, Any] = {
     "positions": "rope",
@@ -63,20 +66,29 @@ class RopeScaling(Config):
 
 
 class DecoderConfig(ModelConfig):
-    """A preset sets defaults; explicit keys override them."""
+    """A preset sets defaults; explicit keys override them.
+
+    `layers: "mamba2 mamba2 attention"` is a pattern of mixers, tiled over the depth; `feedforwards` works
+    the same way. `options: {mamba2: {state_size: 128}}` configures a mixer beyond the flat keys, see
+    mixers/options.py. Name your own mixer as `package.module:Class`.
+    """
 
     preset: Literal["gpt2", "llama", "qwen2", "qwen3", "char_lstm"] = "gpt2"
     num_layers: int = Field(4, gt=0)
     hidden_size: int = Field(128, gt=0)
-    mixer: Literal["attention", "lstm"] = "attention"
+    mixer: str = "attention"  # of every layer, unless `layers` names them
+    layers: str | None = None
+    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     num_heads: int = Field(4, gt=0)
     num_kv_heads: int | None = Field(None, gt=0)  # fewer than num_heads: grouped-query attention
     head_size: int | None = Field(None, gt=0)  # default: hidden_size / num_heads
     qk_norm: bool = False
+    attention_soft_cap: float | None = Field(None, gt=0)  # scores are kept within it by a tanh
     positions: Literal["learned", "rope", "none"] = "learned"
     rope_theta: float = Field(10_000.0, gt=0)
     rope_scaling: RopeScaling | None = None
-    feedforward: Literal["mlp", "swiglu", "none"] = "mlp"
+    feedforward: str = "mlp"  # of every layer, unless `feedforwards` ...
+    feedforwards: str | None = None
     activation: Literal["gelu_tanh", "gelu", "relu_squared"] = "gelu_tanh"  # of the mlp
     intermediate_size: int | None = Field(None, gt=0)  # default: 4x hidden (mlp), 8/3x (swiglu)
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
@@ -89,30 +101,83 @@ class DecoderConfig(ModelConfig):
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("preset", "gpt2") in PRESETS:
-            return PRESETS[values.get("preset", "gpt2")] | values
+        if not isinstance(values, dict) or values.get("preset", "gpt2") not in PRESETS:
+            return values
+        values = PRESETS[values.get("preset", "gpt2")] | values
+        for pattern, single in (("layers", "mixer"), ("feedforwards", "feedforward")):
+            names = values.get(pattern)
+            if names is not None and len(set(str(names).split())) == 1:  # one name for all
+                values = {**values, pattern: None, single: str(names).split()[0]}
         return values
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> DecoderConfig:
-        if self.mixer == "attention":
-            if self.head_size is None and self.hidden_size % self.num_heads:
-                raise ValueError(
-                    f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
-                )
-            if self.num_heads % (self.num_kv_heads or self.num_heads):
-                raise ValueError(
-                    f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
-                )
-            if self.positions == "rope" and self.size_of_heads % 2:
-                raise ValueError("rope needs an even head_size")
-        elif self.positions == "rope":
+        names = set(self.mixers)
+        heads = names - {"lstm", "gru", "min_gru", "min_lstm", "convolution", "gated_convolution"}
+        heads -= {"mamba", "mamba2"}
+        if heads and self.head_size is None and self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
+            )
+        if self.num_heads % (self.num_kv_heads or self.num_heads):
+            raise ValueError(
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
+            )
+        attends = any(name.endswith("attention") or ":" in name for name in names)
+        if self.positions == "rope" and not attends:
             raise ValueError("rope rotates queries and keys: it needs mixer=attention")
+        if self.positions == "rope" and "latent_attention" not in names and self.size_of_heads % 2:
+            raise ValueError("rope needs an even head_size")
         if self.rope_scaling is not None and self.positions != "rope":
             raise ValueError("rope_scaling needs positions=rope")
         return self
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> DecoderConfig:
+        if self.mixer.isdigit():
+            raise ValueError(f"layers names the mixers: write num_layers={self.mixer}")
+        _check_names(self.mixers, MIXERS, "mixer")
+        kinds = [kind for kind in self.feedforward_kinds if kind != "none"]
+        _check_names(kinds, FEEDFORWARDS, "feed-forward layer")
+        used = {*self.mixers, *kinds}
+        for name in self.options:
+            if name not in used:
+                raise ValueError(
+                    f"options.{name}: no layer is one; there are {', '.join(sorted(used))}"
+                )
+        for name in used:
+            self.options_of(name)
+        return self
+
+    @property
+    def mixers(self) -> list[str]:
+        """The name of the mixer of each layer."""
+        return _tile(self.layers or self.mixer, self.num_layers)
+
+    @property
+    def feedforward_kinds(self) -> list[str]:
+        """The name of the feed-forward layer of each layer."""
+        return _tile(self.feedforwards or self.feedforward, self.num_layers)
 
     @property
     def size_of_heads(self) -> int:
         """`head_size`, by default hidden_size / num_heads."""
         return self.head_size or self.hidden_size // self.num_heads
+
+    def options_of(self, name: str) -> Any:
+        """The validated options of a mixer or feed-forward layer; imports torch only for your own."""
+        schema = OPTIONS[name] if name in OPTIONS else layer_class(name).Options
+        return schema.model_validate(self.options.get(name, {}))
+
+
+def _check_names(names: list[str], known: dict[str, str], what: str) -> None:
+    for name in names:
+        if name not in known and ":" not in name:
+            hint = did_you_mean(name, [*known]) or "write package.module:Class for one of your own"
+            raise ValueError(f"there is no {what} '{name}': {hint}")
+
+
+def _tile(names: str, count: int) -> list[str]:
+    """ "a b", 3 -> [a, b, a]"""
+    words = names.split() or [""]
+    return [words[index % len(words)] for index in range(count)]

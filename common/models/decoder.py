@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,14 +17,13 @@ from common.errors import ModelError
 from common.generation.fast_copy import PackedLinear, is_worth_packing
 from common.models.base import BaseLanguageModel
 from common.models.config import DecoderConfig
-from common.models.feedforward import MLP, SwiGLU
+from common.models.feedforwards.base import FeedForward
+from common.models.feedforwards.moe import MoE
 from common.models.linear_loss import TiedGradient, linear_next_token_loss
 from common.models.loss import next_token_loss
-from common.models.mixers.attention import Attention
-from common.models.mixers.lstm import LSTM
-
-MIXERS: dict[str, type[Attention | LSTM]] = {"attention": Attention, "lstm": LSTM}
-FEEDFORWARDS: dict[str, type[MLP | SwiGLU]] = {"mlp": MLP, "swiglu": SwiGLU}
+from common.models.mixers.attention import RotaryEmbedding
+from common.models.mixers.base import Mixer, ParameterRole, Positions
+from common.models.registry import feedforward_class, mixer_class
 
 
 @dataclass
@@ -43,32 +43,35 @@ def _norm(config: DecoderConfig) -> nn.Module:
 class Block(nn.Module):
     """x + mixer(norm(x)), then x + feedforward(norm(x)): the pre-norm residual of GPT-2."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    mixer: Mixer
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
+        name = config.mixers[layer]
         self.mixer_norm = _norm(config)
-        self.mixer = MIXERS[config.mixer](config)
-        self.feedforward: nn.Module | None = None
-        if config.feedforward != "none":
+        self.mixer = mixer_class(name)(config, config.options_of(name), layer)
+        self.feedforward: FeedForward | None = None
+        kind = config.feedforward_kinds[layer]
+        if kind != "none":
             self.feedforward_norm = _norm(config)
-            self.feedforward = FEEDFORWARDS[config.feedforward](config)
+            self.feedforward = feedforward_class(kind)(config, config.options_of(kind), layer)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self, x: torch.Tensor, cache: Any = None, attention_mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """x: (batch, time, hidden_size); attention_mask: as in `eager_attention`."""
-        arguments = (cache,) if attention_mask is None else (cache, attention_mask)
-        x = x + self.dropout(self.mixer(self.mixer_norm(x), *arguments))
+    def forward(self, x: torch.Tensor, where: Positions, state: Any = None) -> torch.Tensor:
+        """See Mixer.forward."""
+        x = x + self.dropout(self.mixer(self.mixer_norm(x), where, state))
         if self.feedforward is not None:
-            x = x + self.dropout(self.feedforward(self.feedforward_norm(x)))
+            x = x + self.dropout(self.feedforward(self.feedforward_norm(x), where))
         return x
 
 
-def _share_rope(blocks: nn.ModuleList) -> None:
+def _share_rope(mixers: list[Mixer]) -> None:
     """All layers share one table of angles: with a context of 131,072 tokens it takes 128 MiB."""
-    mixers = [module for module in blocks.modules() if isinstance(module, Attention)]
+    tables: dict[int, RotaryEmbedding] = {}
     for mixer in mixers:
-        mixer.rope = mixers[0].rope
+        rope = getattr(mixer, "rope", None)
+        if isinstance(rope, RotaryEmbedding):
+            mixer.rope = tables.setdefault(rope.head_size, rope)
 
 
 class Decoder(BaseLanguageModel):
@@ -91,8 +94,8 @@ class Decoder(BaseLanguageModel):
         if config.positions == "learned":
             self.position_embedding = nn.Embedding(config.context_length, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        _share_rope(self.blocks)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        _share_rope(self.mixers)
         self.final_norm = _norm(config)
         self._compiled_blocks: list[Any] = []  # a plain list does not register the weights again
         self.head = None
@@ -110,28 +113,57 @@ class Decoder(BaseLanguageModel):
         for name, parameter in self.named_parameters():
             if name.endswith((".mixer.output.weight", ".feedforward.output.weight")):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.num_layers))
+        for mixer in self.mixers:
+            mixer.reset_parameters(0.02)
+        for feedforward in self.feedforwards:
+            feedforward.reset_parameters(0.02, 0.02 / math.sqrt(2 * self.config.num_layers))
+
+    @property
+    def mixers(self) -> list[Mixer]:
+        """The mixer of each layer, from the first."""
+        return [block.mixer for block in self.blocks]  # type: ignore[misc]  # ModuleList forgets the type of its items
+
+    @property
+    def feedforwards(self) -> list[FeedForward]:
+        """The feed-forward layers, from the first."""
+        found = [block.feedforward for block in self.blocks]
+        return [layer for layer in found if isinstance(layer, FeedForward)]
+
+    @property
+    def experts(self) -> list[MoE]:
+        """The mixtures of experts, from the first layer on."""
+        return [layer for layer in self.feedforwards if isinstance(layer, MoE)]
+
+    def parameter_roles(self) -> dict[str, ParameterRole]:
+        """See BaseModel.parameter_roles; mixers know theirs."""
+        roles = super().parameter_roles()
+        for index, mixer in enumerate(self.mixers):
+            for name, role in mixer.parameter_roles().items():
+                roles[f"blocks.{index}.mixer.{name}"] = role
+        return roles
 
     def set_compile(self, on: bool) -> None:
-        """Compile only the blocks: they are alike, so one compilation serves all."""
+        """Compile only the blocks; blocks of one kind are compiled once."""
         compiled = [torch.compile(block, dynamic=False) for block in self.blocks] if on else []
         self._compiled_blocks = compiled
 
-    def _train_block(
-        self, index: int, x: torch.Tensor, attention_mask: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _train_block(self, index: int, x: torch.Tensor, where: Positions) -> torch.Tensor:
         run = self._compiled_blocks[index] if self._compiled_blocks else self.blocks[index]
         if self.activation_checkpointing:
-            return checkpoint(run, x, None, attention_mask, use_reentrant=False)  # type: ignore[no-any-return]  # untyped
-        return run(x, None, attention_mask)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+            return checkpoint(run, x, where, use_reentrant=False)  # type: ignore[no-any-return]  # untyped
+        return run(x, where)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
 
     @property
     def context_limit(self) -> int | None:
-        unlimited = self.config.mixer == "lstm" and self.config.positions != "learned"
-        return None if unlimited else self.config.context_length
+        """See BaseLanguageModel.context_limit."""
+        if self.config.positions == "learned":
+            return self.config.context_length
+        limits = [mixer.context_limit for mixer in self.mixers]
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def new_cache(self, batch_size: int, max_length: int) -> DecoderCache:
-        blocks = [block.mixer for block in self.blocks]
-        return DecoderCache([mixer.new_cache(batch_size, max_length) for mixer in blocks])  # type: ignore[operator, union-attr]  # ModuleList forgets the type of its items
+        """See BaseLanguageModel.new_cache."""
+        return DecoderCache([mixer.new_state(batch_size, max_length) for mixer in self.mixers])
 
     def forward(
         self,
@@ -140,16 +172,40 @@ class Decoder(BaseLanguageModel):
         cache: DecoderCache | None = None,
     ) -> dict[str, torch.Tensor]:
         """See BaseLanguageModel.forward. Raises ModelError for more tokens than the context holds."""
-        output = {"logits": self._logits(self._hidden(input_ids, cache))}
+        where = self._positions(input_ids, cache)
+        output = {"logits": self._logits(self._hidden(input_ids, where, cache))}
         if labels is not None:
-            output["loss"] = next_token_loss(output["logits"], labels)
+            loss = next_token_loss(output["logits"], labels)
+            output["loss"] = self._with_balance(loss, where)
         return output
 
     def compute_loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Compute the loss without keeping the (batch, time, vocab_size) logits."""
         tied = TiedGradient() if self.head is None else None
-        hidden = self._hidden(input_ids, None, tied)
-        return linear_next_token_loss(hidden, self._output_weight, labels, tied)
+        where = self._positions(input_ids, None)
+        hidden = self._hidden(input_ids, where, None, tied)
+        loss = linear_next_token_loss(hidden, self._output_weight, labels, tied)
+        return self._with_balance(loss, where)
+
+    def _with_balance(self, loss: torch.Tensor, where: Positions) -> torch.Tensor:
+        """Add the gradient of the experts' auxiliary losses to `loss`, but not their value."""
+        for layer, routing in zip(self.experts, where.routings, strict=False):
+            layer.count(routing)
+            loss = loss + (routing.loss - routing.loss.detach())
+        return loss
+
+    def end_step(self, total: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """See BaseModel.end_step: balances the load of experts."""
+        for layer in self.experts:
+            layer.end_step(total)
+
+    def training_metrics(self) -> dict[str, float]:
+        """See BaseModel.training_metrics: `expert_<metric>_<layer>`, the layers of experts from 0."""
+        return {
+            f"expert_{name}_{index}": value
+            for index, layer in enumerate(self.experts)
+            for name, value in layer.metrics().items()
+        }
 
     @property
     def _output_weight(self) -> torch.Tensor:
@@ -159,7 +215,8 @@ class Decoder(BaseLanguageModel):
         self, input_ids: torch.Tensor, cache: DecoderCache | None = None
     ) -> torch.Tensor:
         """See BaseLanguageModel.next_logits."""
-        return self._logits(self._hidden(input_ids, cache)[:, -1])
+        where = self._positions(input_ids, cache)
+        return self._logits(self._hidden(input_ids, where, cache)[:, -1])
 
     def fast_copy(self) -> Decoder:
         """See BaseLanguageModel.fast_copy; a tied output projection is not a separate module."""
@@ -171,22 +228,19 @@ class Decoder(BaseLanguageModel):
 
     def mask_documents(self, end_of_text: int) -> None:
         """See BaseLanguageModel.mask_documents."""
-        if self.config.mixer != "attention":
-            raise ModelError(
-                f"mixer={self.config.mixer} carries its state across documents",
-                "set data.document_mask=false, or model.mixer=attention",
-            )
         self.end_of_text = end_of_text
 
-    def _attention_mask(self, input_ids: torch.Tensor) -> torch.Tensor | None:
-        """Causal mask within documents, (batch, 1, time, time) bool.
-
-        A document starts at the end-of-text token before it, which predicts its first token.
-        """
+    def _positions(self, input_ids: torch.Tensor, cache: DecoderCache | None) -> Positions:
+        """A document starts at the end-of-text token before it, which predicts its first token."""
+        if cache is not None:
+            return Positions(start=cache.length)
         if self.end_of_text is None:
-            return None
-        document = (input_ids == self.end_of_text).cumsum(dim=1)
-        return (document[:, :, None] == document[:, None, :]).tril()[:, None]
+            return Positions()
+        documents = (input_ids == self.end_of_text).cumsum(dim=1)
+        where = Positions(documents=documents)
+        if any(mixer.needs_mask for mixer in self.mixers):
+            where.mask = (documents[:, :, None] == documents[:, None, :]).tril()[:, None]
+        return where
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., hidden_size) -> (..., vocab_size)"""
@@ -198,12 +252,12 @@ class Decoder(BaseLanguageModel):
     def _hidden(
         self,
         input_ids: torch.Tensor,
+        where: Positions,
         cache: DecoderCache | None,
         tied: TiedGradient | None = None,
     ) -> torch.Tensor:
         """(batch, time) int64 -> the normalised last residual (batch, time, hidden_size)."""
-        start = cache.length if cache else 0
-        end = start + input_ids.shape[1]
+        start, end = where.start, where.start + input_ids.shape[1]
         if self.context_limit and end > self.context_limit:
             raise ModelError(
                 f"{end} tokens are more than the model's context of {self.context_limit}",
@@ -216,12 +270,11 @@ class Decoder(BaseLanguageModel):
         if self.position_embedding is not None:
             x = x + self.position_embedding(torch.arange(start, end, device=input_ids.device))
         x = self.dropout(x)
-        attention_mask = self._attention_mask(input_ids) if cache is None else None
         for index, block in enumerate(self.blocks):
             if self.training and cache is None:
-                x = self._train_block(index, x, attention_mask)
+                x = self._train_block(index, x, where)
             else:
-                x = block(x, cache.layers[index] if cache else None, attention_mask)
+                x = block(x, where, cache.layers[index] if cache else None)
         if cache is not None:
             cache.length = end
         hidden: torch.Tensor = self.final_norm(x)

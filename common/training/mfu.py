@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from common.models.base import BaseLanguageModel
+from common.models.decoder import Decoder
 
 
 class Peak(NamedTuple):
@@ -73,9 +74,16 @@ def flops_per_token(
 def model_flops_per_token(model: BaseLanguageModel, context_length: int) -> int | None:
     """FLOPs per token of training `model` on sequences of `context_length` tokens.
 
-    None if unknown: the model's `arguments` describe other layers than attention, LSTM and plain
-    feed-forward layers.
+    A Decoder adds up its layers. None for a model of which it is not known: one that is not made of
+    attention or LSTM layers and plain feed-forward layers, as its `arguments` say.
     """
+    if isinstance(model, Decoder):
+        mixing = sum(mixer.flops_per_token(context_length) for mixer in model.mixers)
+        idle = sum(
+            sum(p.numel() for p in layer.parameters()) - layer.active_parameters()
+            for layer in model.feedforwards
+        )
+        return round(6 * (_multiplied(model) - idle) + 3 * mixing)
     arguments = model.arguments
     mixer = arguments.get("mixer", "attention")
     is_dense = arguments.get("feedforward", "mlp") in ("mlp", "swiglu", "none")

@@ -351,6 +351,7 @@ class Trainer:
             skip = overflow if self.scaler else None
         self.optimizer.step(divisor=divisor, skip=skip)
         self.optimizer.zero_grad()
+        self.model.end_step(self.context.sum)
 
     def _check_finite(self, step: int) -> None:
         """Raise TrainingError if the loss of a step is not finite, or its gradient at every scale."""
@@ -388,7 +389,8 @@ class Trainer:
         if self.scaler is not None:
             metrics["loss_scale"] = float(self.scaler.scale)
             if not math.isfinite(metrics["gradient_norm"]):
-                del metrics["gradient_norm"]  # the step was skipped
+                del metrics["gradient_norm"]  # this step was skipped, and has none
+        metrics |= self.model.training_metrics()
         for callback in self.callbacks:
             metrics |= callback.measure(self, metrics)
         self._write_row(metrics, "train")

@@ -16,6 +16,7 @@ from common.data.batch import IGNORE_INDEX
 from common.models import Decoder
 from common.models.decoder import Block
 from common.models.mixers.attention import Attention
+from common.models.mixers.base import Positions
 from common.training import Experiment, Trainer, TrainingConfig
 from common.training.config import OptimizerConfig, ScheduleConfig
 from common.training.precision import fastest_fp32, select_device
@@ -50,14 +51,12 @@ class NormalizedBlock(Block):
     So the scale of the embeddings has no effect, and decay increases their relative step size.
     """
 
-    def forward(
-        self, x: torch.Tensor, cache: Any = None, attention_mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, where: Positions, state: Any = None) -> torch.Tensor:
         """See Block.forward."""
         assert self.feedforward is not None
         x = self.mixer_norm(x)
-        x = x + self.mixer(x, cache, attention_mask)
-        changed: torch.Tensor = x + self.feedforward(self.feedforward_norm(x))
+        x = x + self.mixer(x, where, state)
+        changed: torch.Tensor = x + self.feedforward(self.feedforward_norm(x), where)
         return changed
 
 
@@ -124,7 +123,9 @@ def make_model(config: Mapping[str, Any]) -> AnswerDecoder:
         tie_embeddings=False,
     )
     if config["normalized_residual"]:
-        model.blocks = nn.ModuleList(NormalizedBlock(model.config) for _ in model.blocks)
+        model.blocks = nn.ModuleList(
+            NormalizedBlock(model.config, layer) for layer in range(len(model.blocks))
+        )
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             module.reset_parameters()

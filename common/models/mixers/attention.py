@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.models.config import DecoderConfig, RopeScaling
+from common.models.mixers.base import Mixer, Positions
+from common.models.mixers.options import NoOptions, WindowOptions
 
 _LONGEST_EAGER = 1024  # tokens; beyond it eager attention is slower
 
@@ -20,20 +22,36 @@ class KeyValueCache:
     read nearly twice as fast as a piece per head with gaps in between.
     """
 
-    def __init__(self, empty: torch.Tensor, max_length: int) -> None:
-        """empty: (batch, kv heads, 0, head size), with dtype and device of the cache."""
-        self.keys = self.values = empty
-        self.max_length = max_length
+    def __init__(
+        self, keys: torch.Tensor, values: torch.Tensor, max_length: int, window: int | None = None
+    ) -> None:
+        """keys, values: (batch, kv heads, 0, head size), with dtype and device of the cache; window: the
+        number of last keys that a token sees, including its own, None: all."""
+        self.keys, self.values = keys, values
+        self.max_length, self.window = max_length, window
         self.room = self.length = 0
 
     def append(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Append keys and values, both (batch, kv heads, new tokens, head size)."""
         start, end = self.length, self.length + keys.shape[2]
+        if self.window is not None and end > max(self.room, 2 * self.window):
+            start, end = self._forget(), self.length + keys.shape[2]
         if end > self.room:
-            self._grow(max(end, min(end + end // 8 + 32, self.max_length)))
+            most = self.max_length if self.window is None else 2 * self.window
+            self._grow(max(end, min(end + end // 8 + 32, most)))
         self.keys[:, :, start:end] = keys
         self.values[:, :, start:end] = values
         self.length = end
+
+    def _forget(self) -> int:
+        """Move the keys that the next token sees to the front; returns how many they are."""
+        assert self.window is not None
+        kept = min(self.length, self.window - 1)
+        for rows in (self.keys, self.values):
+            rows[:, :, :kept] = rows[:, :, self.length - kept : self.length].clone()
+            rows[:, :, kept:] = 0
+        self.length = kept
+        return kept
 
     def _grow(self, room: int) -> None:
         more = (0, 0, 0, room - self.room)
@@ -99,6 +117,9 @@ def eager_attention(
     value: torch.Tensor,
     dropout: float = 0.0,
     attention_mask: torch.Tensor | None = None,
+    *,
+    causal: bool = True,
+    soft_cap: float | None = None,
 ) -> torch.Tensor:
     """Causal attention in plain operators: softmax(Q K^T / sqrt(head size)) V.
 
@@ -106,8 +127,11 @@ def eager_attention(
     of it in its backward pass (measured in bf16: 7.4 and 1.3 ms at 64 tokens, 41 and 15 at 256).
 
     Args:
-        query: (batch, heads, time, head size); key, value: the same with heads or a divisor of it.
-        attention_mask: (batch, 1, time, time) bool, True where a query sees a key; None: causal.
+        query: (batch, heads, time, head size); key, value: the same with heads or a divisor of it; the
+            heads of value may have another size.
+        attention_mask: (batch or 1, 1, time, time) bool, True where a query sees a key; None: what
+            `causal` says.
+        soft_cap: scores are soft_cap * tanh(scores / soft_cap) (Gemma 2, Riviere et al. 2024).
     """
     batch, heads, time, size = query.shape
     if key.shape[1] != heads:
@@ -119,30 +143,40 @@ def eager_attention(
         dtype = torch.get_autocast_dtype(kind)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     with torch.autocast(kind, enabled=False):
-        query, key, value = (x.reshape(batch * heads, time, size) for x in (query, key, value))
+        query, key, value = (
+            x.reshape(batch * heads, time, x.shape[3]) for x in (query, key, value)
+        )
         if attention_mask is None:
-            mask = torch.full((time, time), -math.inf, dtype=query.dtype, device=query.device).triu(
-                1
-            )
+            mask = torch.full((time, time), -math.inf, dtype=query.dtype, device=query.device)
+            mask = mask.triu(1 if causal else time)
         else:
             mask = torch.zeros(attention_mask.shape, dtype=query.dtype, device=query.device)
-            mask = (
-                mask.masked_fill(~attention_mask, -math.inf).expand(-1, heads, -1, -1).flatten(0, 1)
-            )
-        scores = torch.baddbmm(mask, query, key.transpose(1, 2), alpha=1 / math.sqrt(size))
+            mask = mask.masked_fill(~attention_mask, -math.inf)
+            mask = mask.expand(batch, heads, -1, -1).flatten(0, 1)
+        scale = 1 / math.sqrt(size)
+        if soft_cap is None:
+            scores = torch.baddbmm(mask, query, key.transpose(1, 2), alpha=scale)
+        else:
+            scores = torch.bmm(query, key.transpose(1, 2)) * (scale / soft_cap)
+            scores = torch.tanh(scores) * soft_cap + mask
         weights = F.dropout(scores.softmax(dim=-1), dropout, training=dropout > 0)
-        return torch.bmm(weights, value).view(batch, heads, time, size)
+        return torch.bmm(weights, value).view(batch, heads, time, -1)
 
 
-class Attention(nn.Module):
+class Attention(Mixer):
     """softmax(Q K^T / sqrt(head size)) V per head; each position sees itself and earlier ones."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    needs_mask = True
+    window: int | None = None
+
+    def __init__(self, config: DecoderConfig, options: NoOptions, layer: int) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.num_kv_heads = config.num_kv_heads or config.num_heads
         self.head_size = config.size_of_heads
+        self.context_length = config.context_length
         self.dropout = config.dropout
+        self.soft_cap = config.attention_soft_cap
         sizes = (self.num_heads + 2 * self.num_kv_heads) * self.head_size
         qkv_bias = config.bias if config.qkv_bias is None else config.qkv_bias
         self.query_key_value = nn.Linear(config.hidden_size, sizes, bias=qkv_bias)
@@ -157,85 +191,154 @@ class Attention(nn.Module):
                 self.head_size, config.context_length, config.rope_theta, config.rope_scaling
             )
 
-    def new_cache(self, batch_size: int, max_length: int) -> KeyValueCache:
+    @property
+    def context_limit(self) -> int | None:
+        """See Mixer.context_limit."""
+        return self.context_length
+
+    def flops_per_token(self, time: int) -> float:
+        """Queries times keys and weights times values, as if every token saw all keys (PaLM, appendix B)."""
+        return 4 * self.num_heads * self.head_size * min(time, self.window or time)
+
+    def new_state(self, batch_size: int, max_length: int) -> KeyValueCache:
         """An empty cache for up to `max_length` tokens."""
         weight = self.output.weight
         shape = (batch_size, self.num_kv_heads, 0, self.head_size)
         # Not weight.new_empty, which would be sharded for a sharded weight.
         empty = torch.empty(shape, dtype=weight.dtype, device=weight.device)
-        return KeyValueCache(empty, max_length)
+        return KeyValueCache(empty, empty, max_length, self.window)
 
     def forward(
-        self,
-        x: torch.Tensor,
-        cache: KeyValueCache | None = None,
-        attention_mask: torch.Tensor | None = None,
+        self, x: torch.Tensor, where: Positions, state: KeyValueCache | None = None
     ) -> torch.Tensor:
-        """x: (batch, time, hidden_size); attention_mask: as in `eager_attention`, without a cache."""
+        """See Mixer.forward."""
         batch, time, _ = x.shape
         heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
         projected = self.query_key_value(x).view(batch, time, sum(heads), self.head_size)
         query, key, value = projected.transpose(1, 2).split_with_sizes(heads, dim=1)
         query, key = self.query_norm(query), self.key_norm(key)
         if self.rope is not None:
-            start = cache.length if cache else 0
-            query, key = self.rope(query, start), self.rope(key, start)
-        if cache is None:
-            dropout = self.dropout if self.training else 0.0
-            mixed = causal_attention(query, key, value, dropout, attention_mask)
+            query, key = self.rope(query, where.start), self.rope(key, where.start)
+        if state is None:
+            mixed = attention(
+                query,
+                key,
+                value,
+                dropout=self.dropout if self.training else 0.0,
+                attention_mask=within_window(where.mask, self.window, x),
+                causal=where.causal,
+                soft_cap=self.soft_cap,
+            )
         else:
-            cache.append(key, value)
-            mixed = attention_to_cache(query, cache)
+            state.append(key, value)
+            mixed = attention_to_cache(query, state, self.soft_cap)
         output: torch.Tensor = self.output(mixed.transpose(1, 2).reshape(batch, time, -1))
         return output
 
 
-def causal_attention(
+class LocalAttention(Attention):
+    """Attention to the last `window` tokens (Beltagy et al. 2020, "Longformer", section 3.1); its cache is
+    constant in size."""
+
+    Options = WindowOptions
+
+    def __init__(self, config: DecoderConfig, options: WindowOptions, layer: int) -> None:
+        super().__init__(config, NoOptions(), layer)
+        self.window = options.window
+
+    @property
+    def context_limit(self) -> int | None:
+        """See Mixer.context_limit; the table of RoPE is as long as the context."""
+        return None if self.rope is None else self.context_length
+
+
+def within_window(
+    mask: torch.Tensor | None, window: int | None, x: torch.Tensor
+) -> torch.Tensor | None:
+    """`mask` without the keys that are `window` or more tokens back; x: (batch, time, ...)."""
+    time = x.shape[1]
+    if window is None or time <= window:
+        return mask
+    ones = torch.ones(1, 1, time, time, dtype=torch.bool, device=x.device)
+    near = ones.tril() if mask is None else mask
+    return near & ones.triu(1 - window)
+
+
+def attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    dropout: float,
-    attention_mask: torch.Tensor | None,
+    *,
+    dropout: float = 0.0,
+    attention_mask: torch.Tensor | None = None,
+    causal: bool = True,
+    soft_cap: float | None = None,
 ) -> torch.Tensor:
     """`eager_attention`, or the fused kernel if it is faster for this length and device."""
     time = query.shape[2]
-    if query.device.type == "cpu" and time <= _LONGEST_EAGER:
-        return eager_attention(query, key, value, dropout, attention_mask)
+    if soft_cap is not None or (query.device.type == "cpu" and time <= _LONGEST_EAGER):
+        return eager_attention(
+            query, key, value, dropout, attention_mask, causal=causal, soft_cap=soft_cap
+        )
     return F.scaled_dot_product_attention(
         query,
         key,
         value,
         attn_mask=attention_mask,
-        is_causal=time > 1 and attention_mask is None,
+        is_causal=causal and time > 1 and attention_mask is None,
         dropout_p=dropout,
         enable_gqa=key.shape[1] != query.shape[1],
     )
 
 
-def attention_to_cache(query: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
+def attention_to_cache(
+    query: torch.Tensor, cache: KeyValueCache, soft_cap: float | None = None
+) -> torch.Tensor:
     """Causal attention of the newest tokens to all keys of the cache, including their own.
 
     query and result: (batch, heads, new tokens, head size).
     """
     time, length = query.shape[2], cache.length
-    if time == 1 and query.device.type == "cpu":
-        return _attention_of_one(query, cache)
-    mask = None
-    if 1 < time < length:
+    if time == 1 and query.device.type == "cpu" and cache.window is None:
+        return _attention_of_one(query, cache, soft_cap)
+    keys, values, mask = cache.keys[:, :, :length], cache.values[:, :, :length], None
+    window = cache.window or length
+    if 1 < time < length or length > window:
         # PyTorch's is_causal counts positions from the first key: right only from an empty cache.
         ones = torch.ones(time, length, dtype=torch.bool, device=query.device)
-        mask = ones.tril(diagonal=length - time)
+        mask = ones.tril(diagonal=length - time).triu(diagonal=length - time - window + 1)
+    if soft_cap is not None:
+        return _capped_attention(query, keys, values, mask, soft_cap)
     return F.scaled_dot_product_attention(
         query,
-        cache.keys[:, :, :length],
-        cache.values[:, :, :length],
+        keys,
+        values,
         attn_mask=mask,
         is_causal=time > 1 and mask is None,
-        enable_gqa=cache.keys.shape[1] != query.shape[1],
+        enable_gqa=keys.shape[1] != query.shape[1],
     )
 
 
-def _attention_of_one(query: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
+def _capped_attention(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    soft_cap: float,
+) -> torch.Tensor:
+    """`attention_to_cache` with capped scores; mask: (new tokens, keys) bool, None: causal."""
+    shared = query.shape[1] // keys.shape[1]
+    keys, values = (x.repeat_interleave(shared, dim=1) for x in (keys, values))
+    scores = query @ keys.mT * (query.shape[3] ** -0.5 / soft_cap)
+    scores = torch.tanh(scores) * soft_cap
+    if mask is None:
+        mask = torch.ones_like(scores, dtype=torch.bool).tril(keys.shape[2] - query.shape[2])
+    return scores.masked_fill(~mask, -math.inf).softmax(dim=-1) @ values
+
+
+def _attention_of_one(
+    query: torch.Tensor, cache: KeyValueCache, soft_cap: float | None
+) -> torch.Tensor:
     """Attention of one query per head to every key of the cache: a step of generation.
 
     On a CPU this is two matrix products over the whole room, which is zero where nothing is
@@ -247,5 +350,9 @@ def _attention_of_one(query: torch.Tensor, cache: KeyValueCache) -> torch.Tensor
     # The query heads that share a key head are rows of one product.
     grouped = query.reshape(keys.shape[0], -1, keys.shape[2])
     scale = keys.shape[2] ** -0.5
-    scores = torch.baddbmm(cache.mask(), grouped, keys.transpose(1, 2), alpha=scale)
-    return torch.bmm(scores.softmax(dim=-1), values).view_as(query)
+    if soft_cap is None:
+        scores = torch.baddbmm(cache.mask(), grouped, keys.transpose(1, 2), alpha=scale)
+    else:
+        scores = torch.tanh(torch.bmm(grouped, keys.transpose(1, 2)) * (scale / soft_cap))
+        scores = scores * soft_cap + cache.mask()
+    return torch.bmm(scores.softmax(dim=-1), values).view(*query.shape[:3], -1)

@@ -13,6 +13,7 @@ from apps.analysis.attention import AttentionMaps, attention_maps
 from common.errors import ModelError
 from common.models import Decoder
 from common.models.mixers.attention import Attention
+from common.models.mixers.base import Positions
 from projects.custom_transformer.model import CustomTransformer
 
 SHAPES: list[dict[str, Any]] = [
@@ -100,9 +101,10 @@ def test_the_model_is_left_as_it_was() -> None:
 class Windowed(Attention):
     """Each position sees itself and the one before it: not what the analysis computes."""
 
-    def forward(self, x: torch.Tensor, cache: Any = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, where: Positions, state: Any = None) -> torch.Tensor:
         pairs = [x[:, max(0, t - 1) : t + 1] for t in range(x.shape[1])]
-        return torch.cat([super(Windowed, self).forward(pair)[:, -1:] for pair in pairs], dim=1)
+        attended = [super(Windowed, self).forward(pair, Positions()) for pair in pairs]
+        return torch.cat([pair[:, -1:] for pair in attended], dim=1)
 
 
 def test_a_layer_that_computes_something_else_is_refused() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from common.errors import ModelError
 from common.models import Decoder
 
 END = 0
@@ -54,6 +53,11 @@ def test_what_stands_before_a_document_changes_nothing() -> None:
     torch.testing.assert_close(model(ids)["logits"][:, 8:], model(other)["logits"][:, 8:])
 
 
-def test_a_recurrent_model_refuses() -> None:
-    with pytest.raises(ModelError, match="mixer=lstm carries"):
-        Decoder(50, preset="char_lstm", hidden_size=16).mask_documents(END)
+@pytest.mark.parametrize("layers", ["lstm", "mamba2 attention", "gated_delta_net local_attention"])
+def test_recurrent_layers_and_hybrids_start_over_with_each_document(layers: str) -> None:
+    torch.manual_seed(0)
+    model = Decoder(50, layers=layers, positions="none", **SHAPE)
+    model.mask_documents(END)
+    ids, parts = packed(5, 9, 1, 70)
+    alone = torch.cat([model(part)["logits"] for part in parts], dim=1)
+    torch.testing.assert_close(model(ids)["logits"], alone, atol=1e-5, rtol=1e-5)

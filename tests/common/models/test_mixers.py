@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from common.models.config import DecoderConfig
 from common.models.mixers.attention import Attention, eager_attention
-from common.models.mixers.lstm import LSTM
+from common.models.mixers.base import Mixer, Positions
+from common.models.mixers.options import NoOptions
+from common.models.mixers.recurrent import LSTM
 from tests.budget import examples
 
 
@@ -94,7 +96,7 @@ ATTENTION = {
 def attention_of(options: dict[str, Any]) -> tuple[Attention, DecoderConfig]:
     torch.manual_seed(0)
     config = DecoderConfig(hidden_size=16, context_length=16, **options)
-    module = Attention(config).double().eval()
+    module = Attention(config, NoOptions(), 0).double().eval()
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, mean=0.3 if parameter.ndim == 1 else 0.0, std=0.5)
     return module, config
@@ -107,8 +109,23 @@ def test_attention_equals_a_plain_loop_in_float64(options: dict[str, Any]) -> No
     # The table of RoPE is kept in fp32, which is where the last digits go.
     tolerance = 1e-6 if config.positions == "rope" else 1e-12
     np.testing.assert_allclose(
-        array(module(x)), attention_by_hand(module, config, x.numpy()), atol=tolerance, rtol=0
+        array(module(x, Positions())),
+        attention_by_hand(module, config, x.numpy()),
+        atol=tolerance,
+        rtol=0,
     )
+
+
+def assert_pieces_equal_the_whole(
+    module: Mixer, x: torch.Tensor, sizes: list[int], max_length: int
+) -> None:
+    state, start, parts = module.new_state(len(x), max_length), 0, []
+    with torch.no_grad():
+        for part in x.split(sizes, dim=1):
+            parts.append(module(part, Positions(start), state))
+            start += part.shape[1]
+        whole = module(x, Positions())
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-12, rtol=0)
 
 
 @given(
@@ -126,11 +143,8 @@ def test_attention_in_chunks_equals_attention_at_once(
     x = torch.randn(
         2, total, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
     )
-    cache = module.new_cache(2, total + spare)
     sizes = [len(part) for part in np.split(np.arange(total), np.cumsum(chunks)[:-1])]
-    with torch.no_grad():
-        parts = [module(part, cache) for part in x.split([s for s in sizes if s], dim=1)]
-        torch.testing.assert_close(torch.cat(parts, dim=1), module(x), atol=1e-12, rtol=0)
+    assert_pieces_equal_the_whole(module, x, [size for size in sizes if size], total + spare)
 
 
 @pytest.mark.parametrize("options", ATTENTION.values(), ids=ATTENTION.keys())
@@ -139,25 +153,29 @@ def test_a_cache_grows_with_the_text_and_token_by_token_attention_stays_exact(
 ) -> None:
     torch.manual_seed(0)
     total = 300
-    module = Attention(DecoderConfig(hidden_size=16, context_length=total, **options)).double()
+    config = DecoderConfig(hidden_size=16, context_length=total, **options)
+    module = Attention(config, NoOptions(), 0).double()
     x = torch.randn(2, total, 16, dtype=torch.float64)
-    cache = module.new_cache(2, total)
+    cache = module.new_state(2, total)
     with torch.no_grad():
-        parts = [module(x[:, :3], cache)]
+        parts = [module(x[:, :3], Positions(), cache)]
         for position in range(3, total):
-            parts.append(module(x[:, position : position + 1], cache))
+            where = Positions(position)
+            parts.append(module(x[:, position : position + 1], where, cache))
             seen = position + 1
             assert cache.length == seen <= cache.keys.shape[2] <= min(seen * 9 // 8 + 33, total)
-        torch.testing.assert_close(torch.cat(parts, dim=1), module(x), atol=1e-12, rtol=0)
+        torch.testing.assert_close(
+            torch.cat(parts, dim=1), module(x, Positions()), atol=1e-12, rtol=0
+        )
 
 
 def test_attention_is_dropped_out_in_training_only() -> None:
     config = DecoderConfig(hidden_size=16, num_heads=2, dropout=0.5)
-    module = Attention(config)
+    module, where = Attention(config, NoOptions(), 0), Positions()
     x = torch.randn(1, 8, 16)
-    assert not torch.equal(module(x), module(x))
+    assert not torch.equal(module(x, where), module(x, where))
     module.eval()
-    assert torch.equal(module(x), module(x))
+    assert torch.equal(module(x, where), module(x, where))
 
 
 def lstm_by_hand(module: LSTM, x: np.ndarray) -> np.ndarray:
@@ -179,24 +197,22 @@ def lstm_by_hand(module: LSTM, x: np.ndarray) -> np.ndarray:
 
 def lstm() -> LSTM:
     torch.manual_seed(0)
-    return LSTM(DecoderConfig(preset="char_lstm", hidden_size=6)).double()
+    return LSTM(DecoderConfig(preset="char_lstm", hidden_size=6), NoOptions(), 0).double()
 
 
 def test_lstm_equals_a_plain_loop_in_float64() -> None:
     module = lstm()
     x = torch.randn(3, 9, 6, dtype=torch.float64)
-    np.testing.assert_allclose(array(module(x)), lstm_by_hand(module, x.numpy()), atol=1e-12)
+    np.testing.assert_allclose(
+        array(module(x, Positions())), lstm_by_hand(module, x.numpy()), atol=1e-12
+    )
 
 
 @given(chunks=st.lists(st.integers(1, 5), min_size=1, max_size=5))
 @examples(20)
 def test_lstm_in_chunks_equals_lstm_at_once(chunks: list[int]) -> None:
-    module = lstm()
     x = torch.randn(2, sum(chunks), 6, dtype=torch.float64)
-    cache = module.new_cache(2, sum(chunks))
-    with torch.no_grad():
-        parts = [module(part, cache) for part in x.split(chunks, dim=1)]
-        torch.testing.assert_close(torch.cat(parts, dim=1), module(x), atol=1e-12, rtol=0)
+    assert_pieces_equal_the_whole(lstm(), x, chunks, sum(chunks))
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])

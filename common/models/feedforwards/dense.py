@@ -1,4 +1,4 @@
-"""Feed-forward layers, applied to each token separately."""
+"""Dense feed-forward layers: the MLP of GPT-2 and the SwiGLU of Llama."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.models.config import DecoderConfig
+from common.models.feedforwards.base import FeedForward
+from common.models.mixers.base import Positions
+from common.models.mixers.options import NoOptions
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
@@ -18,28 +21,29 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-class MLP(nn.Module):
+class MLP(FeedForward):
     """W2 f(W1 x); f is `activation`, by default the tanh approximation of GELU, as in GPT-2.
 
     The exact GELU takes a third of the time on CPUs, ReLU squared (So et al. 2021, "Primer") less.
     """
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, options: NoOptions, layer: int) -> None:
         super().__init__()
         size = config.intermediate_size or 4 * config.hidden_size
         self.input = nn.Linear(config.hidden_size, size, bias=config.bias)
         self.output = nn.Linear(size, config.hidden_size, bias=config.bias)
         self.activation = ACTIVATIONS[config.activation]
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, where: Positions) -> torch.Tensor:
+        """See FeedForward.forward."""
         result: torch.Tensor = self.output(self.activation(self.input(x)))
         return result
 
 
-class SwiGLU(nn.Module):
+class SwiGLU(FeedForward):
     """W2 (silu(W1 x) * V x) (Shazeer 2020, "GLU Variants Improve Transformer", eq. 6)."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, options: NoOptions, layer: int) -> None:
         super().__init__()
         # 8/3 of the width has the parameters of a 4x MLP; rounded up to a multiple of 32.
         size = config.intermediate_size or -(-config.hidden_size * 8 // (3 * 32)) * 32
@@ -47,6 +51,7 @@ class SwiGLU(nn.Module):
         self.input = nn.Linear(config.hidden_size, size, bias=config.bias)
         self.output = nn.Linear(size, config.hidden_size, bias=config.bias)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, where: Positions) -> torch.Tensor:
+        """See FeedForward.forward."""
         result: torch.Tensor = self.output(F.silu(self.gate(x)) * self.input(x))
         return result

@@ -1,0 +1,198 @@
+"""Mixture of experts: each token goes through the few feed-forward layers that a router selects for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from common.models.config import DecoderConfig
+from common.models.feedforwards.base import FeedForward
+from common.models.mixers.base import Positions
+from common.models.mixers.options import MoEOptions
+
+
+class Routing(NamedTuple):
+    """What the router did with the tokens of a forward pass.
+
+    Attributes:
+        load: (num_experts,) int64, the tokens that each expert got.
+        mass: scalar, the mean share of a token's scores that its experts have.
+        loss: scalar with a gradient, how uneven the load is: 1 where it is even; 0 if that is not asked for.
+    """
+
+    load: torch.Tensor
+    mass: torch.Tensor
+    loss: torch.Tensor
+
+
+class MoE(FeedForward):
+    """The sum of the top-k of `num_experts` SwiGLUs, weighted by the router, and of shared ones (Shazeer et al.
+    2017; Dai et al. 2024, "DeepSeekMoE"). No token is dropped.
+
+    `balance: loss` adds Switch's auxiliary loss (Fedus et al. 2021, eq. 4) to what training minimises, and to
+    nothing that is reported. `balance: bias` moves a bias of each expert, which counts for the selection alone,
+    by `bias_step` per optimizer step towards an even load (Wang et al. 2024, arXiv 2408.15664).
+    """
+
+    Options = MoEOptions
+    bias: torch.Tensor
+    new_load: torch.Tensor
+    new_mass: torch.Tensor
+    load: torch.Tensor
+    mass: torch.Tensor
+
+    def __init__(self, config: DecoderConfig, options: MoEOptions, layer: int) -> None:
+        super().__init__()
+        self.options = options
+        hidden, experts = config.hidden_size, options.num_experts
+        size = options.expert_size or config.intermediate_size
+        self.size = size or -(-hidden * 8 // (3 * 32 * options.top_k)) * 32
+        self.router = nn.Linear(hidden, experts, bias=False)
+        self.input = nn.Parameter(torch.empty(experts, 2 * self.size, hidden))
+        self.output = nn.Parameter(torch.empty(experts, hidden, self.size))
+        self.shared: nn.ModuleDict | None = None
+        if options.num_shared:
+            shared = options.num_shared * self.size
+            self.shared = nn.ModuleDict(
+                {
+                    "input": nn.Linear(hidden, 2 * shared, bias=False),
+                    "output": nn.Linear(shared, hidden, bias=False),
+                }
+            )
+        self.register_buffer("bias", torch.zeros(experts))
+        # The tokens of each expert, and (sum, number) of the masses of forward passes: of this process
+        # since the last step, then of all processes since the last log.
+        load, mass = torch.zeros(experts, dtype=torch.int64), torch.zeros(2)
+        self.register_buffer("new_load", load, persistent=False)
+        self.register_buffer("new_mass", mass, persistent=False)
+        self.register_buffer("load", load.clone())
+        self.register_buffer("mass", mass.clone())
+
+    def active_parameters(self) -> int:
+        """See FeedForward.active_parameters."""
+        experts = self.input.numel() + self.output.numel()
+        unused = experts * (self.options.num_experts - self.options.top_k)
+        return super().active_parameters() - unused // self.options.num_experts
+
+    def reset_parameters(self, std: float, output_std: float) -> None:
+        """See FeedForward.reset_parameters."""
+        nn.init.normal_(self.input, std=std)
+        nn.init.normal_(self.output, std=output_std)
+        if self.shared is not None:
+            nn.init.normal_(self.shared["output"].weight, std=output_std)  # type: ignore[arg-type]
+
+    def forward(self, x: torch.Tensor, where: Positions) -> torch.Tensor:
+        """See FeedForward.forward. In training, appends its Routing to `where.routings`."""
+        tokens = x.flatten(0, -2)
+        scores, experts, weights = self.route(tokens)
+        if self.training:
+            where.routings.append(self._routing(scores, experts))
+        output: torch.Tensor = _run_experts(
+            tokens, experts, weights.to(x.dtype), self.input, self.output
+        )
+        if self.shared is not None:
+            gate, value = self.shared["input"](tokens).chunk(2, dim=-1)
+            output = output + self.shared["output"](F.silu(gate) * value)
+        return output.view_as(x)
+
+    def route(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(tokens, hidden) -> scores (tokens, num_experts), experts and their weights (tokens, top_k).
+
+        Computed in fp32 or better: one bit decides which expert a token goes to.
+        """
+        options = self.options
+        with torch.autocast(tokens.device.type, enabled=False):
+            dtype = torch.promote_types(tokens.dtype, torch.float32)
+            logits = F.linear(tokens.to(dtype), self.router.weight.to(dtype))
+        scores = logits.softmax(dim=-1) if options.scores == "softmax" else logits.sigmoid()
+        ranked = scores.detach() + self.bias
+        if options.num_groups > 1:
+            ranked = self._within_groups(ranked)
+        experts = ranked.topk(options.top_k, dim=-1).indices
+        weights = scores.gather(-1, experts)
+        if options.normalize:
+            weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
+        return scores, experts, weights * options.scale
+
+    def _within_groups(self, ranked: torch.Tensor) -> torch.Tensor:
+        """Only the `top_groups` groups whose two best experts score highest (DeepSeek-AI 2024, "V3", 2.1.2)."""
+        grouped = ranked.view(len(ranked), self.options.num_groups, -1)
+        best = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(dim=-1)
+        kept = torch.zeros_like(best, dtype=torch.bool)
+        kept = kept.scatter(-1, best.topk(self.options.top_groups, dim=-1).indices, True)
+        return grouped.masked_fill(~kept[..., None], -torch.inf).flatten(-2)
+
+    def _routing(self, scores: torch.Tensor, experts: torch.Tensor) -> Routing:
+        load = torch.bincount(experts.flatten(), minlength=self.options.num_experts)
+        total = scores.sum(dim=-1, keepdim=True)
+        mass = (scores.gather(-1, experts).sum(dim=-1) / total[:, 0]).mean().detach()
+        loss = scores.new_zeros(())
+        if self.options.balance == "loss":
+            share = load.to(scores.dtype) / experts.numel()
+            loss = self.options.num_experts * (share * (scores / total).mean(dim=0)).sum()
+        return Routing(load, mass, loss * self.options.loss_weight)
+
+    @torch.no_grad()
+    def count(self, routing: Routing) -> None:
+        """Add a forward pass of this process to the current step."""
+        self.new_load += routing.load
+        self.new_mass += torch.stack([routing.mass, torch.ones_like(routing.mass)])
+
+    @torch.no_grad()
+    def end_step(self, total: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Move the bias by the load of the step; `total` sums a tensor over the processes, in place."""
+        load, mass = total(self.new_load), total(self.new_mass)
+        if self.options.balance == "bias":
+            distance = load.to(self.bias.dtype).mean() - load
+            self.bias += self.options.bias_step * torch.sign(distance)
+        self.load += load
+        self.mass += mass
+        self.new_load.zero_()
+        self.new_mass.zero_()
+
+    @torch.no_grad()
+    def metrics(self) -> dict[str, float]:
+        """How even the load was since the last call; empty where no token was routed."""
+        load, mass = self.load.double(), self.mass.clone()
+        self.load.zero_()
+        self.mass.zero_()
+        if not load.sum():
+            return {}
+        share = load / load.sum()
+        entropy = -(share * share.clamp(min=1e-30).log2()).sum()
+        return {
+            "excess_load": float(share.max() * len(share) - 1),
+            "load_entropy_bits": float(entropy),
+            "dead_experts": float((load == 0).sum()),
+            "top_k_mass": float(mass[0] / mass[1]),
+        }
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # it has no types
+def _run_experts(
+    tokens: torch.Tensor,
+    experts: torch.Tensor,
+    weights: torch.Tensor,
+    input_weights: torch.Tensor,
+    output_weights: torch.Tensor,
+) -> torch.Tensor:
+    """The weighted sum of each token's experts, (tokens, hidden): tokens are sorted by expert, and each expert
+    multiplies those that are its own.
+
+    On CPUs that is as fast as `F.grouped_mm`, which knows no autocast.
+    """
+    order = experts.flatten().argsort(stable=True)
+    source = order // experts.shape[1]
+    counts = torch.bincount(experts.flatten(), minlength=len(input_weights)).tolist()
+    parts = []
+    for mine, into, out in zip(
+        tokens[source].split_with_sizes(counts), input_weights, output_weights, strict=True
+    ):
+        gate, value = F.linear(mine, into).chunk(2, dim=-1)
+        parts.append(F.linear(F.silu(gate) * value, out))
+    outputs = torch.cat(parts) * weights.flatten()[order, None]
+    return torch.zeros_like(tokens, dtype=outputs.dtype).index_add(0, source, outputs)

@@ -1,0 +1,176 @@
+"""What every mixer must fulfil, as assertions: `check_mixer(MyMixer)` in a test of one's own.
+
+All of it is computed in float64, where an error is an error and no rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from common.models.config import DecoderConfig
+from common.models.mixers.base import Mixer, Positions
+from common.models.registry import mixer_class
+
+WIDTH = 16
+# Around the chunks of the scans and the reach of kernels.
+LENGTHS = (1, 2, 3, 15, 16, 17, 63, 64, 65, 130)
+
+
+def build_mixer(
+    mixer: str | type[Mixer], options: Mapping[str, Any] | None = None, seed: int = 0, **shape: Any
+) -> Mixer:
+    """A mixer in float64 with weights far from 0, so that what it does shows.
+
+    Args:
+        mixer: its name in a configuration, or its class.
+        options: its options, by name.
+        shape: keys of DecoderConfig, over a width of 16 with two heads.
+    """
+    cls = mixer_class(mixer) if isinstance(mixer, str) else mixer
+    torch.manual_seed(seed)
+    shape = {
+        "hidden_size": WIDTH,
+        "num_heads": 2,
+        "positions": "none",
+        "context_length": 256,
+        **shape,
+    }
+    module = cls(DecoderConfig(**shape), cls.Options(**(options or {})), 1)
+    module = module.double()
+    module.reset_parameters(0.5)
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=0.5)
+    for parameter in module.parameters():
+        with torch.no_grad():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return module.eval()
+
+
+def _inputs(module: Mixer, length: int, batch: int = 2) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(length)
+    dtype = next(module.parameters()).dtype
+    return torch.randn(batch, length, WIDTH, dtype=dtype, generator=generator)
+
+
+def _close(found: torch.Tensor, expected: torch.Tensor, what: str) -> None:
+    torch.testing.assert_close(
+        found, expected, atol=1e-8, rtol=1e-8, msg=lambda text: f"{what}: {text}"
+    )
+
+
+@torch.no_grad()
+def check_pieces(module: Mixer, lengths: Iterable[int] = LENGTHS) -> None:
+    """A text at once, token by token, and in any pieces gives the same: state and parallel form agree."""
+    for length in lengths:
+        x = _inputs(module, length)
+        whole = module(x, Positions())
+        generator = torch.Generator().manual_seed(length)
+        cuts = torch.randint(1, max(2, length // 3), (length,), generator=generator).tolist()
+        for sizes in ([1] * length, cuts):
+            state, parts, start = module.new_state(len(x), length), [], 0
+            for size in sizes:
+                if start < length:
+                    parts.append(module(x[:, start : start + size], Positions(start), state))
+                    start += size
+            _close(torch.cat(parts, dim=1), whole, f"pieces of a text of {length} tokens")
+
+
+@torch.no_grad()
+def check_documents(module: Mixer, lengths: Iterable[int] = LENGTHS) -> None:
+    """Documents in one row give what each gives alone, wherever the borders are."""
+    for length in lengths:
+        x = _inputs(module, length)
+        generator = torch.Generator().manual_seed(length)
+        begins = torch.rand(2, length, generator=generator) < 0.1
+        begins[0, [at for at in (15, 16, 63, 64, 65, 128) if at < length]] = True  # ends of chunks
+        documents = begins.long().cumsum(dim=1)
+        mask = (documents[:, :, None] == documents[:, None, :]).tril()[:, None]
+        together = module(x, Positions(documents=documents, mask=mask))
+        for row in range(2):
+            counts = torch.unique_consecutive(documents[row], return_counts=True)[1].tolist()
+            alone = [module(part[None], Positions())[0] for part in x[row].split_with_sizes(counts)]
+            _close(together[row], torch.cat(alone), f"documents in {length} tokens")
+
+
+@torch.no_grad()
+def check_causality(module: Mixer, length: int = 130) -> None:
+    """No output changes with a later token, and every output with its own."""
+    x = _inputs(module, length)
+    before = module(x, Positions())
+    for changed in (0, 1, 15, 16, 63, 64, 127, length - 1):
+        other = x.clone()
+        other[:, changed] += 1
+        after = module(other, Positions())
+        _close(after[:, :changed], before[:, :changed], f"outputs before token {changed}")
+        assert not torch.equal(after[:, changed], before[:, changed]), "a token has no effect"
+
+
+@torch.no_grad()
+def check_rows(module: Mixer, length: int = 70) -> None:
+    """A row of a batch gives what it gives alone."""
+    x = _inputs(module, length, batch=3)
+    alone = [module(row[None], Positions()) for row in x]
+    _close(module(x, Positions()), torch.cat(alone), "rows of a batch")
+
+
+def check_gradients(module: Mixer, length: int = 20) -> None:
+    """The gradient of inputs and parameters is that of finite differences, with documents and without."""
+    x = _inputs(module, length)
+    documents = (torch.arange(length) // 7).expand(2, -1)
+    mask = (documents[:, :, None] == documents[:, None, :]).tril()[:, None]
+    weights = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(1))
+    for where in (Positions(), Positions(documents=documents, mask=mask)):
+        leaves = [x.clone().requires_grad_(), *module.parameters()]
+        loss = (module(leaves[0], where) * weights).sum()
+        gradients = torch.autograd.grad(loss, leaves)
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            direction = torch.randn_like(leaf) * 1e-5
+            with torch.no_grad():
+                leaf += direction
+                up = (module(leaves[0], where) * weights).sum()
+                leaf -= 2 * direction
+                down = (module(leaves[0], where) * weights).sum()
+                leaf += direction
+            expected = (gradient * direction).sum()
+            error = float(abs((up - down) / 2 - expected))
+            assert (
+                error < 1e-5 * float(gradient.norm() * direction.norm()) + 1e-12
+            ), f"a gradient of shape {tuple(leaf.shape)} is off by {error:.1e}"
+
+
+@torch.no_grad()
+def check_precision(module: Mixer, length: int = 130) -> None:
+    """fp32 is within 1e-4 of float64, and bf16 autocast computes something near."""
+    x = _inputs(module, length)
+    exact = module(x, Positions())
+    scale = float(exact.abs().max())
+    single = module.float()
+    error = float((single(x.float(), Positions()) - exact).abs().max()) / scale
+    assert error < 1e-4, f"fp32 is off by {error:.1e} of the largest output"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        error = float((single(x.float(), Positions()) - exact).abs().mean()) / scale
+    module.double()
+    assert error < 0.05, f"bf16 is off by {error:.1e} of the largest output, in the mean"
+
+
+CHECKS: tuple[Callable[[Mixer], None], ...] = (
+    check_pieces,
+    check_documents,
+    check_causality,
+    check_rows,
+    check_gradients,
+    check_precision,
+)
+
+
+def check_mixer(
+    mixer: str | type[Mixer], options: Mapping[str, Any] | None = None, **shape: Any
+) -> None:
+    """Raise AssertionError where a mixer breaks the contract; arguments as of `build_mixer`."""
+    for check in CHECKS:
+        check(build_mixer(mixer, options, **shape))

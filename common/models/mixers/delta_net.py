@@ -1,0 +1,115 @@
+"""DeltaNet: a state that is corrected towards what each key should give, and the form of it that forgets."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from common.models.config import DecoderConfig
+from common.models.mixers.base import Mixer, Positions
+from common.models.mixers.mamba import step_bias_
+from common.models.mixers.options import DeltaOptions
+from common.models.mixers.scan import at_least_fp32, matrix_scan
+from common.models.mixers.short_convolution import ShortConvolution, last_inputs
+from common.models.mixers.state import RecurrentState, zeros
+
+
+def unit(x: torch.Tensor) -> torch.Tensor:
+    """x / |x|, in fp32 or better, for |x| much larger than 1e-3."""
+    x = at_least_fp32(x)
+    return x * torch.rsqrt(x.square().sum(dim=-1, keepdim=True) + 1e-6)
+
+
+class DeltaNet(Mixer):
+    """S_t = S_{t-1} + beta_t k_t (v_t - S_{t-1}^T k_t)^T, o_t = S_t^T q_t (Yang et al. 2024, eq. 4).
+
+    Each key head serves num_value_heads / num_heads values. With `eigenvalues: signed` beta is between 0
+    and 2, so that a token can turn a part of the state round (Grazzi et al. 2025).
+    """
+
+    Options = DeltaOptions
+
+    def __init__(self, config: DecoderConfig, options: DeltaOptions, layer: int) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.num_value_heads = options.num_value_heads or config.num_heads
+        self.key_size = options.key_size or config.size_of_heads
+        self.value_size = options.value_size or self.key_size
+        self.most_beta = 2.0 if options.eigenvalues == "signed" else 1.0
+        keys, values = self.num_heads * self.key_size, self.num_value_heads * self.value_size
+        self.sizes = [keys, keys, values]
+        self.input = nn.Linear(config.hidden_size, sum(self.sizes), bias=False)
+        self.gate = nn.Linear(config.hidden_size, values, bias=False)
+        self.beta = nn.Linear(config.hidden_size, self.num_value_heads, bias=False)
+        self.convolution = ShortConvolution(sum(self.sizes), options.kernel_size, bias=False)
+        self.norm = nn.RMSNorm(self.value_size, eps=config.norm_eps or 1e-6)
+        self.output = nn.Linear(values, config.hidden_size, bias=False)
+
+    def reset_parameters(self, std: float) -> None:
+        """See Mixer.reset_parameters."""
+        self.convolution.reset_parameters()
+
+    def new_state(self, batch_size: int, max_length: int) -> RecurrentState:
+        """See Mixer.new_state; `hidden` is (batch, value heads, key size, value size)."""
+        shape = (batch_size, self.num_value_heads, self.key_size, self.value_size)
+        hidden = zeros(self.output.weight, *shape)
+        return RecurrentState(hidden, self.convolution.new_past(batch_size))
+
+    def log_decay(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, time, value heads): the logarithm of what is left of the state."""
+        return torch.zeros(*x.shape[:2], self.num_value_heads, dtype=x.dtype, device=x.device)
+
+    def forward(
+        self, x: torch.Tensor, where: Positions, state: RecurrentState | None = None
+    ) -> torch.Tensor:
+        """See Mixer.forward."""
+        projected = self.input(x)
+        past = state.past if state else None
+        convolved = F.silu(self.convolution(projected, where, past))
+        query, key, value = convolved.split_with_sizes(self.sizes, dim=-1)
+        heads = (*x.shape[:2], self.num_heads, self.key_size)
+        shared = self.num_value_heads // self.num_heads
+        query, key = (
+            unit(part.reshape(*heads)).repeat_interleave(shared, dim=2) for part in (query, key)
+        )
+        value = value.reshape(*x.shape[:2], self.num_value_heads, self.value_size)
+        beta = at_least_fp32(self.beta(x)).sigmoid()[..., None] * self.most_beta
+        log_decay = self.log_decay(x)
+        y, hidden = matrix_scan(
+            query * self.key_size**-0.5,
+            key,
+            value * beta,
+            log_decay,
+            read=key,
+            write=key * -beta * log_decay.exp()[..., None],
+            state=state.hidden if state else None,
+            documents=where.documents,
+        )
+        if state is not None and past is not None:
+            state.hidden, state.past = hidden, last_inputs(projected, past)
+        y = self.norm(y).flatten(2) * F.silu(at_least_fp32(self.gate(x)))
+        output: torch.Tensor = self.output(y.to(x.dtype))
+        return output
+
+
+class GatedDeltaNet(DeltaNet):
+    """DeltaNet whose state decays by a gate of the token (Yang et al. 2024, "Gated Delta Networks", eq. 10)."""
+
+    def __init__(self, config: DecoderConfig, options: DeltaOptions, layer: int) -> None:
+        super().__init__(config, options, layer)
+        self.decay = nn.Linear(config.hidden_size, self.num_value_heads, bias=False)
+        self.step_bias = nn.Parameter(torch.empty(self.num_value_heads))
+        self.log_rates = nn.Parameter(torch.empty(self.num_value_heads))
+
+    def reset_parameters(self, std: float) -> None:
+        """As Mamba-2: rates between 0 and 16, steps between 0.001 and 0.1."""
+        super().reset_parameters(std)
+        step_bias_(self.step_bias)
+        with torch.no_grad():
+            self.log_rates.copy_(torch.empty_like(self.log_rates).uniform_(0.01, 16).log())
+
+    def log_decay(self, x: torch.Tensor) -> torch.Tensor:
+        """See DeltaNet.log_decay."""
+        step = F.softplus(at_least_fp32(self.decay(x)) + self.step_bias)
+        return -at_least_fp32(self.log_rates).exp() * step

@@ -1,0 +1,45 @@
+"""Every mixer fulfils one contract: a new one enters by a line of VARIANTS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from common.models.mixers.base import Mixer
+from common.models.mixers.checks import CHECKS, build_mixer
+from common.models.registry import MIXERS
+
+# Each mixer as it is by default, and what its options change.
+VARIANTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    *((name, {}, {}) for name in MIXERS),
+    ("attention", {}, {"num_heads": 4, "num_kv_heads": 2, "qk_norm": True}),
+    ("attention", {}, {"attention_soft_cap": 3.0}),
+    ("local_attention", {"window": 1}, {}),
+    ("local_attention", {"window": 7}, {"num_heads": 4, "num_kv_heads": 1}),
+    ("local_attention", {"window": 64}, {"attention_soft_cap": 3.0}),
+    ("latent_attention", {"latent_size": 8, "rope_size": 4, "query_latent_size": 6}, {}),
+    ("latent_attention", {"value_size": 3}, {"attention_soft_cap": 3.0}),
+    ("min_gru", {"expansion": 1.5}, {"bias": False}),
+    ("min_lstm", {"expansion": 0.5}, {}),
+    ("convolution", {"kernel_size": 2, "dilation_cycle": 1}, {}),
+    ("gated_convolution", {"kernel_size": 7}, {}),
+    ("mamba", {"state_size": 3, "kernel_size": 2, "step_rank": 2}, {}),
+    ("mamba2", {"head_size": 8, "num_groups": 2, "state_size": 6}, {}),
+    ("retnet", {"value_expansion": 1.0}, {"num_heads": 4}),
+    ("gla", {"key_expansion": 1.0, "gate_divisor": 0.1}, {}),
+    ("mlstm", {"key_expansion": 1.0, "gate_soft_cap": 30.0}, {}),
+    ("slstm", {"kernel_size": 0}, {}),
+    ("delta_net", {"eigenvalues": "signed"}, {}),
+    ("gated_delta_net", {"key_size": 4, "value_size": 6, "num_value_heads": 4}, {}),
+    ("gated_delta_net", {"eigenvalues": "signed", "kernel_size": 2}, {}),
+]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize(("name", "options", "shape"), VARIANTS, ids=str)
+def test_a_mixer(
+    name: str, options: dict[str, Any], shape: dict[str, Any], check: Callable[[Mixer], None]
+) -> None:
+    check(build_mixer(name, options, **shape))
