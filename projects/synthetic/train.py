@@ -21,7 +21,11 @@ class TaskConfig(ConfigSection):
     )
     min_length: int = Field(3, ge=2)
     max_length: int = Field(40, ge=2)
-    longer: list[int] = [64, 128, 256]  # evaluated after training: does it generalise in length?
+    longer: tuple[int, ...] = (
+        64,
+        128,
+        256,
+    )  # evaluated after training: does it generalise in length?
     batch_size: int = Field(64, gt=0)
     eval_batches: int = Field(8, gt=0)
 

@@ -170,7 +170,7 @@ def test_what_cannot_be_pruned_is_refused(prune: Any) -> None:
 
 @pytest.mark.parametrize("prune", [prune_heads, prune_neurons])
 def test_structures_that_are_not_there_are_refused(prune: Any) -> None:
-    with pytest.raises(ModelError, match="to prune in every layer, but (lstm|none)"):
+    with pytest.raises(ModelError, match=r"to prune in every layer, but (lstm|none)"):
         prune(random_model(preset="char_lstm"), 0.5)
     with pytest.raises(ModelError, match="not from a BaseLanguageModel"):
         prune(BaseLanguageModel(5), 0.5)
