@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import time
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from common.experiments import store
 from common.experiments.catalogue import Catalogue
 from common.experiments.log import read_log
 from common.experiments.names import exists
+from common.models.registry import MIXERS
 from common.training.checkpoints import steps_in
 from common.training.config import FREE_ON_RESUME
 from common.utils import query_experiments
@@ -250,6 +252,33 @@ def test_a_kill_at_any_change_of_a_file_resumes_to_the_same_run(
     process = lab.resume(name, "--config", "config.yaml")
     assert process.code == 0, process.output
     assert_same_run(name, whole)
+
+
+FAMILIES = [
+    *(f"mixer={name}" for name in MIXERS if name != "attention"),
+    "layers=mamba2 gated_delta_net attention",
+    "feedforwards=mlp moe",
+    "feedforward=moe, options.moe.balance=bias, options.moe.num_shared=1",
+]
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    "family", budget(["mixer=gated_delta_net", FAMILIES[-1]], FAMILIES), ids=str
+)
+def test_every_family_resumes_to_the_same_run_after_a_kill(lab: Lab, family: str) -> None:
+    """With documents apart, averaged weights, accumulation, and Muon for the matrices."""
+    options = [f"model.{option}" for option in family.split(", ")]
+    options += ["model.num_layers=3", "model.positions=none", "optimizer.name=muon"]
+    options += ["training.ema_decay=0.9", "training.gradient_accumulation_steps=2"]
+    name = re.sub(r"\W+", "_", family)
+    whole = lab.train(name, *options)
+    assert whole.code == 0, whole.output
+    killed = lab.train(f"{name}_killed", *options, signal_at=(1, "step_60", signal.SIGKILL))
+    assert killed.code == -signal.SIGKILL, killed.output
+    resumed = lab.resume(f"{name}_killed")
+    assert resumed.code == 0, resumed.output
+    assert_same_run(f"{name}_killed", name)
 
 
 def test_epochs_go_on_exactly_after_a_kill(lab: Lab) -> None:
