@@ -15,7 +15,7 @@ from projects.synthetic.train import Config, build
 def rows_of(name: str, length: int) -> list[tuple[list[int], list[int]]]:
     inputs, labels = TASKS[name][0](np.random.default_rng(0), 50, length)
     assert inputs.shape == labels.shape
-    assert 0 <= inputs.min() and inputs.max() < TASKS[name][1] > labels.max()
+    assert inputs.min() >= 0 and inputs.max() < TASKS[name][1] > labels.max()
     return list(zip(inputs.tolist(), labels.tolist(), strict=True))
 
 
