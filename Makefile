@@ -32,7 +32,7 @@ quickstart: $(READY)  ## train, evaluate, sample and rank a small transformer on
 test: $(READY)  ## the whole test suite, a process per core
 	@$(PYTHON) -m $(PYTEST)
 
-test-fast: $(READY)  ## the tests that take less than a few seconds each
+test-fast: $(READY)  ## the tests that take less than two seconds each
 	@$(PYTHON) -m $(PYTEST) -m "not slow"
 
 attack: $(READY)  ## the tests that kill, crowd and draw at random, with their full budgets (an hour)

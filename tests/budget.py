@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import pytest
@@ -25,5 +25,19 @@ def examples(full: int, **options: Any) -> Callable[[Callable[..., None]], Calla
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
         limited: Callable[..., None] = settings(max_examples=number, deadline=None, **options)(test)
         return pytest.mark.attack(limited)
+
+    return decorate
+
+
+def repeat(
+    names: str | tuple[str, ...], values: Iterable[Any], few: int = 1, **options: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Parameters that repeat one idea: the first `few` of them in `make test`, all in `make attack`."""
+    every = list(values)
+    chosen = pytest.mark.parametrize(names, budget(every[:few], every), **options)
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        marked: Callable[..., None] = pytest.mark.attack(chosen(test))
+        return marked
 
     return decorate

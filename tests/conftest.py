@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +19,14 @@ from tests.fork_server import ForkServer
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
 # A process that a shell starts in the background ignores SIGINT, and so would all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Or each of hundreds of processes would compile this repository again, and pytest every test.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+# Temporary folders are in memory where it has room: tests write much and wait for no disk.
+with contextlib.suppress(OSError):
+    if shutil.disk_usage("/dev/shm").free > 4 * 2**30 and os.access("/dev/shm", os.W_OK):
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
 
 SmallDisk = Callable[[str], Path]
 RunTool = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.data.stories import generate_stories
+from tests.budget import budget
+from tests.fork_server import ForkServer
 from tests.hub_double import HubDouble
 
 ROOT = Path(__file__).parents[1]
@@ -29,22 +29,20 @@ def walk() -> list[str]:
 
 
 def stories(tmp_path: Path) -> bytes:
-    texts = [text for text, _ in generate_stories(3000, seed=1)]
+    texts = [text for text, _ in generate_stories(budget(1000, 3000), seed=1)]
     pq.write_table(pa.table({"text": texts}), tmp_path / "train.parquet")
     return (tmp_path / "train.parquet").read_bytes()
 
 
+@pytest.mark.attack
 @pytest.mark.slow
-def test_every_command_of_the_walk_works(tmp_path: Path) -> None:
+def test_every_command_of_the_walk_works(tmp_path: Path, fork_server: ForkServer) -> None:
+    """The first command alone asks the hub, in a process that imports its address."""
+    environment = os.environ | {"RESEARCH_ASSETS_DIR": str(tmp_path / "assets")}
     with HubDouble() as hub:
         files = {"data/train-00000-of-00001.parquet": stories(tmp_path)}
         hub.add("dataset", "roneneldan/TinyStories", files)
-        environment = os.environ | {
-            "RESEARCH_ASSETS_DIR": str(tmp_path / "assets"),
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(tmp_path / "cache"),
-            "PYTHONPATH": str(ROOT),
-        }
+        of_the_hub = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache")}
         written = ""
         for command in walk():
             words = shlex.split(command)
@@ -54,14 +52,9 @@ def test_every_command_of_the_walk_works(tmp_path: Path) -> None:
                 words[:1] = [str(ROOT / words[1])]
                 del words[1]
             if "train" in words:
-                words.append("training.max_steps=40")  # the one thing that is shorter
-            result = subprocess.run(
-                [sys.executable, *words],
-                cwd=tmp_path,
-                env=environment,
-                capture_output=True,
-                text=True,
-            )
+                words.append(f"training.max_steps={budget(12, 40)}")
+            asks = of_the_hub if "download" in words[0] else {}
+            result = fork_server.run(*words, cwd=tmp_path, env=environment | asks)
             assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
             written += result.stdout
     assert "Once upon a time" in written and "bits per byte" in written

@@ -22,7 +22,7 @@ def get_assets_dir() -> Path:
     try:
         path = Path(configured).expanduser().resolve() if configured else REPOSITORY_ROOT / "assets"
         str(path).encode()
-        usable = path.is_dir() or not path.exists()
+        usable = not path.exists() or path.is_dir()  # in this order: another process may make it
     except (RuntimeError, OSError, UnicodeEncodeError) as error:
         reason = "it is not UTF-8" if isinstance(error, UnicodeEncodeError) else str(error)
         raise ConfigError(f"assets cannot be in {shown}: {reason}", _HINT) from error

@@ -163,6 +163,7 @@ def _check_with_nanogpt(plan: Plan) -> None:
     assert all(len(r.turns) == 2 and min(r.turns) > 0 for r in records.values())
 
 
+@pytest.mark.slow
 def test_other_losses_do_not_agree(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     # nanoGPT, ours in fp32, ours as measured: the differences lie beyond and within the limits.
     found = iter([[4.0, 3.0, 2.0], [4.0, 3.0003, 2.0], [4.0, 3.01, 2.0]])
@@ -240,7 +241,7 @@ def test_a_training_is_timed_and_its_checkpoint_judged(run_tool, tmp_path: Path)
     text = tmp_path / "text.txt"
     text.write_text(TEXT)
     given = ("--only", "time-to-loss", "--text", text, "--ours-command", TRAIN, "--format", "json")
-    result = run_tool(SCRIPT, *QUICK, *given, "--repetitions", 2, "--loss", 3.1)
+    result = run_tool(SCRIPT, *QUICK, *given, "--repetitions", budget(1, 2), "--loss", 3.1)
     assert result.returncode == 0, result.stderr
     time, loss, size = json.loads(result.stdout)
     assert time["ours"] > 0 and size[""] == "reached"

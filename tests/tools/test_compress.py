@@ -27,6 +27,7 @@ def loaded(name: str) -> Any:
     return load_run(name).model.eval()
 
 
+@pytest.mark.slow
 def test_a_quantised_run_is_an_experiment_like_any_other(run: Any, run_tool: Any) -> None:
     result = run_tool(TOOL, "--name", "a", "--quantize", "int8")
     assert result.returncode == 0, result.stderr
@@ -52,6 +53,7 @@ def test_a_quantised_run_is_an_experiment_like_any_other(run: Any, run_tool: Any
     assert written.returncode == 0 and written.stdout.startswith("the cat"), written.stderr
 
 
+@pytest.mark.slow
 def test_a_pruned_run_has_a_configuration_of_its_own(run: Any, run_tool: Any) -> None:
     result = run_tool(TOOL, "--name", "a", "--prune", "neurons=0.25", "heads=0.5", "--to", "small")
     assert result.returncode == 0, result.stderr

@@ -24,6 +24,7 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_run_becomes_a_gguf_file(text: Path, tmp_path: Path, run_tool: Any) -> None:
     gguf = pytest.importorskip("gguf")
     _, model, data = make_run("a", text, "bpe")
@@ -63,6 +64,7 @@ def test_a_run_becomes_an_onnx_file_with_its_tokenizer(text: Path, run_tool: Any
     assert json.loads((folder / "a.tokenizer.json").read_text())["type"] == "char"
 
 
+@pytest.mark.slow
 def test_a_run_becomes_a_folder_for_transformers(text: Path, run_tool: Any) -> None:
     _, model, _ = make_run("a", text, "bpe")
     result = run_tool(TOOL, "--name", "a", "--format", "hub")

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from common.experiments.store import log_path
 from common.utils import query_experiments, start_experiment
 from common.utils.paths import REPOSITORY_ROOT
 from tests.apps.launching.conftest import TINY, until
+from tests.budget import budget, repeat
 
 TOOL = "tools/launch.py"
 TINY_ARGUMENTS = (TINY, "--config", "tiny.yaml", "--sweep", "s")
@@ -98,6 +99,7 @@ def attempts(number: int, sweep: str = "s") -> list[str]:
 # The proof ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 def test_a_sweep_of_real_trainings_two_of_which_are_killed_completes(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("the cat sat on the mat.\n" * 100)
@@ -109,6 +111,8 @@ schedule: {{warmup_steps: 1}}
 training: {{max_steps: 10, eval_every_steps: 5, log_every_steps: 1, device: cpu}}
 samples: {{max_new_tokens: 5}}
 """)
+    rates = budget(["1e-2", "1e-3", "3e-4"], ["1e-2", "1e-3", "3e-4", "1e-4"])
+    count = 2 * len(rates)
     killed: list[str] = []
 
     def kill_once(name: str, pid: int | None) -> bool:
@@ -118,13 +122,15 @@ samples: {{max_new_tokens: 5}}
         return name in killed
 
     with launcher(
-        *(BASELINE, "--config", config, "optimizer.lr=1e-2,1e-3,3e-4,1e-4", "seed=range(2)"),
+        *(BASELINE, "--config", config, f"optimizer.lr={','.join(rates)}", "seed=range(2)"),
     ) as process:
         # One while it trains, one before it has so much as a name.
         until(lambda: kill_once("mini_lr_seed_001", pid_of("mini_lr_seed_001")), 120)
 
         def is_fourth(trial: psutil.Process) -> bool:
-            return "mini_lr_seed_004" in trial.cmdline()
+            with suppress(psutil.Error):  # it may end just now
+                return "mini_lr_seed_004" in trial.cmdline()
+            return False
 
         until(
             lambda: kill_once(
@@ -137,20 +143,20 @@ samples: {{max_new_tokens: 5}}
     assert killed == ["mini_lr_seed_001", "mini_lr_seed_004"]
     assert error.count("killed by SIGKILL; retrying (1 of 2)") == 2
 
-    names = [f"mini_lr_seed_{number:03d}" for number in range(8)]
+    names = [f"mini_lr_seed_{number:03d}" for number in range(count)]
     runs = query_experiments("SELECT name, status, seed, tags FROM runs ORDER BY name")
     assert list(runs["name"]) == names and set(runs["status"]) == {"finished"}
-    assert list(runs["seed"]) == [0, 1] * 4
+    assert list(runs["seed"]) == [0, 1] * len(rates)
     assert all("sweep:mini_lr_seed" in tags for tags in runs["tags"])
     steps = query_experiments("""SELECT experiment_name AS name, COUNT(*) AS rows,
         COUNT(DISTINCT step) AS steps, MAX(step) AS last FROM experiments WHERE split = 'train'
         GROUP BY name ORDER BY name""")
     assert list(steps["name"]) == names
     assert set(zip(steps["rows"], steps["steps"], steps["last"], strict=True)) == {(10, 10, 10)}
-    made = [len(attempts(number, "mini_lr_seed")) for number in range(8)]
-    assert made == [1, 2, 1, 1, 2, 1, 1, 1], "nothing was trained twice"
+    made = [len(attempts(number, "mini_lr_seed")) for number in range(count)]
+    assert made == [1, 2, 1, 1, 2, 1, 1, 1][:count], "nothing was trained twice"
     assert "--resume" in attempts(1, "mini_lr_seed")[1]
-    ranked = [line.split()[1] for line in out.splitlines()[2:10]]
+    ranked = [line.split()[1] for line in out.splitlines()[2 : 2 + count]]
     best = query_experiments("""SELECT experiment_name AS name FROM experiments WHERE split = 'val'
         GROUP BY name ORDER BY MIN(loss), name""")
     assert ranked == list(best["name"])
@@ -199,7 +205,7 @@ def test_the_same_command_repeats_nothing(run_tool: Callable[..., Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@repeat(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_lets_trials_save_and_the_same_command_goes_on(
     number: signal.Signals, code: int, run_tool: Callable[..., Any]
 ) -> None:
@@ -224,7 +230,7 @@ def test_a_signal_lets_trials_save_and_the_same_command_goes_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("torchrun", [[], ["--nproc", "1"]], ids=["alone", "torchrun"])
+@repeat("torchrun", [[], ["--nproc", "1"]])
 def test_a_third_ctrl_c_kills_what_does_not_listen(torchrun: list[str]) -> None:
     with launcher(*TINY_ARGUMENTS, *torchrun, "misbehave=deaf", "step_seconds=60") as process:
         until(lambda: Catalogue().summaries("loss", "s_000"))
@@ -265,15 +271,17 @@ def test_trials_outlive_a_launcher_that_is_killed_and_are_left_alone(
     assert [rows_of(f"s_{n:03d}") for n in range(2)] == [[1, 2, 3, 4]] * 2
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 def test_two_launchers_at_once_run_no_trial_twice() -> None:
-    sweep = (*TINY_ARGUMENTS, "seed=range(6)", "step_seconds=0.1")
+    trials = budget(4, 6)
+    sweep = (*TINY_ARGUMENTS, f"seed=range({trials})", "step_seconds=0.1")
     with launcher(*sweep) as one, launcher(*sweep) as other:
         outputs = [process.communicate(timeout=120) for process in (one, other)]
     assert one.returncode == other.returncode == 0, outputs
-    assert len(statuses()) == 6 and set(statuses().values()) == {"finished"}
-    assert [len(attempts(n)) for n in range(6)] == [1] * 6
-    assert [rows_of(f"s_{n:03d}") for n in range(6)] == [[1, 2, 3, 4]] * 6
+    assert len(statuses()) == trials and set(statuses().values()) == {"finished"}
+    assert [len(attempts(n)) for n in range(trials)] == [1] * trials
+    assert [rows_of(f"s_{n:03d}") for n in range(trials)] == [[1, 2, 3, 4]] * trials
     assert outputs[0][0] == outputs[1][0], "both wait for the end and see the same ranking"
     assert all("started" in error for _, error in outputs), "both have worked"
 
@@ -372,6 +380,7 @@ def test_a_metric_that_nothing_has_logged_is_told(run_tool: Callable[..., Any]) 
     assert "did you mean 'loss'?" in result.stderr
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 def test_all_trials_of_a_sweep_compute_as_the_first_of_them(
     run_tool: Callable[..., Any], assets_dir: Path, tmp_path: Path
@@ -385,13 +394,17 @@ schedule: {{warmup_steps: 1}}
 training: {{max_steps: 4, eval_every_steps: 4, log_every_steps: 1, device: cpu}}
 samples: {{max_new_tokens: 5}}
 """)
-    swept = ["model.mixer=attention,lstm", "training.precision=auto,fp32"]
+    precisions = budget(["auto"], ["auto", "fp32"])
+    swept = ["model.mixer=attention,lstm", f"training.precision={','.join(precisions)}"]
     result = run_tool(TOOL, BASELINE, "--config", config, "--sweep", "s", "--parallel", "2", *swept)
     assert result.returncode == 0, result.stderr
     agreed = json.loads((get_sweeps_dir() / "s" / "auto.json").read_text())
     assert f"precision {agreed['precision']}, compile false in all trials" in result.stdout
-    computed = [Catalogue().manifest(f"s_{number:03d}")["precision"] for number in range(4)]
-    assert computed == [agreed["precision"], "fp32"] * 2
+    computed = [
+        Catalogue().manifest(f"s_{number:03d}")["precision"]
+        for number in range(2 * len(precisions))
+    ]
+    assert computed == [agreed["precision"], "fp32"][: len(precisions)] * 2
 
 
 @pytest.mark.slow
@@ -413,6 +426,7 @@ def test_every_trial_is_checked_before_anything_starts(
             assert result.stdout == "" and not list(assets_dir.rglob("sweeps"))
 
 
+@pytest.mark.slow
 def test_thousands_of_trials_are_checked_together() -> None:
     plan = make_plan(TINY, ["seed=range(1000)", "layers=1,2"], config="tiny.yaml")
     assert len(plan.grid) == 2000 and plan.repeated == 0

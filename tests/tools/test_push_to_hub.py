@@ -13,7 +13,6 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import constants
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.data.hf_utils import download_model
 from common.errors import exit_on_error
@@ -115,6 +114,8 @@ def test_dry_run_writes_what_transformers_reads(
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     weights = ["model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     assert names == ["README.md", "config.json", *weights]
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     theirs, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values())
     encode: Any = AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -159,6 +160,7 @@ def test_the_card_tells_nothing_of_the_machine(text: Path, push: Push, tmp_path:
         assert not [secret for secret in secrets if secret.encode() in content], path
 
 
+@pytest.mark.slow
 def test_upload_and_download_again(
     text: Path, run_tool: RunTool, hub: HubDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,6 +145,7 @@ def test_val_with_few_batches_of_an_earlier_version_is_ranked_with_a_note(query,
     assert "val also has values of few batches, from an earlier version: earlier" in result.stderr
 
 
+@pytest.mark.slow
 def test_several_runs_are_drawn_on_the_way_and_at_the_end(query, store) -> None:
     save_quick("a", [3.0, 2.0], full=1.5)
     save_quick("b", [3.0, 2.5])
@@ -352,6 +353,7 @@ def test_tags_and_a_note_are_written_from_the_command_line(query: Any, store: No
     assert "did you mean 'exp_001'" in query("--tag", "exp_01", "x", code=2).stderr
 
 
+@pytest.mark.slow
 def test_curves_are_drawn_in_the_terminal_and_to_a_file(query, store, tmp_path: Path) -> None:
     drawn = query("--plot", "loss", "exp_001", "exp_002", "--output", str(tmp_path / "p.png"))
     assert "exp_001 (val)" in drawn.stdout and "exp_002 (val), 1 not finite" in drawn.stdout
@@ -397,6 +399,7 @@ def test_a_running_experiment_is_not_deleted(query, store) -> None:
     assert "deleted live" in query("--delete", "live", "--yes").stdout
 
 
+@pytest.mark.slow
 def test_packs_are_made_and_undone_by_hand(query, store) -> None:
     before = query("--list", "--format", "json").stdout
     assert query("--pack").stdout == "packed 3 experiments\n"
@@ -427,6 +430,7 @@ def test_the_check_names_what_is_damaged_and_mends_what_it_can(query, store) -> 
     assert "1 files of the store need attention" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_what_is_exported_comes_back_the_same(query, store, tmp_path: Path, ending: str) -> None:
     asked = "SELECT * FROM experiments ORDER BY ALL"

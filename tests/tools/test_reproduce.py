@@ -30,6 +30,7 @@ from common.utils import save_experiment, start_experiment
 from common.utils.files import write_json_atomic
 from common.utils.manifest import ID
 from common.utils.paths import REPOSITORY_ROOT, get_runs_dir
+from tests.budget import repeat
 from tests.fork_server import ForkServer
 
 slow = pytest.mark.slow
@@ -221,7 +222,7 @@ def test_data_that_have_changed_are_named(lab: Lab) -> None:
 
 
 @slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@repeat("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_no_process_and_no_folder(lab: Lab, number: signal.Signals) -> None:
     name = f"stopped_{number.name}"
     tool = str(lab.repository / "tools/reproduce.py")

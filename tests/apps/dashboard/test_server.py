@@ -124,6 +124,7 @@ def test_looking_at_the_store_leaves_nothing_in_it(client: TestClient) -> None:
     assert before == [".catalogue.sqlite", "failed.jsonl"]
 
 
+@pytest.mark.slow
 def test_a_slow_query_holds_up_nobody(client: TestClient) -> None:
     slow = "SELECT SUM(a.n * b.n) FROM range(20000) a(n), range(20000) b(n)"
     with ThreadPoolExecutor(1) as pool:
@@ -290,6 +291,7 @@ def write_long(name: str, values: np.ndarray[Any, Any]) -> None:
     write_table(manifest, pa.table(columns))
 
 
+@pytest.mark.slow
 def test_a_million_points_are_reduced_and_exact_where_zoomed_in(client: TestClient) -> None:
     values = np.random.default_rng(0).normal(size=1_000_000)
     values[123_456] = 99.0

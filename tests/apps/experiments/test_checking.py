@@ -16,6 +16,7 @@ from common.experiments.catalogue import Catalogue
 from common.experiments.names import exists
 from common.utils import save_experiment, start_experiment
 from common.utils.paths import get_experiments_dir, get_runs_dir
+from tests.budget import budget
 
 
 def save(name: str) -> None:
@@ -62,19 +63,22 @@ def test_a_run_folder_on_another_disk_is_unlinked_and_left_there(tmp_path: Path)
     assert (tmp_path / "other_disk" / "manifest.json").exists()
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 def test_a_check_never_fails_a_run_that_is_finishing_nor_the_other_way_round() -> None:
+    runs = budget(15, 60)
     script = """
+import sys
 from common.experiments.run import start_experiment
-for i in range(60):
+for i in range(int(sys.argv[1])):
     with start_experiment(f"r_{i}") as run:
         run.log({"loss": 1.0, "x" * 100_000: 2.0}, step=0)
 """
-    command = [sys.executable, "-c", script]
+    command = [sys.executable, "-c", script, str(runs)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     findings = []
     while process.poll() is None:
         findings += check_store()
     assert process.communicate()[1] == "" and process.returncode == 0
     assert [finding for finding in findings if "checksum" in finding.problem] == []
-    assert len(Catalogue().names()) == 60
+    assert len(Catalogue().names()) == runs

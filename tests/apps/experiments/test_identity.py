@@ -32,7 +32,9 @@ from common.utils import (
 )
 from common.utils.manifest import ID, create_manifest, identity
 from common.utils.paths import REPOSITORY_ROOT, get_experiments_dir, get_runs_dir
+from tests.budget import budget
 from tests.conftest import RunTool
+from tests.fork_server import ForkServer
 
 Machine = Callable[[str], None]
 
@@ -137,6 +139,7 @@ def test_two_experiments_of_one_name_are_both_kept_listed_and_named(
     assert rows() == {"mine": [1.0, 2.0]}
 
 
+@pytest.mark.slow
 def test_packs_of_two_stores_with_one_name_in_each(machine: Machine, tmp_path: Path) -> None:
     """And a third, which is in both."""
     machine("b")
@@ -396,30 +399,23 @@ rename_experiment("old", "new")
 """
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "end"), [(finished, "again"), (unfinished, "check"), (packed, "check")]
 )
 def test_a_renaming_killed_at_every_rename_loses_nothing_and_is_completed(
-    kind: Callable[..., None], end: str, machine: Machine, tmp_path: Path
+    kind: Callable[..., None], end: str, machine: Machine, tmp_path: Path, fork_server: ForkServer
 ) -> None:
     machine("start")
     for name in ("kept", "old"):
         kind(name, 2.0, 1.0)
     annotate_experiment("old", note="n")
-    kills = 0
-    while kills < 40:
-        kills += 1
-        machine(f"kill_{kills}")
-        shutil.copytree(tmp_path / "start", tmp_path / f"kill_{kills}")
-        command = [
-            sys.executable,
-            "-c",
-            KILLED,
-            str((kills + 1) // 2),
-            ("before", "after")[kills % 2],
-        ]
-        if subprocess.run(command, check=False).returncode == 0:
+    for moment in range(1, 41, budget(5, 1)):
+        machine(f"kill_{moment}")
+        shutil.copytree(tmp_path / "start", tmp_path / f"kill_{moment}")
+        place = (moment + 1) // 2, ("before", "after")[moment % 2]
+        if fork_server.run("-c", KILLED, *place).returncode == 0:
             break
         losses = {m["name"]: t["loss"].to_pylist() for m, t in read_members(Catalogue().names())}
         (name,) = losses.keys() - {"kept"}
@@ -436,7 +432,9 @@ def test_a_renaming_killed_at_every_rename_loses_nothing_and_is_completed(
         assert {path.name for path in get_runs_dir().iterdir()} == {"kept", "new"}
         manifest = json.loads((get_runs_dir() / "new" / "manifest.json").read_text())
         assert manifest["name"] == "new"
-    assert 6 < kills < 40
+    else:
+        raise AssertionError("it never came to its end")
+    assert moment > 6
 
 
 def test_the_command_renames_and_says_so(run_tool: RunTool) -> None:
@@ -458,6 +456,7 @@ def test_an_export_comes_back_as_the_experiment_that_it_was(tmp_path: Path) -> N
     assert Catalogue().place("a").id == key and rows() == {"a": [1.0], "b": [1.0]}
 
 
+@pytest.mark.slow
 def test_stores_are_merged_as_the_documentation_says(machine: Machine, tmp_path: Path) -> None:
     text = (REPOSITORY_ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
     section = text.partition("## Merging stores")[2]

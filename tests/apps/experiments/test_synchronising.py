@@ -88,6 +88,7 @@ def read_manifest_of(content: bytes) -> dict[str, Any]:
     return manifest
 
 
+@pytest.mark.slow
 def test_machines_that_use_one_name_end_with_the_same_experiments_under_the_same_names(
     objects: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

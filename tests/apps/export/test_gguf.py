@@ -197,6 +197,7 @@ def test_q8_0_differs_by_no_more_than_half_a_step(
     assert (np.abs(blocks) <= largest * (0.5 / 127 + 2.0**-11) * 1.01).all()
 
 
+@pytest.mark.slow
 def test_vocabulary_is_padded_to_the_embedding(tokenizer: BPETokenizer, tmp_path: Path) -> None:
     model = trained(tokenizer, vocab_size=tokenizer.vocab_size + 14, preset="llama")
     path = export_gguf(model, tokenizer, tmp_path / "padded.gguf", "f32")

@@ -15,6 +15,7 @@ from common.models import BaseLanguageModel, Decoder
 from common.models.quantization import Quantization
 from common.models.quantize import quantize
 from tests.apps.export.conftest import random_model
+from tests.budget import budget
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -32,7 +33,7 @@ def session(path: Path) -> Any:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=budget(list(MODELS)[:1], list(MODELS)))
 def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[BaseLanguageModel, Path]:
@@ -41,6 +42,7 @@ def exported(
     return model, export_onnx(model, path, {"experiment": "exp_001"})
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2, 3), (1, 1), (3, 1), (1, 24), (5, 17)], ids=str)
 def test_onnx_runtime_gives_the_same_logits(
@@ -55,6 +57,7 @@ def test_onnx_runtime_gives_the_same_logits(
     assert np.abs(found - expected).max() < 1e-4
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 def test_greedy_text_is_the_same(exported: tuple[BaseLanguageModel, Path]) -> None:
     model, path = exported
@@ -67,6 +70,7 @@ def test_greedy_text_is_the_same(exported: tuple[BaseLanguageModel, Path]) -> No
     assert ids.tolist() == expected.tolist()
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 def test_the_file_says_what_it_takes_and_nothing_of_where_it_was_made(
     exported: tuple[BaseLanguageModel, Path],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import shutil
@@ -24,7 +25,9 @@ from tests.imported_runs import (
     try_import,
 )
 
-pytest.importorskip("wandb")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("wandb") is None, reason="wandb is not installed"
+)
 
 SCRIPT = """
 import math, sys
@@ -99,6 +102,7 @@ def test_one_run_by_its_folder_its_file_or_the_link_to_the_latest(offline: Path)
         assert import_experiments(Path(source)).skipped[0][1] == "already imported as 'crashed1'"
 
 
+@pytest.mark.slow
 def test_a_cut_file_gives_what_is_whole(
     offline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ def install(folder: Path) -> None:
     (folder / "jobs").mkdir(parents=True)
     for tool in TOOLS:
         path = folder / tool
-        path.write_text(f'#!/bin/sh\nexec {sys.executable} {__file__} {tool} {folder} "$@"\n')
+        path.write_text(f'#!/bin/sh\nexec {sys.executable} -S {__file__} {tool} {folder} "$@"\n')
         path.chmod(0o755)
 
 
@@ -51,7 +51,7 @@ def sbatch(folder: Path, arguments: list[str]) -> None:
         script.unlink()
         sys.exit("sbatch: error: invalid partition specified: nowhere")
     node = subprocess.Popen(
-        [sys.executable, __file__, "node", str(folder), job],
+        [sys.executable, "-S", __file__, "node", str(folder), job],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

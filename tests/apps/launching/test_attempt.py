@@ -17,6 +17,7 @@ from common.utils import start_experiment
 from tests.apps.launching.conftest import Begin, MakeSweep, end_of, until
 
 
+@pytest.mark.slow
 def test_a_trial_is_stored_with_the_tag_of_its_sweep(make_sweep: MakeSweep, begin: Begin) -> None:
     (trial,) = make_sweep({"lr": "0.1"}).trials()
     assert end_of(begin(trial)) == Outcome("finished")
@@ -55,6 +56,7 @@ def test_an_error_of_an_earlier_attempt_is_not_told_again(
     assert end_of(begin(trial)).reason == "exit code 1: RuntimeError: out of luck"
 
 
+@pytest.mark.slow
 def test_what_died_goes_on_from_where_it_was(make_sweep: MakeSweep, begin: Begin) -> None:
     (trial,) = make_sweep({"misbehave": "die_once"}).trials()
     assert end_of(begin(trial)).kind == "died"
@@ -75,6 +77,7 @@ def test_a_run_that_was_killed_while_it_finished_is_finished(make_sweep: MakeSwe
     assert is_stored(trial.name)
 
 
+@pytest.mark.slow
 def test_only_one_of_two_launchers_runs_a_trial(make_sweep: MakeSweep, begin: Begin) -> None:
     sweep = make_sweep({"step_seconds": "0.2"})
     (trial,), (same,) = sweep.trials(), Sweep("s", sweep.folder).trials()

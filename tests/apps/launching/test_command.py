@@ -64,6 +64,7 @@ def test_gpus_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
         share_gpus(2, 3)
 
 
+@pytest.mark.slow
 def test_the_script_checks_its_configuration_itself() -> None:
     command = Command(TINY, "tiny.yaml", ("steps=7",))
     first, second = command.resolved_configs([{"lr": "0.5"}, {"lr": "1e-3", "seed": "010"}])

@@ -76,6 +76,7 @@ def test_draws_are_within_their_bounds_and_end_at_the_budget() -> None:
     assert len({str(trial.values) for trial in trials if trial}) == 5
 
 
+@pytest.mark.slow
 def test_a_search_that_was_stopped_draws_what_it_would_have_drawn() -> None:
     whole, parts, other = new_sweep("whole"), new_sweep("parts"), new_sweep("other")
     uninterrupted = new_search(whole)
@@ -91,6 +92,7 @@ def test_a_search_that_was_stopped_draws_what_it_would_have_drawn() -> None:
     assert seeded is not None and seeded.values != whole.trials()[0].values
 
 
+@pytest.mark.slow
 def test_the_search_learns() -> None:
     sweep = new_sweep()
     search = new_search(sweep, total=40)
@@ -171,6 +173,7 @@ def test_a_metric_that_no_trial_logs_is_one_clear_error() -> None:
     assert error.value.hint == "choose from: loss"
 
 
+@pytest.mark.slow
 def test_launchers_that_ask_at_once_stay_within_the_budget(assets_dir: Path) -> None:
     sweep = new_sweep()
     code = f"""

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,8 +18,10 @@ from common.experiments.catalogue import Catalogue
 from common.utils.paths import REPOSITORY_ROOT
 from tests.apps.launching import slurm_double
 from tests.apps.launching.conftest import TINY, until
+from tests.conftest import RunTool
 
 pytestmark = pytest.mark.slow
+Launched = Callable[..., tuple[int, str, str]]
 pytest.importorskip("submitit")
 
 
@@ -50,10 +52,16 @@ class Launch:
         self.process.communicate()
 
 
-def launched(*arguments: str) -> tuple[int, str, str]:
-    with Launch(*arguments) as process:
-        out, error = process.communicate(timeout=120)
-        return process.returncode, out, error
+@pytest.fixture
+def launched(run_tool: RunTool) -> Launched:
+    """(exit code, standard output, standard error) of a launch, to its end."""
+
+    def launched(*arguments: str) -> tuple[int, str, str]:
+        command = [TINY, "--config", "tiny.yaml", "--sweep", "s", "--slurm", *arguments]
+        done = run_tool("tools/launch.py", *command, timeout=120)
+        return done.returncode, done.stdout, done.stderr
+
+    return launched
 
 
 def rows(name: str) -> int:
@@ -64,7 +72,9 @@ def statuses() -> dict[str, str]:
     return {run.name: run.status for run in Catalogue().overview()}
 
 
-def test_every_trial_is_a_job_that_asks_for_what_it_needs(cluster: Path) -> None:
+def test_every_trial_is_a_job_that_asks_for_what_it_needs(
+    cluster: Path, launched: Launched
+) -> None:
     code, out, error = launched(
         *("--partition", "gpu", "--gpus", "1", "--hours", "1.5", "--cpus", "3"),
         *("--memory-gb", "8", "--account", "lab", "--sbatch", "qos=high", "lr=1e-2,1e-3"),
@@ -81,14 +91,16 @@ def test_every_trial_is_a_job_that_asks_for_what_it_needs(cluster: Path) -> None
     assert Catalogue().manifest("s_001")["tags"] == ["sweep:s"]
 
 
-def test_a_job_that_is_killed_is_submitted_again(cluster: Path) -> None:
+def test_a_job_that_is_killed_is_submitted_again(cluster: Path, launched: Launched) -> None:
     code, _, error = launched("misbehave=die_once", "steps=5")
     assert code == 0, error
     assert statuses() == {"s_000": "finished"} and rows("s_000") == 5
     assert len(slurm_double.jobs(cluster)) == 2 and "retrying (1 of 2)" in error
 
 
-def test_an_error_of_its_own_is_told_and_not_submitted_again(cluster: Path) -> None:
+def test_an_error_of_its_own_is_told_and_not_submitted_again(
+    cluster: Path, launched: Launched
+) -> None:
     code, out, error = launched("misbehave=error")
     assert code == 2 and "1 of 1 trials did not finish" in error
     assert "s_000: error [training]: the loss is nan" in out
@@ -121,7 +133,9 @@ def test_ctrl_c_lets_the_jobs_save_and_end(cluster: Path) -> None:
     assert all((cluster / "jobs" / f"{job}.done").exists() for job in slurm_double.jobs(cluster))
 
 
-def test_detached_jobs_are_looked_after_by_the_same_command(cluster: Path) -> None:
+def test_detached_jobs_are_looked_after_by_the_same_command(
+    cluster: Path, launched: Launched
+) -> None:
     sweep = ("step_seconds=3", "steps=2", "seed=0,1,2")
     code, out, error = launched("--detach", *sweep)
     assert code == 0, error
@@ -133,13 +147,15 @@ def test_detached_jobs_are_looked_after_by_the_same_command(cluster: Path) -> No
     assert len(slurm_double.jobs(cluster)) == 3, "no job twice"
 
 
-def test_what_sbatch_refuses_is_one_line(cluster: Path) -> None:
+def test_what_sbatch_refuses_is_one_line(cluster: Path, launched: Launched) -> None:
     code, _, error = launched("--partition", "nowhere")
     assert code == 2 and "Traceback" not in error
     assert "sbatch refused" in error and "invalid partition specified: nowhere" in error
 
 
-def test_without_slurm_nothing_is_begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_slurm_nothing_is_begun(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, launched: Launched
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ResearchError, match="SLURM is not available"):
         check_slurm()

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -17,8 +18,11 @@ import pytest
 
 from apps.reproduction.cli import parse_arguments
 from common.utils import query_experiments
+from tests.budget import budget, repeat
+from tests.conftest import RunTool
 
 PAPER = Path(__file__).with_name("tiny_paper.py")
+Run = Callable[..., tuple[int, str, str]]
 
 
 def parsed(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int | None, list[str]]:
@@ -65,10 +69,15 @@ def start(*words: str, seconds_a_step: float = 0.0) -> subprocess.Popen[str]:
     )
 
 
-def run(*words: str) -> tuple[int, str, str]:
-    process = start(*words)
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
+@pytest.fixture
+def run(run_tool: RunTool) -> Run:
+    """(exit code, standard output, standard error) of the whole command."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        done = run_tool(PAPER, *words, env={"SECONDS_A_STEP": "0"}, timeout=120)
+        return done.returncode, done.stdout, done.stderr
+
+    return run
 
 
 def wait_for_rows(count: int) -> None:
@@ -77,12 +86,12 @@ def wait_for_rows(count: int) -> None:
         rows = query_experiments("SELECT count(*) AS n FROM experiments")
         if rows["n"][0] >= count:
             return
-        time.sleep(0.1)
+        time.sleep(0.3)  # the question itself takes the core from the process
     raise AssertionError("no rows came")
 
 
 @pytest.mark.slow
-def test_seeds_are_obeyed_and_the_tables_can_be_read_by_programs(tmp_path: Path) -> None:
+def test_seeds_are_obeyed_and_the_tables_can_be_read_by_programs(tmp_path: Path, run: Run) -> None:
     figure = tmp_path / "new" / "figure.svg"
     code, out, err = run("--seeds", "2", "--format", "json", "--figure", str(figure), "--jobs", "1")
     assert code == 0, err
@@ -101,7 +110,7 @@ def test_seeds_are_obeyed_and_the_tables_can_be_read_by_programs(tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["figure", "figure.doc", "file/figure.png"])
 def test_a_figure_that_cannot_be_written_is_refused_before_anything_runs(
-    tmp_path: Path, name: str
+    tmp_path: Path, name: str, run: Run
 ) -> None:
     (tmp_path / "file").touch()
     code, out, err = run("--figure", str(tmp_path / name))
@@ -111,28 +120,41 @@ def test_a_figure_that_cannot_be_written_is_refused_before_anything_runs(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("jobs", ["1", "2"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_the_same_command_goes_on_after_any_end(jobs: str, number: signal.Signals) -> None:
-    process = start("--jobs", jobs, "--seeds", "5", seconds_a_step=2.5)
+@repeat(
+    ("number", "jobs"),
+    [
+        (signal.SIGKILL, "2"),
+        (signal.SIGINT, "1"),
+        (signal.SIGTERM, "1"),
+        (signal.SIGINT, "2"),
+        (signal.SIGTERM, "2"),
+        (signal.SIGKILL, "1"),
+    ],
+    few=2,
+)
+def test_the_same_command_goes_on_after_any_end(
+    jobs: str, number: signal.Signals, run: Run
+) -> None:
+    seeds = budget("3", "5")
+    process = start("--jobs", jobs, "--seeds", seeds, seconds_a_step=1.5)
     wait_for_rows(2)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(number)
-    _, err = process.communicate(timeout=15)  # another run would take 25 seconds
+    _, err = process.communicate(timeout=13)  # another run would take 15 seconds
     if number != signal.SIGKILL:
         assert process.returncode == 128 + number
         assert err.strip().endswith("the same command continues") and "Traceback" not in err
     _, alive = psutil.wait_procs(children, timeout=15)
     assert not alive, "workers outlive their parent"
-    code, out, err = run("--jobs", jobs, "--seeds", "5", "--format", "json")
+    code, out, err = run("--jobs", jobs, "--seeds", seeds, "--format", "json")
     assert code == 0, err
     begun = next(row for row in json.loads(out) if row["table"] == "begun at")
     assert begun["ours"] != "0 ± 0"  # something was there already
 
 
 @pytest.mark.slow
-def test_a_second_process_is_refused_and_does_no_harm() -> None:
-    first = start("--jobs", "1", "--seeds", "1", seconds_a_step=1.5)
+def test_a_second_process_is_refused_and_does_no_harm(run: Run) -> None:
+    first = start("--jobs", "1", "--seeds", "1", seconds_a_step=0.7)
     wait_for_rows(1)
     code, _, err = run("--jobs", "1", "--seeds", "1")
     assert code == 2 and "error [experiment]" in err and "running" in err

@@ -19,6 +19,7 @@ def refusal(config: DataConfig) -> DataError:
     return caught.value
 
 
+@pytest.mark.slow
 def test_python_stdlib_is_the_same_every_time_and_holds_no_installed_package() -> None:
     first, second = open_corpus(DataConfig()), open_corpus(DataConfig())
     assert first.fingerprint == second.fingerprint

@@ -26,7 +26,8 @@ from common.data.splits import split_documents
 from common.data.token_files import open_tokens
 from common.data.tokenizers import BPETokenizer, CharTokenizer, Tokenizer
 from common.errors import DataError
-from tests.budget import examples
+from tests.budget import budget, examples, repeat
+from tests.fork_server import ForkServer
 
 WORDS = [
     "the",
@@ -165,12 +166,14 @@ prepare(DataConfig(path=sys.argv[1], tokenizer=sys.argv[2], vocab_size=400))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["bpe", "char", "one file"])
-def test_killed_at_any_moment_it_ends_with_the_same_bytes(kind: str, tmp_path: Path) -> None:
+@repeat("kind", ["bpe", "char", "one file"])
+def test_killed_at_any_moment_it_ends_with_the_same_bytes(
+    kind: str, tmp_path: Path, fork_server: ForkServer
+) -> None:
     draw = random.Random(7)
     source = tmp_path / "texts"
     source.mkdir()
-    for number in range(1 if kind == "one file" else 60):
+    for number in range(1 if kind == "one file" else budget(25, 60)):
         length = 2_000_000 if kind == "one file" else 30_000
         (source / f"{number}.txt").write_text(" ".join(draw.choices(WORDS, k=length)))
     path = source / "0.txt" if kind == "one file" else source
@@ -178,17 +181,20 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(kind: str, tmp_path: P
     config = DataConfig(path=path, tokenizer=tokenizer, vocab_size=400)
     reference = prepare(config)  # in this process, in another assets folder
     assets = tmp_path / "killed"
-    command = [sys.executable, "-c", _PREPARE, str(path), tokenizer]
     environment = os.environ | {"RESEARCH_ASSETS_DIR": str(assets)}
     kills = went_on = 0
     while True:
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        try:
-            process.wait(0.6 + draw.random() * 0.8 + 0.3 * kills)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        _, errors = process.communicate()
+        with (tmp_path / "errors").open("w+") as log, Path(os.devnull).open() as nothing:
+            streams = {"stdin": nothing, "stdout": log, "stderr": log}
+            command = ("-c", _PREPARE, path, tokenizer)
+            process = fork_server.start(*command, env=environment, **streams)
+            try:
+                process.wait(0.2 + draw.random() * 0.8 + 0.3 * kills)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                kills += 1
+        errors = (tmp_path / "errors").read_text()
         went_on += "resuming the preparation" in errors
         if process.returncode == 0:
             break

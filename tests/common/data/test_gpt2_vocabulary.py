@@ -68,6 +68,7 @@ def huggingface_gpt2(vocabulary: Path, folder: Path) -> Path:
     return folder / "tokenizer.json"
 
 
+@pytest.mark.slow
 def test_prepared_ids_are_tiktokens(gpt2: tuple[tiktoken.Encoding, TiktokenTokenizer]) -> None:
     folder = get_datasets_dir() / "plays"
     folder.mkdir(parents=True)
@@ -87,6 +88,7 @@ def _cut(ids: list[int]) -> list[list[int]]:
     return [ids[start + 1 : end] for start, end in pairwise([-1, *ends, len(ids)])]
 
 
+@pytest.mark.slow
 def test_every_way_to_the_vocabulary_gives_the_same_ids(
     gpt2: tuple[tiktoken.Encoding, TiktokenTokenizer], vocabulary: Path, tmp_path: Path
 ) -> None:
@@ -115,6 +117,7 @@ def test_every_way_to_the_vocabulary_gives_the_same_ids(
     assert {tokenizer.end_of_text for tokenizer in tokenizers.values()} == {END_OF_TEXT_ID}
 
 
+@pytest.mark.slow
 def test_merges_for_gguf_are_the_published_ones(
     gpt2: tuple[tiktoken.Encoding, TiktokenTokenizer], vocabulary: Path
 ) -> None:

@@ -491,6 +491,7 @@ class TestTools:
 
         return start
 
+    @pytest.mark.slow
     def test_dataset_tool(self, start: Any, hub: HubDouble, tmp_path: Path) -> None:
         project = tmp_path / "mine"
         project.mkdir()
@@ -506,6 +507,7 @@ class TestTools:
         offline = start(*command, HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
         assert offline.communicate(timeout=60)[0] == out and offline.returncode == 0
 
+    @pytest.mark.slow
     def test_model_tool(self, start: Any, tmp_path: Path) -> None:
         one = start("download_hf_model", "--repo-id", "me/tiny", "--filename", "config.json")
         out, err = one.communicate(timeout=60)
@@ -513,6 +515,7 @@ class TestTools:
         assert out == "me/tiny is in assets/models/me--tiny/config.json\n"
         assert (tmp_path / "assets/models/me--tiny/config.json").is_file()
 
+    @pytest.mark.slow
     def test_failures_are_one_line_a_hint_and_exit_code_2(self, start: Any, tmp_path: Path) -> None:
         gated = start("download_hf_dataset", "--name", "me/secret", HF_TOKEN="hf_wrong")
         missing = start("download_hf_model", "--repo-id", "me/nothing")
@@ -530,6 +533,7 @@ class TestTools:
             assert out == "" and "hf_wrong" not in err
         assert visible(tmp_path / "assets/datasets") == visible(tmp_path / "assets/models") == []
 
+    @pytest.mark.slow
     def test_a_token_is_sent_and_kept_nowhere(self, start: Any, tmp_path: Path) -> None:
         for kind, tool in (("name", "download_hf_dataset"), ("repo-id", "download_hf_model")):
             for name in ("me/secret", "me/nothing"):  # it opens the first, the second fails

@@ -88,6 +88,7 @@ def test_progress_is_not_written_among_the_results(
     assert capfd.readouterr().out == "", "stdout is for results"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [char, bpe])
 def test_two_runs_of_two_processes_give_the_same_bytes(kind, folder: Path, tmp_path: Path) -> None:
     first = prepare(kind(folder)).meta

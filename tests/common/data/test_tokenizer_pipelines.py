@@ -74,6 +74,7 @@ def attack(seed: int, pipelines: int, texts: int, folder: Path) -> Counter[str]:
     return paths
 
 
+@pytest.mark.slow
 @pytest.mark.attack
 def test_ids_bytes_and_borders_of_random_pipelines(tmp_path: Path) -> None:
     paths = attack(1, budget(80, 500), budget(12, 200), tmp_path)

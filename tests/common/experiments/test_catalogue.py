@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from apps.experiments.deleting import delete_experiments
 from common.errors import ExperimentError
-from common.experiments import log, store
+from common.experiments import catalogue_cache, log, store
 from common.experiments.catalogue import Catalogue
 from common.experiments.log import append_records
 from common.experiments.metrics import metric_direction, preferred_split
@@ -33,7 +33,7 @@ from common.experiments.recovery import open_catalogue
 from common.experiments.sql import query_rows
 from common.utils import save_experiment, start_experiment
 from common.utils.paths import get_experiments_dir
-from tests.budget import examples
+from tests.budget import budget, examples
 
 
 def save(name: str, split: str = "val", **metrics: list[float]) -> Path:
@@ -109,22 +109,24 @@ def test_a_cache_of_another_version_is_made_again() -> None:
         assert len(opened().best("loss")) == 1
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 def test_processes_that_open_an_empty_store_at_the_same_moment_all_succeed(tmp_path: Path) -> None:
+    rounds = budget(5, 15)
     script = """
 import os, sys, time
 from pathlib import Path
 from common.experiments.recovery import open_catalogue
-for round in range(15):
+for round in range(int(sys.argv[2])):
     os.environ["RESEARCH_ASSETS_DIR"] = f"{sys.argv[1]}/store_{round}"
     while not Path(f"{sys.argv[1]}/go_{round}").exists():
         time.sleep(0.0005)
     open_catalogue()
     Path(f"{sys.argv[1]}/done_{round}_{os.getpid()}").touch()
 """
-    command = [sys.executable, "-c", script, str(tmp_path)]
+    command = [sys.executable, "-c", script, str(tmp_path), str(rounds)]
     started = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
-    for i in range(15):
+    for i in range(rounds):
         (tmp_path / f"go_{i}").touch()
         while len(list(tmp_path.glob(f"done_{i}_*"))) < sum(p.poll() is None for p in started):
             time.sleep(0.001)
@@ -135,9 +137,11 @@ for round in range(15):
 @pytest.mark.parametrize("opened", [Catalogue, open_catalogue])
 @pytest.mark.parametrize("mode", ["IMMEDIATE", "EXCLUSIVE"])
 def test_a_cache_that_another_process_holds_is_done_without_and_left_alone(
-    mode: str, opened: Callable[[], Catalogue]
+    mode: str, opened: Callable[[], Catalogue], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import sqlite3
+
+    monkeypatch.setattr(catalogue_cache, "_LONGEST_WAIT_SECONDS", 0.3)
 
     save("a", loss=[2.0])
     other = sqlite3.connect(cache(), isolation_level=None)

@@ -41,6 +41,7 @@ from common.utils import (
     start_experiment,
 )
 from common.utils.paths import get_experiments_dir, get_runs_dir
+from tests.budget import budget
 from tests.conftest import SmallDisk
 
 
@@ -64,6 +65,7 @@ def status_of(name: str) -> str:
 # --- names -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 def test_processes_that_start_at_the_same_moment_never_share_a_name(tmp_path: Path) -> None:
     script = """
@@ -72,19 +74,21 @@ from pathlib import Path
 from common.experiments.run import start_experiment
 while not Path(sys.argv[1]).exists():
     time.sleep(0.001)
-for _ in range(6):
+for _ in range(int(sys.argv[2])):
     run = start_experiment(prefix="race")
     run.log({"loss": 1.0}, step=1)
     print(run.name)
     run.finish("interrupted")
 """
-    started = processes(script, 6, str(tmp_path / "go"))
+    count, starts = budget(3, 6), 6
+    started = processes(script, count, str(tmp_path / "go"), str(starts))
     (tmp_path / "go").touch()
     names = [name for output in finish_all(started) for name in output.split()]
-    assert sorted(names) == sorted(f"race_{i:03d}" for i in range(1, 37))
+    assert sorted(names) == sorted(f"race_{i:03d}" for i in range(1, count * starts + 1))
     assert all(len(read_log(store.log_path(name)).rows) == 1 for name in names)
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 def test_of_many_processes_that_want_one_name_one_gets_it(tmp_path: Path) -> None:
     script = """
@@ -103,7 +107,7 @@ for i in range(50):
         pass
 print(won)
 """
-    started = processes(script, 4, str(tmp_path / "go"))
+    started = processes(script, budget(3, 4), str(tmp_path / "go"))
     (tmp_path / "go").touch()
     assert sum(int(output) for output in finish_all(started)) == 50
 
@@ -573,10 +577,11 @@ while True:
 """
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 def test_a_killed_run_keeps_every_row_that_log_returned_for_and_is_called_died() -> None:
     rng = random.Random(0)
-    names = [f"victim_{i}" for i in range(5)]
+    names = [f"victim_{i}" for i in range(budget(2, 5))]
     for name in names:
         process = processes(_WRITER, 1, name)[0]
         assert process.stdout is not None and process.stderr is not None
@@ -631,6 +636,7 @@ def test_a_run_left_by_an_exception_keeps_its_log(error: type[BaseException], st
     assert query_rows("SELECT loss FROM experiments")[1] == [[1.0]]
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 def test_a_run_killed_anywhere_in_its_finish_is_finished_by_the_next_reader() -> None:
     script = """
@@ -648,7 +654,7 @@ def die_at(moment):
                 os.kill(os.getpid(), signal.SIGKILL)
     sys.addaudithook(hook)
 
-moment = 0
+moment, stride = 0, int(sys.argv[1])
 while True:
     moment += 1
     child = os.fork()
@@ -657,7 +663,7 @@ while True:
         for step in range(5):
             run.log({"loss": 0.5**step}, step=step)
         run.update(done=True)
-        die_at(moment)
+        die_at(moment * stride)
         run.finish()
         os._exit(0)
     ended = os.waitpid(child, 0)[1]
@@ -666,9 +672,10 @@ while True:
         break
 print(moment)
 """
-    (output,) = finish_all(processes(script, 1))
+    stride = budget(4, 1)
+    (output,) = finish_all(processes(script, 1, str(stride)))
     moments = int(output)
-    assert moments > 5
+    assert moments * stride > 5
     catalogue = Catalogue()
     assert catalogue.broken == []
     found = {m["file"]: m["status"] for m in catalogue.manifests}
@@ -677,6 +684,7 @@ print(moment)
     assert query_rows(counts)[1] == [[5, 5]] * moments
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 def test_a_process_killed_while_it_stores_leaves_the_log_or_the_file_never_half_of_one() -> None:
     script = """
@@ -692,7 +700,7 @@ for i in range(1000):
     run.finish()
 """
     rng = random.Random(1)
-    for attempt in range(3):
+    for attempt in range(budget(1, 3)):
         process = processes(script, 1, f"k{attempt}")[0]
         assert process.stdout is not None and process.stderr is not None
         process.stdout.readline(), process.stdout.readline()
@@ -711,13 +719,15 @@ for i in range(1000):
         assert len(whole) >= logged, "each of them had all its rows logged"
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 def test_readers_see_every_row_while_runs_are_being_finished() -> None:
-    script = """
+    runs = budget(15, 40)
+    script = f"""
 from common.experiments.run import start_experiment
-for i in range(40):
-    run = start_experiment(f"r_{i:03d}")
-    run.log({"loss": 1.0}, step=1)
+for i in range({runs}):
+    run = start_experiment(f"r_{{i:03d}}")
+    run.log({{"loss": 1.0}}, step=1)
     print(i, flush=True)
     run.finish()
 """
@@ -731,7 +741,7 @@ for i in range(40):
         seen = count
     process.communicate()
     assert process.returncode == 0
-    assert query_rows("SELECT count(*) FROM experiments")[1] == [[40]]
+    assert query_rows("SELECT count(*) FROM experiments")[1] == [[runs]]
 
 
 def test_what_fails_after_an_experiment_is_stored_ends_no_training(

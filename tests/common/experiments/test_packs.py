@@ -26,6 +26,7 @@ from common.experiments.packs import read_pack
 from common.experiments.parquet import read_parquet
 from common.utils import query_experiments, save_experiment, start_experiment
 from common.utils.paths import get_experiments_dir
+from tests.budget import budget
 
 
 def save(name: str, rows: int = 3, **columns: list[float]) -> None:
@@ -87,17 +88,22 @@ def test_what_is_unpacked_is_byte_for_byte_the_experiment_that_was_packed() -> N
     assert pack_files() == [] and everything() == before
 
 
+@pytest.mark.slow
+@pytest.mark.attack
 def test_a_run_of_many_metrics_is_stored_packed_and_read_in_time() -> None:
-    metrics = {f"layer_{number}/norm": float(number) for number in range(5000)}
+    count = budget(2000, 5000)
+    metrics = {f"layer_{number}/norm": float(number) for number in range(count)}
     run = start_experiment("wide")
     run.log(metrics, step=0)
     started = time.process_time()
     run.finish()
     pack_experiments()
-    assert len(Catalogue().summaries()) == 5000
-    assert time.process_time() - started < 20  # 3 s, and 50 s when a list was made for every column
-    wide = query_experiments('SELECT "layer_4999/norm" AS norm FROM experiments')
-    assert wide["norm"].tolist() == [4999.0]
+    assert len(Catalogue().summaries()) == count
+    assert time.process_time() - started < budget(
+        4, 20
+    )  # 3 s for 5,000, and 50 s when a list was made for every column
+    wide = query_experiments('SELECT "layer_1999/norm" AS norm FROM experiments')
+    assert wide["norm"].tolist() == [1999.0]
 
 
 def test_spellings_that_differ_in_case_never_meet_in_one_file() -> None:
@@ -196,6 +202,7 @@ def test_the_coldest_are_packed_when_there_are_many(monkeypatch: pytest.MonkeyPa
     assert Catalogue().names() == [f"run_{number}" for number in range(8)]
 
 
+@pytest.mark.attack
 def test_a_cut_pack_is_named_and_the_rest_of_the_store_stays_readable() -> None:
     for name in "abc":
         save(name)
@@ -203,7 +210,7 @@ def test_a_cut_pack_is_named_and_the_rest_of_the_store_stays_readable() -> None:
     save("loose")
     (pack,) = pack_files()
     whole = pack.read_bytes()
-    for size in range(0, len(whole), 97):
+    for size in range(0, len(whole), budget(500, 97)):
         pack.write_bytes(whole[:size])
         catalogue = Catalogue()
         assert [broken.file for broken in catalogue.broken] == [f"packs/{pack.name}"]
@@ -236,6 +243,7 @@ while True:
 """
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 def test_nothing_is_lost_or_doubled_when_packing_is_killed_anywhere() -> None:
     names = [f"run_{number}" for number in range(12)]
@@ -243,7 +251,7 @@ def test_nothing_is_lost_or_doubled_when_packing_is_killed_anywhere() -> None:
         save(name, rows=50)
     before = everything()
     rng = random.Random(0)
-    for _ in range(12):
+    for _ in range(budget(2, 12)):
         mover = subprocess.Popen(
             [sys.executable, "-c", MOVER, *names[::3]], stdout=subprocess.PIPE, text=True
         )
@@ -257,6 +265,7 @@ def test_nothing_is_lost_or_doubled_when_packing_is_killed_anywhere() -> None:
         assert everything() == before
 
 
+@pytest.mark.attack
 @pytest.mark.slow
 def test_readers_see_every_row_while_experiments_move_in_and_out_of_packs() -> None:
     names = [f"run_{number}" for number in range(12)]
@@ -269,9 +278,9 @@ def test_readers_see_every_row_while_experiments_move_in_and_out_of_packs() -> N
         assert mover.stdout is not None
         mover.stdout.readline()
         query_experiments("SELECT 1")  # imports what it needs
-        until = time.monotonic() + 6
+        until = time.monotonic() + budget(2.0, 6.0)
         counted = []
-        while time.monotonic() < until:
+        while time.monotonic() < until or len(counted) < 3:  # a busy machine asks less often
             rows = query_experiments(
                 "SELECT COUNT(*) AS n, COUNT(DISTINCT experiment_name) AS names FROM experiments"
             )

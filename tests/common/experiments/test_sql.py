@@ -255,6 +255,7 @@ def test_every_other_statement_is_refused(
     assert query_rows("SELECT loss FROM experiments")[1] == [[1.0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source",
     [
@@ -359,6 +360,7 @@ def test_a_nan_is_a_nan_and_a_missing_value_is_null() -> None:
     assert query_rows("SELECT count(loss) FROM experiments")[1] == [[1]]
 
 
+@pytest.mark.slow
 def test_a_result_that_is_too_long_is_refused_never_cut() -> None:
     save("a", loss=[1.0, 2.0, 3.0])
     sql = "SELECT loss FROM experiments"
@@ -404,6 +406,7 @@ query_rows({ENDLESS!r}, timeout_seconds=60)
     assert "KeyboardInterrupt" in errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "select",
     ["repeat('a', 1500000000)", "repeat('a', 100000000) FROM range(900)", "range(900000000)"],
@@ -417,6 +420,7 @@ def test_a_call_that_cannot_be_interrupted_is_ended_all_the_same(select: str) ->
     assert query_rows("SELECT 1")[1] == [[1]]
 
 
+@pytest.mark.slow
 def test_a_result_that_is_too_large_for_the_asker_is_refused() -> None:
     for query in (query_rows, query_experiments):
         with pytest.raises(ExperimentError, match="more than 128 MiB"):

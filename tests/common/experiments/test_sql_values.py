@@ -145,6 +145,7 @@ def table_in_memory() -> duckdb.DuckDBPyConnection:
     return connection
 
 
+@pytest.mark.slow
 def test_every_predicate_order_and_aggregate_answers_as_a_table_in_memory(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ The processes that are killed are in store_attackers.py.
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
@@ -28,14 +29,14 @@ from common.experiments.catalogue import Catalogue
 from common.experiments.sql import query_rows
 from common.utils import manifest, save_experiment, start_experiment
 from common.utils.paths import get_experiments_dir
-from tests.budget import budget
+from tests.budget import budget, repeat
 from tests.conftest import SmallDisk
 
 pytestmark = pytest.mark.slow
 ATTACKERS = Path(__file__).with_name("store_attackers.py")
-KILLS = budget(40, 200)
-WRITERS = budget(24, 64)
-CROWD_SECONDS = budget(4.0, 20.0)
+KILLS = budget(12, 200)
+WRITERS = budget(6, 64)
+CROWD_SECONDS = budget(1.5, 20.0)
 
 
 @contextmanager
@@ -293,7 +294,7 @@ def test_a_file_cut_at_any_byte_is_named_and_hides_nothing_else(
     whole = path.read_bytes()
     file = str(path.relative_to(get_experiments_dir()))
     ends = [i for i, byte in enumerate(whole) if byte == ord("\n")] if kind == "log" else []
-    sizes = {*range(0, len(whole), budget(8, 1)), *ends, *(end - 1 for end in ends), len(whole)}
+    sizes = {*range(0, len(whole), budget(64, 1)), *ends, *(end - 1 for end in ends), len(whole)}
     for size in sorted(sizes):
         path.write_bytes(whole[:size])
         rows = 6 * (size == len(whole))
@@ -360,7 +361,7 @@ def test_a_disk_that_runs_full_while_a_run_logs(disk: Disk) -> None:
     assert steps == [[step] for step in range(1005)]
 
 
-@pytest.mark.parametrize("leave", [0, 4096, 8192, 16384, 32768])
+@repeat("leave", [4096, 0, 8192, 16384, 32768])
 def test_a_disk_that_is_full_while_a_run_finishes(disk: Disk, leave: int) -> None:
     run = start_experiment("exp")
     rng = random.Random(0)
@@ -377,7 +378,7 @@ def test_a_disk_that_is_full_while_a_run_finishes(disk: Disk, leave: int) -> Non
     assert Catalogue().manifest("exp")["status"] in ("died", "finished")
 
 
-@pytest.mark.parametrize("leave", [0, 4096, 8192, 16384])
+@repeat("leave", [0, 4096, 8192, 16384])
 def test_a_disk_that_is_full_while_experiments_are_packed(disk: Disk, leave: int) -> None:
     rng = random.Random(0)
     for number in range(20):
@@ -431,9 +432,9 @@ def die_at(moment):
                 os.kill(os.getpid(), signal.SIGKILL)
     sys.addaudithook(hook)
 
-moment = 0
+moment = {first}
 while True:
-    moment += 1
+    moment += {stride}
     child = os.fork()
     if child == 0:
         die_at(moment)
@@ -448,6 +449,7 @@ while True:
 """
 
 
+@pytest.mark.attack
 @pytest.mark.parametrize(
     "action", ["delete_experiments(['packed', 'loose', 'left'])", "check_store()"]
 )
@@ -471,7 +473,11 @@ def test_a_change_that_is_killed_anywhere_harms_nothing_else(action: str) -> Non
     save_experiment("kept", pd.DataFrame({"loss": [1.0, 2.0]}))
     make()
     pipe = subprocess.PIPE
-    script = KILLED_EVERYWHERE.replace("{action}", action)
+    stride = budget(7, 1)
+    places = {"{action}": action, "{first}": str(-(stride // 2)), "{stride}": str(stride)}
+    script = functools.reduce(
+        lambda text, place: text.replace(*place), places.items(), KILLED_EVERYWHERE
+    )
     moments = 0
     with subprocess.Popen(
         [sys.executable, "-c", script], stdin=pipe, stdout=pipe, text=True
@@ -491,7 +497,7 @@ def test_a_change_that_is_killed_anywhere_harms_nothing_else(action: str) -> Non
             make()
             process.stdin.write("\n")
             process.stdin.flush()
-    assert process.returncode == 0 and moments > 10
+    assert process.returncode == 0 and moments * stride > 10
 
 
 # --- SQL -------------------------------------------------------------------------------------------
@@ -571,6 +577,7 @@ WITH x AS (UPDATE live_rows SET step = 1 RETURNING *) SELECT * FROM x
 """.strip().splitlines()
 
 
+@pytest.mark.attack
 def test_no_question_reaches_beyond_the_experiments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -590,6 +597,7 @@ def test_no_question_reaches_beyond_the_experiments(
     asked = [f"SELECT * FROM {reader}('{place}')" for reader in READERS for place in PLACES[:3]]
     asked += [f"SELECT * FROM {reader}('{place}')" for reader in READERS[:2] for place in PLACES]
     asked += [f"SELECT * FROM '{place}'" for place in PLACES]
+    asked = asked[:: budget(9, 1)]
     refused = 0
     for sql in [
         *(sql.format(**places) for sql in asked),

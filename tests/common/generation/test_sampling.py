@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 
 from common.errors import ModelError
 from common.generation.sampling import argmax, sample_next
-from tests.budget import examples
+from tests.budget import budget, examples, repeat
 
 DRAWS = 40_000
 LOGITS = [1.2, -0.3, 0.4, 2.0, -1.5, 0.9]
@@ -141,7 +141,8 @@ def exact_probabilities(
     return expected
 
 
-@pytest.mark.parametrize("vocab", [511, 512, 513, 1000, 50257])
+@pytest.mark.slow
+@repeat("vocab", [513, 50257, 511, 512, 1000], few=2)
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p"),
     [
@@ -159,7 +160,7 @@ def test_draws_pass_the_chi_square_test_against_float64(
 ) -> None:
     logits = logits_of(vocab, spread=3.0)
     generator, counts = torch.Generator().manual_seed(1), np.zeros(vocab)
-    draws = 20_000 if vocab <= 1000 else 4_000
+    draws = 20_000 if vocab <= 1000 else budget(1_600, 4_000)
     for _ in range(20):
         tokens = sample_next(
             logits.expand(draws // 20, -1),
@@ -210,6 +211,7 @@ def test_the_last_words_are_drawn_as_often_as_the_first() -> None:
     assert chisquare(counts[counts > 0]).pvalue > 1e-4
 
 
+@pytest.mark.slow
 def test_a_word_of_small_probability_is_drawn_as_often_as_it_should_be() -> None:
     """A float32 sum over 50,257 words would round a probability of 1e-4 of them away or up."""
     logits = torch.zeros(50257)

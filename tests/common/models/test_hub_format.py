@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import struct
@@ -14,9 +15,7 @@ from typing import Any
 import pytest
 import tokenizers as hf
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
 
 from apps.export.hub_format import save_pretrained
 from common.data.tokenizers import (
@@ -34,6 +33,17 @@ from common.errors import DataError, ModelError
 from common.models import Decoder, load_pretrained
 from common.models.base import BaseLanguageModel
 
+pytestmark = pytest.mark.slow  # nearly all have folders that transformers has written
+
+
+class _Transformers:
+    """The package, which is imported when something of it is asked for: it takes seconds."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module("transformers"), name)
+
+
+transformers: Any = _Transformers()
 VOCABULARY, CONTEXT = 99, 64
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -64,20 +74,26 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
 }
 CONFIGS: dict[str, Callable[[], Any]] = {
-    "gpt2": lambda: GPT2Config(**GPT2),
-    "gpt2_untied_relu2": lambda: GPT2Config(
+    "gpt2": lambda: transformers.GPT2Config(**GPT2),
+    "gpt2_untied_relu2": lambda: transformers.GPT2Config(
         **GPT2, tie_word_embeddings=False, activation_function="relu2", n_inner=40
     ),
-    "gpt2_gelu": lambda: GPT2Config(**GPT2, activation_function="gelu", layer_norm_epsilon=1e-2),
-    "llama2": lambda: LlamaConfig(**SIZES, rms_norm_eps=1e-2),
-    "llama3": lambda: LlamaConfig(**SIZES, rope_parameters=LLAMA3, tie_word_embeddings=True),
-    "llama_biases_wide_heads": lambda: LlamaConfig(
+    "gpt2_gelu": lambda: transformers.GPT2Config(
+        **GPT2, activation_function="gelu", layer_norm_epsilon=1e-2
+    ),
+    "llama2": lambda: transformers.LlamaConfig(**SIZES, rms_norm_eps=1e-2),
+    "llama3": lambda: transformers.LlamaConfig(
+        **SIZES, rope_parameters=LLAMA3, tie_word_embeddings=True
+    ),
+    "llama_biases_wide_heads": lambda: transformers.LlamaConfig(
         **SIZES, attention_bias=True, mlp_bias=True, head_dim=16
     ),
-    "qwen2": lambda: Qwen2Config(**SIZES, rope_parameters={"rope_theta": 1e6}),
-    "qwen2_tied_wide_heads": lambda: Qwen2Config(**SIZES, tie_word_embeddings=True, head_dim=16),
-    "qwen3": lambda: Qwen3Config(**SIZES, head_dim=16, rms_norm_eps=1e-2),
-    "qwen3_tied": lambda: Qwen3Config(**SIZES, head_dim=8, tie_word_embeddings=True),
+    "qwen2": lambda: transformers.Qwen2Config(**SIZES, rope_parameters={"rope_theta": 1e6}),
+    "qwen2_tied_wide_heads": lambda: transformers.Qwen2Config(
+        **SIZES, tie_word_embeddings=True, head_dim=16
+    ),
+    "qwen3": lambda: transformers.Qwen3Config(**SIZES, head_dim=16, rms_norm_eps=1e-2),
+    "qwen3_tied": lambda: transformers.Qwen3Config(**SIZES, head_dim=8, tie_word_embeddings=True),
 }
 
 
@@ -90,7 +106,7 @@ def randomise(model: torch.nn.Module) -> None:
 
 def make_theirs(name: str, seed: int = 0) -> Any:
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32)
     randomise(model)
     return model.eval()
 
@@ -110,7 +126,9 @@ def tokens(rows: int = 3, length: int = CONTEXT) -> torch.Tensor:
 
 def from_transformers(folder: Path) -> Any:
     """What transformers reads from a folder, without any complaint."""
-    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True
+    )
     assert not any(info.values()), info
     return model.eval()
 
@@ -126,7 +144,6 @@ def assert_same(ours: BaseLanguageModel, theirs: Any) -> None:
     assert ours.generate(prompt, 45, temperature=0).tolist() == greedy.tolist()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_theirs_to_ours_and_back(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     theirs, ours = from_transformers(folders[name]), load_pretrained(folders[name])
@@ -177,7 +194,9 @@ def test_the_whole_stretched_context_is_that_of_transformers() -> None:
     from common.models.mixers.attention import rope_frequencies
 
     rope = LLAMA3 | {"rope_theta": 5e5, "factor": 8.0, "original_max_position_embeddings": 8192}
-    config = LlamaConfig(**(SIZES | {"max_position_embeddings": 131072}), rope_parameters=rope)
+    config = transformers.LlamaConfig(
+        **(SIZES | {"max_position_embeddings": 131072}), rope_parameters=rope
+    )
     config.head_dim = 128
     expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     scaling = RopeScaling(factor=8.0, original_context_length=8192)
@@ -195,7 +214,9 @@ def test_files_in_parts_and_other_dtypes(folders: dict[str, Path], tmp_path: Pat
     assert len(list((tmp_path / "parts").glob("model-*.safetensors"))) > 2
     ours = load_pretrained(tmp_path / "parts")
     assert {parameter.dtype for parameter in ours.parameters()} == {torch.float32}
-    exact = AutoModelForCausalLM.from_pretrained(tmp_path / "parts", dtype=torch.float32)
+    exact = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "parts", dtype=torch.float32
+    )
     assert_same(ours, exact.eval())
     save_pretrained(ours.bfloat16(), tmp_path / "half")
     assert from_transformers(tmp_path / "half").dtype == torch.bfloat16
@@ -476,7 +497,6 @@ EDITS: dict[str, Any] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("key", EDITS)
 @pytest.mark.parametrize("name", ["gpt2", "llama2", "qwen2", "qwen3"])
 def test_an_edited_configuration_is_right_or_refused(
@@ -487,7 +507,7 @@ def test_an_edited_configuration_is_right_or_refused(
         ours = load_pretrained(folder).eval()
     except ModelError:
         return
-    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     inputs = tokens(length=min(CONTEXT, ours.config.context_length))
     with torch.no_grad():
         expected = theirs(inputs).logits
@@ -704,7 +724,6 @@ def test_folders_without_weights_that_are_read(folders: dict[str, Path], tmp_pat
         load_pretrained(folder)
 
 
-@pytest.mark.slow
 def test_what_a_file_claims_takes_no_memory(folders: dict[str, Path], tmp_path: Path) -> None:
     """A process that may have 3 GiB refuses sizes of terabytes with the ordinary error."""
     huge = {"vocab_size": 2**31 - 1, "hidden_size": 2**30, "intermediate_size": 2**31 - 1}

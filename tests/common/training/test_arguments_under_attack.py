@@ -16,6 +16,7 @@ from common.models import checkpoint
 from common.training.optimizer_state import with_prefix
 from common.utils import query_experiments
 from common.utils.paths import get_runs_dir
+from tests.budget import repeat
 from tests.common.training.attack_lab import (
     MAX_STEPS,
     Attack,
@@ -56,7 +57,7 @@ OVERRIDES = [
 ]
 
 
-@pytest.mark.parametrize("override", OVERRIDES, ids=lambda override: override.change)
+@repeat("override", OVERRIDES, few=2, ids=lambda override: override.change)
 def test_what_is_overridden_takes_effect_and_is_recorded(
     attack: Attack, override: Override
 ) -> None:

@@ -19,6 +19,7 @@ from common.training.objective import NextToken, Objective
 from common.training.precision import supported_precisions
 from common.utils.paths import get_assets_dir, get_runs_dir
 from common.utils.seeding import get_rng_state
+from tests.budget import budget, repeat
 from tests.common.training.attack_lab import (
     Attack,
     assert_same,
@@ -181,12 +182,13 @@ GARBAGE = [
 ]
 
 
+@pytest.mark.attack
 def test_a_measurement_that_cannot_be_read_is_made_again(attack: Attack) -> None:
     cache = get_assets_dir() / "cache" / "autotune.json"
     cache.unlink(missing_ok=True)
     assert train(attack, "measured", "muon", *AUTO).code == 0
     (key,) = json.loads(cache.read_text())
-    for number, content in enumerate(GARBAGE):
+    for number, content in enumerate(GARBAGE[:: budget(12, 1)]):
         cache.write_text(content.replace("KEY", key))
         process = train(attack, f"garbage_{number}", "adamw", *AUTO)
         assert process.code == 0 and "measured now" in process.output, (content, process.output)
@@ -207,21 +209,23 @@ def test_where_nothing_can_be_kept_it_is_measured_each_time(attack: Attack) -> N
     assert "cannot cache the measurement" in process.output and "autotune.json" in process.output
 
 
+@pytest.mark.attack
 def test_runs_that_measure_at_the_same_time_do_not_spoil_what_is_kept(attack: Attack) -> None:
+    sizes = budget((2, 3), (2, 3, 5, 6))
     processes = [
         attack.start(
             "--config", "config.yaml", "--name", f"crowd_{size}", *AUTO, f"data.batch_size={size}"
         )
-        for size in (2, 3, 5, 6)
+        for size in sizes
     ]
-    assert [process.wait() for process in processes] == [0] * 4
+    assert [process.wait() for process in processes] == [0] * len(sizes)
     known = json.loads((get_assets_dir() / "cache" / "autotune.json").read_text())
     assert known and all(
         set(entry) == {"precision", "compile", "seconds"} for entry in known.values()
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@repeat("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_while_measuring_leaves_a_run_that_can_be_resumed(
     attack: Attack, number: signal.Signals
 ) -> None:
@@ -272,6 +276,21 @@ def test_a_choice_is_measured_once_per_model_and_machine(
     other = Decoder(11, num_layers=2, num_heads=2, hidden_size=8, context_length=8)
     choose(other)
     assert len(json.loads((assets_dir / "cache" / "autotune.json").read_text())) == 2
+
+
+@pytest.mark.parametrize("content", GARBAGE)
+def test_what_cannot_be_read_is_measured_again(
+    content: str, assets_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose(tiny())
+    cache = assets_dir / "cache" / "autotune.json"
+    (key,) = json.loads(cache.read_text())
+    cache.write_text(content.replace("KEY", key))
+    measured = []
+    real = module._measure
+    monkeypatch.setattr(module, "_measure", lambda *a: measured.append(1) or real(*a))
+    choose(tiny())
+    assert measured and list(json.loads(cache.read_text())) == [key]
 
 
 def test_a_run_too_short_to_measure_is_plain_fp32() -> None:

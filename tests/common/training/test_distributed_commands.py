@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +16,7 @@ from safetensors.torch import load_file
 from common.training.checkpoints import steps_in
 from common.utils import query_experiments
 from common.utils.paths import REPOSITORY_ROOT, get_runs_dir
+from tests.budget import budget, repeat
 from tests.conftest import RunTool
 from tests.fork_server import ForkServer
 from tests.torchrun import fork_processes, run_processes, torchrun, workers
@@ -120,14 +118,15 @@ def files(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("strategy", "kills"), [("fsdp", ["one", "all", "torchrun"]), ("ddp", ["one", "torchrun"])]
+@repeat(
+    ("strategy", "kills"),
+    [("fsdp", budget(["torchrun"], ["one", "all", "torchrun"])), ("ddp", ["one", "torchrun"])],
 )
 def test_a_run_that_is_killed_ends_as_one_that_is_not(
     strategy: str, kills: list[str], config: Path, run_tool: RunTool, fork_server: ForkServer
 ) -> None:
     start = ["--config", config, f"training.distributed={strategy}"]
-    code, output = run_processes(2, BASELINE / "train.py", *start, "--name", "whole")
+    code, output = fork_processes(fork_server, 2, BASELINE / "train.py", *start, "--name", "whole")
     assert code == 0, output
     assert output.count("--- result ---") == 1
     arguments = [*start, "--name", "killed"]
@@ -176,23 +175,19 @@ def test_one_process_answers_the_command_line(config: Path) -> None:
 
 
 @pytest.mark.slow
-def test_processes_that_do_not_meet_say_why(config: Path) -> None:
+def test_processes_that_do_not_meet_say_why(config: Path, run_tool: RunTool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
-        told = train_by_hand(
-            config, RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port
-        )
+        by_hand = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        told = train_by_hand(run_tool, config, RANK="0", **by_hand)
     assert f"error [training]: another program listens at 127.0.0.1:{port}" in told
     assert "Traceback" not in told
-    told = train_by_hand(config, WORLD_SIZE="2")
+    told = train_by_hand(run_tool, config, WORLD_SIZE="2")
     assert "error [training]: WORLD_SIZE=2 means several processes" in told
     assert "Traceback" not in told
 
 
-def train_by_hand(config: Path, **environment: str) -> str:
-    command = [sys.executable, str(BASELINE / "train.py"), "--config", str(config)]
-    done = subprocess.run(
-        command, env=os.environ | environment, capture_output=True, text=True, timeout=120
-    )
+def train_by_hand(run_tool: RunTool, config: Path, **environment: str) -> str:
+    done = run_tool(BASELINE / "train.py", "--config", config, env=environment, timeout=120)
     assert done.returncode == 2
     return done.stderr

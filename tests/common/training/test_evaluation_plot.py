@@ -56,6 +56,7 @@ def test_several_sets_are_told_apart_and_saved(tmp_path: Path) -> None:
     assert len(labels) == len({line.get_color() for line in figure.axes[0].lines}) == 3
 
 
+@pytest.mark.slow
 def test_any_numbers_and_names_can_be_drawn(tmp_path: Path) -> None:
     good = metrics()
     heights = np.where(np.arange(40) % 2, 1e308, -1e308)

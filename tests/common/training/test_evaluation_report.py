@@ -39,6 +39,7 @@ def other(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_whole_report_is_printed_stored_and_drawn(
     text: Path, other: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

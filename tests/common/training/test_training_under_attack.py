@@ -5,9 +5,11 @@ disturbed. Minutes, so all are slow.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections import Counter
@@ -20,7 +22,7 @@ from common.experiments.names import exists, is_finished
 from common.models import checkpoint
 from common.training.checkpoints import latest_checkpoint, steps_in
 from common.utils.paths import get_runs_dir
-from tests.budget import budget
+from tests.budget import budget, repeat
 from tests.common.training.attack_lab import (
     MAX_STEPS,
     VARIANTS,
@@ -41,7 +43,7 @@ from tests.common.training.attack_lab import (
 from tests.conftest import SmallDisk
 
 pytestmark = pytest.mark.slow
-KILLS = budget(8, 30)
+KILLS = budget(3, 30)
 
 
 def test_the_runs_that_are_attacked_have_something_to_lose(attack: Attack) -> None:
@@ -148,7 +150,7 @@ def test_runs_killed_at_any_moment_end_as_if_nothing_had_happened(attack: Attack
     print(", ".join(f"{place} {count}" for place, count in killed.most_common()))
 
 
-@pytest.mark.parametrize("count", [1, 5, 6])
+@repeat("count", [6, 1, 5])
 def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_no_half_of_it(
     attack: Attack, count: int
 ) -> None:
@@ -166,7 +168,7 @@ def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_no_half_of_it(
 # --- damage ----------------------------------------------------------------------------------------
 
 
-FILES = ["model.safetensors", "training.safetensors", "state.json", "SHA256SUMS"]
+FILES = ["training.safetensors", "state.json", "model.safetensors", "SHA256SUMS"]
 
 
 @pytest.mark.attack
@@ -182,8 +184,8 @@ def test_every_flipped_byte_and_every_cut_is_found(
     file = checkpoints(run) / f"step_{newest}" / name
     content = file.read_bytes()
     draw = random.Random(1)
-    positions = {*range(0, min(len(content), 2500), budget(10, 1))} | {
-        *draw.sample(range(len(content)), min(len(content), budget(30, 300)))
+    positions = {*range(0, min(len(content), 2500), budget(50, 1))} | {
+        *draw.sample(range(len(content)), min(len(content), budget(10, 300)))
     }
     try:
         for position in sorted(positions):
@@ -239,6 +241,22 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
+def test_the_checkpoint_before_a_damaged_one_is_found(
+    attack: Attack, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All that a resume has to know of a damage; the next test resumes."""
+    if not checkpoints("flipped").exists():
+        killed_with_two_checkpoints(attack, "flipped")
+    copy = Path(shutil.copytree(checkpoints("flipped"), tmp_path / "checkpoints"))
+    *_, before, newest = steps_in(copy)
+    DAMAGES[kind](copy / f"step_{newest}")
+    found = latest_checkpoint(copy)
+    assert found is not None and found.state["step"] == before
+    told = capsys.readouterr().err
+    assert f"step_{newest}" in told and told.count("trying the one before") == 1
+
+
+@repeat("kind", DAMAGES)
 def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(
     attack: Attack, kind: str
 ) -> None:
@@ -264,7 +282,7 @@ def test_training_starts_again_when_every_checkpoint_is_damaged(attack: Attack) 
     assert_same(remains(name), whole(attack, "muon")[0])
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"step": "x"}', '{"step": 16, "loss": 0.1}'])
+@repeat("content", ["{", '{"step": 16, "loss": 0.1}', "", "[]", '{"step": "x"}'], few=2)
 def test_the_mark_of_the_best_checkpoint_is_written_again(attack: Attack, content: str) -> None:
     """The run has its best behind it when it is killed, and comes to no better one."""
     name = f"marked_{len(content)}"
@@ -294,7 +312,7 @@ def test_a_mark_is_forgotten_with_the_checkpoints_before_it(attack: Attack) -> N
 # --- a full disk -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", ["muon", "muon_background"])
+@repeat("variant", ["muon_background", "muon"])
 def test_a_disk_that_runs_full_ends_in_one_line_and_the_run_goes_on_with_more_space(
     attack: Attack, small_disk: SmallDisk, variant: str
 ) -> None:
@@ -316,7 +334,7 @@ def test_a_disk_that_runs_full_ends_in_one_line_and_the_run_goes_on_with_more_sp
     assert_same(remains(name), whole(attack, variant)[0], final_only=True)
 
 
-@pytest.mark.parametrize("variant", ["muon", "muon_background"])
+@repeat("variant", ["muon", "muon_background"])
 def test_a_full_disk_that_holds_the_log_too(
     attack: Attack, small_disk: SmallDisk, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,9 +366,16 @@ PHASES = {
 }
 
 
-@pytest.mark.attack
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("phase", PHASES)
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+IN_SHORT = [
+    ("a pass of an accumulation", signal.SIGINT),
+    ("a save", signal.SIGTERM),
+    ("the last evaluation", signal.SIGINT),
+]
+IN_ALL = [pair for pair in itertools.product(PHASES, SIGNALS) if pair not in IN_SHORT]
+
+
+@repeat(("phase", "number"), [*IN_SHORT, *IN_ALL], few=len(IN_SHORT))
 def test_a_signal_in_any_phase_is_obeyed_and_the_run_goes_on_exactly(
     attack: Attack, phase: str, number: signal.Signals
 ) -> None:
@@ -371,8 +396,16 @@ def test_a_signal_in_any_phase_is_obeyed_and_the_run_goes_on_exactly(
         assert_same(remains(name), whole(attack, variant)[0], final_only=True)
 
 
-@pytest.mark.parametrize("variant", ["adamw", "adamw_background"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@repeat(
+    ("number", "variant"),
+    [
+        (signal.SIGTERM, "adamw"),
+        (signal.SIGINT, "adamw_background"),
+        (signal.SIGINT, "adamw"),
+        (signal.SIGTERM, "adamw_background"),
+    ],
+    few=2,
+)
 def test_a_second_signal_ends_the_run_at_once(
     attack: Attack, variant: str, number: signal.Signals
 ) -> None:
@@ -390,15 +423,14 @@ def test_a_second_signal_ends_the_run_at_once(
         assert_same(remains(name), whole(attack, variant)[0], final_only=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize(
-    "place",
-    [
-        "training.trainer:Trainer.resume",
-        "training.state:unpack_optimizer",
-        "training.callbacks.samples:Samples.on_train_start",
-    ],
-)
+IN_A_RESUME_TOO = [
+    "training.state:unpack_optimizer",
+    "training.trainer:Trainer.resume",
+    "training.callbacks.samples:Samples.on_train_start",
+]
+
+
+@repeat(("place", "number"), itertools.product(IN_A_RESUME_TOO, SIGNALS))
 def test_a_signal_in_a_resume_changes_nothing(
     attack: Attack, place: str, number: signal.Signals
 ) -> None:

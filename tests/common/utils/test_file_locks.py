@@ -48,6 +48,7 @@ print(is_running("live"), pack_experiments(), flush=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", ["ENOLCK", "ENOSYS", "EOPNOTSUPP"])
 def test_a_store_without_locks_works_and_shows_which_runs_are_alive(error: str) -> None:
     begin = WITHOUT_LOCKS.format(error=error)

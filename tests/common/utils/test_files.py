@@ -110,6 +110,7 @@ WRITERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_full_disk_is_one_line_with_the_name_of_the_file(writer: str, tmp_path: Path) -> None:
     code, name = WRITERS[writer]

@@ -64,6 +64,7 @@ def test_a_run_that_is_still_going_can_be_drawn() -> None:
     run.finish()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
 def test_the_figure_is_saved_where_it_is_asked_for(tmp_path: Path, ending: str) -> None:
     path = tmp_path / "new" / f"curves.{ending}"
@@ -109,6 +110,7 @@ def save_values(name: str, values: list[float], metric: str = "loss", split: str
     )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Data has no positive values")  # of tiny and log_y
 @pytest.mark.parametrize("name", EXTREMES)
 @pytest.mark.parametrize("log_y", [False, True])
@@ -165,6 +167,7 @@ def test_a_metric_of_any_name_can_be_drawn(metric: str, tmp_path: Path) -> None:
     assert draw_in_terminal(["three"], metric, colours=False)
 
 
+@pytest.mark.slow
 def test_the_legend_of_a_hundred_curves_leaves_room_for_them(tmp_path: Path) -> None:
     splits = [f"split_{number:03}" for number in range(100)]
     save_experiment("many", pd.DataFrame({"step": 1, "split": splits, "loss": 2.0}))
