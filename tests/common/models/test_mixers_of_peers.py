@@ -166,7 +166,7 @@ def test_mlstm_of_xlstm_7b() -> None:
         v_dim_factor=1.0,
         chunk_size=16,
         mode="train",
-        return_last_states=False,
+        return_last_states=True,
     )
     theirs = modeling_xlstm.xLSTMLayer(config)
     randomise(theirs)
