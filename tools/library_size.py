@@ -15,6 +15,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from common.errors import exit_on_error
+from common.models import registry
 from common.utils.paths import REPOSITORY_ROOT
 from common.utils.tables import FORMATS, format_rows
 
@@ -76,6 +77,9 @@ def measure() -> LibrarySize:
 def _imported_by(module: str, graph: ImportGraph) -> list[str]:
     """The modules imported by `module`, with names of lazy packages resolved, and their packages."""
     found = set(graph.find_modules_directly_imported_by(module))
+    if module == registry.__name__:  # imports layers by their names in a configuration
+        layers = [*registry.MIXERS.values(), *registry.FEEDFORWARDS.values()]
+        found |= {layer.partition(":")[0] for layer in layers}
     for package in [each for each in found if _lazy_names(each)]:
         names = _lazy_names(package)
         lines = graph.get_import_details(importer=module, imported=package)

@@ -13,7 +13,7 @@ def test_projects_and_papers_reach_most_of_the_library() -> None:
         "common.data.prepare",
         "common.experiments.run",
     } <= size.reached
-    assert size.share >= 0.96
+    assert size.share >= 0.95
 
 
 def test_a_module_that_only_an_app_imports_is_not_reached() -> None:

@@ -131,12 +131,10 @@ def training_step(module: nn.Module, x: torch.Tensor) -> Callable[[], object]:
 def peer_rows(rounds: int) -> Iterator[Row]:
     """Mamba, Mamba-2 and the gated delta rule of transformers, in PyTorch alone, of the same sizes."""
     import torch
-    from transformers.models.mamba.modeling_mamba import MambaConfig, MambaMixer
-    from transformers.models.mamba2.modeling_mamba2 import Mamba2Config, Mamba2Mixer
-    from transformers.models.qwen3_next.modeling_qwen3_next import (
-        Qwen3NextConfig,
-        Qwen3NextGatedDeltaNet,
-    )
+    from transformers import Mamba2Config, MambaConfig, Qwen3NextConfig
+    from transformers.models.mamba.modeling_mamba import MambaMixer
+    from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+    from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
 
     width, heads = _SHAPE["hidden_size"], _SHAPE["num_heads"]
     size = width // heads
@@ -219,7 +217,7 @@ def next_tokens(model: Any, before: int) -> Callable[[], object]:
     reader, cache = model.fast_copy(), model.new_cache(1, before + 4096)
     ids = torch.randint(0, 256, (1, before))
     with torch.inference_mode():
-        for part in ids.split(1024, dim=1):
+        for part in torch.split(ids, 1024, dim=1):
             reader.next_logits(part, cache)
 
     def tokens() -> object:

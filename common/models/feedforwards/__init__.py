@@ -1,1 +1,1 @@
-"""What happens to each token alone, between the mixers; base.py says what a feed-forward layer is."""
+"""Feed-forward layers, applied to each token separately. base.py defines the interface."""

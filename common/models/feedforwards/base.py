@@ -1,4 +1,4 @@
-"""What a feed-forward layer is: what happens to each token alone, between the mixers."""
+"""The interface of feed-forward layers, which transform each token separately."""
 
 from __future__ import annotations
 
@@ -13,19 +13,25 @@ from common.models.mixers.options import NoOptions
 
 
 class FeedForward(nn.Module):
-    """Maps (batch, time, hidden_size) to the same shape, each token by itself. The constructor of a subclass
-    gets (config: DecoderConfig, options: Options, layer: int), as that of a Mixer."""
+    """Map (batch, time, hidden_size) to the same shape, each token separately.
+
+    Subclasses take (config: DecoderConfig, options: Options, layer: int), like mixers.
+    """
 
     Options: type[Config] = NoOptions  # what `model.options.<name>` may set
 
     @abstractmethod
     def forward(self, x: torch.Tensor, where: Positions) -> torch.Tensor:
-        """x: (batch, time, hidden_size), as the result."""
+        """x and result: (batch, time, hidden_size)."""
 
     def active_parameters(self) -> int:
-        """How many parameters one token is multiplied with."""
+        """The number of parameters that one token is multiplied by."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def reset_parameters(self, std: float, output_std: float) -> None:
-        """Initialise what is neither the weight nor the bias of an `nn.Linear`; `output_std`: of what writes
-        into the residual stream."""
+        """Initialise parameters other than those of `nn.Linear`.
+
+        Args:
+            std: standard deviation of weights.
+            output_std: the same, of weights that write into the residual stream.
+        """

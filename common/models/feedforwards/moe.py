@@ -1,4 +1,4 @@
-"""Mixture of experts: each token goes through the few feed-forward layers that a router selects for it."""
+"""Mixture of experts: a router selects a few feed-forward layers for each token."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from common.models.mixers.options import MoEOptions
 
 
 class Routing(NamedTuple):
-    """What the router did with the tokens of a forward pass.
+    """Statistics of the router over the tokens of one forward pass.
 
     Attributes:
-        load: (num_experts,) int64, the tokens that each expert got.
-        mass: scalar, the mean share of a token's scores that its experts have.
-        loss: scalar with a gradient, how uneven the load is: 1 where it is even; 0 if that is not asked for.
+        load: (num_experts,) int64, number of tokens per expert.
+        mass: scalar, mean share of the scores that falls on the selected experts.
+        loss: scalar with a gradient, the weighted auxiliary loss; 0 unless `balance` is "loss".
     """
 
     load: torch.Tensor
@@ -33,9 +33,9 @@ class MoE(FeedForward):
     """The sum of the top-k of `num_experts` SwiGLUs, weighted by the router, and of shared ones (Shazeer et al.
     2017; Dai et al. 2024, "DeepSeekMoE"). No token is dropped.
 
-    `balance: loss` adds Switch's auxiliary loss (Fedus et al. 2021, eq. 4) to what training minimises, and to
-    nothing that is reported. `balance: bias` moves a bias of each expert, which counts for the selection alone,
-    by `bias_step` per optimizer step towards an even load (Wang et al. 2024, arXiv 2408.15664).
+    `balance: loss` minimises Switch's auxiliary loss (Fedus et al. 2021, eq. 4) as well; reported losses do
+    not include it. `balance: bias` adds a bias per expert to the scores that select experts, and changes it by
+    `bias_step` per optimizer step towards an even load (Wang et al. 2024, arXiv 2408.15664).
     """
 
     Options = MoEOptions
@@ -64,8 +64,8 @@ class MoE(FeedForward):
                 }
             )
         self.register_buffer("bias", torch.zeros(experts))
-        # The tokens of each expert, and (sum, number) of the masses of forward passes: of this process
-        # since the last step, then of all processes since the last log.
+        # Tokens per expert, and (sum, count) of the masses of forward passes. `new_*`: of this process in
+        # the current step; `load`, `mass`: of all processes since the last log.
         load, mass = torch.zeros(experts, dtype=torch.int64), torch.zeros(2)
         self.register_buffer("new_load", load, persistent=False)
         self.register_buffer("new_mass", mass, persistent=False)
@@ -86,7 +86,7 @@ class MoE(FeedForward):
             nn.init.normal_(self.shared["output"].weight, std=output_std)  # type: ignore[arg-type]
 
     def forward(self, x: torch.Tensor, where: Positions) -> torch.Tensor:
-        """See FeedForward.forward. In training, appends its Routing to `where.routings`."""
+        """See FeedForward.forward. Appends its Routing to `where.routings` in training."""
         tokens = x.flatten(0, -2)
         scores, experts, weights = self.route(tokens)
         if self.training:
@@ -102,7 +102,7 @@ class MoE(FeedForward):
     def route(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(tokens, hidden) -> scores (tokens, num_experts), experts and their weights (tokens, top_k).
 
-        Computed in fp32 or better: one bit decides which expert a token goes to.
+        Computed in fp32 or better, because rounding changes which experts are selected.
         """
         options = self.options
         with torch.autocast(tokens.device.type, enabled=False):
@@ -119,7 +119,7 @@ class MoE(FeedForward):
         return scores, experts, weights * options.scale
 
     def _within_groups(self, ranked: torch.Tensor) -> torch.Tensor:
-        """Only the `top_groups` groups whose two best experts score highest (DeepSeek-AI 2024, "V3", 2.1.2)."""
+        """Mask all but the `top_groups` groups with the highest two scores (DeepSeek-AI 2024, "V3", 2.1.2)."""
         grouped = ranked.view(len(ranked), self.options.num_groups, -1)
         best = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(dim=-1)
         kept = torch.zeros_like(best, dtype=torch.bool)
@@ -138,13 +138,13 @@ class MoE(FeedForward):
 
     @torch.no_grad()
     def count(self, routing: Routing) -> None:
-        """Add a forward pass of this process to the current step."""
+        """Count a forward pass of this process towards the current step."""
         self.new_load += routing.load
         self.new_mass += torch.stack([routing.mass, torch.ones_like(routing.mass)])
 
     @torch.no_grad()
     def end_step(self, total: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Move the bias by the load of the step; `total` sums a tensor over the processes, in place."""
+        """Update the bias from the load of the step; `total` sums a tensor over all processes, in place."""
         load, mass = total(self.new_load), total(self.new_mass)
         if self.options.balance == "bias":
             distance = load.to(self.bias.dtype).mean() - load
@@ -156,7 +156,7 @@ class MoE(FeedForward):
 
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:
-        """How even the load was since the last call; empty where no token was routed."""
+        """Balance of the load since the last call; empty if no token was routed."""
         load, mass = self.load.double(), self.mass.clone()
         self.load.zero_()
         self.mass.zero_()
@@ -180,10 +180,10 @@ def _run_experts(
     input_weights: torch.Tensor,
     output_weights: torch.Tensor,
 ) -> torch.Tensor:
-    """The weighted sum of each token's experts, (tokens, hidden): tokens are sorted by expert, and each expert
-    multiplies those that are its own.
+    """The weighted sum of the experts of each token, (tokens, hidden).
 
-    On CPUs that is as fast as `F.grouped_mm`, which knows no autocast.
+    Tokens are sorted by expert, so that each expert is one matrix product. On CPUs this is as fast as
+    `F.grouped_mm`, which does not support autocast.
     """
     order = experts.flatten().argsort(stable=True)
     source = order // experts.shape[1]

@@ -1,1 +1,1 @@
-"""How tokens see each other: attention, recurrences, convolutions; base.py says what a mixer is."""
+"""Token mixers: attention, recurrences and convolutions. base.py defines the interface."""

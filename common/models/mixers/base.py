@@ -1,4 +1,4 @@
-"""What a mixer is: how tokens see each other. One residual stack holds any of them."""
+"""The interface of token mixers; the residual stack of the Decoder takes any of them."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from torch import nn
 from common.config import Config
 from common.models.mixers.options import NoOptions
 
-# What an optimizer may treat in its own way: "matrix" is a weight between hidden layers, "vector" a
-# bias or the gain of a norm.
+# Roles that an optimizer may treat differently: "matrix" is a weight between hidden layers,
+# "vector" a bias or a norm gain.
 ParameterRole = Literal["matrix", "embedding", "head", "vector"]
 
 
 @dataclass
 class Positions:
-    """Where the tokens of a forward pass stand; made once, the same for all layers.
+    """Positions and documents of the tokens of one forward pass, shared by all layers.
 
     Attributes:
-        start: position of the first token; what was before it is in the state.
-        documents: (batch, time) int64, the document of each token, never falling: a token sees the tokens
-            of its own document alone. None: all before it. Never with a state.
-        causal: False: attention sees the tokens after it too.
-        mask: (batch, 1, time, time) bool of attention, True where a query sees a key; None: all that
-            `causal` leaves.
-        routings: in training, what the mixtures of experts append, from the first layer on.
+        start: position of the first token; the state covers the tokens before it.
+        documents: (batch, time) int64, the document of each token, non-decreasing. Tokens only see
+            tokens of their own document. None: one document. Not used together with a state.
+        causal: False: attention also sees later tokens.
+        mask: (batch, 1, time, time) bool attention mask, True where a query sees a key; None: as
+            `causal`.
+        routings: one Routing per mixture of experts, appended in training, in the order of layers.
     """
 
     start: int = 0
@@ -38,7 +38,7 @@ class Positions:
     routings: list[Any] = field(default_factory=list)
 
     def begins(self) -> torch.Tensor | None:
-        """(batch, time) bool, True for the first token of a document, but not of the row; None: nowhere."""
+        """(batch, time) bool, True where a document starts after the first token; None: nowhere."""
         if self.documents is None:
             return None
         first = torch.zeros_like(self.documents[:, :1], dtype=torch.bool)
@@ -46,36 +46,35 @@ class Positions:
 
 
 class Mixer(nn.Module):
-    """Maps (batch, time, hidden_size) to the same shape, causally. Subclass it, and write `forward`.
+    """Map (batch, time, hidden_size) to the same shape, causally.
 
-    Args:
-        hidden_size: of x; the constructor of a subclass gets (config: DecoderConfig, options: Options,
-            layer: int), with layers counted from 0.
+    Subclasses take (config: DecoderConfig, options: Options, layer: int), with layers counted from 0,
+    and define `forward`; those that generate with a state also `new_state`.
     """
 
-    Options: type[Config] = NoOptions  # what `model.options.<name>` may set
+    Options: type[Config] = NoOptions  # schema of `model.options.<name>`
     needs_mask = False  # whether `where.mask` is read
 
     @abstractmethod
     def forward(self, x: torch.Tensor, where: Positions, state: Any = None) -> torch.Tensor:
-        """x: (batch, time, hidden_size), as the result. `state` is read, and updated in place."""
+        """x and result: (batch, time, hidden_size). Reads `state` and updates it in place."""
 
     def new_state(self, batch_size: int, max_length: int) -> Any:
-        """The state before the first token of up to `max_length`; None: it can only see whole texts."""
+        """The state before the first of up to `max_length` tokens; None: no generation with a state."""
         return None
 
     @property
     def context_limit(self) -> int | None:
-        """The most tokens that it can see; None: any number."""
+        """The maximum number of tokens; None: unlimited."""
         return None
 
     def flops_per_token(self, time: int) -> float:
-        """FLOPs of a forward pass per token in a text of `time` tokens, without the products with weights."""
+        """FLOPs of a forward pass per token at length `time`, besides products with the weights."""
         return 0.0
 
     def parameter_roles(self) -> dict[str, ParameterRole]:
-        """Of the parameters, by name, whose role `default_parameter_roles` (models/base.py) cannot see."""
+        """Roles of parameters, by name, that differ from `default_parameter_roles` (models/base.py)."""
         return {}
 
     def reset_parameters(self, std: float) -> None:
-        """Initialise what is neither the weight nor the bias of an `nn.Linear`."""
+        """Initialise parameters other than those of `nn.Linear`; `std`: of weights."""

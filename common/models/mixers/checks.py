@@ -1,6 +1,6 @@
-"""What every mixer must fulfil, as assertions: `check_mixer(MyMixer)` in a test of one's own.
+"""Checks that every mixer must pass: call `check_mixer(MyMixer)` in the test of your own.
 
-All of it is computed in float64, where an error is an error and no rounding.
+They compute in float64, where a difference is an error and not rounding.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ LENGTHS = (1, 2, 3, 15, 16, 17, 63, 64, 65, 130)
 def build_mixer(
     mixer: str | type[Mixer], options: Mapping[str, Any] | None = None, seed: int = 0, **shape: Any
 ) -> Mixer:
-    """A mixer in float64 with weights far from 0, so that what it does shows.
+    """A mixer in float64 with large random weights, so that every part has an effect.
 
     Args:
-        mixer: its name in a configuration, or its class.
+        mixer: name or class.
         options: its options, by name.
-        shape: keys of DecoderConfig, over a width of 16 with two heads.
+        shape: keys of DecoderConfig; by default two heads and a hidden_size of 16.
     """
     cls = mixer_class(mixer) if isinstance(mixer, str) else mixer
     torch.manual_seed(seed)
@@ -65,7 +65,7 @@ def _close(found: torch.Tensor, expected: torch.Tensor, what: str) -> None:
 
 @torch.no_grad()
 def check_pieces(module: Mixer, lengths: Iterable[int] = LENGTHS) -> None:
-    """A text at once, token by token, and in any pieces gives the same: state and parallel form agree."""
+    """One pass, token by token and random pieces give equal outputs."""
     for length in lengths:
         x = _inputs(module, length)
         whole = module(x, Positions())
@@ -82,7 +82,7 @@ def check_pieces(module: Mixer, lengths: Iterable[int] = LENGTHS) -> None:
 
 @torch.no_grad()
 def check_documents(module: Mixer, lengths: Iterable[int] = LENGTHS) -> None:
-    """Documents in one row give what each gives alone, wherever the borders are."""
+    """Documents in one row give the outputs of each document alone, at any borders."""
     for length in lengths:
         x = _inputs(module, length)
         generator = torch.Generator().manual_seed(length)
@@ -99,7 +99,7 @@ def check_documents(module: Mixer, lengths: Iterable[int] = LENGTHS) -> None:
 
 @torch.no_grad()
 def check_causality(module: Mixer, length: int = 130) -> None:
-    """No output changes with a later token, and every output with its own."""
+    """Outputs depend on their own token and on no later one."""
     x = _inputs(module, length)
     before = module(x, Positions())
     for changed in (0, 1, 15, 16, 63, 64, 127, length - 1):
@@ -112,14 +112,14 @@ def check_causality(module: Mixer, length: int = 130) -> None:
 
 @torch.no_grad()
 def check_rows(module: Mixer, length: int = 70) -> None:
-    """A row of a batch gives what it gives alone."""
+    """Rows of a batch are independent."""
     x = _inputs(module, length, batch=3)
     alone = [module(row[None], Positions()) for row in x]
     _close(module(x, Positions()), torch.cat(alone), "rows of a batch")
 
 
 def check_gradients(module: Mixer, length: int = 20) -> None:
-    """The gradient of inputs and parameters is that of finite differences, with documents and without."""
+    """Gradients of inputs and parameters equal finite differences, with and without documents."""
     x = _inputs(module, length)
     documents = (torch.arange(length) // 7).expand(2, -1)
     mask = (documents[:, :, None] == documents[:, None, :]).tril()[:, None]
@@ -145,7 +145,7 @@ def check_gradients(module: Mixer, length: int = 20) -> None:
 
 @torch.no_grad()
 def check_precision(module: Mixer, length: int = 130) -> None:
-    """fp32 is within 1e-4 of float64, and bf16 autocast computes something near."""
+    """fp32 is within 1e-4 of float64, and bf16 autocast within 5%."""
     x = _inputs(module, length)
     exact = module(x, Positions())
     scale = float(exact.abs().max())

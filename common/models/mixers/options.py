@@ -1,4 +1,4 @@
-"""The options of each mixer and feed-forward layer, `model.options.<name>`. Imports no torch, so that a wrong key is reported at once."""
+"""Schemas of `model.options.<name>`. Imports no torch, so that a wrong key is reported immediately."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from common.config import Config
 
 
 class NoOptions(Config):
-    """Of mixers that are set up by the flat keys of the model alone."""
+    """Layers configured by the flat keys of DecoderConfig."""
 
 
 class WindowOptions(Config):
-    """Of `local_attention`: each token sees the last `window` tokens, itself among them."""
+    """`local_attention`: each token sees the last `window` tokens, including itself."""
 
     window: int = Field(256, gt=0)
 
 
 class LatentOptions(Config):
-    """Of `latent_attention` (DeepSeek-AI 2024, "DeepSeek-V2", section 2.1)."""
+    """`latent_attention` (DeepSeek-AI 2024, "DeepSeek-V2", section 2.1)."""
 
-    latent_size: int = Field(64, gt=0)  # of keys and values together; all that the cache holds ...
+    latent_size: int = Field(64, gt=0)  # of keys and values; the cache holds it and ...
     rope_size: int = Field(
         16, gt=0, multiple_of=2
-    )  # ... with this part of the key, shared by all heads
+    )  # ... this part of the keys, shared by all heads
     query_latent_size: int | None = Field(None, gt=0)  # default: queries are not compressed
     value_size: int | None = Field(
         None, gt=0
@@ -33,20 +33,20 @@ class LatentOptions(Config):
 
 
 class ExpansionOptions(Config):
-    """Of `min_gru` and `min_lstm`: the state has `expansion` times the width."""
+    """`min_gru` and `min_lstm`: the state is `expansion` * hidden_size wide."""
 
     expansion: float = Field(1.0, gt=0)
 
 
 class ConvolutionOptions(Config):
-    """Of `convolution` and `gated_convolution`: layer i sees every (2 ** (i % dilation_cycle))-th token."""
+    """`convolution` and `gated_convolution`: layer i has dilation 2 ** (i % dilation_cycle)."""
 
     kernel_size: int = Field(4, gt=1)
     dilation_cycle: int = Field(8, gt=0)
 
 
 class MambaOptions(Config):
-    """Of `mamba` (Gu and Dao 2023)."""
+    """`mamba` (Gu and Dao 2023)."""
 
     expansion: float = Field(2.0, gt=0)
     state_size: int = Field(16, gt=0)
@@ -57,7 +57,7 @@ class MambaOptions(Config):
 
 
 class Mamba2Options(Config):
-    """Of `mamba2` (Dao and Gu 2024)."""
+    """`mamba2` (Dao and Gu 2024)."""
 
     expansion: float = Field(2.0, gt=0)
     state_size: int = Field(64, gt=0)
@@ -67,13 +67,13 @@ class Mamba2Options(Config):
 
 
 class RetentionOptions(Config):
-    """Of `retnet` (Sun et al. 2023): values are `value_expansion` times as wide as keys."""
+    """`retnet` (Sun et al. 2023): values are `value_expansion` times as wide as keys."""
 
     value_expansion: float = Field(2.0, gt=0)
 
 
 class GatedLinearOptions(Config):
-    """Of `gla` (Yang et al. 2023)."""
+    """`gla` (Yang et al. 2023)."""
 
     key_expansion: float = Field(0.5, gt=0)
     gate_rank: int = Field(16, gt=0)
@@ -81,20 +81,20 @@ class GatedLinearOptions(Config):
 
 
 class MLSTMOptions(Config):
-    """Of `mlstm` (Beck et al. 2024): keys are `key_expansion` times as wide as values."""
+    """`mlstm` (Beck et al. 2024): keys are `key_expansion` times as wide as values."""
 
     key_expansion: float = Field(0.5, gt=0)
     gate_soft_cap: float = Field(15.0, gt=0, le=30)
 
 
 class SLSTMOptions(Config):
-    """Of `slstm` (Beck et al. 2024); `kernel_size` of the convolution before its gates, 0: none."""
+    """`slstm` (Beck et al. 2024); `kernel_size` of the convolution before the gates, 0: none."""
 
     kernel_size: int = Field(4, ge=0)
 
 
 class DeltaOptions(Config):
-    """Of `delta_net` and `gated_delta_net` (Yang et al. 2024)."""
+    """`delta_net` and `gated_delta_net` (Yang et al. 2024)."""
 
     key_size: int | None = Field(None, gt=0)  # of each head; default: width / num_heads
     value_size: int | None = Field(None, gt=0)  # of each head; default: as key_size
@@ -105,7 +105,7 @@ class DeltaOptions(Config):
 
 
 class RWKV7Options(Config):
-    """Of `rwkv7` (Peng et al. 2025): ranks of the projections to decay, rate, and gate."""
+    """`rwkv7` (Peng et al. 2025): ranks of the projections to decay, rate and gate."""
 
     decay_rank: int = Field(32, gt=0)
     rate_rank: int = Field(32, gt=0)
@@ -113,11 +113,11 @@ class RWKV7Options(Config):
 
 
 class MoEOptions(Config):
-    """Of the feed-forward layer `moe`, see feedforwards/moe.py."""
+    """The feed-forward layer `moe`, see feedforwards/moe.py."""
 
     num_experts: int = Field(8, gt=0)
     top_k: int = Field(2, gt=0)  # experts of each token
-    num_shared: int = Field(0, ge=0)  # experts that every token goes through besides
+    num_shared: int = Field(0, ge=0)  # additional experts for every token
     # hidden units of each; default: intermediate_size, or what makes top_k of them as large as a SwiGLU
     expert_size: int | None = Field(None, gt=0)
     scores: Literal["softmax", "sigmoid"] = "softmax"

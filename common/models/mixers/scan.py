@@ -1,7 +1,7 @@
-"""The two recurrences of the mixers, computed for many tokens at once.
+"""Two linear recurrences that carry all parallel recurrent mixers.
 
-`elementwise_scan` carries a vector, `matrix_scan` a matrix per head that loses and gains one outer product
-per token. Both compute in fp32 or better, also under autocast, and both start over where a document begins.
+The state of `elementwise_scan` is a vector, that of `matrix_scan` a matrix per head, updated by outer
+products. Both compute in fp32 or better, also under autocast, and reset at document boundaries.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _CHUNK = 64  # tokens; the fastest of 16 to 128 for heads of 64
 
 
 def at_least_fp32(x: torch.Tensor) -> torch.Tensor:
-    """x in fp32, or in float64 if it is that: what is summed up over a whole text needs it."""
+    """Cast to fp32, unless x is float64: sums over a whole text need it."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -21,12 +21,12 @@ def elementwise_scan(
 ) -> torch.Tensor:
     """h_t = decay_t * h_{t-1} + inputs_t, elementwise, along the second dimension.
 
-    Decays may have any sign, and are 0 where a document begins.
+    Decays may have any sign. A decay of 0 resets the state.
 
     Args:
         decay, inputs: (batch, time, ...) of one shape.
-        initial: (batch, ...), the h before the first token; None: zeros.
-    Returns: (batch, time, ...), every h.
+        initial: (batch, ...), h before the first token; None: zeros.
+    Returns: (batch, time, ...), h after each token.
     """
     decay, inputs = at_least_fp32(decay), at_least_fp32(inputs)
     if initial is not None:
@@ -38,10 +38,10 @@ def elementwise_scan(
     return _scan_in_blocks(decay, inputs)
 
 
-# One operator to torch.compile, which would otherwise unroll the loop over the tokens.
+# An opaque operator: torch.compile would unroll the loop over tokens.
 @torch.library.custom_op("research::elementwise_scan", mutates_args=())
 def _scan_in_order(decay: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-    """One multiply-add per token, in place: on a CPU as fast as the memory."""
+    """One in-place multiply-add per token, the fastest form on a CPU."""
     output = inputs.clone(memory_format=torch.contiguous_format)
     steps = output.unbind(1)
     for previous, step, factor in zip(steps, steps[1:], decay.unbind(1)[1:], strict=False):
@@ -63,7 +63,7 @@ def _keep_for_backward(
 def _scan_backward(
     ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same recurrence from the last token to the first."""
+    """The same recurrence, from the last token to the first."""
     decay, output = ctx.saved_tensors  # type: ignore[attr-defined]  # FunctionCtx is typed without it
     to_decay, to_inputs = _scan_in_order_backward(decay, output, gradient)
     return to_decay, to_inputs
@@ -93,7 +93,7 @@ _scan_in_order.register_autograd(_scan_backward, setup_context=_keep_for_backwar
 
 
 def _scan_in_blocks(decay: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-    """sqrt(time) steps within all blocks at once, then as many from block to block: few, large kernels."""
+    """Two levels of sqrt(time) steps, within all blocks and across blocks: few large kernels for GPUs."""
     time = inputs.shape[1]
     size = max(1, round(time**0.5))
     missing = -time % size
@@ -167,7 +167,7 @@ def _matrix_step(
     write: torch.Tensor | None,
     state: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The definition, for one token."""
+    """The recurrence for one token."""
     decay = log_decay[:, 0].exp()
     new = state * (decay[..., None, None] if decay.ndim == 2 else decay[..., None])
     if read is not None and write is not None:
@@ -178,15 +178,15 @@ def _matrix_step(
 
 
 class _Chunks:
-    """Tensors of (batch, time, heads, ...) as (batch, heads, chunks, chunk, ...), and what decays between tokens."""
+    """Splits (batch, time, heads, ...) into (batch, heads, chunks, chunk, ...), and decays between tokens."""
 
     def __init__(self, log_decay: torch.Tensor, documents: torch.Tensor | None, chunk: int) -> None:
         self.time = log_decay.shape[1]
         self.chunk = min(chunk, self.time)
         log_decay = self.split(log_decay)
-        self.by_row = log_decay.ndim == 5  # a decay for each row of the state
-        self.total = log_decay.cumsum(dim=3)  # since before the chunk, to each token and with it
-        self.until = self.total - log_decay  # the same without it
+        self.by_row = log_decay.ndim == 5  # one decay per row of the state
+        self.total = log_decay.cumsum(dim=3)  # log decay from before the chunk through each token
+        self.until = self.total - log_decay  # the same, excluding the token itself
         ones = torch.ones(self.chunk, self.chunk, dtype=torch.bool, device=log_decay.device)
         self.visible = ones.tril()
         self.from_before = self.to_end = self.whole = None
@@ -217,7 +217,7 @@ class _Chunks:
         if self.by_row:
             scores = (left * total.exp()) @ (right * (-self.total).exp()).mT
             return scores.masked_fill(~visible, 0)
-        # Masked first: what is not visible would grow, and overflow.
+        # Mask before exp: differences of invisible pairs are positive and could overflow.
         decay = (total[..., :, None] - self.total[..., None, :]).masked_fill(~visible, -torch.inf)
         return left @ right.mT * decay.exp()
 
