@@ -153,7 +153,7 @@ def test_other_data_is_refused_but_a_touched_file_is_not_and_it_can_be_taken_any
     try:
         text.write_text(other)
         error = error_of(resume(attack, name))
-        assert "other data" in error and "->" in error
+        assert "different data" in error and "->" in error
         assert status(name) in ("died", "failed")
         text.write_text(content)
         process = attack.run(

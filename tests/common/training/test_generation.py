@@ -252,7 +252,7 @@ def test_at_a_terminal_ctrl_d_ends_the_conversation(run: str) -> None:
         assert expected in seen, seen
 
     read_until(b"> ")
-    assert b"Ctrl-D ends" in seen
+    assert b"Ctrl-D exits" in seen
     os.write(leader, b"the cat\n")
     seen = seen.partition(b"> ")[2]
     read_until(b"> ")

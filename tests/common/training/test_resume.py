@@ -488,8 +488,8 @@ def test_a_running_one_is_refused(lab: Lab) -> None:
 
 def test_a_name_that_is_taken_is_refused(lab: Lab, whole: str, stopped: str) -> None:
     before = store.log_path(stopped).read_bytes()
-    assert_refused(lab.train(whole), "'whole' exists")
-    assert_refused(lab.train(stopped), "'stopped' exists")
+    assert_refused(lab.train(whole), "'whole' already exists")
+    assert_refused(lab.train(stopped), "'stopped' already exists")
     assert store.log_path(stopped).read_bytes() == before
 
 

@@ -624,7 +624,7 @@ def test_two_callbacks_of_one_class_keep_their_own_state(start: Callable[..., Ru
 def test_a_resume_on_other_data_is_refused(start: Callable[..., Run]) -> None:
     run = start()
     make_trainer(decoder(), Batches(), config(), run=run, fingerprint={"text": "a"}).fit()
-    with pytest.raises(CheckpointError, match="other data"):
+    with pytest.raises(CheckpointError, match="different data"):
         make_trainer(decoder(), Batches(), config(), run=run, fingerprint={"text": "b"}).resume()
 
 

@@ -55,7 +55,7 @@ def test_commands_say_so_in_one_line(
 ) -> None:
     result = run_tool(*command, env={"RESEARCH_ASSETS_DIR": where(name, folder)})
     assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
-    assert result.stderr.startswith("error [config]: no assets can be in")
+    assert result.stderr.startswith("error [config]: assets cannot be in")
     assert len(result.stderr.splitlines()) == 2  # and the hint
 
 
