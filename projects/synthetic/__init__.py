@@ -1,0 +1,1 @@
+"""Tasks with exact answers that tell architectures apart."""

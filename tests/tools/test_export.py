@@ -79,8 +79,8 @@ def test_a_run_becomes_a_folder_for_transformers(text: Path, run_tool: Any) -> N
     [
         (["--name", "b", "--format", "gguf"], "there is no experiment 'b'"),
         (["--name", "a", "--format", "gguf"], "tokenizer of the type 'char'"),
-        (["--name", "a", "--format", "gguf", "--dtype", "q3"], "no --dtype q3"),
-        (["--name", "a", "--format", "onnx", "--dtype", "f16"], "no --dtype f16"),
+        (["--name", "a", "--format", "gguf", "--dtype", "q3"], "does not support --dtype q3"),
+        (["--name", "a", "--format", "onnx", "--dtype", "f16"], "does not support --dtype f16"),
         (["--name", "a", "--format", "hub", "--checkpoint", "7"], "no checkpoint '7'"),
         (["--name", "a", "--format", "pickle"], "invalid choice: 'pickle'"),
         (["--name", "a"], "--format"),

@@ -221,7 +221,7 @@ def test_a_signal_lets_trials_save_and_the_same_command_goes_on(
     assert statuses() == {"s_000": "interrupted", "s_001": "interrupted"}
     last = error.splitlines()[-1]
     assert last.startswith("stopped with 0 of 3 trials finished; to continue: python ")
-    resume = shlex.split(last.partition("to go on: python ")[2])
+    resume = shlex.split(last.partition("to continue: python ")[2])
     result = run_tool(*resume)
     assert result.returncode == 0, result.stderr
     assert set(statuses().values()) == {"finished"} and len(statuses()) == 3
