@@ -1,0 +1,1 @@
+"""Every mixer in one stack, at equal parameters, on the same text."""
