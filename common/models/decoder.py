@@ -18,7 +18,7 @@ from common.generation.fast_copy import PackedLinear, is_worth_packing
 from common.models.base import BaseLanguageModel
 from common.models.config import DecoderConfig
 from common.models.feedforwards.base import FeedForward
-from common.models.feedforwards.moe import MoE
+from common.models.feedforwards.moe import MoE, Routing
 from common.models.linear_loss import TiedGradient, linear_next_token_loss
 from common.models.loss import next_token_loss
 from common.models.mixers.attention import RotaryEmbedding
@@ -57,11 +57,19 @@ class Block(nn.Module):
             self.feedforward = feedforward_class(kind)(config, config.options_of(kind), layer)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: torch.Tensor, where: Positions, state: Any = None) -> torch.Tensor:
-        """See Mixer.forward."""
+    def forward(
+        self, x: torch.Tensor, where: Positions, state: Any = None
+    ) -> torch.Tensor | tuple[torch.Tensor, Routing]:
+        """See Mixer.forward. In training, a mixture of experts also returns its Routing: FSDP gathers
+        the weights for the backward pass of what a block returns, and of nothing else."""
         x = x + self.dropout(self.mixer(self.mixer_norm(x), where, state))
-        if self.feedforward is not None:
-            x = x + self.dropout(self.feedforward(self.feedforward_norm(x), where))
+        if self.feedforward is None:
+            return x
+        normed = self.feedforward_norm(x)
+        if self.training and isinstance(self.feedforward, MoE):
+            output, routing = self.feedforward.routed(normed)
+            return x + self.dropout(output), routing
+        x = x + self.dropout(self.feedforward(normed, where))
         return x
 
 
@@ -147,11 +155,11 @@ class Decoder(BaseLanguageModel):
         compiled = [torch.compile(block, dynamic=False) for block in self.blocks] if on else []
         self._compiled_blocks = compiled
 
-    def _train_block(self, index: int, x: torch.Tensor, where: Positions) -> torch.Tensor:
+    def _train_block(self, index: int, x: torch.Tensor, where: Positions) -> Any:
         run = self._compiled_blocks[index] if self._compiled_blocks else self.blocks[index]
         if self.activation_checkpointing:
-            return checkpoint(run, x, where, use_reentrant=False)  # type: ignore[no-any-return]  # untyped
-        return run(x, where)  # type: ignore[no-any-return]  # nn.Module.__call__ is untyped
+            return checkpoint(run, x, where, use_reentrant=False)
+        return run(x, where)
 
     @property
     def context_limit(self) -> int | None:
@@ -172,24 +180,23 @@ class Decoder(BaseLanguageModel):
         cache: DecoderCache | None = None,
     ) -> dict[str, torch.Tensor]:
         """See BaseLanguageModel.forward. Raises ModelError for more tokens than the context holds."""
-        where = self._positions(input_ids, cache)
-        output = {"logits": self._logits(self._hidden(input_ids, where, cache))}
+        hidden, routings = self._hidden(input_ids, cache)
+        output = {"logits": self._logits(hidden)}
         if labels is not None:
             loss = next_token_loss(output["logits"], labels)
-            output["loss"] = self._with_balance(loss, where)
+            output["loss"] = self._with_balance(loss, routings)
         return output
 
     def compute_loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Compute the loss without keeping the (batch, time, vocab_size) logits."""
         tied = TiedGradient() if self.head is None else None
-        where = self._positions(input_ids, None)
-        hidden = self._hidden(input_ids, where, None, tied)
+        hidden, routings = self._hidden(input_ids, None, tied)
         loss = linear_next_token_loss(hidden, self._output_weight, labels, tied)
-        return self._with_balance(loss, where)
+        return self._with_balance(loss, routings)
 
-    def _with_balance(self, loss: torch.Tensor, where: Positions) -> torch.Tensor:
+    def _with_balance(self, loss: torch.Tensor, routings: list[Routing]) -> torch.Tensor:
         """Add the gradient of the experts' auxiliary losses to `loss`, but not their value."""
-        for layer, routing in zip(self.experts, where.routings, strict=False):
+        for layer, routing in zip(self.experts, routings, strict=False):
             layer.count(routing)
             loss = loss + (routing.loss - routing.loss.detach())
         return loss
@@ -215,8 +222,7 @@ class Decoder(BaseLanguageModel):
         self, input_ids: torch.Tensor, cache: DecoderCache | None = None
     ) -> torch.Tensor:
         """See BaseLanguageModel.next_logits."""
-        where = self._positions(input_ids, cache)
-        return self._logits(self._hidden(input_ids, where, cache)[:, -1])
+        return self._logits(self._hidden(input_ids, cache)[0][:, -1])
 
     def fast_copy(self) -> Decoder:
         """See BaseLanguageModel.fast_copy; a tied output projection is not a separate module."""
@@ -252,11 +258,12 @@ class Decoder(BaseLanguageModel):
     def _hidden(
         self,
         input_ids: torch.Tensor,
-        where: Positions,
         cache: DecoderCache | None,
         tied: TiedGradient | None = None,
-    ) -> torch.Tensor:
-        """(batch, time) int64 -> the normalised last residual (batch, time, hidden_size)."""
+    ) -> tuple[torch.Tensor, list[Routing]]:
+        """(batch, time) int64 -> the normalised last residual (batch, time, hidden_size), and in training the
+        Routing of each mixture of experts."""
+        where, routings = self._positions(input_ids, cache), list[Routing]()
         start, end = where.start, where.start + input_ids.shape[1]
         if self.context_limit and end > self.context_limit:
             raise ModelError(
@@ -275,7 +282,9 @@ class Decoder(BaseLanguageModel):
                 x = self._train_block(index, x, where)
             else:
                 x = block(x, where, cache.layers[index] if cache else None)
+            if isinstance(x, tuple):
+                x, routing = x
+                routings.append(routing)
         if cache is not None:
             cache.length = end
-        hidden: torch.Tensor = self.final_norm(x)
-        return hidden
+        return self.final_norm(x), routings

@@ -86,18 +86,20 @@ class MoE(FeedForward):
             nn.init.normal_(self.shared["output"].weight, std=output_std)  # type: ignore[arg-type]
 
     def forward(self, x: torch.Tensor, where: Positions) -> torch.Tensor:
-        """See FeedForward.forward. Appends its Routing to `where.routings` in training."""
+        """See FeedForward.forward."""
+        return self.routed(x)[0]
+
+    def routed(self, x: torch.Tensor) -> tuple[torch.Tensor, Routing]:
+        """The output of `forward`, and what the router did."""
         tokens = x.flatten(0, -2)
         scores, experts, weights = self.route(tokens)
-        if self.training:
-            where.routings.append(self._routing(scores, experts))
         output: torch.Tensor = _run_experts(
             tokens, experts, weights.to(x.dtype), self.input, self.output
         )
         if self.shared is not None:
             gate, value = self.shared["input"](tokens).chunk(2, dim=-1)
             output = output + self.shared["output"](F.silu(gate) * value)
-        return output.view_as(x)
+        return output.view_as(x), self._routing(scores, experts)
 
     def route(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(tokens, hidden) -> scores (tokens, num_experts), experts and their weights (tokens, top_k).

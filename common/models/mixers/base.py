@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -28,14 +28,12 @@ class Positions:
         causal: False: attention also sees later tokens.
         mask: (batch, 1, time, time) bool attention mask, True where a query sees a key; None: as
             `causal`.
-        routings: one Routing per mixture of experts, appended in training, in the order of layers.
     """
 
     start: int = 0
     documents: torch.Tensor | None = None
     causal: bool = True
     mask: torch.Tensor | None = None
-    routings: list[Any] = field(default_factory=list)
 
     def begins(self) -> torch.Tensor | None:
         """(batch, time) bool, True where a document starts after the first token; None: nowhere."""

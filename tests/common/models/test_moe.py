@@ -108,7 +108,8 @@ def test_the_auxiliary_loss_is_in_the_gradient_and_in_no_reported_loss(checkpoin
     # Switch's eq. 4 for the first layer, from the scores themselves.
     model = model_of("loss").train()
     layer, seen = model.experts[0], []
-    layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    norm = model.blocks[0].feedforward_norm
+    norm.register_forward_hook(lambda _, inputs, output: seen.append(output.detach()))
     model.zero_grad()
     model.compute_loss(ids, ids).backward()
     scores, experts, _ = layer.route(seen[0].flatten(0, 1))
