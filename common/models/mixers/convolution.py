@@ -1,4 +1,4 @@
-"""Causal dilated convolutions over time: the two layers of a TCN block, and one with a gate."""
+"""Causal dilated convolutions over time: the block of a TCN, and a gated one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from common.models.mixers.state import zeros
 
 
 class CausalConvolution(nn.Module):
-    """y_t = sum over j of W_j x_{t - j * dilation}: one matrix product over the taps side by side."""
+    """y_t = sum over j of W_j x_{t - j * dilation}: one matrix product over concatenated taps."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel_size: int, dilation: int, bias: bool = True
@@ -38,7 +38,7 @@ class CausalConvolution(nn.Module):
 
 
 class Convolution(Mixer):
-    """relu(conv(relu(conv(x)))), dilated more in every layer (Bai et al. 2018, section 3.4, without weight norm)."""
+    """relu(conv(relu(conv(x)))), with dilation that grows per layer (Bai et al. 2018, section 3.4, without weight norm)."""
 
     Options = ConvolutionOptions
 

@@ -1,4 +1,4 @@
-"""DeltaNet: a state that is corrected towards what each key should give, and the form of it that forgets."""
+"""DeltaNet, a linear attention that overwrites the value of a key, and Gated DeltaNet, which also decays."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from common.models.mixers.state import RecurrentState, zeros
 
 
 def unit(x: torch.Tensor) -> torch.Tensor:
-    """x / |x|, in fp32 or better, for |x| much larger than 1e-3."""
+    """x / sqrt(|x|^2 + 1e-6), in fp32 or better."""
     x = at_least_fp32(x)
     return x * torch.rsqrt(x.square().sum(dim=-1, keepdim=True) + 1e-6)
 
@@ -24,8 +24,8 @@ def unit(x: torch.Tensor) -> torch.Tensor:
 class DeltaNet(Mixer):
     """S_t = S_{t-1} + beta_t k_t (v_t - S_{t-1}^T k_t)^T, o_t = S_t^T q_t (Yang et al. 2024, eq. 4).
 
-    Each key head serves num_value_heads / num_heads values. With `eigenvalues: signed` beta is between 0
-    and 2, so that a token can turn a part of the state round (Grazzi et al. 2025).
+    Each key head serves num_value_heads / num_heads value heads. With `eigenvalues: signed`, beta is
+    between 0 and 2, so that a token can flip the sign of a part of the state (Grazzi et al. 2025).
     """
 
     Options = DeltaOptions
@@ -57,7 +57,7 @@ class DeltaNet(Mixer):
         return RecurrentState(hidden, self.convolution.new_past(batch_size))
 
     def log_decay(self, x: torch.Tensor) -> torch.Tensor:
-        """(batch, time, value heads): the logarithm of what is left of the state."""
+        """The logarithm of the decay, (batch, time, value heads)."""
         return torch.zeros(*x.shape[:2], self.num_value_heads, dtype=x.dtype, device=x.device)
 
     def forward(
@@ -94,7 +94,7 @@ class DeltaNet(Mixer):
 
 
 class GatedDeltaNet(DeltaNet):
-    """DeltaNet whose state decays by a gate of the token (Yang et al. 2024, "Gated Delta Networks", eq. 10)."""
+    """DeltaNet with a decay gate per token (Yang et al. 2024, "Gated Delta Networks", eq. 10)."""
 
     def __init__(self, config: DecoderConfig, options: DeltaOptions, layer: int) -> None:
         super().__init__(config, options, layer)
@@ -103,7 +103,7 @@ class GatedDeltaNet(DeltaNet):
         self.log_rates = nn.Parameter(torch.empty(self.num_value_heads))
 
     def reset_parameters(self, std: float) -> None:
-        """As Mamba-2: rates between 0 and 16, steps between 0.001 and 0.1."""
+        """As in Mamba-2: rates between 0 and 16, steps between 0.001 and 0.1."""
         super().reset_parameters(std)
         step_bias_(self.step_bias)
         with torch.no_grad():

@@ -63,7 +63,7 @@ class LatentAttention(Mixer):
         return 2 * self.num_heads * (self.key_size + self.rope_size + self.value_size) * time
 
     def new_state(self, batch_size: int, max_length: int) -> KeyValueCache:
-        """An empty cache: its one head has the latent and the shared part of the key, and the latent again."""
+        """An empty cache with one head: keys are the latent and the shared part, values the latent."""
         weight = self.output.weight
         shape = (batch_size, 1, 0, self.latent_size + self.rope_size)
         empty = torch.empty(shape, dtype=weight.dtype, device=weight.device)
@@ -111,7 +111,7 @@ class LatentAttention(Mixer):
     def _attend_to_cache(
         self, query: torch.Tensor, turned: torch.Tensor, cache: KeyValueCache
     ) -> torch.Tensor:
-        """Queries go to the latents instead of latents to the keys: the products are associative."""
+        """Multiply queries by the key weights instead of expanding all latents (section 2.1.2)."""
         weight = self.expand.weight.view(
             self.num_heads, -1, self.latent_size
         )  # (heads, sizes, latent)

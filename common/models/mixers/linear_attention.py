@@ -1,4 +1,4 @@
-"""Attention without a softmax, which decays: RetNet by a constant, GLA by a gate for each key channel."""
+"""Linear attention with decay: constant in RetNet, gated per key channel in GLA."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from common.models.mixers.state import RecurrentState, zeros
 
 
 class RetNet(Mixer):
-    """Multi-scale retention (Sun et al. 2023, eq. 8), without rotations: head h keeps 1 - 2^(-5 - h) per token."""
+    """Multi-scale retention (Sun et al. 2023, eq. 8) without rotations; head h decays by 1 - 2^(-5 - h)."""
 
     Options = RetentionOptions
     log_decay: torch.Tensor
@@ -61,7 +61,7 @@ class RetNet(Mixer):
 
 
 class GLA(Mixer):
-    """Gated linear attention (Yang et al. 2023, section 4): every key channel has a gate of the token."""
+    """Gated linear attention (Yang et al. 2023, section 4): a gate per token and key channel."""
 
     Options = GatedLinearOptions
 

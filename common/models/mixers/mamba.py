@@ -19,7 +19,7 @@ SHORTEST_STEP, LONGEST_STEP = 1e-3, 0.1
 
 
 def step_bias_(bias: torch.Tensor) -> None:
-    """Fill `bias` so that softplus(bias) is between the shortest and the longest step, uniform in its logarithm."""
+    """Initialise `bias` so that softplus(bias) is log-uniform between the shortest and the longest step."""
     low, high = math.log(SHORTEST_STEP), math.log(LONGEST_STEP)
     step = torch.exp(torch.rand_like(bias) * (high - low) + low).clamp(min=1e-4)
     with torch.no_grad():
@@ -89,7 +89,7 @@ class Mamba(Mixer):
 
 
 class Mamba2(Mixer):
-    """Mamba with one decay per head, and so a matrix for a state (Dao and Gu 2024, section 7.1)."""
+    """Mamba with one decay per head; its state is a matrix per head (Dao and Gu 2024, section 7.1)."""
 
     Options = Mamba2Options
 
@@ -113,7 +113,7 @@ class Mamba2(Mixer):
         self.output = nn.Linear(self.size, config.hidden_size, bias=config.bias)
 
     def reset_parameters(self, std: float) -> None:
-        """Rates between 1 and 16, as the authors' code."""
+        """Rates between 1 and 16, as in the authors' code."""
         step_bias_(self.step_bias)
         with torch.no_grad():
             self.log_rates.copy_(torch.empty_like(self.log_rates).uniform_(1, 16).log())

@@ -1,4 +1,4 @@
-"""minGRU and minLSTM (Feng et al. 2024, "Were RNNs All We Needed?", appendix B): gates that see no state."""
+"""minGRU and minLSTM (Feng et al. 2024, "Were RNNs All We Needed?", appendix B), whose gates do not depend on the state."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _MinimalRNN(Mixer):
     def gates(
         self, candidate: torch.Tensor, *gates: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the state is multiplied by, and what is added to it."""
+        """Return (decay, inputs) of the recurrence."""
 
     def forward(
         self, x: torch.Tensor, where: Positions, state: RecurrentState | None = None

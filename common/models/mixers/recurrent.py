@@ -1,4 +1,4 @@
-"""LSTM and GRU: gates that see the last output, and so a step per token (the equations of `torch.nn`)."""
+"""LSTM and GRU, which compute token by token, with the equations of `torch.nn`."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _zeros(rnn: nn.RNNBase, batch_size: int) -> torch.Tensor:
 
 
 def document_by_document(rnn: Any, x: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
-    """`rnn` over each document of x by itself: they are the rows of one packed sequence.
+    """Run `rnn` over each document of x separately, as rows of one packed sequence.
 
     Args:
         x: (batch, time, size); documents: (batch, time) int64, as in `Positions`.

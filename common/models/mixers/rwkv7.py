@@ -1,4 +1,4 @@
-"""RWKV-7: a matrix for a state, with a decay, a rate and a removed key of their own for each channel."""
+"""RWKV-7: a generalised delta rule with a decay, a rate and a removal key per channel."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class RWKV7(Mixer):
         self.output = nn.Linear(size, size, bias=False)
 
     def reset_parameters(self, std: float) -> None:
-        """Half of each token, half of the one before; slow channels and fast ones."""
+        """Mix tokens in equal parts; decays range from slow to fast channels."""
         nn.init.constant_(self.shift, 0.5)
         nn.init.constant_(self.removed, 0.85)
         nn.init.ones_(self.replaced)

@@ -1,4 +1,4 @@
-"""Causal convolutions over time: the taps of any, and the short one per channel that precedes many recurrences."""
+"""Taps of causal convolutions, and the short depthwise convolution before many recurrences."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def taps(
     past: torch.Tensor | None = None,
     dilation: int = 1,
 ) -> list[torch.Tensor]:
-    """What a causal kernel sees: x (size - 1) * dilation tokens ago, ..., x now; 0 of other documents.
+    """The inputs of a causal kernel, oldest first; zero where they belong to another document.
 
     Args:
         x: (batch, time, channels), as each of the results.
@@ -37,12 +37,12 @@ def taps(
 
 
 def last_inputs(x: torch.Tensor, past: torch.Tensor) -> torch.Tensor:
-    """`past` after the tokens x: as many, the newest."""
+    """Update `past`: the last inputs, including x."""
     return torch.cat([past.to(x.dtype), x], dim=1)[:, x.shape[1] :]
 
 
 class ShortConvolution(nn.Module):
-    """A causal kernel for each channel alone; weights as those of a depthwise `nn.Conv1d`."""
+    """Causal depthwise convolution, with the weights of a depthwise `nn.Conv1d`."""
 
     def __init__(self, channels: int, kernel_size: int, bias: bool = True) -> None:
         super().__init__()

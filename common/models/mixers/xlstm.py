@@ -1,4 +1,4 @@
-"""The two halves of xLSTM (Beck et al. 2024): mLSTM has a matrix for a memory, sLSTM gates that see its output."""
+"""The layers of xLSTM (Beck et al. 2024): mLSTM with a matrix memory, sLSTM with recurrent gates."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class MLSTM(Mixer):
         self.output = nn.Linear(values, config.hidden_size, bias=config.bias)
 
     def reset_parameters(self, std: float) -> None:
-        """Gates that depend on nothing at first: input gates of e^-10, forget gates of 0.95 to 0.998."""
+        """Constant gates: input gates of e^-10, forget gates from 0.95 to 0.998."""
         nn.init.zeros_(self.gates.weight)
         with torch.no_grad():
             update, forget = self.gates.bias.chunk(2)
@@ -80,7 +80,7 @@ class MLSTM(Mixer):
 
 @dataclass
 class SLSTMState:
-    """Each (batch, heads, head size): output, cell, normaliser, and the logarithm they are divided by."""
+    """Output, cell, normaliser and log scale of the last two, each (batch, heads, head size)."""
 
     hidden: torch.Tensor
     cell: torch.Tensor
@@ -115,7 +115,7 @@ class SLSTM(Mixer):
         self.output = nn.Linear(size, size, bias=config.bias)
 
     def reset_parameters(self, std: float) -> None:
-        """No recurrence at first; forget gates of 0.95 to 0.998 per channel."""
+        """Zero recurrent weights; forget gates from 0.95 to 0.998 per channel."""
         nn.init.zeros_(self.recurrent)
         nn.init.zeros_(self.bias)
         with torch.no_grad():
