@@ -25,6 +25,7 @@ from tests.hub_double import HubDouble
 from tests.untrained_run import make_run
 from tools.push_to_hub import main
 
+pytestmark = pytest.mark.slow  # a server and its clients
 TOOL = "tools/push_to_hub.py"
 TOKEN = "hf_may_write_for_me"
 Push = Callable[..., Any]

@@ -19,6 +19,7 @@ import pytest
 from common.utils import save_experiment, start_experiment
 from common.utils.paths import REPOSITORY_ROOT, get_experiments_dir
 
+pytestmark = pytest.mark.slow  # seventy commands
 SCRIPT = "tools/query_experiments.py"
 
 

@@ -24,6 +24,8 @@ from common.utils import query_experiments, save_experiment, start_experiment
 from common.utils.manifest import identity
 from tests.s3_double import s3_server
 
+pytestmark = pytest.mark.slow  # a server and its clients
+
 
 @pytest.fixture
 def objects(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:

@@ -32,6 +32,7 @@ from common.errors import DataError, DownloadError
 from common.utils.paths import REPOSITORY_ROOT, get_datasets_dir, get_models_dir
 from tests.hub_double import HubDouble
 
+pytestmark = pytest.mark.slow  # a server and its clients
 TOKEN = "hf_right"
 BIG = random.Random(0).randbytes(21 * 2**20)  # the client keeps what it has in steps of 10 MiB
 CARD = """---

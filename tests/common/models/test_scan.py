@@ -37,6 +37,7 @@ def test_the_form_for_gpus_is_the_same() -> None:
         torch.testing.assert_close(mine, other)
 
 
+@pytest.mark.slow
 def test_the_elementwise_scan_is_one_operator_to_the_compiler() -> None:
     torch.library.opcheck(
         scan._scan_in_order, (randn(2, 5, 3).requires_grad_(), randn(2, 5, 3).requires_grad_())
