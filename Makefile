@@ -35,7 +35,7 @@ test: $(READY)  ## the whole test suite, a process per core
 test-fast: $(READY)  ## the tests that take less than two seconds each
 	@$(PYTHON) -m $(PYTEST) -m "not slow"
 
-attack: $(READY)  ## the tests that kill, crowd and draw at random, with their full budgets (an hour)
+attack: $(READY)  ## the tests that kill, crowd and draw at random, with their full budgets (15 minutes)
 	@FULL_BUDGET=1 $(PYTHON) -m $(PYTEST) -m attack
 
 coverage: $(READY)  ## which lines and branches of common/ the tests run, with the commands they start
