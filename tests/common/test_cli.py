@@ -11,6 +11,8 @@ import yaml
 from common.utils import start_experiment
 from common.utils.paths import REPOSITORY_ROOT
 
+pytestmark = pytest.mark.slow  # dozens of commands
+
 TRAIN = "projects/baseline/train.py"
 EVALUATE = "projects/baseline/evaluate.py"
 SAMPLE = "projects/baseline/sample.py"

@@ -17,6 +17,8 @@ from tests.fork_server import ForkServer
 from tests.untrained_run import make_run
 from tools import cli
 
+pytestmark = pytest.mark.slow  # dozens of commands
+
 CONFIG = "projects/baseline/configs/quickstart.yaml"
 COMMANDS = ["list", "prepare", "train-tokenizer", "train", "evaluate", "sample", "export"]
 

@@ -39,6 +39,9 @@ from tests.fork_server import ForkServer
 Machine = Callable[[str], None]
 
 
+pytestmark = pytest.mark.slow  # dozens of commands
+
+
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     def use(name: str) -> None:
