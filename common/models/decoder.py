@@ -169,9 +169,10 @@ class Decoder(BaseLanguageModel):
         limits = [mixer.context_limit for mixer in self.mixers]
         return min((limit for limit in limits if limit is not None), default=None)
 
-    def new_cache(self, batch_size: int, max_length: int) -> DecoderCache:
-        """See BaseLanguageModel.new_cache."""
-        return DecoderCache([mixer.new_state(batch_size, max_length) for mixer in self.mixers])
+    def new_cache(self, batch_size: int, max_length: int) -> DecoderCache | None:
+        """See BaseLanguageModel.new_cache; None if a mixer has no state."""
+        states = [mixer.new_state(batch_size, max_length) for mixer in self.mixers]
+        return None if any(state is None for state in states) else DecoderCache(states)
 
     def forward(
         self,

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
+from common.models import Decoder
 from common.models.mixers.base import Mixer
-from common.models.mixers.checks import CHECKS, build_mixer
+from common.models.mixers.checks import CHECKS, build_mixer, check_mixer
+from common.models.mixers.convolution import GatedConvolution
 from common.models.registry import MIXERS
 
 # Each mixer as it is by default, and what its options change.
@@ -43,3 +46,24 @@ def test_a_mixer(
     name: str, options: dict[str, Any], shape: dict[str, Any], check: Callable[[Mixer], None]
 ) -> None:
     check(build_mixer(name, options, **shape))
+
+
+class Stateless(GatedConvolution):
+    """A mixer of one's own that only computes whole texts."""
+
+    def new_state(self, batch_size: int, max_length: int) -> Any:
+        return None
+
+
+def test_a_mixer_without_a_state_reads_the_text_again_for_every_token() -> None:
+    check_mixer(Stateless)
+    torch.manual_seed(0)
+    options = {"positions": "none", "hidden_size": 32, "context_length": 64}
+    model = Decoder(20, layers=f"{__name__}:Stateless gru", **options).eval()
+    ids = torch.randint(0, 20, (2, 9))
+    expected = ids
+    for _ in range(6):
+        following = model(expected)["logits"][:, -1].argmax(dim=-1, keepdim=True)
+        expected = torch.cat([expected, following], dim=1)
+    assert model.new_cache(2, 20) is None
+    assert torch.equal(model.generate(ids, max_new_tokens=6, temperature=0), expected)
