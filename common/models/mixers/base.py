@@ -17,6 +17,11 @@ from common.models.mixers.options import NoOptions
 ParameterRole = Literal["matrix", "embedding", "head", "vector"]
 
 
+def at_least_fp32(x: torch.Tensor) -> torch.Tensor:
+    """Cast to fp32, unless x is float64: sums over a whole text need it."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 @dataclass
 class Positions:
     """Positions and documents of the tokens of one forward pass, shared by all layers.

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from common.models.config import DecoderConfig
-from common.models.mixers.base import Mixer, Positions
+from common.models.mixers.base import Mixer, Positions, at_least_fp32
 from common.models.mixers.mamba import step_bias_
+from common.models.mixers.matrix_scan import matrix_scan
 from common.models.mixers.options import DeltaOptions
-from common.models.mixers.scan import at_least_fp32, matrix_scan
 from common.models.mixers.short_convolution import ShortConvolution, last_inputs
 from common.models.mixers.state import RecurrentState, zeros
 
 
-def unit(x: torch.Tensor) -> torch.Tensor:
-    """x / sqrt(|x|^2 + 1e-6), in fp32 or better."""
-    x = at_least_fp32(x)
-    return x * torch.rsqrt(x.square().sum(dim=-1, keepdim=True) + 1e-6)
+def unit(x: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
+    """x / sqrt(|x|^2 + eps), in fp32 or better."""
+    size = x.shape[-1]
+    normed: torch.Tensor = F.rms_norm(at_least_fp32(x), (size,), eps=eps / size)
+    return normed * math.sqrt(1 / size)
 
 
 class DeltaNet(Mixer):
@@ -69,20 +72,19 @@ class DeltaNet(Mixer):
         convolved = F.silu(self.convolution(projected, where, past))
         query, key, value = convolved.split_with_sizes(self.sizes, dim=-1)
         heads = (*x.shape[:2], self.num_heads, self.key_size)
-        shared = self.num_value_heads // self.num_heads
-        query, key = (
-            unit(part.reshape(*heads)).repeat_interleave(shared, dim=2) for part in (query, key)
-        )
+        query, key = unit(query.reshape(heads)), unit(key.reshape(heads))
+        if self.num_value_heads > self.num_heads:
+            shared = self.num_value_heads // self.num_heads
+            query, key = (part.repeat_interleave(shared, dim=2) for part in (query, key))
         value = value.reshape(*x.shape[:2], self.num_value_heads, self.value_size)
         beta = at_least_fp32(self.beta(x)).sigmoid()[..., None] * self.most_beta
-        log_decay = self.log_decay(x)
         y, hidden = matrix_scan(
             query * self.key_size**-0.5,
             key,
             value * beta,
-            log_decay,
+            self.log_decay(x),
             read=key,
-            write=key * -beta * log_decay.exp()[..., None],
+            write=key * -beta,
             state=state.hidden if state else None,
             documents=where.documents,
         )

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.models.config import DecoderConfig
-from common.models.mixers.base import Mixer, Positions
+from common.models.mixers.base import Mixer, Positions, at_least_fp32
+from common.models.mixers.matrix_scan import matrix_scan
 from common.models.mixers.options import GatedLinearOptions, RetentionOptions
-from common.models.mixers.scan import at_least_fp32, matrix_scan
 from common.models.mixers.state import RecurrentState, zeros
 
 

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.models.config import DecoderConfig
-from common.models.mixers.base import Mixer, ParameterRole, Positions
+from common.models.mixers.base import Mixer, ParameterRole, Positions, at_least_fp32
+from common.models.mixers.matrix_scan import matrix_scan
 from common.models.mixers.options import Mamba2Options, MambaOptions
-from common.models.mixers.scan import at_least_fp32, elementwise_scan, matrix_scan
+from common.models.mixers.selective_scan import selective_scan
 from common.models.mixers.short_convolution import ShortConvolution, last_inputs
 from common.models.mixers.state import RecurrentState, zeros
 
@@ -61,8 +62,8 @@ class Mamba(Mixer):
         return {"log_rates": "vector"}
 
     def new_state(self, batch_size: int, max_length: int) -> RecurrentState:
-        """See Mixer.new_state; `hidden` is (batch, channels, state_size)."""
-        hidden = zeros(self.output.weight, batch_size, self.size, self.state_size)
+        """See Mixer.new_state; `hidden` is (batch, state_size, channels)."""
+        hidden = zeros(self.output.weight, batch_size, self.state_size, self.size)
         return RecurrentState(hidden, self.convolution.new_past(batch_size))
 
     def forward(
@@ -74,16 +75,18 @@ class Mamba(Mixer):
         convolved = F.silu(self.convolution(u, where, past))
         parts = self.parameters_of_x(convolved)
         step, b, c = parts.split([self.step_rank, self.state_size, self.state_size], dim=-1)
-        step = at_least_fp32(F.softplus(self.step(step)))
-        decay = torch.exp(step[..., None] * -at_least_fp32(self.log_rates).exp())
-        inputs = (step * convolved)[..., None] * at_least_fp32(b)[:, :, None]
-        begins = where.begins()
-        if begins is not None:
-            decay = decay.masked_fill(begins[..., None, None], 0)
-        hidden = elementwise_scan(decay, inputs, state.hidden if state else None)
+        y, hidden = selective_scan(
+            convolved,
+            F.softplus(self.step(step)),
+            at_least_fp32(self.log_rates).exp().T,
+            b,
+            c,
+            begins=where.begins(),
+            state=state.hidden if state else None,
+        )
         if state is not None and past is not None:
-            state.hidden, state.past = hidden[:, -1], last_inputs(u, past)
-        y = (hidden @ at_least_fp32(c)[..., None])[..., 0] + self.skip * convolved
+            state.hidden, state.past = hidden, last_inputs(u, past)
+        y = torch.addcmul(y, self.skip, convolved)
         output: torch.Tensor = self.output((y * F.silu(gate)).to(x.dtype))
         return output
 
@@ -149,7 +152,7 @@ class Mamba2(Mixer):
         )
         if state is not None and past is not None:
             state.hidden, state.past = hidden, last_inputs(u, past)
-        y = (y + self.skip[:, None] * value).flatten(2) * F.silu(at_least_fp32(gate))
+        y = torch.addcmul(y, self.skip[:, None], value).flatten(2) * F.silu(at_least_fp32(gate))
         grouped = y.view(*y.shape[:2], self.num_groups, -1)
         y = F.rms_norm(grouped, grouped.shape[-1:], eps=self.norm_eps).flatten(2) * self.norm_weight
         output: torch.Tensor = self.output(y.to(x.dtype))

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from common.models.config import DecoderConfig
-from common.models.mixers.base import Mixer, Positions
+from common.models.mixers.base import Mixer, Positions, at_least_fp32
+from common.models.mixers.elementwise_scan import elementwise_scan
 from common.models.mixers.options import ExpansionOptions
-from common.models.mixers.scan import at_least_fp32, elementwise_scan
 from common.models.mixers.state import RecurrentState, zeros
 
 

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.models.config import DecoderConfig
-from common.models.mixers.base import Mixer, ParameterRole, Positions
+from common.models.mixers.base import Mixer, ParameterRole, Positions, at_least_fp32
+from common.models.mixers.delta_net import unit
+from common.models.mixers.matrix_scan import matrix_scan
 from common.models.mixers.options import RWKV7Options
-from common.models.mixers.scan import at_least_fp32, matrix_scan
 from common.models.mixers.short_convolution import last_inputs, taps
 from common.models.mixers.state import RecurrentState, zeros
 
@@ -77,8 +78,7 @@ class RWKV7(Mixer):
         receptance, key, value = self.receptance(r), self.key(k), self.value(v)
         log_decay = _FASTEST * at_least_fp32(self.decay(w)).sigmoid()
         rate = at_least_fp32(self.rate(a)).sigmoid()
-        removed = self._heads(at_least_fp32(key * self.removed))
-        removed = F.normalize(removed, dim=-1, eps=1e-12)
+        removed = unit(self._heads(key * self.removed), eps=1e-24)
         key = at_least_fp32(key) * (1 + (rate - 1) * self.replaced)
         receptance, key, value, log_decay, rate = (
             self._heads(at_least_fp32(part)) for part in (receptance, key, value, log_decay, rate)
@@ -88,20 +88,15 @@ class RWKV7(Mixer):
             key,
             value,
             log_decay,
-            read=-removed,
+            read=-removed * torch.exp(-log_decay),  # the scan reads after the decay
             write=removed * rate,
             state=state.hidden if state else None,
             documents=where.documents,
         )
         if state is not None and past is not None:
             state.hidden, state.past = hidden, last_inputs(x, past)
-        y = F.group_norm(
-            y.flatten(0, 1).flatten(1),
-            self.num_heads,
-            self.norm.weight,
-            self.norm.bias,
-            self.norm.eps,
-        ).view(*x.shape)
+        y = F.layer_norm(y, (self.head_size,), eps=self.norm.eps).flatten(2)  # a group per head
+        y = torch.addcmul(self.norm.bias, y, self.norm.weight)
         bonus = (receptance * key * self.bonus).sum(dim=-1, keepdim=True) * value
         y = (y + bonus.flatten(2)) * self.gate(g)
         output: torch.Tensor = self.output(y.to(x.dtype))

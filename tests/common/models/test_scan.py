@@ -1,4 +1,4 @@
-"""The two scans against the recurrences they stand for, token by token in float64."""
+"""The scans and their gradients against the recurrences they stand for, token by token in float64."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.models.mixers import scan
-from common.models.mixers.scan import elementwise_scan, matrix_scan
+from common.models.mixers import elementwise_scan as elementwise
+from common.models.mixers import matrix_scan as matrix
+from common.models.mixers import selective_scan as selective
+from common.models.mixers.elementwise_scan import elementwise_scan
+from common.models.mixers.matrix_scan import matrix_scan
+from common.models.mixers.selective_scan import selective_scan
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -30,7 +34,7 @@ def test_the_elementwise_scan_is_the_recurrence_with_its_gradients(time: int) ->
 def test_the_form_for_gpus_is_the_same() -> None:
     decay, inputs = randn(2, 37, 3).requires_grad_(), randn(2, 37, 3, seed=1).requires_grad_()
     gradients = []
-    for form in (scan._scan_in_order, scan._scan_in_blocks):
+    for form in (elementwise._scan_in_order, elementwise._scan_in_blocks):
         output = form(decay, inputs)
         gradients.append([output, *torch.autograd.grad(output.square().sum(), (decay, inputs))])
     for mine, other in zip(*gradients, strict=True):
@@ -40,7 +44,8 @@ def test_the_form_for_gpus_is_the_same() -> None:
 @pytest.mark.slow
 def test_the_elementwise_scan_is_one_operator_to_the_compiler() -> None:
     torch.library.opcheck(
-        scan._scan_in_order, (randn(2, 5, 3).requires_grad_(), randn(2, 5, 3).requires_grad_())
+        elementwise._scan_in_order,
+        (randn(2, 5, 3).requires_grad_(), randn(2, 5, 3).requires_grad_()),
     )
 
 
@@ -61,7 +66,7 @@ def recurrence(
         decay = log_decay[:, t].exp()
         new = state * (decay[..., None] if decay.ndim == 3 else decay[..., None, None])
         if read is not None and write is not None:
-            new = new + torch.einsum("bhw,bhr,bhrv->bhwv", write[:, t], read[:, t], state)
+            new = new + torch.einsum("bhw,bhr,bhrv->bhwv", write[:, t], read[:, t], new)
         state = new + torch.einsum("bhk,bhv->bhkv", key[:, t], value[:, t])
         outputs.append(torch.einsum("bhk,bhkv->bhv", query[:, t], state))
     return torch.stack(outputs, dim=1), state
@@ -83,16 +88,82 @@ def test_the_matrix_scan_is_the_recurrence(
     read = write = documents = None
     if delta:
         read = F.normalize(key, dim=-1)
-        decay = log_decay.exp() if by_row else log_decay.exp()[..., None]
         beta = torch.rand((batch, time, heads, 1), dtype=torch.float64, generator=draw)
-        write = -2 * beta * decay * read
+        write = -2 * beta * read
     if with_documents:
         documents = (torch.rand((batch, time), generator=draw) < 0.1).long().cumsum(dim=1)
-    inputs = (query, key, value, log_decay, read, write)
-    found = matrix_scan(*inputs, state=state, documents=documents, chunk=16)
-    expected = recurrence(*inputs, state, documents)
-    for mine, reference in zip(found, expected, strict=True):
+    inputs = (query, key, value, log_decay, read, write, state)
+    leaves = [x.detach().requires_grad_() for x in inputs if x is not None]
+    upstream = randn(*value.shape, seed=3), randn(*state.shape, seed=4)
+    results = []
+    for compute in (chunked, recurrence):
+        given = iter(leaves)
+        found = compute(*(None if x is None else next(given) for x in inputs), documents)
+        results.append([*found, *torch.autograd.grad(found, leaves, upstream)])
+    for mine, reference in zip(*results, strict=True):
         torch.testing.assert_close(mine, reference, rtol=1e-9, atol=1e-9)
+
+
+def chunked(*inputs: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    *of_tokens, state, documents = inputs
+    return matrix_scan(*of_tokens, state=state, documents=documents, chunk=16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delta", [False, True])
+@pytest.mark.parametrize("by_row", [False, True])
+def test_the_matrix_scan_is_one_operator_to_the_compiler(by_row: bool, delta: bool) -> None:
+    batch, time, heads, size = 1, 5, 2, 3
+    query, key, value, read, write = (
+        randn(batch, time, heads, size, seed=seed).requires_grad_() for seed in range(5)
+    )
+    log_decay = -randn(batch, time, heads, size if by_row else 1).abs()
+    reads = (read, write) if delta else (None, None)
+    state = randn(batch, heads, size, size)
+    inputs = (query, key, value, log_decay.requires_grad_(), *reads, state, None, 2)
+    torch.library.opcheck(matrix._matrix_chunks, inputs)
+
+
+@pytest.mark.parametrize("with_documents", [False, True])
+@pytest.mark.parametrize("time", [1, 4, 5, 23])
+def test_the_selective_scan_is_the_recurrence(
+    time: int, with_documents: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, size, channels = 2, 3, 4
+    monkeypatch.setattr(selective, "_STATES_OF_BLOCK", 5 * batch * size * channels)
+    begins = torch.rand(batch, time) < 0.2 if with_documents else None
+    leaves = [
+        randn(batch, time, channels),
+        randn(batch, time, channels, seed=1).abs(),
+        randn(size, channels, seed=2).abs(),
+        randn(batch, time, size, seed=3),
+        randn(batch, time, size, seed=4),
+        randn(batch, size, channels, seed=5),
+    ]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    inputs, step, rates, b, c, state = leaves
+    hidden, outputs = state, []
+    for t in range(time):
+        if begins is not None:
+            hidden = hidden.masked_fill(begins[:, t, None, None], 0)
+        decayed = torch.exp(-step[:, t, None] * rates) * hidden
+        hidden = decayed + (step * inputs)[:, t, None] * b[:, t, :, None]
+        outputs.append((hidden * c[:, t, :, None]).sum(dim=1))
+    expected = torch.stack(outputs, dim=1), hidden
+    found = selective_scan(inputs, step, rates, b, c, begins, state)
+    upstream = randn(batch, time, channels, seed=6), randn(batch, size, channels, seed=7)
+    mine = [*found, *torch.autograd.grad(found, leaves, upstream)]
+    reference = [*expected, *torch.autograd.grad(expected, leaves, upstream)]
+    for one, other in zip(mine, reference, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_the_selective_scan_is_one_operator_to_the_compiler() -> None:
+    sizes = [(1, 5, 2), (1, 5, 2), (3, 2), (1, 5, 3), (1, 5, 3)]
+    tensors = [randn(*size, seed=seed).requires_grad_() for seed, size in enumerate(sizes)]
+    state = randn(1, 3, 2).requires_grad_()
+    torch.library.opcheck(selective._scan_blocks, (*tensors, None, state))
 
 
 def test_strong_decay_neither_overflows_nor_loses_what_is_near() -> None:
