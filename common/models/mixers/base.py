@@ -19,7 +19,7 @@ ParameterRole = Literal["matrix", "embedding", "head", "vector"]
 
 def at_least_fp32(x: torch.Tensor) -> torch.Tensor:
     """Cast to fp32, unless x is float64: sums over a whole text need it."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 @dataclass

@@ -9,8 +9,8 @@ from torch import nn
 from common.models.config import DecoderConfig
 from common.models.mixers.base import Mixer, Positions
 from common.models.mixers.options import ConvolutionOptions
-from common.models.mixers.short_convolution import last_inputs, taps
-from common.models.mixers.state import zeros
+from common.models.mixers.short_convolution import taps
+from common.models.mixers.state import Past, zeros
 
 
 class CausalConvolution(nn.Module):
@@ -23,14 +23,12 @@ class CausalConvolution(nn.Module):
         self.inputs, self.kernel_size, self.dilation = inputs, kernel_size, dilation
         self.projection = nn.Linear(kernel_size * inputs, outputs, bias=bias)
 
-    def new_past(self, batch_size: int) -> torch.Tensor:
-        """(batch, (kernel_size - 1) * dilation, inputs) of zeros."""
+    def new_past(self, batch_size: int) -> Past:
+        """(kernel_size - 1) * dilation inputs of zeros."""
         reach = (self.kernel_size - 1) * self.dilation
-        return zeros(self.projection.weight, batch_size, reach, self.inputs)
+        return Past(zeros(self.projection.weight, batch_size, reach, self.inputs))
 
-    def forward(
-        self, x: torch.Tensor, where: Positions, past: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, where: Positions, past: Past | None = None) -> torch.Tensor:
         """(batch, time, inputs) -> (batch, time, outputs); past: the inputs before x."""
         seen = taps(x, self.kernel_size, where, past, self.dilation)
         output: torch.Tensor = self.projection(torch.cat(seen, dim=-1))
@@ -50,19 +48,16 @@ class Convolution(Mixer):
         self.output = CausalConvolution(size, size, options.kernel_size, dilation, config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
-    def new_state(self, batch_size: int, max_length: int) -> list[torch.Tensor]:
+    def new_state(self, batch_size: int, max_length: int) -> list[Past]:
         """See Mixer.new_state; the last inputs of both layers."""
         return [self.input.new_past(batch_size), self.output.new_past(batch_size)]
 
     def forward(
-        self, x: torch.Tensor, where: Positions, state: list[torch.Tensor] | None = None
+        self, x: torch.Tensor, where: Positions, state: list[Past] | None = None
     ) -> torch.Tensor:
         """See Mixer.forward."""
         for index, layer in enumerate((self.input, self.output)):
-            past = state[index] if state else None
-            if state is not None and past is not None:
-                state[index] = last_inputs(x, past)
-            x = self.dropout(F.relu(layer(x, where, past)))
+            x = self.dropout(F.relu(layer(x, where, state[index] if state else None)))
         return x
 
 
@@ -78,16 +73,14 @@ class GatedConvolution(Mixer):
         self.input = CausalConvolution(size, 2 * size, options.kernel_size, dilation, config.bias)
         self.output = nn.Linear(size, size, bias=config.bias)
 
-    def new_state(self, batch_size: int, max_length: int) -> list[torch.Tensor]:
+    def new_state(self, batch_size: int, max_length: int) -> list[Past]:
         """See Mixer.new_state; the last inputs."""
         return [self.input.new_past(batch_size)]
 
     def forward(
-        self, x: torch.Tensor, where: Positions, state: list[torch.Tensor] | None = None
+        self, x: torch.Tensor, where: Positions, state: list[Past] | None = None
     ) -> torch.Tensor:
         """See Mixer.forward."""
         gated = F.glu(self.input(x, where, state[0] if state else None), dim=-1)
-        if state is not None:
-            state[0] = last_inputs(x, state[0])
         output: torch.Tensor = self.output(gated)
         return output

@@ -13,7 +13,7 @@ from common.models.mixers.base import Mixer, Positions, at_least_fp32
 from common.models.mixers.mamba import step_bias_
 from common.models.mixers.matrix_scan import matrix_scan
 from common.models.mixers.options import DeltaOptions
-from common.models.mixers.short_convolution import ShortConvolution, last_inputs
+from common.models.mixers.short_convolution import ShortConvolution
 from common.models.mixers.state import RecurrentState, zeros
 
 
@@ -32,6 +32,7 @@ class DeltaNet(Mixer):
     """
 
     Options = DeltaOptions
+    num_gates = 1
 
     def __init__(self, config: DecoderConfig, options: DeltaOptions, layer: int) -> None:
         super().__init__()
@@ -41,11 +42,11 @@ class DeltaNet(Mixer):
         self.value_size = options.value_size or self.key_size
         self.most_beta = 2.0 if options.eigenvalues == "signed" else 1.0
         keys, values = self.num_heads * self.key_size, self.num_value_heads * self.value_size
-        self.sizes = [keys, keys, values]
+        self.convolved = [2 * keys, values]
+        # queries, keys and values, output gates, betas, and decays of the gated one
+        self.sizes = [2 * keys + values, values, *[self.num_value_heads] * self.num_gates]
         self.input = nn.Linear(config.hidden_size, sum(self.sizes), bias=False)
-        self.gate = nn.Linear(config.hidden_size, values, bias=False)
-        self.beta = nn.Linear(config.hidden_size, self.num_value_heads, bias=False)
-        self.convolution = ShortConvolution(sum(self.sizes), options.kernel_size, bias=False)
+        self.convolution = ShortConvolution(self.sizes[0], options.kernel_size, bias=False)
         self.norm = nn.RMSNorm(self.value_size, eps=config.norm_eps or 1e-6)
         self.output = nn.Linear(values, config.hidden_size, bias=False)
 
@@ -59,38 +60,36 @@ class DeltaNet(Mixer):
         hidden = zeros(self.output.weight, *shape)
         return RecurrentState(hidden, self.convolution.new_past(batch_size))
 
-    def log_decay(self, x: torch.Tensor) -> torch.Tensor:
+    def log_decay(self, beta: torch.Tensor, *gates: torch.Tensor) -> torch.Tensor:
         """The logarithm of the decay, (batch, time, value heads)."""
-        return torch.zeros(*x.shape[:2], self.num_value_heads, dtype=x.dtype, device=x.device)
+        return torch.zeros_like(beta)
 
     def forward(
         self, x: torch.Tensor, where: Positions, state: RecurrentState | None = None
     ) -> torch.Tensor:
         """See Mixer.forward."""
-        projected = self.input(x)
-        past = state.past if state else None
-        convolved = F.silu(self.convolution(projected, where, past))
-        query, key, value = convolved.split_with_sizes(self.sizes, dim=-1)
-        heads = (*x.shape[:2], self.num_heads, self.key_size)
-        query, key = unit(query.reshape(heads)), unit(key.reshape(heads))
+        u, gate, *gates = self.input(x).split_with_sizes(self.sizes, dim=-1)
+        convolved = F.silu(self.convolution(u, where, state.inputs if state else None))
+        keys, value = convolved.split_with_sizes(self.convolved, dim=-1)
+        query, key = unit(keys.reshape(*x.shape[:2], 2 * self.num_heads, -1)).chunk(2, dim=2)
         if self.num_value_heads > self.num_heads:
             shared = self.num_value_heads // self.num_heads
             query, key = (part.repeat_interleave(shared, dim=2) for part in (query, key))
         value = value.reshape(*x.shape[:2], self.num_value_heads, self.value_size)
-        beta = at_least_fp32(self.beta(x)).sigmoid()[..., None] * self.most_beta
+        beta = at_least_fp32(gates[0]).sigmoid()[..., None] * self.most_beta
         y, hidden = matrix_scan(
             query * self.key_size**-0.5,
             key,
             value * beta,
-            self.log_decay(x),
+            self.log_decay(*gates),
             read=key,
             write=key * -beta,
             state=state.hidden if state else None,
             documents=where.documents,
         )
-        if state is not None and past is not None:
-            state.hidden, state.past = hidden, last_inputs(projected, past)
-        y = self.norm(y).flatten(2) * F.silu(at_least_fp32(self.gate(x)))
+        if state is not None:
+            state.hidden = hidden
+        y = self.norm(y).flatten(2) * F.silu(at_least_fp32(gate))
         output: torch.Tensor = self.output(y.to(x.dtype))
         return output
 
@@ -98,9 +97,10 @@ class DeltaNet(Mixer):
 class GatedDeltaNet(DeltaNet):
     """DeltaNet with a decay gate per token (Yang et al. 2024, "Gated Delta Networks", eq. 10)."""
 
+    num_gates = 2
+
     def __init__(self, config: DecoderConfig, options: DeltaOptions, layer: int) -> None:
         super().__init__(config, options, layer)
-        self.decay = nn.Linear(config.hidden_size, self.num_value_heads, bias=False)
         self.step_bias = nn.Parameter(torch.empty(self.num_value_heads))
         self.log_rates = nn.Parameter(torch.empty(self.num_value_heads))
 
@@ -111,7 +111,7 @@ class GatedDeltaNet(DeltaNet):
         with torch.no_grad():
             self.log_rates.copy_(torch.empty_like(self.log_rates).uniform_(0.01, 16).log())
 
-    def log_decay(self, x: torch.Tensor) -> torch.Tensor:
+    def log_decay(self, beta: torch.Tensor, *gates: torch.Tensor) -> torch.Tensor:
         """See DeltaNet.log_decay."""
-        step = F.softplus(at_least_fp32(self.decay(x)) + self.step_bias)
+        step = F.softplus(at_least_fp32(gates[0]) + self.step_bias)
         return -at_least_fp32(self.log_rates).exp() * step

@@ -13,7 +13,7 @@ from common.models.mixers.base import Mixer, ParameterRole, Positions, at_least_
 from common.models.mixers.matrix_scan import matrix_scan
 from common.models.mixers.options import Mamba2Options, MambaOptions
 from common.models.mixers.selective_scan import selective_scan
-from common.models.mixers.short_convolution import ShortConvolution, last_inputs
+from common.models.mixers.short_convolution import ShortConvolution
 from common.models.mixers.state import RecurrentState, zeros
 
 SHORTEST_STEP, LONGEST_STEP = 1e-3, 0.1
@@ -71,8 +71,7 @@ class Mamba(Mixer):
     ) -> torch.Tensor:
         """See Mixer.forward."""
         u, gate = self.input(x).chunk(2, dim=-1)
-        past = state.past if state else None
-        convolved = F.silu(self.convolution(u, where, past))
+        convolved = F.silu(self.convolution(u, where, state.inputs if state else None))
         parts = self.parameters_of_x(convolved)
         step, b, c = parts.split([self.step_rank, self.state_size, self.state_size], dim=-1)
         y, hidden = selective_scan(
@@ -84,8 +83,8 @@ class Mamba(Mixer):
             begins=where.begins(),
             state=state.hidden if state else None,
         )
-        if state is not None and past is not None:
-            state.hidden, state.past = hidden, last_inputs(u, past)
+        if state is not None:
+            state.hidden = hidden
         y = torch.addcmul(y, self.skip, convolved)
         output: torch.Tensor = self.output((y * F.silu(gate)).to(x.dtype))
         return output
@@ -135,8 +134,7 @@ class Mamba2(Mixer):
         """See Mixer.forward."""
         parts = [self.size, self.convolved, self.num_heads]
         gate, u, step = self.input(x).split(parts, dim=-1)
-        past = state.past if state else None
-        convolved = F.silu(self.convolution(u, where, past))
+        convolved = F.silu(self.convolution(u, where, state.inputs if state else None))
         keys = self.num_groups * self.state_size
         value, key, query = convolved.split_with_sizes([self.size, keys, keys], dim=-1)
         value = value.reshape(*x.shape[:2], self.num_heads, self.head_size)
@@ -150,8 +148,8 @@ class Mamba2(Mixer):
             state=state.hidden if state else None,
             documents=where.documents,
         )
-        if state is not None and past is not None:
-            state.hidden, state.past = hidden, last_inputs(u, past)
+        if state is not None:
+            state.hidden = hidden
         y = torch.addcmul(y, self.skip[:, None], value).flatten(2) * F.silu(at_least_fp32(gate))
         grouped = y.view(*y.shape[:2], self.num_groups, -1)
         y = F.rms_norm(grouped, grouped.shape[-1:], eps=self.norm_eps).flatten(2) * self.norm_weight

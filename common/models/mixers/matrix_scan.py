@@ -51,11 +51,11 @@ def matrix_scan(
     batch, time, heads, size = query.shape
     if state is None:
         state = query.new_zeros(batch, heads, size, value.shape[3])
+    if time == 1:
+        return _matrix_step(query, key, value, log_decay, read, write, state)
+    if log_decay.ndim == 3:
+        log_decay = log_decay[..., None]
     with torch.autocast(value.device.type, enabled=False):
-        if time == 1:
-            return _matrix_step(query, key, value, log_decay, read, write, state)
-        if log_decay.ndim == 3:
-            log_decay = log_decay[..., None]
         results: tuple[torch.Tensor, ...] = _matrix_chunks(
             query, key, value, log_decay, read, write, state, documents, min(chunk, time)
         )
@@ -71,15 +71,14 @@ def _matrix_step(
     write: torch.Tensor | None,
     state: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The recurrence for one token."""
-    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-    decay = log_decay[:, 0].exp()
-    new = state * (decay[..., None, None] if decay.ndim == 2 else decay[..., None])
+    """The recurrence for one token, without matrix products: autocast leaves it alone."""
+    decay = log_decay[:, 0, :, :, None] if log_decay.ndim == 4 else log_decay[:, 0, :, None, None]
+    new = state * decay.exp()
     if read is not None and write is not None:
-        seen = read.transpose(1, 2) @ new
-        new = torch.addcmul(new, write.transpose(1, 2).mT, seen)
-    new = torch.addcmul(new, key.mT, value)
-    return (query @ new).transpose(1, 2), new
+        seen = (read[:, 0, :, :, None] * new).sum(dim=2, keepdim=True)
+        new = torch.addcmul(new, write[:, 0, :, :, None], seen)
+    new = torch.addcmul(new, key[:, 0, :, :, None], value[:, 0, :, None])
+    return (query[:, 0, :, :, None] * new).sum(dim=2)[:, None], new
 
 
 class _Chunks:

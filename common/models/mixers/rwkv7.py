@@ -13,8 +13,8 @@ from common.models.mixers.base import Mixer, ParameterRole, Positions, at_least_
 from common.models.mixers.delta_net import unit
 from common.models.mixers.matrix_scan import matrix_scan
 from common.models.mixers.options import RWKV7Options
-from common.models.mixers.short_convolution import last_inputs, taps
-from common.models.mixers.state import RecurrentState, zeros
+from common.models.mixers.short_convolution import taps
+from common.models.mixers.state import Past, RecurrentState, zeros
 
 _FASTEST = (
     -0.6065306597126334
@@ -65,14 +65,13 @@ class RWKV7(Mixer):
         """See Mixer.new_state; `hidden` is (batch, heads, head size, head size)."""
         weight = self.output.weight
         hidden = zeros(weight, batch_size, self.num_heads, self.head_size, self.head_size)
-        return RecurrentState(hidden, zeros(weight, batch_size, 1, weight.shape[0]))
+        return RecurrentState(hidden, Past(zeros(weight, batch_size, 1, weight.shape[0])))
 
     def forward(
         self, x: torch.Tensor, where: Positions, state: RecurrentState | None = None
     ) -> torch.Tensor:
         """See Mixer.forward."""
-        past = state.past if state else None
-        before, _ = taps(x, 2, where, past)
+        before, _ = taps(x, 2, where, state.inputs if state else None)
         change = before - x
         r, w, k, v, a, g = (torch.addcmul(x, change, part.to(x.dtype)) for part in self.shift)
         receptance, key, value = self.receptance(r), self.key(k), self.value(v)
@@ -93,8 +92,8 @@ class RWKV7(Mixer):
             state=state.hidden if state else None,
             documents=where.documents,
         )
-        if state is not None and past is not None:
-            state.hidden, state.past = hidden, last_inputs(x, past)
+        if state is not None:
+            state.hidden = hidden
         y = F.layer_norm(y, (self.head_size,), eps=self.norm.eps).flatten(2)  # a group per head
         y = torch.addcmul(self.norm.bias, y, self.norm.weight)
         bonus = (receptance * key * self.bonus).sum(dim=-1, keepdim=True) * value

@@ -8,26 +8,24 @@ import torch
 from torch import nn
 
 from common.models.mixers.base import Positions
+from common.models.mixers.state import Past, zeros
+
+
+def extended(x: torch.Tensor, reach: int, inputs: Past | None) -> torch.Tensor:
+    """(batch, reach + time, channels): the `reach` inputs before x, zeros without a state, and x."""
+    if inputs is not None:
+        return inputs.extend(x)
+    return torch.cat([x.new_zeros(x.shape[0], reach, x.shape[2]), x], dim=1)
 
 
 def taps(
-    x: torch.Tensor,
-    size: int,
-    where: Positions,
-    past: torch.Tensor | None = None,
-    dilation: int = 1,
+    x: torch.Tensor, size: int, where: Positions, inputs: Past | None = None, dilation: int = 1
 ) -> list[torch.Tensor]:
-    """The inputs of a causal kernel, oldest first; zero where they belong to another document.
-
-    Args:
-        x: (batch, time, channels), as each of the results.
-        past: (batch, (size - 1) * dilation, channels), the tokens before x; None: zeros.
-    """
+    """The inputs of a causal kernel, oldest first, each (batch, time, channels) as x; zero where they
+    belong to another document."""
     time, reach = x.shape[1], (size - 1) * dilation
-    if past is None:
-        past = x.new_zeros(x.shape[0], reach, x.shape[2])
-    padded = torch.cat([past.to(x.dtype), x], dim=1)
-    shifted = [padded[:, start : start + time] for start in range(0, reach + 1, dilation)]
+    longer = extended(x, reach, inputs)
+    shifted = [longer[:, start : start + time] for start in range(0, reach + 1, dilation)]
     if where.documents is None:
         return shifted
     documents = where.documents
@@ -36,11 +34,6 @@ def taps(
         tap * (earlier[:, start : start + time] == documents)[..., None].to(x.dtype)
         for start, tap in zip(range(0, reach + 1, dilation), shifted, strict=True)
     ]
-
-
-def last_inputs(x: torch.Tensor, past: torch.Tensor) -> torch.Tensor:
-    """Update `past`: the last inputs, including x."""
-    return torch.cat([past.to(x.dtype), x], dim=1)[:, x.shape[1] :]
 
 
 class ShortConvolution(nn.Module):
@@ -59,20 +52,17 @@ class ShortConvolution(nn.Module):
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def new_past(self, batch_size: int) -> torch.Tensor:
-        """(batch, kernel_size - 1, channels) of zeros."""
+    def new_past(self, batch_size: int) -> Past:
+        """kernel_size - 1 inputs of zeros."""
         channels, _, size = self.weight.shape
-        return torch.zeros(
-            batch_size, size - 1, channels, dtype=self.weight.dtype, device=self.weight.device
-        )
+        return Past(zeros(self.weight, batch_size, size - 1, channels))
 
     def forward(
-        self, x: torch.Tensor, where: Positions, past: torch.Tensor | None = None
+        self, x: torch.Tensor, where: Positions, inputs: Past | None = None
     ) -> torch.Tensor:
-        """x: (batch, time, channels), as the result; past: the inputs before it."""
+        """x: (batch, time, channels), as the result; inputs: those before it."""
         weight = self.weight.to(x.dtype)[:, 0].T.contiguous()
-        before = x.new_zeros(x.shape[0], len(weight) - 1, x.shape[2]) if past is None else past
-        padded = torch.cat([before.to(x.dtype), x], dim=1)
+        padded = extended(x, len(weight) - 1, inputs)
         if x.shape[1] == 1:
             output = (padded * weight).sum(dim=1, keepdim=True)
         else:

@@ -12,8 +12,8 @@ from common.models.config import DecoderConfig
 from common.models.mixers.base import Mixer, Positions, at_least_fp32
 from common.models.mixers.matrix_scan import matrix_scan
 from common.models.mixers.options import MLSTMOptions, SLSTMOptions
-from common.models.mixers.short_convolution import ShortConvolution, last_inputs
-from common.models.mixers.state import RecurrentState, zeros
+from common.models.mixers.short_convolution import ShortConvolution
+from common.models.mixers.state import Past, RecurrentState, zeros
 
 
 class MLSTM(Mixer):
@@ -86,7 +86,7 @@ class SLSTMState:
     cell: torch.Tensor
     normaliser: torch.Tensor
     scale: torch.Tensor
-    past: torch.Tensor | None = None
+    inputs: Past | None = None
 
 
 class SLSTM(Mixer):
@@ -127,8 +127,8 @@ class SLSTM(Mixer):
     def new_state(self, batch_size: int, max_length: int) -> SLSTMState:
         """See Mixer.new_state."""
         zero = zeros(self.output.weight, batch_size, self.num_heads, self.head_size)
-        past = self.convolution.new_past(batch_size) if self.convolution else None
-        return SLSTMState(zero, zero, zero, zero - torch.inf, past)
+        inputs = self.convolution.new_past(batch_size) if self.convolution else None
+        return SLSTMState(zero, zero, zero, zero - torch.inf, inputs)
 
     def forward(
         self, x: torch.Tensor, where: Positions, state: SLSTMState | None = None
@@ -136,7 +136,7 @@ class SLSTM(Mixer):
         """See Mixer.forward."""
         given = x
         if self.convolution is not None:
-            given = F.silu(self.convolution(x, where, state.past if state else None))
+            given = F.silu(self.convolution(x, where, state.inputs if state else None))
         parts = torch.cat([self.gates_of_input(given), self.cell_of_input(x)], dim=-1)
         gates = at_least_fp32(parts).view(*x.shape[:2], 4, self.num_heads, self.head_size)
         gates = gates.transpose(2, 3).flatten(3) + self.bias  # (batch, time, heads, 4 * head size)
@@ -173,8 +173,6 @@ class SLSTM(Mixer):
                 normaliser,
                 scale,
             )
-            if state.past is not None:
-                state.past = last_inputs(x, state.past)
         y = torch.stack(outputs, dim=1)
         y = F.layer_norm(y, (self.head_size,), eps=self.norm_eps).flatten(2) * self.norm_weight
         output: torch.Tensor = self.output(y.to(x.dtype))

@@ -139,10 +139,7 @@ def test_gated_delta_net_of_qwen3_next(value_heads: int) -> None:
     copy(
         mine,
         {
-            "input.weight": torch.cat([query, key, value]),
-            "gate.weight": gate,
-            "beta.weight": beta,
-            "decay.weight": decay,
+            "input.weight": torch.cat([query, key, value, gate, beta, decay]),
             "convolution.weight": theirs.conv1d.weight,
             "step_bias": theirs.dt_bias,
             "log_rates": theirs.A_log,
