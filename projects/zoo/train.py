@@ -1,29 +1,78 @@
-"""Train one family of the zoo: the same stack, text and schedule for all, the mixer and the width of the SwiGLU differ."""
+"""Train one family of the zoo: the same stack, text, schedule and number of parameters, other layers."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, model_validator
 
 from common.cli import train_main
+from common.errors import ConfigError
 from common.models.config import DecoderConfig
 from common.training.config import ExperimentConfig
 
 if TYPE_CHECKING:
+    from common.data.token_files import TokenDataset
+    from common.models import Decoder
     from common.training.experiment import Experiment
 
 
+class ZooModel(DecoderConfig):
+    """`intermediate_size` makes up for what the mixers take of `parameters`; attention gets RoPE."""
+
+    parameters: int = Field(870_000, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _positions_for_attention(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        attends = "attention" in str(values.get("layers") or values.get("mixer", "attention"))
+        return {"positions": "rope" if attends else "none"} | values
+
+
 class Config(ExperimentConfig):
-    model: DecoderConfig = DecoderConfig()
+    model: ZooModel = ZooModel()
+    longer: list[int] = [1024]  # further lengths to evaluate at, in tokens: the splits val_1024, ...
 
 
 def build(config: Config) -> Experiment:
     from common.data import prepare
-    from common.models import Decoder
+    from common.data.loader import EvalWindows
     from common.training import text_experiment
 
     text = prepare(config.data)
-    model = Decoder(text.vocab_size, **config.model.model_dump())
-    return text_experiment(config, model, text)
+    model = build_model(config.model, text, max(config.context_length, *config.longer, 0))
+    experiment = text_experiment(config, model, text)
+    for length in config.longer:
+        rows = max(1, config.data.eval_batch_size * config.context_length // length)
+        windows = EvalWindows(text.tokens("val"), batch_size=rows, context_length=length)
+        experiment.other_val_data[f"val_{length}"] = windows
+    return experiment
+
+
+def build_model(config: ZooModel, text: TokenDataset, longest: int) -> Decoder:
+    """A Decoder of `config.parameters` for texts of up to `longest` tokens.
+
+    The number of parameters is linear in the feed-forward width.
+    """
+    import torch
+
+    from common.models import Decoder
+
+    settings = config.model_dump(exclude={"parameters"}) | {"context_length": longest}
+    with torch.device("meta"):
+        one, two = (
+            Decoder(text.vocab_size, **settings | {"intermediate_size": width}).num_parameters()
+            for width in (8, 16)
+        )
+    width = 8 * round(1 + (config.parameters - one) / (two - one))
+    if width < 8:
+        raise ConfigError(
+            f"model.parameters={config.parameters:,}: without feed-forward layers there are {2 * one - two:,}",
+            "raise it, or lower model.hidden_size",
+        )
+    return Decoder(text.vocab_size, **settings | {"intermediate_size": width})
 
 
 if __name__ == "__main__":
