@@ -12,7 +12,6 @@ from common.models.config import DecoderConfig
 from common.training.config import ExperimentConfig
 
 if TYPE_CHECKING:
-    from common.data.token_files import TokenDataset
     from common.models import Decoder
     from common.training.experiment import Experiment
 
@@ -33,7 +32,7 @@ class ZooModel(DecoderConfig):
 
 class Config(ExperimentConfig):
     model: ZooModel = ZooModel()
-    longer: list[int] = [1024]  # further lengths to evaluate at, in tokens: the splits val_1024, ...
+    longer: tuple[int, ...] = (1024,)  # further lengths to evaluate at: the splits val_1024, ...
 
 
 def build(config: Config) -> Experiment:
@@ -42,7 +41,7 @@ def build(config: Config) -> Experiment:
     from common.training import text_experiment
 
     text = prepare(config.data)
-    model = build_model(config.model, text, max(config.context_length, *config.longer, 0))
+    model = build_model(config.model, text.vocab_size, max([config.context_length, *config.longer]))
     experiment = text_experiment(config, model, text)
     for length in config.longer:
         rows = max(1, config.data.eval_batch_size * config.context_length // length)
@@ -51,7 +50,7 @@ def build(config: Config) -> Experiment:
     return experiment
 
 
-def build_model(config: ZooModel, text: TokenDataset, longest: int) -> Decoder:
+def build_model(config: ZooModel, vocab_size: int, longest: int) -> Decoder:
     """A Decoder of `config.parameters` for texts of up to `longest` tokens.
 
     The number of parameters is linear in the feed-forward width.
@@ -63,7 +62,7 @@ def build_model(config: ZooModel, text: TokenDataset, longest: int) -> Decoder:
     settings = config.model_dump(exclude={"parameters"}) | {"context_length": longest}
     with torch.device("meta"):
         one, two = (
-            Decoder(text.vocab_size, **settings | {"intermediate_size": width}).num_parameters()
+            Decoder(vocab_size, **settings | {"intermediate_size": width}).num_parameters()
             for width in (8, 16)
         )
     width = 8 * round(1 + (config.parameters - one) / (two - one))
@@ -72,7 +71,7 @@ def build_model(config: ZooModel, text: TokenDataset, longest: int) -> Decoder:
             f"model.parameters={config.parameters:,}: without feed-forward layers there are {2 * one - two:,}",
             "raise it, or lower model.hidden_size",
         )
-    return Decoder(text.vocab_size, **settings | {"intermediate_size": width})
+    return Decoder(vocab_size, **settings | {"intermediate_size": width})
 
 
 if __name__ == "__main__":

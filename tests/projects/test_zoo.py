@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from common.config import load_config
-from common.models import Decoder
+from common.errors import ConfigError
 from common.models.registry import MIXERS
 from common.utils import query_experiments
-from projects.zoo.train import Config
+from projects.zoo.train import Config, ZooModel, build_model
 from tests.fork_server import ForkServer
 from tests.torchrun import fork_processes
 
@@ -20,24 +20,26 @@ CONFIGS = PROJECT / "configs"
 
 
 def test_every_mixer_has_a_configuration() -> None:
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == MIXERS.keys()
+    assert MIXERS.keys() <= {path.stem for path in CONFIGS.glob("*.yaml")}
 
 
-@pytest.mark.parametrize("name", MIXERS)
-def test_only_the_layers_differ(name: str) -> None:
-    first = load_config(CONFIGS / "attention.yaml", Config)
-    config = load_config(CONFIGS / f"{name}.yaml", Config)
-    assert config.model.mixers == [name] * 4
-    own = {"mixer", "positions", "intermediate_size", "options"}
-    for mine, theirs in ((config.model.model_dump(), first.model.model_dump()),):
-        assert {k: v for k, v in mine.items() if k not in own} == {
-            k: v for k, v in theirs.items() if k not in own
-        }
-    assert config.model_copy(update={"model": first.model}) == first
+@pytest.mark.parametrize("path", [*CONFIGS.glob("*.yaml")], ids=lambda path: path.stem)
+def test_only_layers_and_text_differ(path: Path) -> None:
+    first, config = load_config(CONFIGS / "attention.yaml", Config), load_config(path, Config)
+    if path.stem in MIXERS:
+        assert config.model.mixers == [path.stem] * 4
+    own = {"mixer", "layers", "positions", "options"}
+    assert config.model.model_dump(exclude=own) == first.model.model_dump(exclude=own)
+    data = config.data.model_copy(update={"dataset": first.data.dataset})
+    assert config.model_copy(update={"model": first.model, "data": data}) == first
     with torch.device("meta"):
-        models = [Decoder(512, **each.model.model_dump()) for each in (config, first)]
-    sizes = [model.num_parameters() for model in models]
-    assert abs(sizes[0] / sizes[1] - 1) < 0.01
+        size = build_model(config.model, 512, longest=1024).num_parameters()
+    assert abs(size / config.model.parameters - 1) < 0.01
+
+
+def test_mixers_that_are_too_large_are_an_error() -> None:
+    with pytest.raises(ConfigError, match="without feed-forward layers there are"):
+        build_model(ZooModel(parameters=1000), 512, longest=1024)
 
 
 @pytest.mark.slow
