@@ -239,7 +239,8 @@ def _matrix_chunks(
             added[:, :, index, 1] = seen
             state = state + right[:, :, index, 1].mT @ seen
     output = left[:, :, :, 0] @ states + scores[..., :chunk, :] @ _flat(added)
-    return chunks.join(output), state, scores, states, added, inverse, chunks.between
+    final = state.contiguous()
+    return chunks.join(output), final, scores, states, added, inverse, chunks.between
 
 
 @_matrix_chunks.register_fake
@@ -268,8 +269,8 @@ def _(
     inverse = (0, 0) if read is None else (*leading, chunk, chunk)
     between = (0,) if log_decay.shape[3] > 1 else (*leading, 1, chunk, 1, chunk)
     return (
-        torch.empty_like(value, memory_format=torch.contiguous_format),
-        torch.empty_like(state),
+        value.new_empty(value.shape),
+        state.new_empty(state.shape),
         value.new_empty(*leading, parts * chunk, parts * chunk),
         value.new_empty(*leading, query.shape[3], size),
         value.new_empty(*leading, parts, chunk, size),
@@ -336,7 +337,7 @@ def _matrix_chunks_backward(
     if read is not None:
         gradients += [to_left[:, :, :, 1], to_right[:, :, :, 1]]
     joined = [chunks.join(gradient) for gradient in gradients]
-    return [*joined[:4], to_state, *joined[4:]]
+    return [*joined[:4], to_state.contiguous(), *joined[4:]]
 
 
 @_matrix_chunks_backward.register_fake
@@ -358,7 +359,7 @@ def _(
 ) -> list[torch.Tensor]:
     like = [query, key, to_output, log_decay, to_state]
     like += [] if read is None or write is None else [read, write]
-    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in like]
+    return [x.new_empty(x.shape) for x in like]
 
 
 def _keep_for_backward(

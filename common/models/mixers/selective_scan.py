@@ -83,7 +83,7 @@ def _scan_blocks(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """y, the state after the last token, and the states before each block, (blocks, batch, N, channels)."""
     time, size = step.shape[1], _block_size(step, rates)
-    output, before = torch.empty_like(added, memory_format=torch.contiguous_format), []
+    output, before = added.new_empty(added.shape), []
     for start in range(0, time, size):
         part = slice(start, start + size)
         before.append(state)
@@ -93,7 +93,7 @@ def _scan_blocks(
         )
         output[:, part] = (c[:, part, None] @ hidden)[:, :, 0]
         state = hidden[:, -1]
-    return output, state.clone(), torch.stack(before)
+    return output, state.clone(memory_format=torch.contiguous_format), torch.stack(before)
 
 
 @_scan_blocks.register_fake
@@ -107,8 +107,8 @@ def _(
     state: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     blocks = -(-step.shape[1] // _block_size(step, rates))
-    output = torch.empty_like(added, memory_format=torch.contiguous_format)
-    return output, torch.empty_like(state), state.new_empty(blocks, *state.shape)
+    states = state.new_empty(blocks, *state.shape)
+    return added.new_empty(added.shape), state.new_empty(state.shape), states
 
 
 @torch.library.custom_op("research::selective_scan_backward", mutates_args=())
@@ -125,9 +125,9 @@ def _scan_blocks_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of added, step, rates, b, c and state, from the last block to the first."""
     time, size = step.shape[1], _block_size(step, rates)
-    to_added, to_step = torch.empty_like(added), torch.empty_like(step)
-    to_b, to_c, to_rates = torch.empty_like(b), torch.empty_like(c), torch.zeros_like(rates)
-    to_state = to_state.clone()
+    to_added, to_step = added.new_empty(added.shape), step.new_empty(step.shape)
+    to_b, to_c, to_rates = b.new_empty(b.shape), c.new_empty(c.shape), rates.new_zeros(rates.shape)
+    to_state = to_state.clone(memory_format=torch.contiguous_format)
     for index in reversed(range(len(before))):
         part = slice(index * size, min((index + 1) * size, time))
         of_part = None if begins is None else begins[:, part]
@@ -167,9 +167,14 @@ def _(
     to_output: torch.Tensor,
     to_state: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    like = (added, step, rates, b, c, to_state)
-    first, *rest = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in like]
-    return first, rest[0], rest[1], rest[2], rest[3], rest[4]
+    return (
+        added.new_empty(added.shape),
+        step.new_empty(step.shape),
+        rates.new_empty(rates.shape),
+        b.new_empty(b.shape),
+        c.new_empty(c.shape),
+        to_state.new_empty(to_state.shape),
+    )
 
 
 def _keep_for_backward(

@@ -114,8 +114,9 @@ def chunked(*inputs: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("by_row", [False, True])
 def test_the_matrix_scan_is_one_operator_to_the_compiler(by_row: bool, delta: bool) -> None:
     batch, time, heads, size = 1, 5, 2, 3
-    query, key, value, read, write = (
-        randn(batch, time, heads, size, seed=seed).requires_grad_() for seed in range(5)
+    query, key, value, read, write = (  # not contiguous, as parts of a projection are not
+        randn(batch, heads, time, size, seed=seed).transpose(1, 2).requires_grad_()
+        for seed in range(5)
     )
     log_decay = -randn(batch, time, heads, size if by_row else 1).abs()
     reads = (read, write) if delta else (None, None)
@@ -160,8 +161,10 @@ def test_the_selective_scan_is_the_recurrence(
 
 @pytest.mark.slow
 def test_the_selective_scan_is_one_operator_to_the_compiler() -> None:
-    sizes = [(1, 5, 2), (1, 5, 2), (3, 2), (1, 5, 3), (1, 5, 3)]
-    tensors = [randn(*size, seed=seed).requires_grad_() for seed, size in enumerate(sizes)]
+    sizes = [(2, 5, 1), (2, 5, 1), (2, 3), (3, 5, 1), (3, 5, 1)]  # transposed: not contiguous
+    tensors = [
+        randn(*size, seed=seed).transpose(0, -1).requires_grad_() for seed, size in enumerate(sizes)
+    ]
     state = randn(1, 3, 2).requires_grad_()
     torch.library.opcheck(selective._scan_blocks, (*tensors, None, state))
 
