@@ -111,28 +111,6 @@ class DecoderConfig(ModelConfig):
         return values
 
     @model_validator(mode="after")
-    def _shapes_fit(self) -> DecoderConfig:
-        names = set(self.mixers)
-        heads = names - {"lstm", "gru", "min_gru", "min_lstm", "convolution", "gated_convolution"}
-        heads -= {"mamba", "mamba2"}
-        if heads and self.head_size is None and self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
-            )
-        if self.num_heads % (self.num_kv_heads or self.num_heads):
-            raise ValueError(
-                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
-            )
-        attends = any(name.endswith("attention") or ":" in name for name in names)
-        if self.positions == "rope" and not attends:
-            raise ValueError("rope rotates queries and keys: it needs mixer=attention")
-        if self.positions == "rope" and "latent_attention" not in names and self.size_of_heads % 2:
-            raise ValueError("rope needs an even head_size")
-        if self.rope_scaling is not None and self.positions != "rope":
-            raise ValueError("rope_scaling needs positions=rope")
-        return self
-
-    @model_validator(mode="after")
     def _options_fit(self) -> DecoderConfig:
         if self.mixer.isdigit():
             raise ValueError(f"layers names the mixers: write num_layers={self.mixer}")
@@ -147,6 +125,32 @@ class DecoderConfig(ModelConfig):
                 )
         for name in used:
             self.options_of(name)
+        return self
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> DecoderConfig:
+        schemas = [_schema_of(name) for name in self.mixers]
+        splits = any(getattr(schema, "splits_width", True) for schema in schemas)
+        if splits and self.head_size is None and self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
+            )
+        if self.num_heads % (self.num_kv_heads or self.num_heads):
+            raise ValueError(
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
+            )
+        if self.positions == "rope" and not any(
+            getattr(schema, "takes_rope", True) for schema in schemas
+        ):
+            raise ValueError("rope rotates queries and keys: it needs mixer=attention")
+        if (
+            self.positions == "rope"
+            and "latent_attention" not in self.mixers
+            and self.size_of_heads % 2
+        ):
+            raise ValueError("rope needs an even head_size")
+        if self.rope_scaling is not None and self.positions != "rope":
+            raise ValueError("rope_scaling needs positions=rope")
         return self
 
     @property
@@ -165,9 +169,13 @@ class DecoderConfig(ModelConfig):
         return self.head_size or self.hidden_size // self.num_heads
 
     def options_of(self, name: str) -> Any:
-        """The validated options of a mixer or feed-forward layer; imports torch only for your own."""
-        schema = OPTIONS[name] if name in OPTIONS else layer_class(name).Options
-        return schema.model_validate(self.options.get(name, {}))
+        """The validated options of a mixer or feed-forward layer."""
+        return _schema_of(name).model_validate(self.options.get(name, {}))
+
+
+def _schema_of(name: str) -> type[Config]:
+    """The options of a layer; imports torch only for your own."""
+    return OPTIONS[name] if name in OPTIONS else layer_class(name).Options
 
 
 def _check_names(names: list[str], known: dict[str, str], what: str) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from common.models.config import DecoderConfig
 from common.models.mixers.base import Mixer, Positions, at_least_fp32
 from common.models.mixers.mamba import step_bias_
-from common.models.mixers.matrix_scan import matrix_scan
+from common.models.mixers.matrix_scan import matrix_scan, matrix_scan_flops
 from common.models.mixers.options import DeltaOptions
 from common.models.mixers.short_convolution import ShortConvolution
 from common.models.mixers.state import RecurrentState, zeros
@@ -53,6 +53,10 @@ class DeltaNet(Mixer):
     def reset_parameters(self, std: float) -> None:
         """See Mixer.reset_parameters."""
         self.convolution.reset_parameters()
+
+    def flops_per_token(self, time: int) -> float:
+        """See Mixer.flops_per_token."""
+        return matrix_scan_flops(self.num_value_heads, self.key_size, self.value_size, reads=True)
 
     def new_state(self, batch_size: int, max_length: int) -> RecurrentState:
         """See Mixer.new_state; `hidden` is (batch, value heads, key size, value size)."""

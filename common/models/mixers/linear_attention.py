@@ -8,7 +8,7 @@ from torch import nn
 
 from common.models.config import DecoderConfig
 from common.models.mixers.base import Mixer, Positions, at_least_fp32
-from common.models.mixers.matrix_scan import matrix_scan
+from common.models.mixers.matrix_scan import matrix_scan, matrix_scan_flops
 from common.models.mixers.options import GatedLinearOptions, RetentionOptions
 from common.models.mixers.state import RecurrentState, zeros
 
@@ -31,6 +31,10 @@ class RetNet(Mixer):
         self.norm_eps = config.norm_eps or 1e-6
         decay = 1 - 2.0 ** (-5 - torch.arange(self.num_heads, dtype=torch.float64))
         self.register_buffer("log_decay", decay.log().float(), persistent=False)
+
+    def flops_per_token(self, time: int) -> float:
+        """See Mixer.flops_per_token."""
+        return matrix_scan_flops(self.num_heads, self.key_size, self.value_size)
 
     def new_state(self, batch_size: int, max_length: int) -> RecurrentState:
         """See Mixer.new_state; `hidden` is (batch, heads, key size, value size)."""
@@ -77,6 +81,10 @@ class GLA(Mixer):
         self.decay = nn.Linear(options.gate_rank, keys)
         self.norm = nn.RMSNorm(self.value_size, eps=config.norm_eps or 1e-6)
         self.output = nn.Linear(values, config.hidden_size, bias=config.bias)
+
+    def flops_per_token(self, time: int) -> float:
+        """See Mixer.flops_per_token."""
+        return matrix_scan_flops(self.num_heads, self.key_size, self.value_size)
 
     def new_state(self, batch_size: int, max_length: int) -> RecurrentState:
         """See Mixer.new_state; `hidden` is (batch, heads, key size, value size)."""

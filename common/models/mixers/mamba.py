@@ -10,7 +10,7 @@ from torch import nn
 
 from common.models.config import DecoderConfig
 from common.models.mixers.base import Mixer, ParameterRole, Positions, at_least_fp32
-from common.models.mixers.matrix_scan import matrix_scan
+from common.models.mixers.matrix_scan import matrix_scan, matrix_scan_flops
 from common.models.mixers.options import Mamba2Options, MambaOptions
 from common.models.mixers.selective_scan import selective_scan
 from common.models.mixers.short_convolution import ShortConvolution
@@ -60,6 +60,10 @@ class Mamba(Mixer):
     def parameter_roles(self) -> dict[str, ParameterRole]:
         """See Mixer.parameter_roles."""
         return {"log_rates": "vector"}
+
+    def flops_per_token(self, time: int) -> float:
+        """See Mixer.flops_per_token."""
+        return 6 * self.size * self.state_size  # decay, add and read
 
     def new_state(self, batch_size: int, max_length: int) -> RecurrentState:
         """See Mixer.new_state; `hidden` is (batch, state_size, channels)."""
@@ -121,6 +125,10 @@ class Mamba2(Mixer):
             self.log_rates.copy_(torch.empty_like(self.log_rates).uniform_(1, 16).log())
         nn.init.ones_(self.skip)
         self.convolution.reset_parameters()
+
+    def flops_per_token(self, time: int) -> float:
+        """See Mixer.flops_per_token."""
+        return matrix_scan_flops(self.num_heads, self.state_size, self.head_size)
 
     def new_state(self, batch_size: int, max_length: int) -> RecurrentState:
         """See Mixer.new_state; `hidden` is (batch, heads, state_size, head_size)."""

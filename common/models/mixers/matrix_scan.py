@@ -62,6 +62,13 @@ def matrix_scan(
     return results[0], results[1]
 
 
+def matrix_scan_flops(
+    num_heads: int, key_size: int, value_size: int, *, reads: bool = False
+) -> int:
+    """FLOPs of the recurrence per token: 2 K V for each outer product and for each product with S."""
+    return (8 if reads else 4) * num_heads * key_size * value_size
+
+
 def _matrix_step(
     query: torch.Tensor,
     key: torch.Tensor,

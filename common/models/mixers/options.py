@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,16 +10,31 @@ from common.config import Config
 
 
 class NoOptions(Config):
-    """Layers configured by the flat keys of DecoderConfig."""
+    """Layers configured by the flat keys of DecoderConfig. A layer of your own may subclass Config directly."""
+
+    splits_width: ClassVar[bool] = False  # whether hidden_size must be a multiple of num_heads
+    takes_rope: ClassVar[bool] = False  # whether positions=rope has an effect
 
 
-class WindowOptions(Config):
+class HeadsOptions(NoOptions):
+    """Layers that split hidden_size into num_heads."""
+
+    splits_width: ClassVar[bool] = True
+
+
+class AttentionOptions(HeadsOptions):
+    """`attention`, configured by the flat keys of DecoderConfig."""
+
+    takes_rope: ClassVar[bool] = True
+
+
+class WindowOptions(AttentionOptions):
     """`local_attention`: each token sees the last `window` tokens, including itself."""
 
     window: int = Field(256, gt=0)
 
 
-class LatentOptions(Config):
+class LatentOptions(AttentionOptions):
     """`latent_attention` (DeepSeek-AI 2024, "DeepSeek-V2", section 2.1)."""
 
     latent_size: int = Field(64, gt=0)  # of keys and values; the cache holds it and ...
@@ -32,20 +47,20 @@ class LatentOptions(Config):
     )  # of each head; default: as the keys without positions
 
 
-class ExpansionOptions(Config):
+class ExpansionOptions(NoOptions):
     """`min_gru` and `min_lstm`: the state is `expansion` * hidden_size wide."""
 
     expansion: float = Field(1.0, gt=0)
 
 
-class ConvolutionOptions(Config):
+class ConvolutionOptions(NoOptions):
     """`convolution` and `gated_convolution`: layer i has dilation 2 ** (i % dilation_cycle)."""
 
     kernel_size: int = Field(4, gt=1)
     dilation_cycle: int = Field(8, gt=0)
 
 
-class MambaOptions(Config):
+class MambaOptions(NoOptions):
     """`mamba` (Gu and Dao 2023)."""
 
     expansion: float = Field(2.0, gt=0)
@@ -56,7 +71,7 @@ class MambaOptions(Config):
     )  # of the projection to step sizes; default: width / 16
 
 
-class Mamba2Options(Config):
+class Mamba2Options(NoOptions):
     """`mamba2` (Dao and Gu 2024)."""
 
     expansion: float = Field(2.0, gt=0)
@@ -66,13 +81,13 @@ class Mamba2Options(Config):
     kernel_size: int = Field(4, gt=1)
 
 
-class RetentionOptions(Config):
+class RetentionOptions(HeadsOptions):
     """`retnet` (Sun et al. 2023): values are `value_expansion` times as wide as keys."""
 
     value_expansion: float = Field(2.0, gt=0)
 
 
-class GatedLinearOptions(Config):
+class GatedLinearOptions(HeadsOptions):
     """`gla` (Yang et al. 2023)."""
 
     key_expansion: float = Field(0.5, gt=0)
@@ -80,20 +95,20 @@ class GatedLinearOptions(Config):
     gate_divisor: float = Field(16.0, gt=0)
 
 
-class MLSTMOptions(Config):
+class MLSTMOptions(HeadsOptions):
     """`mlstm` (Beck et al. 2024): keys are `key_expansion` times as wide as values."""
 
     key_expansion: float = Field(0.5, gt=0)
     gate_soft_cap: float = Field(15.0, gt=0, le=30)
 
 
-class SLSTMOptions(Config):
+class SLSTMOptions(HeadsOptions):
     """`slstm` (Beck et al. 2024); `kernel_size` of the convolution before the gates, 0: none."""
 
     kernel_size: int = Field(4, ge=0)
 
 
-class DeltaOptions(Config):
+class DeltaOptions(HeadsOptions):
     """`delta_net` and `gated_delta_net` (Yang et al. 2024)."""
 
     key_size: int | None = Field(None, gt=0)  # of each head; default: width / num_heads
@@ -104,7 +119,7 @@ class DeltaOptions(Config):
     eigenvalues: Literal["positive", "signed"] = "positive"
 
 
-class RWKV7Options(Config):
+class RWKV7Options(HeadsOptions):
     """`rwkv7` (Peng et al. 2025): ranks of the projections to decay, rate and gate."""
 
     decay_rank: int = Field(32, gt=0)
@@ -112,7 +127,7 @@ class RWKV7Options(Config):
     gate_rank: int = Field(64, gt=0)
 
 
-class MoEOptions(Config):
+class MoEOptions(NoOptions):
     """The feed-forward layer `moe`, see feedforwards/moe.py."""
 
     num_experts: int = Field(8, gt=0)
@@ -144,7 +159,7 @@ class MoEOptions(Config):
 
 
 OPTIONS: dict[str, type[Config]] = {
-    "attention": NoOptions,
+    "attention": AttentionOptions,
     "local_attention": WindowOptions,
     "latent_attention": LatentOptions,
     "lstm": NoOptions,

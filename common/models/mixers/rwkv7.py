@@ -11,7 +11,7 @@ from torch import nn
 from common.models.config import DecoderConfig
 from common.models.mixers.base import Mixer, ParameterRole, Positions, at_least_fp32
 from common.models.mixers.delta_net import unit
-from common.models.mixers.matrix_scan import matrix_scan
+from common.models.mixers.matrix_scan import matrix_scan, matrix_scan_flops
 from common.models.mixers.options import RWKV7Options
 from common.models.mixers.short_convolution import taps
 from common.models.mixers.state import Past, RecurrentState, zeros
@@ -60,6 +60,10 @@ class RWKV7(Mixer):
     def parameter_roles(self) -> dict[str, ParameterRole]:
         """See Mixer.parameter_roles."""
         return {"shift": "vector", "bonus": "vector"}
+
+    def flops_per_token(self, time: int) -> float:
+        """See Mixer.flops_per_token."""
+        return matrix_scan_flops(self.num_heads, self.head_size, self.head_size, reads=True)
 
     def new_state(self, batch_size: int, max_length: int) -> RecurrentState:
         """See Mixer.new_state; `hidden` is (batch, heads, head size, head size)."""

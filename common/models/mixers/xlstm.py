@@ -10,7 +10,7 @@ from torch import nn
 
 from common.models.config import DecoderConfig
 from common.models.mixers.base import Mixer, Positions, at_least_fp32
-from common.models.mixers.matrix_scan import matrix_scan
+from common.models.mixers.matrix_scan import matrix_scan, matrix_scan_flops
 from common.models.mixers.options import MLSTMOptions, SLSTMOptions
 from common.models.mixers.short_convolution import ShortConvolution
 from common.models.mixers.state import Past, RecurrentState, zeros
@@ -46,6 +46,10 @@ class MLSTM(Mixer):
             update, forget = self.gates.bias.chunk(2)
             update.fill_(-10.0)
             forget.copy_(torch.linspace(3.0, 6.0, self.num_heads))
+
+    def flops_per_token(self, time: int) -> float:
+        """See Mixer.flops_per_token."""
+        return matrix_scan_flops(self.num_heads, self.key_size, self.value_size + 1)
 
     def new_state(self, batch_size: int, max_length: int) -> RecurrentState:
         """See Mixer.new_state; `hidden` is (batch, heads, key size, value size + 1)."""

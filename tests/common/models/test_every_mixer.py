@@ -13,6 +13,7 @@ from common.models.mixers.base import Mixer
 from common.models.mixers.checks import CHECKS, build_mixer, check_mixer
 from common.models.mixers.convolution import GatedConvolution
 from common.models.registry import MIXERS
+from tests.budget import repeat
 
 # Each mixer as it is by default, and what its options change.
 VARIANTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
@@ -67,3 +68,22 @@ def test_a_mixer_without_a_state_reads_the_text_again_for_every_token() -> None:
         expected = torch.cat([expected, following], dim=1)
     assert model.new_cache(2, 20) is None
     assert torch.equal(model.generate(ids, max_new_tokens=6, temperature=0), expected)
+
+
+@pytest.mark.slow
+@repeat("name", ["mamba", *(name for name in MIXERS if name != "mamba")])
+def test_a_compiled_mixer_is_the_same(name: str) -> None:
+    """Loss and gradients, with borders of documents."""
+    torch._dynamo.reset()  # after eight kinds of a block it gives up
+    torch.manual_seed(0)
+    shape = {"num_layers": 1, "hidden_size": 32, "num_heads": 2, "context_length": 40}
+    model = Decoder(20, mixer=name, positions="none", **shape).train()
+    model.mask_documents(0)
+    ids = torch.randint(0, 20, (2, 40))
+    results = []
+    for compiled in (False, True):
+        model.set_compile(compiled)
+        loss = model.compute_loss(ids, ids)
+        results.append([loss, *torch.autograd.grad(loss, [*model.parameters()])])
+    for mine, eager in zip(*results, strict=True):
+        torch.testing.assert_close(mine, eager, rtol=1e-4, atol=1e-6)

@@ -70,6 +70,26 @@ def test_an_lstm_has_no_attention() -> None:
     assert model_flops_per_token(lstm, 64) == 6 * (lstm.num_parameters() - embedding)
 
 
+@pytest.mark.parametrize(
+    ("mixer", "per_layer"),
+    [
+        ("gla", 4 * 2 * 8 * 16),  # heads, keys, values
+        ("retnet", 4 * 2 * 16 * 32),
+        ("mamba2", 4 * 1 * 64 * 64),
+        ("mlstm", 4 * 2 * 8 * 17),  # and the normaliser
+        ("gated_delta_net", 8 * 2 * 16 * 16),
+        ("rwkv7", 8 * 2 * 16 * 16),
+        ("mamba", 6 * 64 * 16),
+    ],
+)
+def test_a_recurrence_takes_the_same_at_every_length(mixer: str, per_layer: int) -> None:
+    shape = {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "positions": "none"}
+    model = Decoder(50, mixer=mixer, **shape)
+    products = 6 * model.num_parameters()  # the embedding is also the output layer
+    for length in (16, 64):
+        assert model_flops_per_token(model, length) == products + 3 * 2 * per_layer
+
+
 def test_of_an_unknown_model_nothing_is_said() -> None:
     assert model_flops_per_token(BaseLanguageModel(50), 64) is None
     sizes = {"num_layers": 2, "num_heads": 4, "hidden_size": 32}
