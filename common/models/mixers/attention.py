@@ -129,7 +129,7 @@ def eager_attention(
     Args:
         query: (batch, heads, time, head size); key, value: the same with heads or a divisor of it; the
             heads of value may have another size.
-        attention_mask: (batch or 1, 1, time, time) bool, True where a query sees a key; None: what
+        attention_mask: (batch or 1, 1, time, keys) bool, True where a query sees a key; None: what
             `causal` says.
         soft_cap: scores are soft_cap * tanh(scores / soft_cap) (Gemma 2, Riviere et al. 2024).
     """
@@ -144,21 +144,22 @@ def eager_attention(
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     with torch.autocast(kind, enabled=False):
         query, key, value = (
-            x.reshape(batch * heads, time, x.shape[3]) for x in (query, key, value)
+            x.reshape(batch * heads, x.shape[2], x.shape[3]) for x in (query, key, value)
         )
         if attention_mask is None:
-            mask = torch.full((time, time), -math.inf, dtype=query.dtype, device=query.device)
+            mask = torch.full((1, 1, time, time), -math.inf, dtype=query.dtype, device=query.device)
             mask = mask.triu(1 if causal else time)
         else:
             mask = torch.zeros(attention_mask.shape, dtype=query.dtype, device=query.device)
             mask = mask.masked_fill(~attention_mask, -math.inf)
-            mask = mask.expand(batch, heads, -1, -1).flatten(0, 1)
         scale = 1 / math.sqrt(size)
-        if soft_cap is None:
-            scores = torch.baddbmm(mask, query, key.transpose(1, 2), alpha=scale)
+        if soft_cap is None and len(mask) == 1:
+            scores = torch.baddbmm(mask[0], query, key.transpose(1, 2), alpha=scale)
         else:
-            scores = torch.bmm(query, key.transpose(1, 2)) * (scale / soft_cap)
-            scores = torch.tanh(scores) * soft_cap + mask
+            scores = torch.bmm(query * scale, key.transpose(1, 2))
+            if soft_cap is not None:
+                scores = torch.tanh(scores / soft_cap) * soft_cap
+            scores.view(batch, heads, time, -1).add_(mask)
         weights = F.dropout(scores.softmax(dim=-1), dropout, training=dropout > 0)
         return torch.bmm(weights, value).view(batch, heads, time, -1)
 
@@ -219,49 +220,92 @@ class Attention(Mixer):
         query, key = self.query_norm(query), self.key_norm(key)
         if self.rope is not None:
             query, key = self.rope(query, where.start), self.rope(key, where.start)
-        if state is None:
-            mixed = attention(
-                query,
-                key,
-                value,
-                dropout=self.dropout if self.training else 0.0,
-                attention_mask=within_window(where.mask, self.window, x),
-                causal=where.causal,
-                soft_cap=self.soft_cap,
-            )
-        else:
+        if state is not None:
             state.append(key, value)
             mixed = attention_to_cache(query, state, self.soft_cap)
+        else:
+            mixed = self.mix(query, key, value, where)
         output: torch.Tensor = self.output(mixed.transpose(1, 2).reshape(batch, time, -1))
         return output
 
+    def mix(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, where: Positions
+    ) -> torch.Tensor:
+        """Attention within one pass; all (batch, heads or kv heads, time, head size)."""
+        return attention(
+            query,
+            key,
+            value,
+            dropout=self.dropout if self.training else 0.0,
+            attention_mask=where.mask,
+            causal=where.causal,
+            soft_cap=self.soft_cap,
+        )
+
 
 class LocalAttention(Attention):
-    """Attention to the last `window` tokens (Beltagy et al. 2020, "Longformer", section 3.1); its cache is
-    constant in size."""
+    """Attention to the last `window` tokens (Beltagy et al. 2020, "Longformer", section 3.1), and to the
+    next ones if not causal; its cache is constant in size."""
 
     Options = WindowOptions
 
     def __init__(self, config: DecoderConfig, options: WindowOptions, layer: int) -> None:
         super().__init__(config, NoOptions(), layer)
-        self.window = options.window
+        self.window: int = options.window
 
     @property
     def context_limit(self) -> int | None:
         """See Mixer.context_limit; the table of RoPE is as long as the context."""
         return None if self.rope is None else self.context_length
 
+    def mix(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, where: Positions
+    ) -> torch.Tensor:
+        """See Attention.mix. Each window of queries sees its own keys and those of the window before it,
+        so that time and memory grow with the length, not with its square."""
+        batch, _, time, _ = query.shape
+        if time <= self.window:
+            return super().mix(query, key, value, where)
+        blocks = -(-time // self.window)
+        attention_mask = self._mask_of_blocks(where, blocks, time, query.device)
+        mixed = eager_attention(
+            self._in_blocks(query, blocks, 0, 0),
+            self._in_blocks(key, blocks, 1, 0 if where.causal else 1),
+            self._in_blocks(value, blocks, 1, 0 if where.causal else 1),
+            self.dropout if self.training else 0.0,
+            attention_mask.expand(batch, -1, -1, -1).flatten(0, 1)[:, None],
+            soft_cap=self.soft_cap,
+        )
+        mixed = mixed.view(batch, blocks, -1, self.window, mixed.shape[3])
+        return mixed.transpose(1, 2).flatten(2, 3)[:, :, :time]
 
-def within_window(
-    mask: torch.Tensor | None, window: int | None, x: torch.Tensor
-) -> torch.Tensor | None:
-    """`mask` without the keys that are `window` or more tokens back; x: (batch, time, ...)."""
-    time = x.shape[1]
-    if window is None or time <= window:
-        return mask
-    ones = torch.ones(1, 1, time, time, dtype=torch.bool, device=x.device)
-    near = ones.tril() if mask is None else mask
-    return near & ones.triu(1 - window)
+    def _in_blocks(self, x: torch.Tensor, blocks: int, before: int, after: int) -> torch.Tensor:
+        """(batch, heads, time, size) -> (batch * blocks, heads, (before + 1 + after) * window, size)"""
+        missing = blocks * self.window - x.shape[2]
+        x = F.pad(x, (0, 0, before * self.window, after * self.window + missing))
+        size = (before + 1 + after) * self.window
+        return x.unfold(2, size, self.window).permute(0, 2, 1, 4, 3).flatten(0, 1)
+
+    def _mask_of_blocks(
+        self, where: Positions, blocks: int, time: int, device: torch.device
+    ) -> torch.Tensor:
+        """(batch or 1, blocks, window, keys) bool, True where a query sees a key."""
+        positions = torch.arange(blocks * self.window, device=device)[None, None, :, None]
+        after = 0 if where.causal else 1
+        queries = self._in_blocks(positions, blocks, 0, 0)  # (blocks, 1, window, 1)
+        keys = self._in_blocks(positions + 1, blocks, 1, after).mT - 1  # padding is at -1
+        distance = queries - keys
+        near = (distance >= 0) if where.causal else (distance > -self.window)
+        near = (near & (distance < self.window) & (keys >= 0) & (keys < time))[:, 0]
+        near |= queries[:, 0] >= time  # rows of padding: without a key softmax is NaN
+        if where.documents is None:
+            return near[None]
+        documents = F.pad(where.documents, (0, positions.shape[2] - time), value=-1)
+        documents = documents[:, None, :, None]
+        shape = (len(documents), blocks, self.window, -1)
+        of_queries = self._in_blocks(documents, blocks, 0, 0).view(shape)
+        of_keys = self._in_blocks(documents, blocks, 1, after).view(*shape[:2], -1, 1).mT
+        return near & ((of_queries == of_keys) | (of_queries < 0))
 
 
 def attention(
@@ -280,15 +324,18 @@ def attention(
         return eager_attention(
             query, key, value, dropout, attention_mask, causal=causal, soft_cap=soft_cap
         )
-    return F.scaled_dot_product_attention(
+    size = value.shape[3]
+    padding = max(0, key.shape[3] - size)  # the fused kernels want one size
+    output = F.scaled_dot_product_attention(
         query,
         key,
-        value,
+        F.pad(value, (0, padding)) if padding else value,
         attn_mask=attention_mask,
         is_causal=causal and time > 1 and attention_mask is None,
         dropout_p=dropout,
         enable_gqa=key.shape[1] != query.shape[1],
     )
+    return output[..., :size]
 
 
 def attention_to_cache(

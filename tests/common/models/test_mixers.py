@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.models.config import DecoderConfig
-from common.models.mixers.attention import Attention, eager_attention
+from common.models.mixers.attention import Attention, LocalAttention, eager_attention
 from common.models.mixers.base import Mixer, Positions
-from common.models.mixers.options import NoOptions
+from common.models.mixers.options import NoOptions, WindowOptions
 from common.models.mixers.recurrent import LSTM
 from tests.budget import examples
 
@@ -241,3 +241,44 @@ def test_eager_attention_computes_in_the_precision_of_autocast() -> None:
     torch.testing.assert_close(
         low.float(), eager_attention(query, query, query), rtol=2e-2, atol=2e-2
     )
+
+
+@pytest.mark.parametrize("with_documents", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("time", [3, 7, 8, 14, 15, 30])
+def test_local_attention_is_attention_with_a_mask(
+    time: int, causal: bool, with_documents: bool
+) -> None:
+    window = 7
+    config = DecoderConfig(
+        mixer="local_attention",
+        hidden_size=16,
+        num_heads=4,
+        num_kv_heads=2,
+        positions="rope",
+        context_length=32,
+        options={"local_attention": {"window": window}},
+    )
+    torch.manual_seed(0)
+    local = LocalAttention(config, WindowOptions(window=window), 0).double()
+    whole = Attention(config, NoOptions(), 0).double()
+    whole.load_state_dict(local.state_dict())
+    documents = torch.randint(0, 2, (2, time)).cumsum(dim=1) if with_documents else None
+    distance = torch.arange(time)[:, None] - torch.arange(time)
+    mask = (distance < window) & (distance >= 0 if causal else distance > -window)
+    mask = mask.expand(2, 1, -1, -1)
+    if documents is not None:
+        mask = mask & (documents[:, None, :, None] == documents[:, None, None])
+    x = torch.randn(2, time, 16, dtype=torch.float64, requires_grad=True)
+    short = None if documents is None else documents[:, None, :, None] == documents[:, None, None]
+    if short is not None and causal:
+        short = short.tril()
+    results = []
+    for module, where in (
+        (local, Positions(documents=documents, mask=short, causal=causal)),
+        (whole, Positions(mask=mask, causal=causal)),
+    ):
+        output = module(x, where)
+        results.append([output, *torch.autograd.grad(output.square().sum(), x)])
+    for mine, reference in zip(*results, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-9, atol=1e-10)
