@@ -8,9 +8,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -61,9 +62,17 @@ def run_processes(
 
 
 def fork_processes(
-    server: ForkServer, count: int, script: Path, *arguments: object, timeout: float = 300
+    server: ForkServer,
+    count: int,
+    script: Path,
+    *arguments: object,
+    timeout: float = 300,
+    strikes: Sequence[dict[str, Any]] = (),
 ) -> tuple[int, str]:
-    """As `run_processes`, but started by the fork server as torchrun does, each in two seconds less."""
+    """As `run_processes`, but started by the fork server as torchrun does, each in two seconds less.
+
+    `strikes` hit the main process, see fork_server.py.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     shared |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
@@ -73,6 +82,7 @@ def fork_processes(
                 script,
                 *arguments,
                 env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                strikes=() if rank else strikes,
                 stdin=stdin,
                 stdout=log,
                 stderr=log,

@@ -20,7 +20,7 @@ from common.models.config import DecoderConfig
 from common.models.feedforwards.base import FeedForward
 from common.models.feedforwards.moe import MoE, Routing
 from common.models.linear_loss import TiedGradient, linear_next_token_loss
-from common.models.loss import next_token_loss
+from common.models.loss import is_padding, next_token_loss
 from common.models.mixers.attention import RotaryEmbedding
 from common.models.mixers.base import Mixer, ParameterRole, Positions
 from common.models.registry import feedforward_class, mixer_class
@@ -67,7 +67,7 @@ class Block(nn.Module):
             return x
         normed = self.feedforward_norm(x)
         if self.training and isinstance(self.feedforward, MoE):
-            output, routing = self.feedforward.routed(normed)
+            output, routing = self.feedforward.routed(normed, where)
             return x + self.dropout(output), routing
         x = x + self.dropout(self.feedforward(normed, where))
         return x
@@ -181,7 +181,7 @@ class Decoder(BaseLanguageModel):
         cache: DecoderCache | None = None,
     ) -> dict[str, torch.Tensor]:
         """See BaseLanguageModel.forward. Raises ModelError for more tokens than the context holds."""
-        hidden, routings = self._hidden(input_ids, cache)
+        hidden, routings = self._hidden(input_ids, cache, labels)
         output = {"logits": self._logits(hidden)}
         if labels is not None:
             loss = next_token_loss(output["logits"], labels)
@@ -191,7 +191,7 @@ class Decoder(BaseLanguageModel):
     def compute_loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Compute the loss without keeping the (batch, time, vocab_size) logits."""
         tied = TiedGradient() if self.head is None else None
-        hidden, routings = self._hidden(input_ids, None, tied)
+        hidden, routings = self._hidden(input_ids, None, labels, tied)
         loss = linear_next_token_loss(hidden, self._output_weight, labels, tied)
         return self._with_balance(loss, routings)
 
@@ -260,11 +260,14 @@ class Decoder(BaseLanguageModel):
         self,
         input_ids: torch.Tensor,
         cache: DecoderCache | None,
+        labels: torch.Tensor | None = None,
         tied: TiedGradient | None = None,
     ) -> tuple[torch.Tensor, list[Routing]]:
         """(batch, time) int64 -> the normalised last residual (batch, time, hidden_size), and in training the
-        Routing of each mixture of experts."""
+        Routing of each mixture of experts, for which `labels` mark the padding."""
         where, routings = self._positions(input_ids, cache), list[Routing]()
+        if labels is not None and self.training and self.experts:
+            where.padding = is_padding(labels)
         start, end = where.start, where.start + input_ids.shape[1]
         if self.context_limit and end > self.context_limit:
             raise ModelError(

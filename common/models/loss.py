@@ -24,6 +24,15 @@ def shifted_targets(labels: torch.Tensor) -> torch.Tensor:
     return F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).flatten()
 
 
+def is_padding(labels: torch.Tensor) -> torch.Tensor:
+    """(batch, time) labels -> (batch, time) bool, True from where on all labels of the row are -100.
+
+    These tokens are not predicted, and no predicted token depends on them.
+    """
+    is_label = (labels != IGNORE_INDEX).flip(1)
+    return (is_label.cumsum(1) == 0).flip(1)
+
+
 def mean_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Mean in nats, in fp32 or better. logits: (n, vocab_size); targets: (n,) int64, -100 is ignored."""
     if logits.dtype in (torch.float16, torch.bfloat16):

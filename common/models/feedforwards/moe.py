@@ -16,11 +16,12 @@ from common.models.mixers.options import MoEOptions
 
 
 class Routing(NamedTuple):
-    """Statistics of the router over the tokens of one forward pass.
+    """Statistics of the router over the tokens of one forward pass, without padding.
 
     Attributes:
         load: (num_experts,) int64, number of tokens per expert.
-        mass: scalar, mean share of the scores that falls on the selected experts.
+        mass: (2,), the sum over tokens of the share of scores that falls on the selected experts, and
+            the number of tokens.
         loss: scalar with a gradient, the weighted auxiliary loss; 0 unless `balance` is "loss".
     """
 
@@ -64,8 +65,8 @@ class MoE(FeedForward):
                 }
             )
         self.register_buffer("bias", torch.zeros(experts))
-        # Tokens per expert, and (sum, count) of the masses of forward passes. `new_*`: of this process in
-        # the current step; `load`, `mass`: of all processes since the last log.
+        # Sums of Routing.load and Routing.mass. `new_*`: of this process in the current step; `load`,
+        # `mass`: of all processes since the last log.
         load, mass = torch.zeros(experts, dtype=torch.int64), torch.zeros(2)
         self.register_buffer("new_load", load, persistent=False)
         self.register_buffer("new_mass", mass, persistent=False)
@@ -87,9 +88,9 @@ class MoE(FeedForward):
 
     def forward(self, x: torch.Tensor, where: Positions) -> torch.Tensor:
         """See FeedForward.forward."""
-        return self.routed(x)[0]
+        return self.routed(x, where)[0]
 
-    def routed(self, x: torch.Tensor) -> tuple[torch.Tensor, Routing]:
+    def routed(self, x: torch.Tensor, where: Positions) -> tuple[torch.Tensor, Routing]:
         """The output of `forward`, and what the router did."""
         tokens = x.flatten(0, -2)
         scores, experts, weights = self.route(tokens)
@@ -99,7 +100,10 @@ class MoE(FeedForward):
         if self.shared is not None:
             gate, value = self.shared["input"](tokens).chunk(2, dim=-1)
             output = output + self.shared["output"](F.silu(gate) * value)
-        return output.view_as(x), self._routing(scores, experts)
+        counted = torch.ones_like(experts[:, 0])
+        if where.padding is not None:
+            counted = (~where.padding).flatten().to(experts.dtype)
+        return output.view_as(x), self._routing(scores, experts, counted)
 
     def route(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(tokens, hidden) -> scores (tokens, num_experts), experts and their weights (tokens, top_k).
@@ -128,21 +132,27 @@ class MoE(FeedForward):
         kept = kept.scatter(-1, best.topk(self.options.top_groups, dim=-1).indices, True)
         return grouped.masked_fill(~kept[..., None], -torch.inf).flatten(-2)
 
-    def _routing(self, scores: torch.Tensor, experts: torch.Tensor) -> Routing:
-        load = torch.bincount(experts.flatten(), minlength=self.options.num_experts)
-        total = scores.sum(dim=-1, keepdim=True)
-        mass = (scores.gather(-1, experts).sum(dim=-1) / total[:, 0]).mean().detach()
+    def _routing(
+        self, scores: torch.Tensor, experts: torch.Tensor, counted: torch.Tensor
+    ) -> Routing:
+        """`counted`: (tokens,) int64, 0 for padding, else 1. Nothing here waits for a GPU."""
+        load = counted.new_zeros(self.options.num_experts)
+        load = load.scatter_add(0, experts.flatten(), counted.repeat_interleave(experts.shape[1]))
+        # Sums, not products of matrices: autocast would round those to bf16.
+        shares = scores / scores.sum(dim=-1, keepdim=True) * counted[:, None]
+        mass, number = shares.detach().gather(-1, experts).sum(), counted.sum().to(scores.dtype)
         loss = scores.new_zeros(())
         if self.options.balance == "loss":
-            share = load.to(scores.dtype) / experts.numel()
-            loss = self.options.num_experts * (share * (scores / total).mean(dim=0)).sum()
-        return Routing(load, mass, loss * self.options.loss_weight)
+            mean_share = shares.sum(dim=0) / number.clamp(min=1)
+            mean_load = load.to(scores.dtype) / load.sum().clamp(min=1)
+            loss = self.options.num_experts * (mean_load * mean_share).sum()
+        return Routing(load, torch.stack([mass, number]), loss * self.options.loss_weight)
 
     @torch.no_grad()
     def count(self, routing: Routing) -> None:
         """Count a forward pass of this process towards the current step."""
         self.new_load += routing.load
-        self.new_mass += torch.stack([routing.mass, torch.ones_like(routing.mass)])
+        self.new_mass += routing.mass
 
     @torch.no_grad()
     def end_step(self, total: Callable[[torch.Tensor], torch.Tensor]) -> None:

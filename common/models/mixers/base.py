@@ -33,12 +33,15 @@ class Positions:
         causal: False: attention also sees later tokens.
         mask: (batch, 1, time, time) bool attention mask, True where a query sees a key; None: as
             `causal`.
+        padding: (batch, time) bool, see `is_padding` in models/loss.py; experts do not balance these
+            tokens. None: no padding.
     """
 
     start: int = 0
     documents: torch.Tensor | None = None
     causal: bool = True
     mask: torch.Tensor | None = None
+    padding: torch.Tensor | None = None
 
     def begins(self) -> torch.Tensor | None:
         """(batch, time) bool, True where a document starts after the first token; None: nowhere."""

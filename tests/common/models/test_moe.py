@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from common.models import Decoder
 from common.models.config import DecoderConfig
 from common.models.feedforwards.moe import MoE
+from common.models.loss import is_padding
 from common.models.mixers.base import Positions
 from common.models.mixers.options import MoEOptions
 
@@ -179,3 +180,61 @@ def test_impossible_options_are_refused() -> None:
     ):
         with pytest.raises(ModelError, match=reason):
             Decoder(50, feedforward="moe", options={"moe": options})
+
+
+def test_padding_starts_where_no_label_follows() -> None:
+    labels = torch.tensor([[-100, 5, -100, 7, -100, -100], [-100] * 6, [1, 2, 3, 4, 5, 6]])
+    expected = [[False] * 4 + [True] * 2, [True] * 6, [False] * 6]
+    assert is_padding(labels).tolist() == expected
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, {"loss_weight": 1.0}], ids=str)
+def test_padding_is_in_no_statistic_of_the_router(options: dict[str, Any]) -> None:
+    layer = layer_of(options)
+    x = torch.randn(3, 7, 16, dtype=torch.float64)
+    padding = torch.arange(7) >= torch.tensor([[2], [7], [5]])
+    output, found = layer.routed(x, Positions(padding=padding))
+    alone, expected = layer.routed(x[~padding], Positions())
+    torch.testing.assert_close(output[~padding], alone)
+    assert int(found.load.sum()) == 14 * layer.options.top_k
+    torch.testing.assert_close(found, expected)
+    if layer.options.balance == "loss":
+        weight = layer.router.weight
+        gradients = [torch.autograd.grad(each.loss, weight) for each in (found, expected)]
+        torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-15)
+        assert gradients[0][0].any()
+
+
+@pytest.mark.parametrize("method", ["forward", "compute_loss"])
+@pytest.mark.parametrize("balance", ["loss", "bias"])
+def test_padded_rows_train_as_they_do_without_padding(balance: str, method: str) -> None:
+    ids = torch.randint(0, 50, (4, 32))
+    labels = ids.clone()
+    labels[:, :3] = -100  # a prompt, which is no padding
+    labels[:, 20:] = -100
+    gradients, models = [], []
+    for time in (20, 32):
+        model = model_of(balance).double().train()
+        output = getattr(model, method)(ids[:, :time], labels[:, :time])
+        loss = output["loss"] if method == "forward" else output
+        loss.backward()
+        model.end_step(lambda total: total)
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+        models.append(model)
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-14)
+    for one, other in zip(models[0].experts, models[1].experts, strict=True):
+        assert int(one.load.sum()) == 4 * 20 * 2
+        assert torch.equal(one.load, other.load) and torch.equal(one.bias, other.bias)
+        assert one.bias.any() == (balance == "bias")
+    assert models[0].training_metrics() == pytest.approx(models[1].training_metrics(), rel=1e-6)
+
+
+def test_a_batch_of_padding_changes_nothing() -> None:
+    model = model_of("loss").train()
+    ids = torch.randint(0, 50, (2, 8))
+    model.compute_loss(ids, torch.full_like(ids, -100)).backward()
+    assert not any(
+        parameter.grad.any() for parameter in model.parameters() if parameter.grad is not None
+    )
+    model.end_step(lambda total: total)
+    assert model.training_metrics() == {}
