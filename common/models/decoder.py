@@ -142,6 +142,14 @@ class Decoder(BaseLanguageModel):
         """The mixtures of experts, from the first layer on."""
         return [layer for layer in self.feedforwards if isinstance(layer, MoE)]
 
+    def num_active_parameters(self) -> int:
+        """Number of weights that one token meets: of a mixture of experts, those it is routed to."""
+        idle = sum(
+            sum(p.numel() for p in layer.parameters()) - layer.active_parameters()
+            for layer in self.feedforwards
+        )
+        return self.num_parameters() - idle
+
     def parameter_roles(self) -> dict[str, ParameterRole]:
         """See BaseModel.parameter_roles; mixers know theirs."""
         roles = super().parameter_roles()

@@ -79,10 +79,7 @@ def model_flops_per_token(model: BaseLanguageModel, context_length: int) -> int 
     """
     if isinstance(model, Decoder):
         mixing = sum(mixer.flops_per_token(context_length) for mixer in model.mixers)
-        idle = sum(
-            sum(p.numel() for p in layer.parameters()) - layer.active_parameters()
-            for layer in model.feedforwards
-        )
+        idle = model.num_parameters() - model.num_active_parameters()
         return round(6 * (_multiplied(model) - idle) + 3 * mixing)
     arguments = model.arguments
     mixer = arguments.get("mixer", "attention")

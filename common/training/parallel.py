@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.data.batch import Batch, rows_of
+from common.data.batch import IGNORE_INDEX, Batch, rows_of
 from common.errors import ConfigError
 from common.models.base import BaseModel
 from common.models.shards import is_sharded
@@ -48,11 +48,14 @@ def own_rows(batch: Batch, objective: Objective, context: DistributedContext) ->
     """Return (the rows of `batch` that this process computes, their number of targets).
 
     Sharded models need every process in every forward pass: a process without rows computes the
-    first row with 0 targets.
+    first row without labels, so that also the statistics of experts do not count it again.
     """
     rows = rows_of(batch, context.rank, context.world_size)
     if rows is None:
-        return {name: tensor[:1] for name, tensor in batch.items()}, 0
+        first = {name: tensor[:1] for name, tensor in batch.items()}
+        if "labels" in first:
+            first["labels"] = torch.full_like(first["labels"], IGNORE_INDEX)
+        return first, 0
     return rows, objective.count(rows)
 
 

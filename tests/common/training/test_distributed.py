@@ -443,6 +443,7 @@ def test_the_rows_of_a_batch_are_shared_out(size: int, world_size: int) -> None:
     contexts = [DistributedContext(rank, world_size) for rank in range(world_size)]
     shares = [own_rows(batch, NextToken(), context) for context in contexts]
     assert all(len(part["input_ids"]) >= 1 for part, _ in shares)
+    assert all(count_labels(part["labels"]) == count for part, count in shares)
     assert sum(count for _, count in shares) == count_labels(batch["labels"])
     owned = [rows_of(batch, rank, world_size) for rank in range(world_size)]
     rows = torch.cat([part["labels"] for part in owned if part is not None])
