@@ -13,6 +13,7 @@ from common.models.mixers.base import Mixer, Positions, at_least_fp32
 from common.models.mixers.matrix_scan import matrix_scan, matrix_scan_flops
 from common.models.mixers.options import MLSTMOptions, SLSTMOptions
 from common.models.mixers.short_convolution import ShortConvolution
+from common.models.mixers.slstm_scan import slstm_scan
 from common.models.mixers.state import Past, RecurrentState, zeros
 
 
@@ -84,12 +85,11 @@ class MLSTM(Mixer):
 
 @dataclass
 class SLSTMState:
-    """Output, cell, normaliser and log scale of the last two, each (batch, heads, head size)."""
+    """Output, cell divided by its normaliser, and log of the normaliser, each (heads, batch, head size)."""
 
     hidden: torch.Tensor
-    cell: torch.Tensor
-    normaliser: torch.Tensor
-    scale: torch.Tensor
+    average: torch.Tensor
+    log_normaliser: torch.Tensor
     inputs: Past | None = None
 
 
@@ -130,9 +130,9 @@ class SLSTM(Mixer):
 
     def new_state(self, batch_size: int, max_length: int) -> SLSTMState:
         """See Mixer.new_state."""
-        zero = zeros(self.output.weight, batch_size, self.num_heads, self.head_size)
+        zero = zeros(self.output.weight, self.num_heads, batch_size, self.head_size)
         inputs = self.convolution.new_past(batch_size) if self.convolution else None
-        return SLSTMState(zero, zero, zero, zero - torch.inf, inputs)
+        return SLSTMState(zero, zero, zero - torch.inf, inputs)
 
     def forward(
         self, x: torch.Tensor, where: Positions, state: SLSTMState | None = None
@@ -141,43 +141,20 @@ class SLSTM(Mixer):
         given = x
         if self.convolution is not None:
             given = F.silu(self.convolution(x, where, state.inputs if state else None))
-        parts = torch.cat([self.gates_of_input(given), self.cell_of_input(x)], dim=-1)
-        gates = at_least_fp32(parts).view(*x.shape[:2], 4, self.num_heads, self.head_size)
-        gates = gates.transpose(2, 3).flatten(3) + self.bias  # (batch, time, heads, 4 * head size)
-        begins = where.begins()
+        parts = (*x.shape[:2], 2, self.num_heads, self.head_size)
         current = state or self.new_state(x.shape[0], 0)
-        hidden, cell, normaliser, scale = (
+        hidden, average, log_normaliser = slstm_scan(
+            at_least_fp32(self.gates_of_input(given)).view(parts),
+            at_least_fp32(self.cell_of_input(x)).view(parts),
+            at_least_fp32(self.bias),
+            at_least_fp32(self.recurrent),
             current.hidden,
-            current.cell,
-            current.normaliser,
-            current.scale,
+            current.average,
+            current.log_normaliser,
+            where.begins(),
         )
-        recurrent = at_least_fp32(self.recurrent)
-        outputs = []
-        with torch.autocast(x.device.type, enabled=False):
-            for index, of_input in enumerate(gates.unbind(1)):
-                if begins is not None:
-                    first = begins[:, index, None, None]
-                    hidden, cell = hidden.masked_fill(first, 0), cell.masked_fill(first, 0)
-                    normaliser = normaliser.masked_fill(first, 0)
-                    scale = scale.masked_fill(first, -torch.inf)
-                total = of_input + torch.einsum("bhi,hio->bho", hidden, recurrent)
-                update, forget, candidate, out = total.chunk(4, dim=-1)
-                kept = F.logsigmoid(forget) + scale
-                scale = torch.maximum(kept, update)
-                update, forget = (update - scale).exp(), (kept - scale).exp()
-                cell = forget * cell + update * candidate.tanh()
-                normaliser = forget * normaliser + update
-                hidden = out.sigmoid() * cell / normaliser
-                outputs.append(hidden)
         if state is not None:
-            state.hidden, state.cell, state.normaliser, state.scale = (
-                hidden,
-                cell,
-                normaliser,
-                scale,
-            )
-        y = torch.stack(outputs, dim=1)
-        y = F.layer_norm(y, (self.head_size,), eps=self.norm_eps).flatten(2) * self.norm_weight
-        output: torch.Tensor = self.output(y.to(x.dtype))
+            state.hidden, state.average, state.log_normaliser = hidden[-1], average, log_normaliser
+        y = F.layer_norm(hidden.permute(2, 0, 1, 3), (self.head_size,), eps=self.norm_eps)
+        output: torch.Tensor = self.output((y.flatten(2) * self.norm_weight).to(x.dtype))
         return output

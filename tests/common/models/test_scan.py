@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from common.models.mixers import elementwise_scan as elementwise
 from common.models.mixers import matrix_scan as matrix
 from common.models.mixers import selective_scan as selective
+from common.models.mixers import slstm_scan as slstm
 from common.models.mixers.elementwise_scan import elementwise_scan
 from common.models.mixers.matrix_scan import matrix_scan
 from common.models.mixers.selective_scan import selective_scan
+from common.models.mixers.slstm_scan import slstm_scan
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -167,6 +169,70 @@ def test_the_selective_scan_is_one_operator_to_the_compiler() -> None:
     ]
     state = randn(1, 3, 2).requires_grad_()
     torch.library.opcheck(selective._scan_blocks, (*tensors, None, state))
+
+
+def paper_slstm(
+    gates: torch.Tensor,
+    cells: torch.Tensor,
+    bias: torch.Tensor,
+    recurrent: torch.Tensor,
+    hidden: torch.Tensor,
+    average: torch.Tensor,
+    log_normaliser: torch.Tensor,
+    begins: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Equations 8 to 17 of Beck et al. 2024, with the running maximum `scale`."""
+    scale, normaliser, cell, outputs = log_normaliser, torch.ones_like(average), average, []
+    given = torch.cat([gates, cells], dim=2).permute(1, 3, 0, 2, 4).flatten(3) + bias[:, None]
+    for t, of_x in enumerate(given):
+        if begins is not None:
+            first = begins[:, t, None]
+            hidden, cell, normaliser = (x.masked_fill(first, 0) for x in (hidden, cell, normaliser))
+        update, forget, candidate, out = (of_x + hidden @ recurrent).chunk(4, dim=-1)
+        kept = F.logsigmoid(forget) + scale
+        scale = torch.maximum(kept, update)
+        cell = (kept - scale).exp() * cell + (update - scale).exp() * candidate.tanh()
+        normaliser = (kept - scale).exp() * normaliser + (update - scale).exp()
+        hidden = out.sigmoid() * cell / normaliser
+        outputs.append(hidden)
+    return torch.stack(outputs), cell / normaliser, normaliser.log() + scale
+
+
+@pytest.mark.parametrize("with_documents", [False, True])
+@pytest.mark.parametrize("time", [1, 2, 23])
+def test_the_slstm_scan_is_the_recurrence(time: int, with_documents: bool) -> None:
+    batch, heads, size = 3, 2, 4
+    begins = torch.rand(batch, time) < 0.2 if with_documents else None
+    sizes = [(batch, time, 2, heads, size)] * 2 + [(heads, 4 * size), (heads, size, 4 * size)]
+    sizes += [(heads, batch, size)] * 3
+    leaves = [(2 * randn(*shape, seed=seed)).requires_grad_() for seed, shape in enumerate(sizes)]
+    upstream = [randn(time, heads, batch, size), *(randn(*sizes[-1], seed=seed) for seed in (1, 2))]
+    results = []
+    for compute in (slstm_scan, paper_slstm):
+        found = compute(*leaves, begins)
+        results.append([*found, *torch.autograd.grad(found, leaves, upstream)])
+    for mine, reference in zip(*results, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-9, atol=1e-9)
+
+
+def test_the_slstm_scan_holds_what_would_overflow() -> None:
+    batch, time, heads, size = 1, 40, 1, 2
+    gates = 200 * randn(batch, time, 2, heads, size).float()
+    cells, bias = randn(batch, time, 2, heads, size, seed=1).float(), torch.zeros(heads, 4 * size)
+    zero = torch.zeros(heads, batch, size)
+    inputs = [gates.requires_grad_(), cells, bias, torch.zeros(heads, size, 4 * size)]
+    threads = torch.get_num_threads()
+    output, *_ = slstm_scan(*inputs, zero, zero, zero - torch.inf)
+    assert output.detach().abs().max() <= 1
+    assert torch.autograd.grad(output.sum(), gates)[0].isfinite().all()
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.slow
+def test_the_slstm_scan_is_one_operator_to_the_compiler() -> None:
+    sizes = [(1, 5, 2, 2, 3), (1, 5, 2, 2, 3), (2, 12), (2, 3, 12), (2, 1, 3), (2, 1, 3), (2, 1, 3)]
+    leaves = [randn(*size, seed=seed).requires_grad_() for seed, size in enumerate(sizes)]
+    torch.library.opcheck(slstm._scan, (*leaves, None))
 
 
 def test_strong_decay_neither_overflows_nor_loses_what_is_near() -> None:
