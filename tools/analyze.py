@@ -1,4 +1,4 @@
-"""Analyse a trained run: surprisal, attention, token embeddings."""
+"""Analyse a trained run: surprisal, attention, token embeddings, expert routing, recurrent states."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ EXAMPLES = """examples:
   python tools/analyze.py surprisal --name exp_001 --text story.txt
   echo "Once upon a time" | python tools/analyze.py surprisal --name exp_001 --text -
   python tools/analyze.py attention --name exp_001 --prompt "The fox met the owl. The fox" --output heads.png
+  python tools/analyze.py routing --name exp_moe --text story.txt
+  python tools/analyze.py states --name exp_gru --text story.txt --context-length 512
   python tools/analyze.py embeddings --name exp_001
   python tools/analyze.py neighbors --name exp_001 --token " the"
   python tools/analyze.py lit --name exp_001 --output exp_001_lit
@@ -58,19 +60,28 @@ def _parser() -> argparse.ArgumentParser:
         )
         return added.add_argument
 
-    add = action(
+    def text_action(
+        name: str, answer: Callable[[argparse.Namespace], None], text: str
+    ) -> Callable[..., argparse.Action]:
+        add = action(name, answer, text)
+        help_text = "a text file or a folder; - is standard input"
+        add("--text", required=True, metavar="FILE", help=help_text)
+        return add
+
+    add = text_action(
         "surprisal", _surprisal, "the surprisal of each token of a text, as a coloured page"
     )
-    add(
-        "--text", required=True, metavar="FILE", help="a text file or a folder; - is standard input"
-    )
-    add(
-        "--context-length",
-        type=positive_int,
-        metavar="N",
-        help="tokens per window (as in training)",
-    )
+    window = {"type": positive_int, "metavar": "N"}
+    add("--context-length", **window, help="tokens per window (as in training)")
     add("--output", type=Path, metavar="FILE", help="an .html file")
+    add = text_action("routing", _routing, "the experts that each token of a text is sent to")
+    add("--context-length", **window, help="tokens per window (as in training)")
+    add("--output", type=Path, metavar="FILE", help="an interactive .html file, or a .png figure")
+    add = text_action(
+        "states", _states, "the states of recurrent layers over a text, and how long they remember"
+    )
+    add("--context-length", **window, help="first tokens of the text to read (as in training)")
+    add("--output", type=Path, metavar="FILE", help="an interactive .html file, or a .png figure")
     add = action("attention", _attention, "the attention of every layer and head for a prompt")
     add("--prompt", required=True, type=utf8_text, metavar="TEXT")
     add("--output", type=Path, metavar="FILE", help="an interactive .html file, or a .png figure")
@@ -156,6 +167,44 @@ def _attention(arguments: argparse.Namespace) -> None:
     else:
         _write(attention_page(maps, labels, title), output)
     print(f"\n{statistics_table(maps)}")
+
+
+def _routing(arguments: argparse.Namespace) -> None:
+    _check_ending(arguments.output, ".html", ".png")
+    run = load_run(arguments.name, arguments.checkpoint)
+    from apps.analysis.routing import trace_routing
+    from apps.analysis.routing_page import load_table, plot_routing, routing_page
+
+    tokens, text = _read_tokens(arguments.text, run)
+    context_length = arguments.context_length or run.config.context_length
+    routing = trace_routing(run.model, tokens, context_length=context_length)
+    output = arguments.output or _default(run, f"routing_{Path(text).stem}.html")
+    title = f"{text} as {_title(run)} routes it"
+    if output.suffix == ".png":
+        _write(plot_routing(routing, title), output)
+    else:
+        _write(routing_page(routing, run.text.tokenizer, title), output)
+    print(f"\n{load_table(routing)}")
+
+
+def _states(arguments: argparse.Namespace) -> None:
+    _check_ending(arguments.output, ".html", ".png")
+    run = load_run(arguments.name, arguments.checkpoint)
+    from apps.analysis.states import measure_states
+    from apps.analysis.states_page import plot_states, states_page, states_table
+
+    tokens, text = _read_tokens(arguments.text, run)
+    first = tokens[: arguments.context_length or run.config.context_length]
+    states = measure_states(run.model, first)
+    output = arguments.output or _default(run, f"states_{Path(text).stem}.html")
+    title = f"states of {_title(run)} over {text}"
+    if output.suffix == ".png":
+        _write(plot_states(states, title), output)
+    else:
+        _write(states_page(states, run.text.tokenizer, title), output)
+    if len(first) < len(tokens):
+        print(f"note        the first {len(first):,} of {len(tokens):,} tokens: --context-length")
+    print(f"\n{states_table(states)}")
 
 
 def _embeddings(arguments: argparse.Namespace) -> None:

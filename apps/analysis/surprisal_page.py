@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from html import escape
 from itertools import pairwise
 
 import numpy as np
 
 from apps.analysis.page import Page, facts, make_page
 from apps.analysis.surprisal import Surprisal
-from apps.analysis.tokens import label, shown, token_texts, vocabulary_texts
+from apps.analysis.text import text_html
+from apps.analysis.tokens import label, vocabulary_texts
 from common.data.tokenizers import Tokenizer
 from common.errors import DataError
 from common.utils.tables import format_rows
@@ -106,24 +106,8 @@ def _legend() -> str:
 
 
 def _text(found: Surprisal, tokenizer: Tokenizer, words: list[str]) -> str:
-    special = set(tokenizer.special_tokens.values())
-    colours = np.digitize(found.bits, EDGES)
-    spans = []
-    for index, text in enumerate(token_texts(tokenizer, found.ids.tolist())):
-        kind = "given" if index == 0 else f"b{colours[index]}"
-        if index > 1 and found.context[index] == 1:
-            kind += " again"
-        spans.append(
-            f'<span class="token {kind}">{_content(text, found.ids[index], words, special)}</span>'
-        )
-    return f'<div class="text">{"".join(spans)}</div>'
-
-
-def _content(text: str, index: int, words: list[str], special: set[int]) -> str:
-    """The text of a token, with symbols for invisible characters."""
-    if index in special:
-        return f'<span class="sign">{escape(words[index])}</span>'
-    if not text:  # part of a character that a later token completes
-        return '<span class="sign">·</span>'
-    signs = {"\n": '<span class="sign">↵</span>\n', "\t": '<span class="sign">⇥</span>\t'}
-    return "".join(signs.get(c, escape(c)) for c in shown(text))
+    classes = ["given", *(f"b{colour}" for colour in np.digitize(found.bits[1:], EDGES))]
+    for index in range(2, len(classes)):
+        if found.context[index] == 1:
+            classes[index] += " again"
+    return text_html(tokenizer, found.ids.tolist(), words, classes)

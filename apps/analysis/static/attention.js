@@ -120,7 +120,7 @@ function light(row) {
   spans.forEach((span, i) => {
     const weight = i <= row ? weights[row * time + i] : 0;
     span.style.background = i <= row ? `rgb(${colour(weight)})` : "#eceef1";
-    span.style.color = weight > 0.3 ? "#fff" : "";
+    span.style.color = weight > 0.3 ? "#fff" : "#1b1d22";
     span.classList.toggle("on", i === row);
     span.title = i <= row ? `${percent(weight)}` : "later: not seen";
   });

@@ -1,8 +1,4 @@
 // Hovering, tapping or the arrow keys show the surprisal of a token and the expected tokens.
-const text = document.querySelector(".text");
-const tokens = [...text.querySelectorAll(".token")];
-let current = -1;
-
 function describe(index) {
   const [label, bits, rank, context] = DATA.tokens[index];
   const lines = [element("div", "", element("b", "", label), ` token ${index + 1}`)];
@@ -25,35 +21,4 @@ function describe(index) {
   return lines;
 }
 
-function choose(index) {
-  tokens[current]?.classList.remove("on");
-  current = index;
-  const token = tokens[current];
-  if (!token) {
-    hideTip();
-    return;
-  }
-  token.classList.add("on");
-  const boxes = token.getClientRects();
-  showTip(describe(current), boxes[0] ?? token.getBoundingClientRect());
-}
-
-text.addEventListener("pointerover", (event) => {
-  const token = event.target.closest(".token");
-  choose(token ? tokens.indexOf(token) : -1);
-});
-text.addEventListener("pointerleave", () => choose(-1));
-text.addEventListener("pointerdown", (event) => {
-  const token = event.target.closest(".token");
-  if (token) choose(tokens.indexOf(token));
-});
-document.addEventListener("keydown", (event) => {
-  const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-  if (event.key === "Escape") choose(-1);
-  if (!step) return;
-  event.preventDefault();
-  const next = Math.max(0, Math.min(tokens.length - 1, current + step));
-  tokens[next].scrollIntoView({ block: "nearest" });
-  choose(next);
-});
-addEventListener("scroll", () => choose(-1), { passive: true });
+selectTokens(describe);
