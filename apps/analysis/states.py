@@ -83,6 +83,7 @@ class States:
     influences: list[Influence]
 
 
+@torch.enable_grad()
 def measure_states(model: BaseLanguageModel, tokens: Tokens | Counts) -> States:
     """Step through `tokens` (tokens,), at least two.
 
@@ -96,6 +97,12 @@ def measure_states(model: BaseLanguageModel, tokens: Tokens | Counts) -> States:
     if len(ids) < 2:
         raise DataError(f"states need a text of at least two tokens, got {len(ids)}")
     exact = _prepared(model)
+    limit = exact.context_limit
+    if limit is not None and len(ids) > limit:
+        raise ModelError(
+            f"{len(ids)} tokens are more than the model's context of {limit}",
+            "pass fewer tokens: a smaller --context-length",
+        )
     inputs = torch.from_numpy(ids)[None].to(exact.device)
     recorders, stepped = _step(exact, inputs)
     parallel = _parallel(exact, inputs, list(recorders))
@@ -281,7 +288,6 @@ def _parallel(model: Decoder, inputs: torch.Tensor, recurrent: list[int]) -> _Pa
         return lambda output: found.outputs.update({layer: output})
 
     with ExitStack() as hooks:
-        hooks.enter_context(torch.enable_grad())
         # The backward pass of cuDNN's LSTM works in training mode alone.
         hooks.enter_context(torch.backends.cudnn.flags(enabled=False))
         hooks.enter_context(_output_of(model.token_embedding, cut))

@@ -71,6 +71,27 @@ def test_attention_embeddings_neighbours_and_lit(text: Path, analyze: Any) -> No
 
 
 @pytest.mark.slow
+def test_routing_and_states(text: Path, analyze: Any) -> None:
+    layers = ["model.layers=gru attention", "model.num_layers=2", "model.positions=none"]
+    experts = ["model.feedforward=moe", "model.options={moe: {num_experts: 4, top_k: 2}}"]
+    make_run("a", text, overrides=[*layers, *experts])
+    result = analyze("routing", "--name", "a", "--text", "text.txt")
+    page = get_runs_dir() / "a" / "analysis" / "routing_text.html"
+    assert result.returncode == 0 and "excess_load" in result.stdout, result.stderr
+    assert str(page.relative_to(text.parent)) in result.stdout and page.stat().st_size > 10_000
+    result = analyze("routing", "--name", "a", "--text", "text.txt", "--output", "loads.png")
+    assert result.returncode == 0, result.stderr
+    result = analyze("states", "--name", "a", "--text", "text.txt")
+    assert result.returncode == 0 and "the first 16 of 1,7" in result.stdout, result.stderr
+    assert (page.parent / "states_text.html").stat().st_size > 10_000
+    states = ["states", "--name", "a", "--text", "text.txt", "--context-length", 9]
+    result = analyze(*states, "--output", "states.png")
+    assert result.returncode == 0 and "prediction" in result.stdout, result.stderr
+    for picture in ("loads.png", "states.png"):
+        assert (text.parent / picture).read_bytes()[1:4] == b"PNG"
+
+
+@pytest.mark.slow
 def test_a_text_from_standard_input(text: Path, fork_server: ForkServer) -> None:
     make_run("a", text, "bpe")
     command = (REPOSITORY_ROOT / TOOL, "surprisal", "--name", "a", "--text", "-")
@@ -98,6 +119,9 @@ def test_a_text_from_standard_input(text: Path, fork_server: ForkServer) -> None
         ),
         (["neighbors", "--name", "a", "--token", "é"], "not in the vocabulary"),
         (["lit", "--name", "a", "--output", "."], "not empty"),
+        (["routing", "--name", "a", "--text", "text.txt"], "no experts: its feed-forward layers"),
+        (["routing", "--name", "a", "--text", "text.txt", "--output", "x.gif"], ".html or .png"),
+        (["states", "--name", "a", "--text", "text.txt"], "no recurrent layer: its layers mix"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(map(str, value[:1])),
 )

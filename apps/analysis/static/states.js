@@ -1,5 +1,5 @@
 // Curves over the text of the selected layer; the influences of all layers below.
-const MARGIN = { left: 62, right: 12, top: 8, bottom: 26 };
+const MARGIN = { left: 62, right: 12, top: 8, bottom: 36 };
 const width = Math.min(1180, document.body.clientWidth - 48);
 const layers = DATA.layers;
 const recurrent = layers.map((_, i) => i).filter((i) => layers[i].curves.length > 0);
@@ -48,7 +48,7 @@ function chart(height, x, y, curves, label) {
       line({ class: "axis", x1: across(tick), x2: across(tick), y1: floor, y2: floor + 4 }),
       svg("text", { x: across(tick), y: floor + 16, "text-anchor": "middle" }, short(tick)));
   }
-  made.append(svg("text", { x: width - MARGIN.right, y: floor - 5, "text-anchor": "end" }, x.name));
+  made.append(svg("text", { x: width - MARGIN.right, y: floor + 31, "text-anchor": "end" }, x.name));
   for (const { values, colour, width: thickness = 1.3, name } of curves) {
     let path = "";
     let pen = "M";
@@ -80,7 +80,7 @@ function drawOverText(id, rows, label) {
   const curves = rows.map((values, i) => ({ values, colour: colourOf(i, rows.length), name: curve.groups[i] }));
   const top = highest(rows);
   const capped = curves.map((each) => ({ ...each, values: each.values.map((v) => (v === null ? null : Math.min(v, top))) }));
-  const { made, across, floor } = chart(170, x, linear(top), capped, label);
+  const { made, across, floor } = chart(180, x, linear(top), capped, label);
   const cursor = line({ class: "cursor", x1: -9, x2: -9, y1: MARGIN.top, y2: floor });
   made.append(cursor);
   cursors.push((index) => ["x1", "x2"].forEach((name) => cursor.setAttribute(name, index < 0 ? -9 : across(index + 1))));

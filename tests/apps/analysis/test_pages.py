@@ -21,6 +21,10 @@ from apps.analysis.attention_page import attention_page, plot_attention
 from apps.analysis.embeddings import embedding_table, project
 from apps.analysis.embeddings_page import embeddings_page, kind_of, plot_embeddings
 from apps.analysis.page import Page
+from apps.analysis.routing import Routing, trace_routing
+from apps.analysis.routing_page import load_table, plot_routing, routing_page
+from apps.analysis.states import StateCurve, States, measure_states
+from apps.analysis.states_page import plot_states, states_page, states_table
 from apps.analysis.surprisal import Surprisal, measure_surprisal
 from apps.analysis.surprisal_page import most_surprising, surprisal_page
 from apps.analysis.tokens import label, vocabulary_texts
@@ -40,6 +44,15 @@ def model() -> Decoder:
     return Decoder(size, num_layers=2, num_heads=2, hidden_size=16, context_length=16)
 
 
+def experts_and_states() -> Decoder:
+    """A recurrent layer, attention, and experts in both."""
+    torch.manual_seed(0)
+    sizes = {"num_layers": 2, "num_heads": 2, "hidden_size": 16, "context_length": 64}
+    layers = {"layers": "gated_delta_net attention", "positions": "none", "feedforward": "moe"}
+    options = {"moe": {"num_experts": 5, "top_k": 2}}
+    return Decoder(TOKENIZER.vocab_size, options=options, **sizes, **layers)
+
+
 def measured() -> Surprisal:
     ids = TOKENIZER.encode(TEXT)
     return measure_surprisal(
@@ -57,7 +70,12 @@ def all_pages() -> dict[str, Page]:
     counts = np.arange(TOKENIZER.vocab_size)
     projection = project(embedding_table(model()))
     texts = vocabulary_texts(TOKENIZER)
+    both = experts_and_states()
     return {
+        "routing": routing_page(
+            trace_routing(both, TOKENIZER.encode(TEXT), context_length=16), TOKENIZER, ATTACK
+        ),
+        "states": states_page(measure_states(both, ids), TOKENIZER, ATTACK),
         "surprisal": surprisal_page(measured(), TOKENIZER, ATTACK),
         "attention": attention_page(
             attention_maps(model(), torch.from_numpy(ids)[None]), [names[i] for i in ids], ATTACK
@@ -84,7 +102,7 @@ def data_of(page: Page) -> Any:
     return json.loads(found[1])
 
 
-@pytest.mark.parametrize("kind", ["surprisal", "attention", "embeddings"])
+@pytest.mark.parametrize("kind", ["surprisal", "attention", "embeddings", "routing", "states"])
 def test_a_hostile_text_stays_text_and_nothing_is_loaded(kind: str) -> None:
     page = all_pages()[kind]
     elements = Structure(page).elements
@@ -159,6 +177,53 @@ def test_attention_is_in_the_page_to_a_65535th() -> None:
         attention_page(many, ["t"] * 1000, "title")
 
 
+def test_the_routing_page_has_the_experts_and_loads_of_every_layer() -> None:
+    found = trace_routing(experts_and_states(), TOKENIZER.encode(TEXT), context_length=16)
+    page = routing_page(found, TOKENIZER, "title")
+    data = data_of(page)
+    names = labels()
+    assert [data["words"][i] for i in data["tokens"]] == [names[i] for i in found.ids]
+    assert page.html.count('<span class="token">') == len(found.ids)
+    rows = json.loads(load_table(found, "json"))
+    for layer, shown, row in zip(found.layers, data["layers"], rows, strict=True):
+        assert shown["experts"] == layer.experts.tolist() and shown["load"] == layer.load.tolist()
+        np.testing.assert_allclose(shown["weights"], layer.weights, atol=5e-5)
+        assert shown["statistics"] == row and row["max_load"] == max(shown["load"])
+        assert np.sum(shown["matrix"], axis=1).tolist() == shown["load"]
+        assert np.sum(shown["matrix"], axis=0).tolist() == [2 * n for n in data["kind_counts"]]
+        for expert, top in enumerate(shown["top"]):
+            for word, received in top:
+                places = np.array(data["tokens"]) == word
+                assert received == (layer.experts[places] == expert).sum() <= data["counts"][word]
+    many = Routing(np.zeros(50_001, dtype=np.int64), [])
+    with pytest.raises(DataError, match="50,001 tokens"):
+        routing_page(many, TOKENIZER, "title")
+
+
+def test_the_states_page_has_every_curve_and_influence() -> None:
+    found = measure_states(experts_and_states(), TOKENIZER.encode(TEXT)[:40])
+    data = data_of(states_page(found, TOKENIZER, "title"))
+    names = [layer["name"] for layer in data["layers"]]
+    assert names == ["layer 0 (gated_delta_net)", "layer 1 (attention)", "prediction"]
+    assert data["layers"][1]["curves"] == [] and data["layers"][1]["of"] == "output"
+    for curve, shown in zip(found.curves, data["layers"][0]["curves"], strict=True):
+        assert (shown["tensor"], shown["groups"]) == (curve.tensor, curve.groups)
+        np.testing.assert_allclose(np.array(shown["norms"]).T, curve.norms, rtol=1e-4)
+        changes = np.array(shown["changes"], dtype=float).T  # None is NaN
+        np.testing.assert_allclose(changes, curve.changes, rtol=1e-4)
+    for influence, layer in zip(found.influences, data["layers"], strict=True):
+        shares = influence.norms[::-1] / influence.norms.sum()
+        np.testing.assert_allclose(layer["influence"], shares, rtol=1e-4)
+        assert layer["tokens_90"] == influence.tokens_with(0.9)
+    rows = json.loads(states_table(found, "json"))
+    assert [row["state"] for row in rows] == ["hidden", "inputs.past", "output", "output"]
+    curve = found.curves[0]
+    many = np.broadcast_to(np.zeros(()), (2**20, 2))
+    long = StateCurve(0, "gru", "hidden", 2, curve.groups, many, many)
+    with pytest.raises(DataError, match="4,194,304 points"):
+        states_page(States(found.ids, [long], []), TOKENIZER, "title")
+
+
 def test_pictures_are_drawn_whatever_the_labels(tmp_path: Path) -> None:
     names = ["$x^2$", "a_b", "\\frac", "␣the", "<b>"]
     maps = AttentionMaps([np.tril(np.full((2, 5, 5), 0.2))] * 2)
@@ -166,6 +231,13 @@ def test_pictures_are_drawn_whatever_the_labels(tmp_path: Path) -> None:
     figure.savefig(tmp_path / "attention.png")
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
     assert titles == [f"layer {layer}, head {head}" for layer in (0, 1) for head in (0, 1)]
+    both, ids = experts_and_states(), TOKENIZER.encode(TEXT)
+    figure = plot_routing(trace_routing(both, ids, context_length=16), "$ of \\")
+    figure.savefig(tmp_path / "routing.png")
+    assert [axes.get_title()[:8] for axes in figure.axes] == ["layer 0:", "layer 1:"]
+    figure = plot_states(measure_states(both, ids[:40]), "$ of \\")
+    figure.savefig(tmp_path / "states.png")
+    assert len(figure.axes) == 2 * 2 + 1  # norm and change of two tensors, influences
     points = project(np.random.default_rng(0).normal(size=(5, 4)))
     figure = plot_embeddings(points, names, names, np.array([5, 4, 3, 2, 0]), "$ of \\")
     figure.savefig(tmp_path / "embeddings.png")
@@ -220,6 +292,7 @@ def test_the_pages_work_in_a_browser_and_run_nothing_of_the_text(
     driver: Any, tmp_path: Path
 ) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
 
     for kind, page in all_pages().items():
         page.write(tmp_path / f"{kind}.html")
@@ -236,6 +309,24 @@ def test_the_pages_work_in_a_browser_and_run_nothing_of_the_text(
             heads = driver.find_elements("css selector", ".heads canvas")
             heads[3].click()
             assert driver.find_element("id", "chosen").text == "layer 1, head 1"
+        elif kind == "routing":
+            assert len(driver.find_elements("css selector", "#layers button")) == 2
+            keys = ActionChains(driver).send_keys(Keys.ARROW_DOWN, Keys.ARROW_RIGHT)
+            keys.perform()
+            assert driver.find_element("id", "chosen").text == "layer 1"
+            tip = driver.find_element("id", "tip")
+            assert "token 1, layer 1" in tip.text and tip.text.count("expert ") == 2
+            driver.find_elements("css selector", "#experts button")[1].click()
+            alone = len(driver.find_elements("css selector", ".token:not(.faint)"))
+            assert alone == data_of(page)["layers"][1]["load"][0]
+        elif kind == "states":
+            assert len(driver.find_elements("css selector", "#norms path")) == 2
+            driver.find_elements("css selector", "#tensors button")[1].click()
+            assert len(driver.find_elements("css selector", "#changes path")) == 8
+            assert len(driver.find_elements("css selector", "#influence path")) == 3
+            token = driver.find_elements("css selector", ".token")[2]
+            ActionChains(driver).move_to_element(token).perform()
+            assert "token 3" in driver.find_element("id", "tip").text
         else:
             driver.find_element("css selector", "input").send_keys("script")
             matching = sum("script" in name for name in labels())
