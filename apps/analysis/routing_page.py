@@ -134,6 +134,7 @@ def plot_routing(routing: Routing, title: str) -> Figure:
         chart.set_xlabel("expert", fontsize=8)
         chart.set_ylabel("tokens", fontsize=8)
         chart.tick_params(labelsize=7)
+        chart.set_ylim(top=1.2 * found.max_load)  # room for the legend
         chart.spines[["top", "right"]].set_visible(False)
         if layer.num_experts <= 16:
             chart.set_xticks(range(layer.num_experts))

@@ -60,7 +60,7 @@ _CONTROLS = (
     "<h2>relative change, |S<sub>t</sub> &minus; S<sub>t&minus;1</sub>| / |S<sub>t</sub>|</h2>"
     '<div id="changes"></div>'
     "<p>The colour of a token is the change that it makes, the mean of the curves. Hover the text or a curve, "
-    "or use <kbd>&larr;</kbd> <kbd>&rarr;</kbd>; <kbd>&uarr;</kbd> <kbd>&darr;</kbd> change the layer.</p>"
+    "or use <kbd>&larr;</kbd> <kbd>&rarr;</kbd>; <kbd>&uarr;</kbd> <kbd>&darr;</kbd> change the layer. Curves are cut off at a few values that are far larger than all others.</p>"
 )
 _INFLUENCE = (
     "<h2>how long information lasts</h2><p>The influence of each token on what the model holds after the last "
@@ -146,7 +146,7 @@ def plot_states(states: States, title: str) -> Figure:
         _plot_curves(changes, curve.changes, curve.groups)
         norms.set_title(f"layer {curve.layer} ({curve.mixer}), {curve.tensor}: norm", fontsize=8)
         changes.set_title("relative change", fontsize=8)
-        norms.legend(frameon=False, fontsize=6, loc="upper left", ncols=2)
+        changes.legend(frameon=False, fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
     for last in axes[-1]:
         last.set_xlabel("token", fontsize=8)
     _plot_influences(below.subplots(), states.influences)

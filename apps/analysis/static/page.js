@@ -62,7 +62,9 @@ function selectTokens(describe, selected = () => {}) {
     const token = tokens[index];
     if (!token) return hideTip();
     token.classList.add("on");
-    showTip(describe(index), token.getClientRects()[0] ?? token.getBoundingClientRect());
+    const box = token.getClientRects()[0] ?? token.getBoundingClientRect();
+    if (box.bottom < 0 || box.top > innerHeight) return hideTip();
+    showTip(describe(index), box);
   }
 
   text.addEventListener("pointerover", (event) => select(placeOf(event)));
@@ -79,7 +81,7 @@ function selectTokens(describe, selected = () => {}) {
     tokens[next].scrollIntoView({ block: "nearest" });
     select(next);
   });
-  addEventListener("scroll", () => select(-1), { passive: true });
+  addEventListener("scroll", () => select(current), { passive: true, capture: true });
   return { tokens, select };
 }
 

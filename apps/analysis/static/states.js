@@ -60,7 +60,7 @@ function chart(height, x, y, curves, label) {
     });
     made.append(svg("path", { class: "curve", d: path, stroke: colour, "stroke-width": thickness }, svg("title", {}, name)));
   }
-  return { made, across, floor, count: inner.width };
+  return { made, across, floor };
 }
 
 const linear = (most) => ({ map: (value) => value / (most || 1), ticks: evenTicks(most, 4) });
@@ -81,9 +81,12 @@ function drawOverText(id, rows, label) {
   const top = highest(rows);
   const capped = curves.map((each) => ({ ...each, values: each.values.map((v) => (v === null ? null : Math.min(v, top))) }));
   const { made, across, floor } = chart(180, x, linear(top), capped, label);
-  const cursor = line({ class: "cursor", x1: -9, x2: -9, y1: MARGIN.top, y2: floor });
+  const cursor = line({ class: "cursor", visibility: "hidden", y1: MARGIN.top, y2: floor });
   made.append(cursor);
-  cursors.push((index) => ["x1", "x2"].forEach((name) => cursor.setAttribute(name, index < 0 ? -9 : across(index + 1))));
+  cursors.push((index) => {
+    cursor.setAttribute("visibility", index < 0 ? "hidden" : "visible");
+    ["x1", "x2"].forEach((name) => cursor.setAttribute(name, across(Math.max(0, index) + 1)));
+  });
   made.addEventListener("pointermove", (event) => {
     const share = (event.clientX - made.getBoundingClientRect().left - MARGIN.left) / (width - MARGIN.left - MARGIN.right);
     const index = Math.max(0, Math.min(last - 1, Math.round(share * (last - 1))));

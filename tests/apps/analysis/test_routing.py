@@ -45,11 +45,11 @@ def inputs_of_experts(model: Decoder, ids: np.ndarray) -> dict[int, torch.Tensor
     assert model.position_embedding is not None
     x = x + model.position_embedding(torch.arange(len(ids)))
     for index, block in enumerate(model.blocks):
-        x = x + block.mixer(block.mixer_norm(x), Positions())  # type: ignore[operator, union-attr]  # nn.Module
-        normed = block.feedforward_norm(x)  # type: ignore[operator, union-attr]  # nn.Module
+        x = x + block.mixer(block.mixer_norm(x), Positions())  # type: ignore[operator]  # nn.Module
+        normed = block.feedforward_norm(x)  # type: ignore[operator]  # nn.Module
         if isinstance(block.feedforward, MoE):
             found[index] = normed[0]
-        x = x + block.feedforward(normed, Positions())  # type: ignore[operator, union-attr]  # nn.Module
+        x = x + block.feedforward(normed, Positions())  # type: ignore[operator]  # nn.Module
     return found
 
 

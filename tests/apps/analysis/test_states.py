@@ -42,7 +42,7 @@ def loop(model: Decoder, embeddings: torch.Tensor) -> tuple[list[Any], torch.Ten
     states = [mixer.new_state(1, embeddings.shape[1]) for mixer in model.mixers]
     x = embeddings
     for index, block in enumerate(model.blocks):
-        normed = block.mixer_norm(x)  # type: ignore[operator, union-attr]  # nn.Module
+        normed = block.mixer_norm(x)  # type: ignore[operator]  # nn.Module
         if isinstance(states[index], KeyValueCache):
             mixed = model.mixers[index](normed, Positions())
         else:
@@ -53,7 +53,7 @@ def loop(model: Decoder, embeddings: torch.Tensor) -> tuple[list[Any], torch.Ten
             mixed = torch.cat(steps, dim=1)
         x = x + mixed
         if block.feedforward is not None:
-            x = x + block.feedforward(block.feedforward_norm(x), Positions())  # type: ignore[operator, union-attr]  # nn.Module
+            x = x + block.feedforward(block.feedforward_norm(x), Positions())  # type: ignore[operator]  # nn.Module
     return states, model.final_norm(x)[0, -1]
 
 
