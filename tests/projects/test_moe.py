@@ -17,6 +17,7 @@ from common.training.job import train_experiment
 from common.utils import query_experiments
 from common.utils.paths import get_runs_dir
 from projects.moe.train import Config, build
+from tests.budget import budget
 from tests.fork_server import ForkServer
 from tests.torchrun import fork_processes
 
@@ -84,8 +85,9 @@ def tensors_of(name: str) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.attack
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", budget(["ddp"], ["ddp", "fsdp"]))
 def test_two_processes_with_accumulation_resume_to_the_same_bits(
     strategy: str, fork_server: ForkServer
 ) -> None:
