@@ -1,4 +1,4 @@
-"""What each mixer costs beside attention of the same width: training, generation, and its peers in transformers."""
+"""What each mixer costs beside attention of the same width: training and generation."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-_SHAPE: dict[str, Any] = {"hidden_size": 256, "num_heads": 4, "positions": "none"}
-_TRAINED = {256: 8, 2048: 1}  # tokens of a text: texts of a batch
+SHAPE: dict[str, Any] = {"hidden_size": 256, "num_heads": 4, "positions": "none"}
+TRAINED = {256: 8, 2048: 1}  # tokens of a text: texts of a batch
 _GENERATED = {"num_layers": 4, "hidden_size": 128, "num_heads": 4, "positions": "none"}
 
 
@@ -41,7 +41,6 @@ def main() -> None:
         default=16_384,
         help="tokens before the generated ones, beside 1,024 (default 16384)",
     )
-    parser.add_argument("--no-peers", action="store_true", help="do not time those of transformers")
     parser.add_argument("--format", choices=FORMATS, default="table")
     arguments = parser.parse_args()
 
@@ -53,8 +52,6 @@ def main() -> None:
     names = list(dict.fromkeys(["attention", *arguments.mixers]))
     with freed_memory_kept():  # as in training
         rows = list(training_rows(names, arguments.rounds))
-        if not arguments.no_peers:
-            rows += peer_rows(arguments.rounds)
         rows += expert_rows(arguments.rounds)
     rows += generation_rows(names, arguments.rounds, arguments.long)
     columns = ["work", "contestant", "ms", "beside", "ratio"]
@@ -90,8 +87,8 @@ def training_rows(names: list[str], rounds: int) -> Iterator[Row]:
     """Forward and backward pass of one layer's mixer."""
     import torch
 
-    for time, batch in _TRAINED.items():
-        x = torch.randn(batch, time, _SHAPE["hidden_size"])
+    for time, batch in TRAINED.items():
+        x = torch.randn(batch, time, SHAPE["hidden_size"])
         work = {name: training_step(layer(name), x) for name in names}
         yield from beside(f"training, {batch} x {time}", "attention", in_turns(work, rounds))
         gc.collect()
@@ -105,7 +102,7 @@ def layer(name: str, **shape: Any) -> nn.Module:
     from common.models.mixers.base import Positions
 
     options = {name: {"window": 256}} if name == "local_attention" else {}
-    sizes = {**_SHAPE, "num_layers": 1, "context_length": 1 << 17, "options": options, **shape}
+    sizes = {**SHAPE, "num_layers": 1, "context_length": 1 << 17, "options": options, **shape}
     mixer = Decoder(8, mixer=name, **sizes).mixers[0]
 
     class Alone(nn.Module):
@@ -133,38 +130,6 @@ def training_step(module: nn.Module, x: torch.Tensor) -> Callable[[], object]:
         return torch.autograd.grad(output, parameters, upstream, allow_unused=True)
 
     return step
-
-
-def peer_rows(rounds: int) -> Iterator[Row]:
-    """Mamba, Mamba-2 and the gated delta rule of transformers, in PyTorch alone, of the same sizes."""
-    import torch
-    from transformers import Mamba2Config, MambaConfig, Qwen3NextConfig
-    from transformers.models.mamba.modeling_mamba import MambaMixer
-    from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
-    from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
-
-    width, heads = _SHAPE["hidden_size"], _SHAPE["num_heads"]
-    size = width // heads
-    mamba2 = {"hidden_size": width, "num_heads": 2 * heads, "head_dim": size, "state_size": 64}
-    delta = {
-        "linear_num_key_heads": heads,
-        "linear_num_value_heads": heads,
-        "linear_key_head_dim": size,
-        "linear_value_head_dim": size,
-    }
-    peers = {
-        "mamba": MambaMixer(MambaConfig(hidden_size=width), layer_idx=0),
-        "mamba2": Mamba2Mixer(Mamba2Config(**mamba2, n_groups=1, chunk_size=64), layer_idx=0),
-        "gated_delta_net": Qwen3NextGatedDeltaNet(
-            Qwen3NextConfig(hidden_size=width, **delta), layer_idx=0
-        ),
-    }
-    time, batch = next(iter(_TRAINED.items()))  # Mamba's loop over 2,048 tokens takes minutes
-    x = torch.randn(batch, time, width)
-    for name, peer in peers.items():
-        theirs = f"{name} of transformers"
-        work = {name: training_step(layer(name), x), theirs: training_step(peer, x)}
-        yield from beside(f"training, {batch} x {time}", name, in_turns(work, rounds))
 
 
 def expert_rows(rounds: int) -> Iterator[Row]:

@@ -1,4 +1,4 @@
-"""Mixers with the weights of their peers in transformers compute the same outputs and gradients."""
+"""Mixers with the weights of their peers in other packages compute the same outputs and gradients."""
 
 from __future__ import annotations
 
@@ -11,9 +11,18 @@ from torch import nn
 from common.models.config import DecoderConfig
 from common.models.mixers.base import Mixer, Positions
 from common.models.registry import mixer_class
+from tools.benchmarks.mixer_pairs import (
+    MAMBA,
+    MAMBA2,
+    PEERS,
+    copy_weights,
+    qwen3_next_weights,
+    renamed_by,
+    xlstm_7b_weights,
+)
 
 pytestmark = pytest.mark.slow  # transformers takes seconds to import
-HIDDEN, TIME = 32, 160
+HIDDEN, TIME = 32, 192
 
 
 def ours(name: str, options: dict[str, Any], **shape: Any) -> Mixer:
@@ -28,17 +37,14 @@ def randomise(module: nn.Module) -> None:
         nn.init.normal_(parameter, std=0.3)
 
 
-@torch.no_grad()
-def copy(mine: Mixer, weights: dict[str, torch.Tensor]) -> None:
-    missing, unexpected = mine.load_state_dict(weights, strict=False)
-    assert not unexpected and set(missing) <= {"log_decay"}, (missing, unexpected)
-
-
-def assert_equal(mine: Mixer, theirs: Any) -> None:
+def assert_equal(mine: Any, theirs: Any) -> None:
     """Outputs and gradients of the inputs, to 1e-4 of the largest."""
     x = torch.randn(2, TIME, HIDDEN)
     results = []
-    for function in (lambda x: mine(x, Positions()), theirs):
+    for function in (
+        (lambda x: mine(x, Positions())) if isinstance(mine, Mixer) else mine,
+        theirs,
+    ):
         leaf = x.clone().requires_grad_()
         output = function(leaf)
         output = output[0] if isinstance(output, tuple) else output
@@ -55,25 +61,8 @@ def test_mamba() -> None:
     theirs = MambaMixer(config, layer_idx=0)
     randomise(theirs)
     mine = ours("mamba", {"state_size": 8}, bias=False)
-    names = {
-        "in_proj": "input",
-        "conv1d": "convolution",
-        "x_proj": "parameters_of_x",
-        "dt_proj": "step",
-        "A_log": "log_rates",
-        "D": "skip",
-        "out_proj": "output",
-    }
-    copy(mine, renamed(theirs, names))
+    copy_weights(mine, renamed_by(MAMBA)(theirs))
     assert_equal(mine, theirs)
-
-
-def renamed(module: nn.Module, names: dict[str, str]) -> dict[str, torch.Tensor]:
-    weights = {}
-    for name, tensor in module.state_dict().items():
-        first, dot, rest = name.partition(".")
-        weights[names[first] + dot + rest] = tensor
-    return weights
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -93,19 +82,7 @@ def test_mamba2(groups: int) -> None:
     theirs = Mamba2Mixer(config, layer_idx=0).eval()
     randomise(theirs)
     mine = ours("mamba2", {"state_size": 8, "head_size": 16, "num_groups": groups}, bias=False)
-    names = {
-        "in_proj": "input",
-        "conv1d": "convolution",
-        "dt_bias": "step_bias",
-        "A_log": "log_rates",
-        "D": "skip",
-        "norm": "norm_weight",
-        "out_proj": "output",
-    }
-    weights = renamed(theirs, names)
-    weights["norm_weight"] = weights.pop("norm_weight.weight")
-    # Theirs are the gate, x, B, C, the steps; ours the gate, x, B (keys), C (queries), the steps.
-    copy(mine, weights)
+    copy_weights(mine, renamed_by(MAMBA2)(theirs))
     assert_equal(mine, theirs)
 
 
@@ -129,24 +106,7 @@ def test_gated_delta_net_of_qwen3_next(value_heads: int) -> None:
     randomise(theirs)
     options = {"key_size": key_size, "value_size": value_size, "num_value_heads": value_heads}
     mine = ours("gated_delta_net", options, num_heads=heads, norm_eps=config.rms_norm_eps)
-    # They have the parts of a key head side by side: query, key, its values, their gates.
-    shared = value_heads // heads * value_size
-    sizes = [key_size, key_size, shared, shared]
-    grouped = theirs.in_proj_qkvz.weight.view(heads, sum(sizes), HIDDEN)
-    query, key, value, gate = (x.flatten(0, 1) for x in grouped.split(sizes, dim=1))
-    pairs = theirs.in_proj_ba.weight.view(heads, -1, HIDDEN)
-    beta, decay = (x.flatten(0, 1) for x in pairs.chunk(2, dim=1))
-    copy(
-        mine,
-        {
-            "input.weight": torch.cat([query, key, value, gate, beta, decay]),
-            "convolution.weight": theirs.conv1d.weight,
-            "step_bias": theirs.dt_bias,
-            "log_rates": theirs.A_log,
-            "norm.weight": theirs.norm.weight,
-            "output.weight": theirs.out_proj.weight,
-        },
-    )
+    copy_weights(mine, qwen3_next_weights(theirs))
     assert_equal(mine, theirs)
 
 
@@ -168,18 +128,7 @@ def test_mlstm_of_xlstm_7b() -> None:
     theirs = modeling_xlstm.xLSTMLayer(config)
     randomise(theirs)
     mine = ours("mlstm", {}, num_heads=2, bias=False, norm_eps=config.norm_eps)
-    copy(
-        mine,
-        {
-            "input.weight": torch.cat(
-                [part.weight for part in (theirs.q, theirs.k, theirs.v, theirs.ogate_preact)]
-            ),
-            "gates.weight": torch.cat([theirs.igate_preact.weight, theirs.fgate_preact.weight]),
-            "gates.bias": torch.cat([theirs.igate_preact.bias, theirs.fgate_preact.bias]),
-            "norm_weight": theirs.multihead_norm.weight,
-            "output.weight": theirs.out_proj.weight,
-        },
-    )
+    copy_weights(mine, xlstm_7b_weights(theirs))
     assert_equal(mine, theirs)
 
 
@@ -220,7 +169,7 @@ def test_latent_attention_of_deepseek() -> None:
         norm_eps=config.rms_norm_eps,
     )
     mine = cls(shape, cls.Options(**options), 0)
-    copy(
+    copy_weights(
         mine,
         {
             "query.0.weight": theirs.q_a_proj.weight,
@@ -233,3 +182,12 @@ def test_latent_attention_of_deepseek() -> None:
         },
     )
     assert_equal(mine, lambda x: theirs(x, position_embeddings=(cosine, sine), attention_mask=mask))
+
+
+@pytest.mark.parametrize("package", [name for name in PEERS if name != "transformers"])
+def test_packages_that_happen_to_be_installed(package: str) -> None:
+    try:
+        for pair in PEERS[package](HIDDEN):
+            assert_equal(pair.ours, pair.theirs)
+    except ModuleNotFoundError as error:
+        pytest.skip(str(error))
