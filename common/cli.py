@@ -282,6 +282,7 @@ def sample_parser(command: str) -> argparse.ArgumentParser:
   {command} exp_001 --prompt-file opening.txt --stop "THE END"
   echo "Once upon a time" | {command} exp_001
   {command} exp_001 --interactive --stop $'\\n'
+  {command} diffusion_001 --prompt "Once upon" --suffix "the end." --max-new-tokens 40 --steps 10
 
 Files and standard input are UTF-8; one final line end is stripped.""",
     )
@@ -316,6 +317,21 @@ Files and standard input are UTF-8; one final line end is stripped.""",
     parser.add_argument("--top-p", type=float, metavar="P")
     parser.add_argument("--num-samples", type=int, default=1, metavar="N")
     parser.add_argument("--seed", type=seed, default=0, help="sampling seed (default 0)")
+    diffusion = parser.add_argument_group("masked diffusion models")
+    diffusion.add_argument(
+        "--suffix", type=utf8_text, metavar="TEXT", help="text that follows the generated tokens"
+    )
+    diffusion.add_argument(
+        "--steps", type=int, metavar="N", help="forward passes (default: one per token)"
+    )
+    diffusion.add_argument(
+        "--order",
+        choices=["confidence", "random", "left_to_right"],
+        help="which tokens are filled in first (default: those of the highest confidence)",
+    )
+    diffusion.add_argument(
+        "--block-size", type=int, metavar="N", help="fill in by blocks, from left to right"
+    )
     return parser
 
 
@@ -334,10 +350,16 @@ def sample(arguments: argparse.Namespace) -> None:
     }
     make_config(SampleConfig, options)
     options |= {"seed": arguments.seed, "stop": arguments.stop}
+    of_diffusion = {
+        key: getattr(arguments, key)
+        for key in ("suffix", "steps", "order", "block_size")
+        if getattr(arguments, key) is not None
+    }
     name, prompt = run_name(arguments), _read_prompt(arguments)
     run = load_run(name, arguments.checkpoint)
-    from common.training.generation import converse, sample_run
+    from common.training.generation import check_unmasking, converse, sample_run
 
+    options |= check_unmasking(run, of_diffusion)
     if arguments.interactive:
         converse(run, prompt=prompt, **options)
     else:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 
 from common.data.tokenizers import Tokenizer
-from common.generation.decoding import DecodableModel, stream
+
+
+class StreamingModel(Protocol):
+    """A model that generates text, as every BaseLanguageModel."""
+
+    @property
+    def stream(self) -> Callable[..., Iterator[torch.Tensor]]: ...
 
 
 def stream_text(
-    model: DecodableModel,
+    model: StreamingModel,
     tokenizer: Tokenizer,
     prompt: str,
     *,
@@ -22,12 +28,12 @@ def stream_text(
     """Yield the continuation of `prompt` in pieces, each as soon as it is certain.
 
     It ends at `<|endoftext|>`, before the first match of a string in `stop`, or after
-    `max_new_tokens`; `options` are those of `stream` (decoding.py). An empty prompt starts a new
+    `max_new_tokens`; `options` are those of `model.stream`. An empty prompt starts a new
     document.
     Raises DataError for a prompt that the tokenizer cannot encode.
     """
     ids = prompt_ids(tokenizer, prompt)
-    drawn = (int(token) for token in stream(model, torch.tensor([ids]), **options))
+    drawn = (int(token) for token in model.stream(torch.tensor([ids]), **options))
     return until_stop(decode_stream(tokenizer, ids, drawn), stop)
 
 

@@ -135,7 +135,7 @@ class BaseLanguageModel(BaseModel):
         **kwargs: whatever the subclass needs to be built again; saved with every checkpoint.
     """
 
-    entry_points = ("compute_loss", "next_logits")
+    entry_points: tuple[str, ...] = ("compute_loss", "next_logits")
 
     def __init__(self, vocab_size: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -96,6 +96,7 @@ class DecoderConfig(ModelConfig):
     bias: bool = True
     qkv_bias: bool | None = None  # of queries, keys and values; default: as `bias`
     tie_embeddings: bool = True
+    causal: bool = True  # false: tokens also see later ones, as in masked diffusion
     dropout: float = Field(0.0, ge=0, lt=1)
 
     @model_validator(mode="before")
@@ -139,6 +140,13 @@ class DecoderConfig(ModelConfig):
             raise ValueError(
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
             )
+        one_way = [
+            name
+            for name, schema in zip(self.mixers, schemas, strict=True)
+            if not getattr(schema, "sees_later", True)
+        ]
+        if one_way and not self.causal:
+            raise ValueError(f"causal=false: a token of {one_way[0]} sees no later ones")
         if self.positions == "rope" and not any(
             getattr(schema, "takes_rope", True) for schema in schemas
         ):

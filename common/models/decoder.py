@@ -245,16 +245,24 @@ class Decoder(BaseLanguageModel):
         """See BaseLanguageModel.mask_documents."""
         self.end_of_text = end_of_text
 
+    def embed(self, input_ids: torch.Tensor, tied: TiedGradient | None = None) -> torch.Tensor:
+        """(batch, time) int64 -> (batch, time, hidden_size), without positions."""
+        if tied is not None:
+            return tied.embed(input_ids, self.token_embedding.weight)
+        return self.token_embedding(input_ids)  # type: ignore[no-any-return]  # nn.Module.__call__
+
     def _positions(self, input_ids: torch.Tensor, cache: DecoderCache | None) -> Positions:
         """A document starts at the end-of-text token before it, which predicts its first token."""
         if cache is not None:
             return Positions(start=cache.length)
+        causal = self.config.causal
         if self.end_of_text is None:
-            return Positions()
+            return Positions(causal=causal)
         documents = (input_ids == self.end_of_text).cumsum(dim=1)
-        where = Positions(documents=documents)
+        where = Positions(documents=documents, causal=causal)
         if any(mixer.needs_mask for mixer in self.mixers):
-            where.mask = (documents[:, :, None] == documents[:, None, :]).tril()[:, None]
+            same = (documents[:, :, None] == documents[:, None, :])[:, None]
+            where.mask = same.tril() if causal else same
         return where
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -282,10 +290,7 @@ class Decoder(BaseLanguageModel):
                 f"{end} tokens are more than the model's context of {self.context_limit}",
                 "cut the input, or build the model with a larger context_length",
             )
-        if tied is None:
-            x = self.token_embedding(input_ids)
-        else:
-            x = tied.embed(input_ids, self.token_embedding.weight)
+        x = self.embed(input_ids, tied)
         if self.position_embedding is not None:
             x = x + self.position_embedding(torch.arange(start, end, device=input_ids.device))
         x = self.dropout(x)

@@ -13,6 +13,7 @@ import torch
 
 from common.data.texts import read_texts
 from common.data.token_files import Tokens
+from common.errors import UsageError
 from common.experiments.run_folders import folder_of
 from common.models.base import BaseLanguageModel
 from common.training.config import SampleConfig
@@ -20,6 +21,7 @@ from common.training.evaluator import Evaluator
 from common.training.experiment import eval_windows
 from common.training.generation_metrics import generation_metrics
 from common.training.job import describe
+from common.training.objective import NextToken
 from common.training.prediction_metrics import PredictionMetrics, measure_predictions
 from common.training.trained_run import TrainedRun
 from common.utils.files import write_json_atomic
@@ -60,9 +62,14 @@ def evaluate_texts(
     sets = {split: text.tokens(split), **read_texts(texts, text.tokenizer, taken=[split])}
     windows = {title: eval_windows(config, tokens) for title, tokens in sets.items()}
     token_bytes = text.tokenizer.token_bytes
+    if full_report and type(run.experiment.objective) is not NextToken:
+        raise UsageError(
+            f"--full-report is for models that predict the next token, and '{run.name}' does not",
+            "evaluate it without",
+        )
     print(f"checkpoint  {display_path(run.checkpoint)}\n")
     if not full_report:
-        metrics = Evaluator(model, token_bytes=token_bytes).evaluate_sets(windows)
+        metrics = Evaluator(model, objective=run.experiment.objective).evaluate_sets(windows)
         print(_table_of_sets(metrics))
         return metrics
     measured = {
@@ -110,7 +117,8 @@ def measure_samples(
 
 
 def _table_of_sets(metrics: Mapping[str, Mapping[str, float]]) -> str:
-    names = ["loss", "perplexity", "bits_per_byte", "accuracy", "top5_accuracy"]
+    names = ["loss", "loss_standard_error", "perplexity", "perplexity_bound"]
+    names += ["bits_per_byte", "bits_per_byte_bound", "accuracy", "top5_accuracy"]
     names = [*names, "calibration_error", "num_tokens"]
     shown = [name for name in names if any(name in found for found in metrics.values())]
     rows = [[title, *map(found.get, shown)] for title, found in metrics.items()]

@@ -138,8 +138,10 @@ def text_experiment(
     model: BaseLanguageModel,
     text: TokenDataset,
     callbacks: Sequence[Callback] = (),
+    objective: Objective | None = None,
 ) -> Experiment:
-    """Create an Experiment of next-token prediction on `text` by `config.data`, with samples at every evaluation.
+    """Create an Experiment of next-token prediction, or of another `objective`, on `text` by `config.data`,
+    with samples at every evaluation.
 
     Raises ResearchError for a text that is too short and prompts that cannot be encoded.
     """
@@ -152,7 +154,7 @@ def text_experiment(
         model,
         _train_windows(config, text),
         eval_windows(config, text.tokens("val")),
-        NextToken(model.vocab_size, text.tokenizer.token_bytes),
+        objective or NextToken(model.vocab_size, text.tokenizer.token_bytes),
         quick_val_data=eval_windows(config, text.tokens("val"), few) if few else None,
         other_val_data={name: eval_windows(config, tokens) for name, tokens in others.items()},
         callbacks=[

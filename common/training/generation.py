@@ -7,11 +7,31 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
+import torch
+
 from common.data.tokenizers import Tokenizer
-from common.errors import DataError
+from common.errors import DataError, UsageError
 from common.generation.text import stream_text
+from common.models.masked_decoder import MaskedDecoder
 from common.terminal import printable, show
 from common.training.trained_run import TrainedRun
+
+
+def check_unmasking(run: TrainedRun, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a masked diffusion model, with the suffix encoded.
+
+    Raises UsageError if the model is another one.
+    """
+    if not options or isinstance(run.model, MaskedDecoder):
+        if suffix := options.get("suffix"):
+            ids = run.text.tokenizer.encode(suffix)
+            return {**options, "suffix": torch.tensor([[int(i) for i in ids]])}
+        return {key: value for key, value in options.items() if key != "suffix"}
+    names = ", ".join(f"--{name.replace('_', '-')}" for name in options)
+    raise UsageError(
+        f"{names} is for masked diffusion models, and '{run.name}' predicts the next token",
+        "train one with projects/diffusion/train.py",
+    )
 
 
 def sample_run(

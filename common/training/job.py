@@ -300,8 +300,10 @@ def describe(split: str, metrics: Mapping[str, float], experiment: Experiment) -
     lines = [f"{split:10}  {experiment.objective.describe(metrics)}"]
     floor = experiment.facts.get("floor_bits_per_byte")
     if floor is not None and split in ("validation", "val"):
-        above = metrics["bits_per_byte"] - floor
+        bound = metrics.get("bits_per_byte_bound")
+        above = (metrics["bits_per_byte"] if bound is None else bound) - floor
         lines.append(
-            f"floor       {floor:.4f} bits per byte is the entropy of this text: {above:.4f} above"
+            f"floor       {floor:.4f} bits per byte is the entropy of this text: "
+            f"{'' if bound is None else 'at most '}{above:.4f} above"
         )
     return "\n".join(lines)

@@ -14,6 +14,7 @@ class NoOptions(Config):
 
     splits_width: ClassVar[bool] = False  # whether hidden_size must be a multiple of num_heads
     takes_rope: ClassVar[bool] = False  # whether positions=rope has an effect
+    sees_later: ClassVar[bool] = False  # whether causal=false has an effect
 
 
 class HeadsOptions(NoOptions):
@@ -26,6 +27,7 @@ class AttentionOptions(HeadsOptions):
     """`attention`, configured by the flat keys of DecoderConfig."""
 
     takes_rope: ClassVar[bool] = True
+    sees_later: ClassVar[bool] = True
 
 
 class WindowOptions(AttentionOptions):
