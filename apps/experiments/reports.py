@@ -75,6 +75,7 @@ def best_experiments(
         rows.append([rank, summary.name, value, step, summary.split, status, manifest["project"]])
     columns = ["rank", "name", metric, "step", "split", "status", "project"]
     notes = _about_few_batches(catalogue, metric, ranked) if split is None else []
+    notes += _about_bounds(metric, ranked)
     return Report(columns, rows, broken=catalogue.broken, notes=notes)
 
 
@@ -97,6 +98,19 @@ def _about_few_batches(
             f"val also has values of few batches, from an earlier version: {some_of(names)}"
         )
     return notes
+
+
+def _about_bounds(
+    metric: str, ranked: Sequence[tuple[Mapping[str, Any], MetricSummary]]
+) -> list[str]:
+    """A note on runs whose `metric` is an upper bound, which is ranked after the others."""
+    from common.experiments.conditions import is_bound, some_of
+    from common.experiments.metrics import is_per_token
+
+    bounds = [manifest["name"] for manifest, _ in ranked if is_bound(manifest)]
+    if not bounds or not is_per_token(metric):
+        return []
+    return [f"upper bounds (<=), ranked after the others: {some_of(bounds)}"]
 
 
 _ONE_RUN_EACH = "single runs: seeds alone can cause such differences; --compare ... --group tests configurations"

@@ -15,6 +15,7 @@ from common.experiments.catalogue_cache import is_busy, open_cache, status_now
 from common.experiments.metrics import (
     VAL_QUICK,
     MetricSummary,
+    is_per_token,
     metric_direction,
     preferred_split,
 )
@@ -32,6 +33,8 @@ _NOW = """(SELECT *, CASE state WHEN 'running' THEN
 # For the table `metrics`; the parameter is the metric again.
 _QUICK_ALONE = f"""split = '{VAL_QUICK}'
     AND name NOT IN (SELECT name FROM metrics WHERE metric = ? AND split = 'val')"""
+# Losses of masked diffusion are upper bounds.
+_IS_BOUND = "name IN (SELECT name FROM metrics WHERE metric = 'perplexity_bound')"
 _IN_USE = "name NOT IN (SELECT name FROM experiments WHERE archived)"
 
 
@@ -294,7 +297,7 @@ class Catalogue:
         Rank by the best finite value on `split` (None: see `preferred_split`). If that defaults to
         `val`, runs with a value on `val_quick` only (unfinished ones) follow those with a value on
         `val`: a loss over few batches can be far below that of the whole split. `split="val_quick"`
-        ranks all runs by few batches.
+        ranks all runs by few batches. Upper bounds of a loss (masked diffusion) follow the losses.
 
         Raises ExperimentError for an unknown metric or split, or an unknown direction of the
         metric.
@@ -313,11 +316,12 @@ class Catalogue:
         split = split or preferred_split(splits)
         if split not in splits:
             raise ExperimentError(f"no '{metric}' on split '{split}'", did_you_mean(split, splits))
+        bounds_last = _IS_BOUND if is_per_token(metric) else "0"
         value, order = ("minimum", "ASC") if direction == "min" else ("maximum", "DESC")
         rows = self._query(
             f"""SELECT * FROM metrics WHERE metric = ? AND {_IN_USE}
             AND (split = ? OR ? AND {_QUICK_ALONE})
-            ORDER BY {value} IS NULL, last IS NULL OR abs(last) = 9e999, split <> ?, {value} {order}, name
+            ORDER BY {bounds_last}, {value} IS NULL, last IS NULL OR abs(last) = 9e999, split <> ?, {value} {order}, name
             LIMIT ?""",
             (metric, split, quick_too and split == "val", metric, split, top),
         )

@@ -148,9 +148,16 @@ def why_incomparable(metric: str, split: str, base: Manifest, other: Manifest) -
     batches = _data(base).get(VAL_QUICK), _data(other).get(VAL_QUICK)
     if split == VAL_QUICK and None not in batches and batches[0] != batches[1]:
         return "other batches"
+    if is_per_token(metric) and is_bound(base) != is_bound(other):
+        return "one is an upper bound"
     if split == "val" and holds_quick(base) != holds_quick(other):
         return "an earlier version logged losses of few batches as val"
     return other_tokens(base, other, split) if is_per_token(metric) else None
+
+
+def is_bound(manifest: Manifest) -> bool:
+    """Whether the losses of the run are upper bounds, as those of masked diffusion."""
+    return bool(manifest.get("loss_is_bound"))
 
 
 def holds_quick(manifest: Manifest) -> bool:

@@ -85,6 +85,8 @@ class Experiment:
         self.units_per_epoch = units_per_epoch
         self.fingerprint = {**getattr(self.train_data, "fingerprint", {}), **(fingerprint or {})}
         self.facts = dict(facts or {})
+        if self.objective.is_bound:
+            self.facts["loss_is_bound"] = True
         self._text = text
 
     @property

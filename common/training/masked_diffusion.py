@@ -31,6 +31,8 @@ class MaskedDiffusion(NextToken):
         draws: masks per row of an evaluation; the standard error is that of the draws, and needs 2.
     """
 
+    is_bound = True
+
     def __init__(
         self,
         vocab_size: int | None = None,

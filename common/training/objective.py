@@ -43,6 +43,7 @@ class Objective(ABC):
 
     unit: str
     loss_unit = "nats"
+    is_bound = False  # whether the loss is an upper bound, which is not ranked among losses
 
     @abstractmethod
     def prepare(self, given: Any, index: int) -> Batch:
