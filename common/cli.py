@@ -317,22 +317,26 @@ Files and standard input are UTF-8; one final line end is stripped.""",
     parser.add_argument("--top-p", type=float, metavar="P")
     parser.add_argument("--num-samples", type=int, default=1, metavar="N")
     parser.add_argument("--seed", type=seed, default=0, help="sampling seed (default 0)")
-    diffusion = parser.add_argument_group("masked diffusion models")
-    diffusion.add_argument(
-        "--suffix", type=utf8_text, metavar="TEXT", help="text that follows the generated tokens"
-    )
-    diffusion.add_argument(
-        "--steps", type=int, metavar="N", help="forward passes (default: one per token)"
-    )
-    diffusion.add_argument(
+    add_unmasking_arguments(parser.add_argument_group("masked diffusion models").add_argument)
+    return parser
+
+
+def add_unmasking_arguments(add: Callable[..., argparse.Action]) -> None:
+    """Add the options of generation by unmasking with `add`, a parser's add_argument."""
+    add("--suffix", type=utf8_text, metavar="TEXT", help="text that follows the generated tokens")
+    add("--steps", type=int, metavar="N", help="forward passes (default: one per token)")
+    add(
         "--order",
         choices=["confidence", "random", "left_to_right"],
         help="which tokens are filled in first (default: those of the highest confidence)",
     )
-    diffusion.add_argument(
-        "--block-size", type=int, metavar="N", help="fill in by blocks, from left to right"
-    )
-    return parser
+    add("--block-size", type=int, metavar="N", help="fill in by blocks, from left to right")
+
+
+def unmasking_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Those options that are given."""
+    names = ("suffix", "steps", "order", "block_size")
+    return {key: v for key in names if (v := getattr(arguments, key)) is not None}
 
 
 def sample(arguments: argparse.Namespace) -> None:
@@ -350,16 +354,11 @@ def sample(arguments: argparse.Namespace) -> None:
     }
     make_config(SampleConfig, options)
     options |= {"seed": arguments.seed, "stop": arguments.stop}
-    of_diffusion = {
-        key: getattr(arguments, key)
-        for key in ("suffix", "steps", "order", "block_size")
-        if getattr(arguments, key) is not None
-    }
     name, prompt = run_name(arguments), _read_prompt(arguments)
     run = load_run(name, arguments.checkpoint)
     from common.training.generation import check_unmasking, converse, sample_run
 
-    options |= check_unmasking(run, of_diffusion)
+    options |= check_unmasking(run, unmasking_options(arguments))
     if arguments.interactive:
         converse(run, prompt=prompt, **options)
     else:

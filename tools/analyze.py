@@ -1,4 +1,4 @@
-"""Analyse a trained run: surprisal, attention, token embeddings, expert routing, recurrent states."""
+"""Analyse a trained run: surprisal, attention, token embeddings, routing, states, order of unmasking."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.cli import add_unmasking_arguments, unmasking_options
 from common.errors import ConfigError, DataError, exit_on_error
 from common.training.trained_run import TrainedRun, load_run
-from common.utils.arguments import positive_int, utf8_text
+from common.utils.arguments import positive_int, seed, utf8_text
 from common.utils.paths import display_path, get_runs_dir
 from common.utils.tables import FORMATS, format_rows
 
@@ -27,6 +28,7 @@ EXAMPLES = """examples:
   python tools/analyze.py attention --name exp_001 --prompt "The fox met the owl. The fox" --output heads.png
   python tools/analyze.py routing --name exp_moe --text story.txt
   python tools/analyze.py states --name exp_gru --text story.txt --context-length 512
+  python tools/analyze.py unmasking --name exp_diffusion --prompt "Once upon" --suffix "the end." --steps 20
   python tools/analyze.py embeddings --name exp_001
   python tools/analyze.py neighbors --name exp_001 --token " the"
   python tools/analyze.py lit --name exp_001 --output exp_001_lit
@@ -81,6 +83,15 @@ def _parser() -> argparse.ArgumentParser:
         "states", _states, "the states of recurrent layers over a text, and how long they remember"
     )
     add("--context-length", **window, help="first tokens of the text to read (as in training)")
+    add("--output", type=Path, metavar="FILE", help="an interactive .html file, or a .png figure")
+    add = action(
+        "unmasking", _unmasking, "the order in which a masked diffusion model fills in a text"
+    )
+    add("--prompt", type=utf8_text, default="", metavar="TEXT", help="(default: a new document)")
+    add_unmasking_arguments(add)
+    add("--max-new-tokens", type=positive_int, default=60, metavar="N", help="(default 60)")
+    add("--temperature", type=float, default=0.8, help="0 is greedy (default 0.8)")
+    add("--seed", type=seed, default=0, help="sampling seed (default 0)")
     add("--output", type=Path, metavar="FILE", help="an interactive .html file, or a .png figure")
     add = action("attention", _attention, "the attention of every layer and head for a prompt")
     add("--prompt", required=True, type=utf8_text, metavar="TEXT")
@@ -185,6 +196,30 @@ def _routing(arguments: argparse.Namespace) -> None:
     else:
         _write(routing_page(routing, run.text.tokenizer, title), output)
     print(f"\n{load_table(routing)}")
+
+
+def _unmasking(arguments: argparse.Namespace) -> None:
+    _check_ending(arguments.output, ".html", ".png")
+    run = load_run(arguments.name, arguments.checkpoint)
+    from apps.analysis.unmasking_page import plot_unmasking, summary, unmasking_page
+    from common.training.generation import trace_unmasking
+
+    found = trace_unmasking(
+        run,
+        arguments.prompt,
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+        **unmasking_options(arguments),
+    )
+    output = arguments.output or _default(run, "unmasking.html")
+    title = f"the order in which {_title(run)} writes"
+    for fact, value in summary(found).items():
+        print(f"{fact:28}{value}")
+    if output.suffix == ".png":
+        _write(plot_unmasking(found, title), output)
+    else:
+        _write(unmasking_page(found, run.text.tokenizer, title), output)
 
 
 def _states(arguments: argparse.Namespace) -> None:

@@ -11,27 +11,47 @@ import torch
 
 from common.data.tokenizers import Tokenizer
 from common.errors import DataError, UsageError
-from common.generation.text import stream_text
+from common.generation.text import prompt_ids, stream_text
+from common.generation.unmasking import Unmasking, unmask
 from common.models.masked_decoder import MaskedDecoder
 from common.terminal import printable, show
 from common.training.trained_run import TrainedRun
 
 
 def check_unmasking(run: TrainedRun, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a masked diffusion model, with the suffix encoded.
+    """The options of generation by unmasking, with `suffix` as tokens.
 
-    Raises UsageError if the model is another one.
+    Raises UsageError if there are any and the model predicts the next token.
     """
-    if not options or isinstance(run.model, MaskedDecoder):
-        if suffix := options.get("suffix"):
-            ids = run.text.tokenizer.encode(suffix)
-            return {**options, "suffix": torch.tensor([[int(i) for i in ids]])}
-        return {key: value for key, value in options.items() if key != "suffix"}
-    names = ", ".join(f"--{name.replace('_', '-')}" for name in options)
-    raise UsageError(
-        f"{names} is for masked diffusion models, and '{run.name}' predicts the next token",
-        "train one with projects/diffusion/train.py",
-    )
+    if options and not isinstance(run.model, MaskedDecoder):
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in options)
+        raise UsageError(
+            f"{names} is for masked diffusion models, and '{run.name}' predicts the next token",
+            "train one with projects/diffusion/train.py",
+        )
+    suffix = options.get("suffix")
+    if suffix is None:
+        return options
+    ids = run.text.tokenizer.encode(suffix)
+    return {**options, "suffix": torch.tensor([[int(i) for i in ids]], dtype=torch.int64)}
+
+
+def trace_unmasking(
+    run: TrainedRun, prompt: str, *, max_new_tokens: int, suffix: str = "", **options: Any
+) -> Unmasking:
+    """Fill in `max_new_tokens` between `prompt` and `suffix`; `options` are those of `unmask`.
+
+    Raises UsageError if the model predicts the next token.
+    """
+    if not isinstance(run.model, MaskedDecoder):
+        raise UsageError(
+            f"'{run.name}' predicts the next token: it writes from left to right",
+            "train a masked diffusion model with projects/diffusion/train.py",
+        )
+    masks = [run.model.mask_token] * max_new_tokens
+    after = [int(i) for i in run.text.tokenizer.encode(suffix)]
+    tokens = torch.tensor([prompt_ids(run.text.tokenizer, prompt) + masks + after])
+    return unmask(run.model, tokens, **options)
 
 
 def sample_run(
