@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,17 +14,18 @@ if TYPE_CHECKING:
 
     from common.experiments.statistics import Estimate
 
-_RUNS = """
+_OF_SWEEP = "list_contains(tags, 'sweep:{sweep}') AND status = 'finished'"
+_RUNS = f"""
 SELECT coalesce(config->>'$.model.layers', config->>'$.model.mixer') AS layers,
        config->>'$.data.dataset' AS dataset, seed, parameters,
        max(bits_per_byte) FILTER (split = 'val') AS short,
-       max(bits_per_byte) FILTER (split = 'val_{longer}') AS long,
+       max(bits_per_byte) FILTER (split = 'val_{{longer}}') AS long,
        max(tokens_per_second) AS speed, max(memory_gib) AS memory
 FROM runs JOIN experiments ON experiment_name = name
-WHERE list_contains(tags, 'sweep:{sweep}') AND status = 'finished'
+WHERE {_OF_SWEEP}
 GROUP BY ALL
 """
-_SIZE = (11.0, 6.5)  # inches
+_SIZE = (14.0, 6.0)  # inches
 
 
 def main() -> None:
@@ -40,16 +42,24 @@ def main() -> None:
     from common.utils import query_experiments
     from common.utils.tables import format_rows
 
-    runs = query_experiments(_RUNS.format(sweep=arguments.sweep, longer=arguments.longer))
-    if runs.empty:
+    query = {"sweep": arguments.sweep, "longer": arguments.longer}
+    if query_experiments(f"SELECT name FROM runs WHERE {_OF_SWEEP.format(**query)}").empty:
         raise ExperimentError(
             f"no finished run of the sweep '{arguments.sweep}'", "README.md has its command"
         )
+    runs = query_experiments(_RUNS.format(**query))
+    runs["layers"] = runs["layers"].map(short)
     table = summarise(runs)
     print(format_rows([*table.columns], table.to_numpy().tolist(), arguments.format))
     if arguments.plot:
         plot(runs, arguments.plot, arguments.longer)
         print(f"plot  {arguments.plot}")
+
+
+def short(layers: str) -> str:
+    """ "gru gru attention" -> "2 gru, attention" """
+    groups = [(name, len([*same])) for name, same in groupby(layers.split())]
+    return ", ".join(name if count == 1 else f"{count} {name}" for name, count in groups)
 
 
 def estimates(runs: pd.DataFrame, dataset: str, column: str) -> dict[str, Estimate]:
