@@ -12,6 +12,7 @@ import torch
 
 from common.errors import ModelError
 from common.generation.sampling import sample_next
+from common.utils.seeding import derive_seed
 
 Order = Literal["confidence", "random", "left_to_right"]
 ORDERS: tuple[Order, ...] = ("confidence", "random", "left_to_right")
@@ -182,6 +183,8 @@ def generate(
 ) -> torch.Tensor:
     """Fill in `max_new_tokens` tokens after each row of `input_ids` (batch, time) int64.
 
+    A text longer than the context is continued in pieces, unless there is a suffix.
+
     Args:
         suffix: (batch, time) int64, what follows them; None: nothing.
         stop_tokens: a row ends at the first of these, and is padded with that token.
@@ -193,10 +196,13 @@ def generate(
         raise ModelError(f"num_sequences must be at least 1, got {num_sequences}")
     if max_new_tokens < 0:
         raise ModelError(f"max_new_tokens must not be negative, got {max_new_tokens}")
-    masks = input_ids.new_full((len(input_ids), max_new_tokens), model.mask_token)
-    parts = [input_ids, masks] + ([] if suffix is None else [suffix.to(input_ids.device)])
-    rows = torch.cat(parts, dim=1).repeat_interleave(num_sequences, dim=0)
-    tokens = unmask(model, rows, **options).tokens
+    rows = input_ids.to(model.device).repeat_interleave(num_sequences, dim=0)
+    if suffix is not None:
+        masks = rows.new_full((len(rows), max_new_tokens), model.mask_token)
+        after = suffix.to(rows.device).repeat_interleave(num_sequences, dim=0)
+        tokens = unmask(model, torch.cat([rows, masks, after], dim=1), **options).tokens
+    else:
+        tokens = _continued(model, rows, max_new_tokens, **options)
     start = input_ids.shape[1]
     for row in tokens if len(stop_tokens) and suffix is None else ():
         stops = torch.isin(row[start:], torch.tensor(list(stop_tokens), device=row.device))
@@ -206,9 +212,39 @@ def generate(
     return tokens
 
 
+def _continued(
+    model: UnmaskingModel,
+    rows: torch.Tensor,
+    count: int,
+    *,
+    steps: int | None = None,
+    seed: int | None = None,
+    **options: Any,
+) -> torch.Tensor:
+    """Append `count` tokens, as many at once as the context holds beside half a context of text."""
+    end, first = rows.shape[1] + count, rows.shape[1]
+    limit = model.context_limit or end
+    while rows.shape[1] < end:
+        size = min(end - rows.shape[1], limit - min(rows.shape[1], limit // 2))
+        window = rows[:, max(0, rows.shape[1] - (limit - size)) :]
+        masks = rows.new_full((len(rows), size), model.mask_token)
+        found = unmask(
+            model,
+            torch.cat([window, masks], dim=1),
+            steps=None if steps is None else max(1, round(steps * size / count)),
+            seed=None if seed is None else derive_seed(seed, rows.shape[1] - first),
+            **options,
+        )
+        rows = torch.cat([rows, found.tokens[:, window.shape[1] :]], dim=1)
+    return rows
+
+
 def stream(
     model: UnmaskingModel, input_ids: torch.Tensor, max_new_tokens: int, **options: Any
 ) -> Iterator[torch.Tensor]:
-    """Yield one (batch,) int64 tensor per new token: all at the end, since they come in no order."""
+    """Yield one (batch,) int64 tensor per new token: all at the end, since they come in no order.
+
+    `options` are those of `generate`.
+    """
     new = generate(model, input_ids, max_new_tokens, **options)[:, input_ids.shape[1] :]
     yield from new[:, :max_new_tokens].unbind(1)
