@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from common.models.masked_decoder import MaskedDecoder
-from common.training import Experiment, Trainer, TrainingConfig, load_run
+from common.training import Experiment, OptimizerConfig, Trainer, TrainingConfig, load_run
 from common.training.masked_diffusion import MaskedDiffusion
 from common.utils import query_experiments
 from common.utils.paths import get_runs_dir
@@ -78,6 +78,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
     assert all(torch.equal(cut_short[name], expected) for name, expected in whole.items())
 
 
+@pytest.mark.slow
 def test_the_bound_of_a_deterministic_text_goes_to_0() -> None:
     torch.manual_seed(0)
 
@@ -93,7 +94,8 @@ def test_the_bound_of_a_deterministic_text_goes_to_0() -> None:
     data = Cycle()
     objective = MaskedDiffusion(8, draws=8)
     experiment = Experiment(model, data, [data.batch(10**6)], objective)
-    metrics = Trainer(experiment, TrainingConfig(max_steps=600, device="cpu")).fit()
+    training = TrainingConfig(max_steps=500, device="cpu", precision="fp32", compile=False)
+    metrics = Trainer(experiment, training, optimizer=OptimizerConfig(lr=3e-3)).fit()
     assert 0 <= metrics["loss"] < 0.05
     given = torch.tensor([[3, 4]])
     found = model.generate(given, 9, suffix=torch.tensor([[6, 7]]), temperature=0, steps=5)
