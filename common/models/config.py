@@ -104,10 +104,14 @@ class DecoderConfig(ModelConfig):
     def _fill_from_preset(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("preset", "gpt2") not in PRESETS:
             return values
-        values = PRESETS[values.get("preset", "gpt2")] | values
+        given, values = values, PRESETS[values.get("preset", "gpt2")] | values
         for pattern, single in (("layers", "mixer"), ("feedforwards", "feedforward")):
             names = values.get(pattern)
             if names is not None and len(set(str(names).split())) == 1:  # one name for all
+                if given.get(single, names) not in (names, str(names).split()[0]):
+                    raise ValueError(
+                        f"{single}={given[single]} has no effect: {pattern}={names} names every layer"
+                    )
                 values = {**values, pattern: None, single: str(names).split()[0]}
         return values
 

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from common.cli import train_main
 from common.errors import ConfigError
 from common.models.config import DecoderConfig
+from common.models.mixers.options import OPTIONS, NoOptions
 from common.training.config import ExperimentConfig
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ class ZooModel(DecoderConfig):
     def _positions_for_attention(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        attends = "attention" in str(values.get("layers") or values.get("mixer", "attention"))
+        names = str(values.get("layers") or values.get("mixer", "attention")).split()
+        attends = any(OPTIONS.get(name, NoOptions).takes_rope for name in names)
         return {"positions": "rope" if attends else "none"} | values
 
 

@@ -39,13 +39,19 @@ def build_mixer(
         "context_length": 256,
         **shape,
     }
-    module = cls(DecoderConfig(**shape), cls.Options(**(options or {})), 1)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # torch.empty is NaN
+    try:
+        module = cls(DecoderConfig(**shape), cls.Options(**(options or {})), 1)
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
     module = module.double()
     module.reset_parameters(0.5)
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.normal_(part.weight, std=0.5)
-    for parameter in module.parameters():
+    for name, parameter in module.named_parameters():
+        assert not parameter.isnan().any(), f"reset_parameters leaves {name} uninitialised"
         with torch.no_grad():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
     return module.eval()
@@ -57,15 +63,23 @@ def _inputs(module: Mixer, length: int, batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, length, WIDTH, dtype=dtype, generator=generator)
 
 
-def _close(found: torch.Tensor, expected: torch.Tensor, what: str) -> None:
-    torch.testing.assert_close(
-        found, expected, atol=1e-8, rtol=1e-8, msg=lambda text: f"{what}: {text}"
-    )
+def _check_equal(found: torch.Tensor, expected: torch.Tensor, what: str) -> None:
+    """Raise AssertionError with the first token, of the second last dimension, that differs."""
+    assert found.shape == expected.shape, f"{what}: {found.shape} is not {expected.shape}"
+    wrong = ~torch.isclose(found, expected, atol=1e-8, rtol=1e-8)
+    if wrong.any():
+        token = int(wrong.transpose(-1, -2).flatten(0, -2).any(dim=0).nonzero()[0])
+        largest = float((found - expected).abs().max())
+        raise AssertionError(f"{what}; first at token {token}, by up to {largest:.1e}")
 
 
 @torch.no_grad()
 def check_pieces(module: Mixer, lengths: Iterable[int] = LENGTHS) -> None:
-    """One pass, token by token and random pieces give equal outputs. Passes without a state."""
+    """One pass, token by token and random pieces give equal outputs. Passes for a new_state of None."""
+    assert type(module).new_state is not Mixer.new_state, (
+        "define new_state, the state before the first token, to generate token by token; return None "
+        "from it if there is none: generation then reads the whole text for each token"
+    )
     if module.new_state(1, 1) is None:
         return
     for length in lengths:
@@ -79,7 +93,12 @@ def check_pieces(module: Mixer, lengths: Iterable[int] = LENGTHS) -> None:
                 if start < length:
                     parts.append(module(x[:, start : start + size], Positions(start), state))
                     start += size
-            _close(torch.cat(parts, dim=1), whole, f"pieces of a text of {length} tokens")
+            _check_equal(
+                torch.cat(parts, dim=1),
+                whole,
+                f"{length} tokens in pieces of {sizes[:5]} with a state differ from one pass: does forward "
+                "read and update the state, and does new_state equal no state",
+            )
 
 
 @torch.no_grad()
@@ -96,7 +115,12 @@ def check_documents(module: Mixer, lengths: Iterable[int] = LENGTHS) -> None:
         for row in range(2):
             counts = torch.unique_consecutive(documents[row], return_counts=True)[1].tolist()
             alone = [module(part[None], Positions())[0] for part in x[row].split_with_sizes(counts)]
-            _close(together[row], torch.cat(alone), f"documents in {length} tokens")
+            _check_equal(
+                together[row],
+                torch.cat(alone),
+                f"documents of {counts[:5]} tokens in one row differ from each alone: it sees another "
+                "document (where.documents, where.begins(), where.mask)",
+            )
 
 
 @torch.no_grad()
@@ -104,12 +128,19 @@ def check_causality(module: Mixer, length: int = 130) -> None:
     """Outputs depend on their own token and on no later one."""
     x = _inputs(module, length)
     before = module(x, Positions())
+    without_effect = []
     for changed in (0, 1, 15, 16, 63, 64, 127, length - 1):
         other = x.clone()
         other[:, changed] += 1
         after = module(other, Positions())
-        _close(after[:, :changed], before[:, :changed], f"outputs before token {changed}")
-        assert not torch.equal(after[:, changed], before[:, changed]), "a token has no effect"
+        _check_equal(
+            after[:, :changed],
+            before[:, :changed],
+            f"a change of token {changed} changes earlier outputs: the mixer sees the future",
+        )
+        if torch.equal(after[:, changed], before[:, changed]):
+            without_effect.append(changed)
+    assert not without_effect, f"tokens {without_effect} have no effect on their own output"
 
 
 @torch.no_grad()
@@ -117,7 +148,7 @@ def check_rows(module: Mixer, length: int = 70) -> None:
     """Rows of a batch are independent."""
     x = _inputs(module, length, batch=3)
     alone = [module(row[None], Positions()) for row in x]
-    _close(module(x, Positions()), torch.cat(alone), "rows of a batch")
+    _check_equal(module(x, Positions()), torch.cat(alone), "a row depends on the other rows")
 
 
 def check_gradients(module: Mixer, length: int = 20) -> None:
@@ -127,10 +158,12 @@ def check_gradients(module: Mixer, length: int = 20) -> None:
     mask = (documents[:, :, None] == documents[:, None, :]).tril()[:, None]
     weights = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(1))
     for where in (Positions(), Positions(documents=documents, mask=mask)):
-        leaves = [x.clone().requires_grad_(), *module.parameters()]
+        parameters = dict(module.named_parameters())
+        leaves = [x.clone().requires_grad_(), *parameters.values()]
         loss = (module(leaves[0], where) * weights).sum()
-        gradients = torch.autograd.grad(loss, leaves)
-        for leaf, gradient in zip(leaves, gradients, strict=True):
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+        for name, leaf, gradient in zip(["x", *parameters], leaves, gradients, strict=True):
+            assert gradient is not None, f"{name} has no effect on the output"
             direction = torch.randn_like(leaf) * 1e-5
             with torch.no_grad():
                 leaf += direction
@@ -142,7 +175,7 @@ def check_gradients(module: Mixer, length: int = 20) -> None:
             error = float(abs((up - down) / 2 - expected))
             assert (
                 error < 1e-5 * float(gradient.norm() * direction.norm()) + 1e-12
-            ), f"a gradient of shape {tuple(leaf.shape)} is off by {error:.1e}"
+            ), f"the gradient of {name} is off by {error:.1e}"
 
 
 @torch.no_grad()
@@ -161,9 +194,9 @@ def check_precision(module: Mixer, length: int = 130) -> None:
 
 
 CHECKS: tuple[Callable[[Mixer], None], ...] = (
+    check_causality,
     check_pieces,
     check_documents,
-    check_causality,
     check_rows,
     check_gradients,
     check_precision,

@@ -160,7 +160,7 @@ class MoEOptions(NoOptions):
         return self
 
 
-OPTIONS: dict[str, type[Config]] = {
+OPTIONS: dict[str, type[NoOptions]] = {
     "attention": AttentionOptions,
     "local_attention": WindowOptions,
     "latent_attention": LatentOptions,

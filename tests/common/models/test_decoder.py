@@ -309,6 +309,7 @@ def test_residual_projections_start_smaller() -> None:
         ({"preset": "llama", "hidden_size": 12, "num_heads": 4}, "even"),
         ({"mixer": "lstm", "positions": "rope"}, "attention"),
         ({"layers": 3}, "layers"),
+        ({"layers": "gru", "mixer": "lstm", "positions": "none"}, "mixer=lstm has no effect"),
         ({"num_layers": 0}, "num_layers"),
         ({"preset": "gpt5"}, "preset"),
         ({"dropout": 1.0}, "dropout"),

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from common.models import Decoder
-from common.models.mixers.base import Mixer
+from common.models.mixers.base import Mixer, Positions
 from common.models.mixers.checks import CHECKS, build_mixer, check_mixer
 from common.models.mixers.convolution import GatedConvolution
+from common.models.mixers.state import Past
 from common.models.registry import MIXERS
 from tests.budget import repeat
 
@@ -87,3 +88,49 @@ def test_a_compiled_mixer_is_the_same(name: str) -> None:
         results.append([loss, *torch.autograd.grad(loss, [*model.parameters()])])
     for mine, eager in zip(*results, strict=True):
         torch.testing.assert_close(mine, eager, rtol=1e-4, atol=1e-6)
+
+
+class Forgetful(GatedConvolution):
+    new_state = Mixer.new_state
+
+
+class Prophet(GatedConvolution):
+    def forward(self, x: torch.Tensor, where: Positions, state: Any = None) -> torch.Tensor:
+        return super().forward(x.roll(-1, dims=1), where, state)
+
+
+class Eavesdropper(GatedConvolution):
+    def forward(self, x: torch.Tensor, where: Positions, state: Any = None) -> torch.Tensor:
+        return super().forward(x, Positions(where.start), state)
+
+
+class Frozen(GatedConvolution):
+    def forward(self, x: torch.Tensor, where: Positions, state: Any = None) -> torch.Tensor:
+        return super().forward(x, where, [Past(each.past) for each in state] if state else None)
+
+
+class Uninitialised(GatedConvolution):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.gain = torch.nn.Parameter(torch.empty(16))
+
+
+class Unused(Uninitialised):
+    def reset_parameters(self, std: float) -> None:
+        torch.nn.init.ones_(self.gain)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "message"),
+    [
+        (Forgetful, "define new_state"),
+        (Prophet, "sees the future; first at token"),
+        (Eavesdropper, "sees another document"),
+        (Frozen, "does forward read and update the state"),
+        (Uninitialised, "reset_parameters leaves gain uninitialised"),
+        (Unused, "gain has no effect"),
+    ],
+)
+def test_a_typical_mistake_is_named(mixer: type[Mixer], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_mixer(mixer)
