@@ -1,7 +1,8 @@
 """The recurrence of sLSTM: a loop over the tokens, because its gates see its last output.
 
-The time goes into starting operators: 10 per token, and as many for the gradient, which is written by hand.
-Autograd over the equations of the paper takes twice as long for a layer on 8 x 256 tokens, 4 times on 1 x 2,048.
+The time goes into starting operators: 10 per token, and 9 for the gradient, which is written by hand.
+Autograd over the equations of the paper takes twice as long for a layer of 256 on 8 x 256 tokens and 5 times on
+1 x 2,048 with two threads, 1.7 and 4.3 times with one.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def slstm_scan(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Products of one token gain little by a second thread, and wait for it where the cores are busy."""
+    """A second thread saves 5 us of the products of 8 rows, and waits for milliseconds where the cores are busy."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
