@@ -9,7 +9,7 @@ from torch import nn
 from common.models.config import DecoderConfig
 from common.models.mixers.base import Mixer, Positions
 from common.models.mixers.options import ConvolutionOptions
-from common.models.mixers.short_convolution import taps
+from common.models.mixers.short_convolution import extended, taps
 from common.models.mixers.state import Past, zeros
 
 
@@ -30,9 +30,22 @@ class CausalConvolution(nn.Module):
 
     def forward(self, x: torch.Tensor, where: Positions, past: Past | None = None) -> torch.Tensor:
         """(batch, time, inputs) -> (batch, time, outputs); past: the inputs before x."""
+        if where.documents is None and x.shape[1] > 1:
+            return self._convolved(extended(x, (self.kernel_size - 1) * self.dilation, past))
         seen = taps(x, self.kernel_size, where, past, self.dilation)
         output: torch.Tensor = self.projection(torch.cat(seen, dim=-1))
         return output
+
+    def _convolved(self, padded: torch.Tensor) -> torch.Tensor:
+        """The same as a convolution, in half the time; its memory format is channels last, as ours is."""
+        weight = self.projection.weight.view(-1, self.kernel_size, self.inputs).transpose(1, 2)
+        output = F.conv2d(
+            padded.mT[:, :, None],
+            weight[:, :, None].contiguous(memory_format=torch.channels_last),
+            self.projection.bias,
+            dilation=(1, self.dilation),
+        )
+        return output[:, :, 0].mT
 
 
 class Convolution(Mixer):
