@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 from collections.abc import Iterator
+from math import log2
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ COLUMNS = [
     *("work", "mixer", "peer", "ours, ms", "peer, ms", "ratio"),
     *("output difference", "largest output", "gradient difference", "largest gradient", "note"),
 ]
-_SLOW_SECONDS = 5.0  # per call: one round is enough
+_SLOW_SECONDS = 5.0  # of a call of each: one round is enough
 Row = list[str | float | None]
 
 
@@ -89,30 +90,32 @@ def rows_of(pair: Pair, width: int, rounds: int, at_most: float) -> Iterator[Row
     """One at 8 x 256 and one at 1 x 2,048."""
     import torch
 
-    at_256 = seconds(pair, torch.randn(1, 256, width))
+    say(f"{pair.name}, {pair.peer}")
+    _, short, longer = (seconds(pair, torch.randn(1, time, width)) for time in (256, 512, 1024))
+    growth = max(longer / short, 1.0)  # autograd over a loop can take quadratic time
     for time, batch in TRAINED.items():
         work = f"training, {batch} x {time}"
-        expected = at_256 * time / 256  # of a loop over the tokens
+        expected = longer * growth ** log2(time / 1024) * batch  # at most
         if expected > at_most:
-            note = f"skipped: {at_256:.1f} s at 1 x 256"
+            note = f"skipped: {longer:.1f} s at 1 x 1,024, estimated {expected:.0f} s here"
             yield [work, pair.name, pair.peer, *[None] * 7, note]
             continue
         x = torch.randn(batch, time, width)
+        started = perf_counter()
         agreement = differences(pair, x)
+        slow = perf_counter() - started > _SLOW_SECONDS
         contestants = {
             pair.name: training_step(pair.ours, x),
             pair.peer: training_step(pair.theirs, x),
         }
-        ours, theirs = in_turns(contestants, 1 if expected > _SLOW_SECONDS else rounds).values()
+        ours, theirs = in_turns(contestants, 1 if slow else rounds).values()
         times = [round(ours, 2), round(theirs, 2), round(theirs / ours, 2)]
         yield [work, pair.name, pair.peer, *times, *agreement, pair.differs]
         gc.collect()
 
 
 def seconds(pair: Pair, x: torch.Tensor) -> float:
-    """One training step of the peer, after one of 64 tokens."""
-    say(f"{pair.name}, {pair.peer}")
-    training_step(pair.theirs, x[:, :64])()
+    """One training step of the peer."""
     started = perf_counter()
     training_step(pair.theirs, x)()
     return perf_counter() - started
