@@ -316,7 +316,7 @@ class Catalogue:
         split = split or preferred_split(splits)
         if split not in splits:
             raise ExperimentError(f"no '{metric}' on split '{split}'", did_you_mean(split, splits))
-        bounds_last = _IS_BOUND if is_per_token(metric) else "0"
+        bounds_last = _IS_BOUND if is_per_token(metric) else "NULL"
         value, order = ("minimum", "ASC") if direction == "min" else ("maximum", "DESC")
         rows = self._query(
             f"""SELECT * FROM metrics WHERE metric = ? AND {_IN_USE}
