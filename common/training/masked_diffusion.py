@@ -12,6 +12,7 @@ from torch import nn
 
 from common.data.batch import IGNORE_INDEX, Batch
 from common.errors import ModelError
+from common.models.loss import is_padding
 from common.models.masked_decoder import MaskedDecoder
 from common.training.objective import NextToken
 from common.utils.seeding import derive_seed
@@ -106,9 +107,8 @@ class _Masked:
         number = ((noise[:, 0] * size).floor() + 1).clamp(max=size)
         ranks = noise[:, 1:].masked_fill(~predicted, math.inf).argsort(dim=1).argsort(dim=1)
         masked = ranks < number[:, None]
-        # Nothing is predicted after the last label: padding, which the model would see.
-        padding = predicted.flip(1).cumsum(dim=1).flip(1) == 0
-        self.input_ids = batch["input_ids"].masked_fill(masked | padding, model.mask_token)
+        hidden = masked | is_padding(labels)  # padding repeats a token, which the model would see
+        self.input_ids = batch["input_ids"].masked_fill(hidden, model.mask_token)
         self.labels = labels.masked_fill(~masked, IGNORE_INDEX)
         self.weights = (size / number.clamp(min=1)).float()
 

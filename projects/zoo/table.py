@@ -42,7 +42,7 @@ def main() -> None:
     from common.utils import query_experiments
     from common.utils.tables import format_rows
 
-    query = {"sweep": arguments.sweep, "longer": arguments.longer}
+    query = {"sweep": arguments.sweep.replace("'", "''"), "longer": arguments.longer}
     if query_experiments(f"SELECT name FROM runs WHERE {_OF_SWEEP.format(**query)}").empty:
         raise ExperimentError(
             f"no finished run of the sweep '{arguments.sweep}'", "README.md has its command"
@@ -85,8 +85,10 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
     columns["tokens/s"] = by_layers["speed"].max().map("{:,.0f}".format).to_dict()
     columns["GiB"] = by_layers["memory"].max().map("{:.1f}".format).to_dict()
     table = pd.DataFrame(columns).rename_axis("layers").reset_index()
-    order = list(estimates(runs, runs["dataset"].min(), "short"))
-    return table.sort_values("layers", key=lambda names: names.map(order.index)).fillna("")
+    order = {
+        name: place for place, name in enumerate(estimates(runs, runs["dataset"].min(), "short"))
+    }
+    return table.sort_values("layers", key=lambda names: names.map(order)).fillna("")
 
 
 def _written(each: Estimate) -> str:

@@ -377,7 +377,6 @@ def _keep_for_backward(
     query, key, _, log_decay, read, write, _, documents, chunk = inputs
     kept = (query, key, log_decay, read, write, documents)
     ctx.save_for_backward(*kept, *output[2:])
-    ctx.set_materialize_grads(True)
     ctx.chunk = chunk  # type: ignore[attr-defined]  # FunctionCtx takes any attribute
 
 
