@@ -18,15 +18,9 @@ from common.errors import ModelError
 from common.models.decoder import Decoder
 from common.models.folders import find_model_folder
 from common.models.hub_config import decoder_arguments
-from common.models.hub_weights import (
-    ROOTS,
-    WeightFiles,
-    check_weights,
-    fill_model,
-    hub_parts,
-    read_bounded_json,
-)
+from common.models.hub_weights import ROOTS, check_weights, fill_model, hub_parts
 from common.models.mixers.attention import RotaryEmbedding
+from common.models.weight_files import WeightFiles, read_bounded_json
 
 _LARGEST_CONFIG = 2**20  # bytes
 _LARGEST_ROPE_TABLE = 2**28
