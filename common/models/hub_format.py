@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -25,18 +25,28 @@ from common.models.weight_files import WeightFiles, read_bounded_json
 _LARGEST_CONFIG = 2**20  # bytes
 _LARGEST_ROPE_TABLE = 2**28
 _FEWEST_TENSORS = 9  # of a layer
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def load_pretrained(folder: Path | str, *, context_length: int | None = None) -> Decoder:
-    """Load GPT-2, Llama, Qwen2 or Qwen3 from a folder as a Decoder, in float32 on the CPU, without dropout.
+def load_pretrained(
+    folder: Path | str,
+    *,
+    context_length: int | None = None,
+    dtype: torch.dtype | Literal["auto"] | None = None,
+) -> Decoder:
+    """Load GPT-2, Llama, Qwen2 or Qwen3 from a folder as a Decoder, on the CPU, without dropout.
 
     Args:
         folder: folder with `config.json` and `model.safetensors` or `model.safetensors.index.json`,
             or its name in assets/models (OWNER/NAME for models of the hub).
         context_length: shortens the context.
+        dtype: of the parameters; "auto" as they are stored, None float32.
 
     Raises ModelError for damaged or missing files and unsupported features.
     """
+    if dtype not in (None, "auto", *_DTYPES):
+        names = ", ".join(str(allowed).removeprefix("torch.") for allowed in _DTYPES)
+        raise ModelError(f"dtype must be auto, {names}, got {dtype}")
     folder = find_model_folder(folder)
     config = read_bounded_json(folder / "config.json", _LARGEST_CONFIG)
     vocab_size, arguments = decoder_arguments(config, context_length)
@@ -49,11 +59,14 @@ def load_pretrained(folder: Path | str, *, context_length: int | None = None) ->
             model = Decoder(vocab_size, **arguments)
         parts = hub_parts(model, config)
         check_weights(parts, tensors, tied=model.head is None)
+        chosen = tensors.dtype if dtype == "auto" else dtype or torch.float32
+        for parameter in model.parameters():  # not the buffers: tables of RoPE stay in float32
+            parameter.data = parameter.data.to(chosen)
         try:
             model.to_empty(device="cpu")
         except RuntimeError as error:  # raised by the allocator
-            size = 4 * model.num_parameters() / 2**30
-            raise ModelError(f"{folder} needs {size:.1f} GiB of memory in float32") from error
+            size = chosen.itemsize * model.num_parameters() / 2**30
+            raise ModelError(f"{folder} needs {size:.1f} GiB of memory in {chosen}") from error
         for module in model.modules():
             if isinstance(module, RotaryEmbedding):
                 module.compute_tables()

@@ -99,7 +99,7 @@ def check_weights(parts: dict[str, list[Part]], tensors: WeightFiles, tied: bool
             )
     if tied and "lm_head.weight" in tensors.shapes:
         (embedding,) = parts["token_embedding.weight"]
-        if not torch.equal(tensors.read("lm_head.weight"), tensors.read(embedding.name)):
+        if not tensors.are_equal("lm_head.weight", embedding.name):
             raise ModelError(
                 f"{tensors.folder}: 'lm_head.weight' is not '{embedding.name}', to which "
                 "config.json ties it",
@@ -117,8 +117,7 @@ def fill_model(model: Decoder, parts: dict[str, list[Part]], tensors: WeightFile
     for name, parameter in model.named_parameters():
         start = 0
         for part in parts[name]:
-            tensor = tensors.read(part.name)
-            tensor = tensor.t() if part.transposed else tensor
-            room = parameter[start : start + len(tensor)]  # fewer rows if the context is cut
-            room.copy_(tensor[: len(room)])
-            start += len(tensor)
+            rows = part.shape[1] if part.transposed else part.shape[0]
+            into = parameter[start : start + rows]  # fewer rows if the context is cut
+            tensors.copy_rows(part.name, into.t() if part.transposed else into)
+            start += rows
