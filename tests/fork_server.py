@@ -47,7 +47,7 @@ PRELOADED = (
     "transformers",
     "common.cli",
     "common.models.decoder",
-    "common.models.hub_format",
+    "common.models.hub.load",
     "common.training.experiment",
     "common.training.callbacks.early_stopping",
     "common.visualization",

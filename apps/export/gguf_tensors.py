@@ -11,7 +11,7 @@ from torch import nn
 from apps.export.families import Family
 from common.models.config import DecoderConfig
 from common.models.decoder import Decoder
-from common.models.mixers.attention import rope_frequencies
+from common.models.mixers.rope import rope_frequencies
 
 
 def gguf_tensors(model: Decoder, family: Family) -> Iterator[tuple[str, torch.Tensor]]:

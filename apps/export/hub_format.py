@@ -19,10 +19,9 @@ from apps.export.readback import check_logits, probe, run_reader
 from common.data.tokenizers import Tokenizer
 from common.errors import ModelError
 from common.models.base import BaseLanguageModel
-from common.models.config import DecoderConfig
 from common.models.decoder import Decoder
-from common.models.hub_config import ACTIVATIONS, ARCHITECTURES, decoder_arguments
-from common.models.hub_weights import parts_of
+from common.models.hub.config import read_config, write_config
+from common.models.hub.weights import parts_of, take, weights_of
 from common.utils.files import atomic_folder, write_json_atomic
 
 
@@ -71,19 +70,21 @@ def _run_back(model: Decoder, folder: Path) -> None:
 
     def compute() -> list[torch.Tensor]:
         theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True
+            folder, dtype=torch.float32, local_files_only=True, **loops
         )
         theirs.eval()
         with torch.no_grad():
             return [theirs(ids).logits for ids, _ in probes]
 
+    # Its grouped matrix product, the default, refuses experts of odd sizes.
+    loops = {"experts_implementation": "eager"} if model.experts else {}
     probes, reader = probe(model), f"transformers {transformers.__version__}"
     dtype = {torch.float16: "f16", torch.bfloat16: "bf16"}.get(
         next(model.parameters()).dtype, "f32"
     )
     with _quiet(transformers.utils.logging):
         found = run_reader(reader, compute)
-    check_logits(probes, found, dtype, reader)
+    check_logits(probes, found, dtype, reader, has_experts=bool(model.experts))
 
 
 @contextmanager
@@ -105,123 +106,33 @@ def hub_config(model: Decoder) -> dict[str, Any]:
 
     Raises ModelError, with the mismatches, for a Decoder of none of the families.
     """
-    config = model.config
-    family = _family_of(config)
-    intermediate_size = model.get_parameter("blocks.0.feedforward.input.weight").shape[0]
-    common = {
-        "model_type": family,
-        "architectures": [ARCHITECTURES[family]],
-        "vocab_size": model.vocab_size,
-        "tie_word_embeddings": config.tie_embeddings,
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
-    if family != "gpt2":
-        return common | _llama_config(config, family, intermediate_size)
-    return common | {
-        "n_positions": config.context_length,
-        "n_embd": config.hidden_size,
-        "n_layer": config.num_layers,
-        "n_head": config.num_heads,
-        "n_inner": intermediate_size,
-        "activation_function": ACTIVATIONS[config.activation],
-        "layer_norm_epsilon": config.norm_eps or 1e-5,
-        **dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), config.dropout),
-    }
-
-
-def _llama_config(config: DecoderConfig, family: str, intermediate_size: int) -> dict[str, Any]:
-    written: dict[str, Any] = {
-        "max_position_embeddings": config.context_length,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads or config.num_heads,
-        "head_dim": config.size_of_heads,
-        "intermediate_size": intermediate_size,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps or 1e-6,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": None,
-        "attention_dropout": config.dropout,
-    }
-    if family != "qwen2":
-        written["attention_bias"] = config.bias
-    if family == "llama":
-        written["mlp_bias"] = config.bias
-    if scaling := config.rope_scaling:
-        written["rope_scaling"] = {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_frequency_factor,
-            "high_freq_factor": scaling.high_frequency_factor,
-            "original_max_position_embeddings": scaling.original_context_length,
-        }
-    return written
-
-
-def _family_of(config: DecoderConfig) -> str:
-    """The family of a Decoder. Raises ModelError with the requirements of the nearest one."""
-    has = config.model_dump() | {
-        "qkv_bias": config.bias if config.qkv_bias is None else config.qkv_bias,
-        "num_kv_heads": config.num_kv_heads or config.num_heads,
-        "head_size": config.size_of_heads,
-    }
-    wrong: dict[str, list[str]] = {}
-    for family, needs in _needs(config).items():
-        wrong[family] = [f"{k}={value}" for k, value in needs.items() if has[k] != value]
-        if not wrong[family]:
-            return family
-    nearest = min(wrong, key=lambda family: len(wrong[family]))
-    raise ModelError(
-        "no architecture of transformers computes the same as this Decoder: "
-        f"{nearest} would need {', '.join(wrong[nearest])}",
-        f"supported: {', '.join(ARCHITECTURES)}",
-    )
-
-
-def _needs(config: DecoderConfig) -> dict[str, dict[str, Any]]:
-    """Required settings of a Decoder by family; others are free."""
-    gpt2 = {"positions": "learned", "norm": "layernorm", "feedforward": "mlp", "qk_norm": False}
-    llama = {
-        **{"mixer": "attention", "positions": "rope", "norm": "rmsnorm"},
-        **{"feedforward": "swiglu", "qk_norm": False},
-    }
-    plain: dict[str, Any] = {
-        "layers": None,
-        "feedforwards": None,
-        "options": {},
-        "attention_soft_cap": None,
-    }
-    gpt2, llama = gpt2 | plain, llama | plain
-    heads, whole = config.num_heads, config.hidden_size // config.num_heads
+    family, written = write_config(model.config)
     return {
-        "gpt2": {**gpt2, "mixer": "attention", "num_kv_heads": heads, "head_size": whole},
-        # transformers requires this although it accepts head_dim.
-        "llama": {**llama, "qkv_bias": config.bias, "hidden_size": whole * heads},
-        "qwen2": {**llama, "bias": False, "qkv_bias": True},
-        "qwen3": {**llama, "bias": False, "qkv_bias": False, "qk_norm": True},
+        "model_type": family.model_type,
+        "architectures": [family.architecture],
+        "vocab_size": model.vocab_size,
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
+        **written,
     }
 
 
 @torch.no_grad()
 def hub_tensors(model: Decoder, config: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The parameters under the names for `load_pretrained`, each in separate memory."""
-    vocab_size, arguments = decoder_arguments(config)
+    """The weights under the names for `load_pretrained`, each in separate memory."""
+    family, vocab_size, arguments = read_config(config)
     with torch.device("meta"):
         read_again = Decoder(vocab_size, **arguments)
-    ours: dict[str, torch.Tensor] = dict(model.named_parameters())
-    tensors = {}
-    for name, parameter in read_again.named_parameters():
+    ours = weights_of(model)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, weight in weights_of(read_again).items():
         value = ours.get(name)
         if value is None:  # a bias that a GPT-2 has
-            value = model.token_embedding.weight.new_zeros(parameter.shape)
-        start = 0
-        for part in parts_of(read_again, config, name, parameter):
-            size = part.shape[-1 if part.transposed else 0]
-            rows = value[start : start + size]
-            rows = rows.t() if part.transposed else rows
-            tensors[part.name] = rows.to("cpu").clone(memory_format=torch.contiguous_format)
-            start += size
+            value = model.token_embedding.weight.new_zeros(weight.shape)
+        parts = parts_of(family, read_again.config, name, weight)
+        if not parts and value.any():
+            raise ModelError(
+                f"{family.model_type} has no {name}", "train experts with balance: loss or none"
+            )
+        take(value, parts, tensors)
     return tensors

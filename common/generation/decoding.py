@@ -27,6 +27,9 @@ class DecodableModel(Protocol):
     def context_limit(self) -> int | None: ...
 
     @property
+    def cache_switch(self) -> int | None: ...
+
+    @property
     def device(self) -> torch.device: ...
 
     def num_parameters(self) -> int: ...
@@ -156,7 +159,7 @@ class DecodingSession:
     def __init__(self, model: DecodableModel, prompt: torch.Tensor, max_new_tokens: int) -> None:
         batch, time = prompt.shape
         self.tokens = torch.cat([prompt, prompt.new_empty(batch, max_new_tokens)], dim=1)
-        self.limit = model.context_limit
+        self.limit, self.switch = model.context_limit, model.cache_switch
         size = self.tokens.shape[1]
         self.size = min(size, self.limit) if self.limit else size  # of the cache
         self.model = model
@@ -175,6 +178,8 @@ class DecodingSession:
         """Read the unread tokens and return logits (batch, vocab_size) of the next one."""
         if self.limit and self.end - self.first > self.limit:
             self._begin(self.end - max(self.limit // 2, 1))
+        if self.switch and self.read - self.first <= self.switch < self.end - self.first:
+            self._begin(self.first)
         start = self.first if self.cache is None else self.read
         self.read = self.end
         return self.reader.next_logits(self.tokens[:, start : self.end], self.cache)

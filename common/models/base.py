@@ -189,6 +189,12 @@ class BaseLanguageModel(BaseModel):
         """Maximum number of tokens of a forward pass; None: no limit."""
         return None
 
+    @property
+    def cache_switch(self) -> int | None:
+        """Number of tokens beyond which a text is computed otherwise from its first token on, so that a shorter
+        cache cannot be continued (LongRoPE); None: none."""
+        return None
+
     def new_cache(self, batch_size: int, max_length: int) -> Any:
         """Create the cache for generating up to `max_length` tokens; None: the model has no cache."""
         return None

@@ -10,6 +10,7 @@ from common.config import Config
 from common.errors import did_you_mean
 from common.models.mixers.options import OPTIONS
 from common.models.registry import FEEDFORWARDS, MIXERS, layer_class
+from common.models.rope_scaling import RopeScaling
 
 _LLAMA: dict[str, Any] = {
     "positions": "rope",
@@ -27,6 +28,22 @@ PRESETS: dict[str, dict[str, Any]] = {
     "qwen2": {**_LLAMA, "qkv_bias": True},
     # Qwen team 2025, "Qwen3 Technical Report": norms of queries and keys instead of those biases
     "qwen3": {**_LLAMA, "qk_norm": True},
+    # Black et al. 2022, "GPT-NeoX-20B"; Pythia (Biderman et al. 2023) is one
+    "gpt_neox": {
+        "positions": "rope",
+        "rope_fraction": 0.25,
+        "parallel_residual": True,
+        "activation": "gelu",
+        "tie_embeddings": False,
+    },
+    # OLMo team 2024, "2 OLMo 2 Furious": norms after the sublayers, and of queries and keys
+    "olmo2": {**_LLAMA, "norm_placement": "reordered", "qk_norm": "projection", "norm_eps": 1e-5},
+    # Hugging Face 2025, "SmolLM3": no positions in every fourth layer
+    "smollm3": {
+        **_LLAMA,
+        "layers": "attention attention attention nope_attention",
+        "tie_embeddings": True,
+    },
     # Karpathy 2015, "The Unreasonable Effectiveness of Recurrent Neural Networks", with residuals
     "char_lstm": {
         "mixer": "lstm",
@@ -44,27 +61,6 @@ class ModelConfig(Config):
     context_length: int = Field(256, ge=2)  # tokens
 
 
-class RopeScaling(Config):
-    """RoPE scaling of Llama 3.1 to contexts longer than in pretraining.
-
-    Frequencies with more than `high_frequency_factor` turns in the original context are kept, those
-    with fewer than `low_frequency_factor` are divided by `factor`, with linear interpolation
-    between.
-    """
-
-    type: Literal["llama3"] = "llama3"
-    factor: float = Field(gt=0)
-    low_frequency_factor: float = Field(1.0, gt=0)
-    high_frequency_factor: float = Field(4.0, gt=0)
-    original_context_length: int = Field(gt=0)
-
-    @model_validator(mode="after")
-    def _low_is_lower(self) -> RopeScaling:
-        if self.low_frequency_factor >= self.high_frequency_factor:
-            raise ValueError("low_frequency_factor must be below high_frequency_factor")
-        return self
-
-
 class DecoderConfig(ModelConfig):
     """A preset sets defaults; explicit keys override them.
 
@@ -73,7 +69,9 @@ class DecoderConfig(ModelConfig):
     mixers/options.py. Name your own mixer as `package.module:Class`.
     """
 
-    preset: Literal["gpt2", "llama", "qwen2", "qwen3", "char_lstm"] = "gpt2"
+    preset: Literal[
+        "gpt2", "llama", "qwen2", "qwen3", "gpt_neox", "olmo2", "smollm3", "char_lstm"
+    ] = "gpt2"
     num_layers: int = Field(4, gt=0)
     hidden_size: int = Field(128, gt=0)
     mixer: str = "attention"  # of every layer, unless `layers` names them
@@ -82,20 +80,32 @@ class DecoderConfig(ModelConfig):
     num_heads: int = Field(4, gt=0)
     num_kv_heads: int | None = Field(None, gt=0)  # fewer than num_heads: grouped-query attention
     head_size: int | None = Field(None, gt=0)  # default: hidden_size / num_heads
-    qk_norm: bool = False
+    qk_norm: bool | Literal["projection"] = (
+        False  # true: of each head, "projection": of all heads together
+    )
+    attention_scale: float | None = Field(None, gt=0)  # of scores; default: 1 / sqrt(head_size)
     attention_soft_cap: float | None = Field(None, gt=0)  # scores are kept within it by a tanh
+    attention_gate: bool = (
+        False  # heads are multiplied by sigmoid(W x) before the output projection
+    )
     positions: Literal["learned", "rope", "none"] = "learned"
     rope_theta: float = Field(10_000.0, gt=0)
+    rope_fraction: float = Field(1.0, gt=0, le=1)  # of each head; the rest is not rotated
     rope_scaling: RopeScaling | None = None
     feedforward: str = "mlp"  # of every layer, unless `feedforwards` ...
     feedforwards: str | None = None
-    activation: Literal["gelu_tanh", "gelu", "relu_squared"] = "gelu_tanh"  # of the mlp
+    activation: Literal["gelu_tanh", "gelu", "relu_squared"] = "gelu_tanh"  # of mlp and geglu
     intermediate_size: int | None = Field(None, gt=0)  # default: 4x hidden (mlp), 8/3x (swiglu)
-    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm: Literal["layernorm", "rmsnorm", "zero_centered_rmsnorm"] = "layernorm"
+    # x + f(norm(x)), x + norm(f(x)) (OLMo 2), or x + norm(f(norm(x))) (Gemma 2)
+    norm_placement: Literal["pre", "reordered", "sandwich"] = "pre"
+    parallel_residual: bool = False  # x + mixer(norm(x)) + feedforward(norm(x)), as in GPT-NeoX
     norm_eps: float | None = Field(None, gt=0)  # default: 1e-5 (layernorm), 1e-6 (rmsnorm)
     bias: bool = True
     qkv_bias: bool | None = None  # of queries, keys and values; default: as `bias`
     tie_embeddings: bool = True
+    embedding_scale: float | None = Field(None, gt=0)  # of token embeddings, not of the tied head
+    logits_soft_cap: float | None = Field(None, gt=0)  # logits are kept within it by a tanh
     causal: bool = True  # false: tokens also see later ones, as in masked diffusion
     dropout: float = Field(0.0, ge=0, lt=1)
 
@@ -158,11 +168,13 @@ class DecoderConfig(ModelConfig):
         if (
             self.positions == "rope"
             and "latent_attention" not in self.mixers
-            and self.size_of_heads % 2
+            and (self.rope_size % 2 or not self.rope_size)
         ):
-            raise ValueError("rope needs an even head_size")
+            raise ValueError(f"rope needs an even head_size, rotated are {self.rope_size}")
         if self.rope_scaling is not None and self.positions != "rope":
             raise ValueError("rope_scaling needs positions=rope")
+        if self.parallel_residual and self.norm_placement != "pre":
+            raise ValueError("parallel_residual needs norm_placement=pre")
         return self
 
     @property
@@ -179,6 +191,24 @@ class DecoderConfig(ModelConfig):
     def size_of_heads(self) -> int:
         """`head_size`, by default hidden_size / num_heads."""
         return self.head_size or self.hidden_size // self.num_heads
+
+    @property
+    def rope_size(self) -> int:
+        """The dimensions of each head that RoPE rotates."""
+        return int(self.size_of_heads * self.rope_fraction)
+
+    def hidden_units(self, kind: str) -> int:
+        """`intermediate_size` of a dense feed-forward layer, by default 4x the width (mlp), or 8/3x, which has the
+        parameters of a 4x MLP, rounded up to a multiple of 32."""
+        usual = 4 * self.hidden_size if kind == "mlp" else -(-self.hidden_size * 8 // (3 * 32)) * 32
+        return self.intermediate_size or usual
+
+    def hidden_units_of_experts(self) -> int:
+        """Of each expert of `moe`; by default top_k of them are as large as a SwiGLU."""
+        options = self.options_of("moe")
+        usual = -(-self.hidden_size * 8 // (3 * 32 * options.top_k)) * 32
+        size: int = options.expert_size or self.intermediate_size or usual
+        return size
 
     def options_of(self, name: str) -> Any:
         """The validated options of a mixer or feed-forward layer."""

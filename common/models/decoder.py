@@ -21,8 +21,9 @@ from common.models.feedforwards.base import FeedForward
 from common.models.feedforwards.moe import MoE, Routing
 from common.models.linear_loss import TiedGradient, linear_next_token_loss
 from common.models.loss import is_padding, next_token_loss
-from common.models.mixers.attention import RotaryEmbedding
 from common.models.mixers.base import Mixer, ParameterRole, Positions
+from common.models.mixers.rope import RotaryEmbedding
+from common.models.norms import make_norm
 from common.models.registry import feedforward_class, mixer_class
 
 
@@ -34,27 +35,26 @@ class DecoderCache:
     length: int = 0
 
 
-def _norm(config: DecoderConfig) -> nn.Module:
-    if config.norm == "layernorm":
-        return nn.LayerNorm(config.hidden_size, eps=config.norm_eps or 1e-5, bias=config.bias)
-    return nn.RMSNorm(config.hidden_size, eps=config.norm_eps or 1e-6)
-
-
 class Block(nn.Module):
-    """x + mixer(norm(x)), then x + feedforward(norm(x)): the pre-norm residual of GPT-2."""
+    """x + mixer(norm(x)), then x + feedforward(norm(x)): the pre-norm residual of GPT-2, or another order of
+    norms (`norm_placement`), or both parts at once (`parallel_residual`)."""
 
     mixer: Mixer
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         name = config.mixers[layer]
-        self.mixer_norm = _norm(config)
+        before, after = config.norm_placement != "reordered", config.norm_placement != "pre"
+        self.parallel = config.parallel_residual
+        self.mixer_norm = make_norm(config) if before else nn.Identity()
         self.mixer = mixer_class(name)(config, config.options_of(name), layer)
+        self.mixer_output_norm = make_norm(config) if after else nn.Identity()
         self.feedforward: FeedForward | None = None
         kind = config.feedforward_kinds[layer]
         if kind != "none":
-            self.feedforward_norm = _norm(config)
+            self.feedforward_norm = make_norm(config) if before else nn.Identity()
             self.feedforward = feedforward_class(kind)(config, config.options_of(kind), layer)
+            self.feedforward_output_norm = make_norm(config) if after else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -62,24 +62,27 @@ class Block(nn.Module):
     ) -> torch.Tensor | tuple[torch.Tensor, Routing]:
         """See Mixer.forward. In training, a mixture of experts also returns its Routing: FSDP gathers
         the weights for the backward pass of what a block returns, and of nothing else."""
-        x = x + self.dropout(self.mixer(self.mixer_norm(x), where, state))
+        output = self.mixer_output_norm(self.mixer(self.mixer_norm(x), where, state))
+        mixed: torch.Tensor = x + self.dropout(output)
         if self.feedforward is None:
-            return x
-        normed = self.feedforward_norm(x)
+            return mixed
+        normed = self.feedforward_norm(x if self.parallel else mixed)
+        routing = None
         if self.training and isinstance(self.feedforward, MoE):
             output, routing = self.feedforward.routed(normed, where)
-            return x + self.dropout(output), routing
-        x = x + self.dropout(self.feedforward(normed, where))
-        return x
+        else:
+            output = self.feedforward(normed, where)
+        output = mixed + self.dropout(self.feedforward_output_norm(output))
+        return output if routing is None else (output, routing)
 
 
 def _share_rope(mixers: list[Mixer]) -> None:
-    """All layers share one table of angles: with a context of 131,072 tokens it takes 128 MiB."""
-    tables: dict[int, RotaryEmbedding] = {}
+    """Layers with equal angles share one table: with a context of 131,072 tokens it takes 128 MiB."""
+    tables: dict[tuple[int, float, str], RotaryEmbedding] = {}
     for mixer in mixers:
         rope = getattr(mixer, "rope", None)
         if isinstance(rope, RotaryEmbedding):
-            mixer.rope = tables.setdefault(rope.head_size, rope)
+            mixer.rope = tables.setdefault((rope.size, rope.theta, repr(rope.scaling)), rope)
 
 
 class Decoder(BaseLanguageModel):
@@ -104,7 +107,7 @@ class Decoder(BaseLanguageModel):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         _share_rope(self.mixers)
-        self.final_norm = _norm(config)
+        self.final_norm = make_norm(config)
         self._compiled_blocks: list[Any] = []  # a plain list does not register the weights again
         self.head = None
         if not config.tie_embeddings:
@@ -177,6 +180,12 @@ class Decoder(BaseLanguageModel):
         limits = [mixer.context_limit for mixer in self.mixers]
         return min((limit for limit in limits if limit is not None), default=None)
 
+    @property
+    def cache_switch(self) -> int | None:
+        """See BaseLanguageModel.cache_switch."""
+        ropes = [m for m in self.modules() if isinstance(m, RotaryEmbedding)]
+        return next((rope.switch for rope in ropes if rope.switch is not None), None)
+
     def new_cache(self, batch_size: int, max_length: int) -> DecoderCache | None:
         """See BaseLanguageModel.new_cache; None if a mixer has no state."""
         states = [mixer.new_state(batch_size, max_length) for mixer in self.mixers]
@@ -197,7 +206,9 @@ class Decoder(BaseLanguageModel):
         return output
 
     def compute_loss(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Compute the loss without keeping the (batch, time, vocab_size) logits."""
+        """Compute the loss without keeping the (batch, time, vocab_size) logits, unless they are capped."""
+        if self.config.logits_soft_cap is not None:
+            return self(input_ids, labels)["loss"]  # type: ignore[no-any-return]  # nn.Module
         tied = TiedGradient() if self.head is None else None
         hidden, routings = self._hidden(input_ids, None, labels, tied)
         loss = linear_next_token_loss(hidden, self._output_weight, labels, tied)
@@ -248,8 +259,11 @@ class Decoder(BaseLanguageModel):
     def embed(self, input_ids: torch.Tensor, tied: TiedGradient | None = None) -> torch.Tensor:
         """(batch, time) int64 -> (batch, time, hidden_size), without positions."""
         if tied is not None:
-            return tied.embed(input_ids, self.token_embedding.weight)
-        return self.token_embedding(input_ids)  # type: ignore[no-any-return]  # nn.Module.__call__
+            x = tied.embed(input_ids, self.token_embedding.weight)
+        else:
+            x = self.token_embedding(input_ids)
+        scale = self.config.embedding_scale
+        return x if scale is None else x * x.new_tensor(scale)  # rounded as the weights
 
     def _positions(self, input_ids: torch.Tensor, cache: DecoderCache | None) -> Positions:
         """A document starts at the end-of-text token before it, which predicts its first token."""
@@ -268,9 +282,11 @@ class Decoder(BaseLanguageModel):
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., hidden_size) -> (..., vocab_size)"""
         if self.head is None:
-            return F.linear(hidden, self.token_embedding.weight)
-        logits: torch.Tensor = self.head(hidden)
-        return logits
+            logits = F.linear(hidden, self.token_embedding.weight)
+        else:
+            logits = self.head(hidden)
+        cap = self.config.logits_soft_cap
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def _hidden(
         self,

@@ -18,7 +18,8 @@ Layer = TypeVar("Layer")
 _MIXERS = "common.models.mixers"
 MIXERS = {
     "attention": f"{_MIXERS}.attention:Attention",
-    "local_attention": f"{_MIXERS}.attention:LocalAttention",
+    "nope_attention": f"{_MIXERS}.attention:NoPositionAttention",
+    "local_attention": f"{_MIXERS}.local_attention:LocalAttention",
     "latent_attention": f"{_MIXERS}.latent_attention:LatentAttention",
     "lstm": f"{_MIXERS}.recurrent:LSTM",
     "gru": f"{_MIXERS}.recurrent:GRU",
@@ -40,6 +41,7 @@ _FEEDFORWARDS = "common.models.feedforwards"
 FEEDFORWARDS = {
     "mlp": f"{_FEEDFORWARDS}.dense:MLP",
     "swiglu": f"{_FEEDFORWARDS}.dense:SwiGLU",
+    "geglu": f"{_FEEDFORWARDS}.dense:GEGLU",
     "moe": f"{_FEEDFORWARDS}.moe:MoE",
 }
 

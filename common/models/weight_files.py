@@ -36,9 +36,10 @@ _DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": _FP8,
 }
+_HEADS = ("lm_head.", "embed_out.")
 _SCALE_DTYPES = (torch.float32, torch.bfloat16)
 # Masks and frequencies that old versions saved with the weights.
-NO_WEIGHTS = re.compile(r".*\.attn\.(masked_)?bias|.*\.rotary_emb\.inv_freq")
+NO_WEIGHTS = re.compile(r".*\.(attn|attention)\.(masked_)?bias|.*\.rotary_emb\.inv_freq")
 
 
 def shown(text: str) -> str:
@@ -102,7 +103,7 @@ class WeightFiles:
         self._tensors = _open_all(folder, files)
         if not any(name.startswith(root) for name in self._tensors):
             self._tensors = {
-                name if name.startswith("lm_head.") else root + name: tensor
+                name if name.startswith(_HEADS) else root + name: tensor
                 for name, tensor in self._tensors.items()
             }
         scales = _check_quantization(folder, self._tensors, quantization)

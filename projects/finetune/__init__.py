@@ -1,1 +1,1 @@
-"""Fine-tune a GPT-2, Llama or Qwen of the hub, or your own run, on another text."""
+"""Fine-tune a model of the hub, or your own run, on another text."""

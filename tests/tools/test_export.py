@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from common.models.hub_format import load_pretrained
+from common.models.hub.load import load_pretrained
 from common.utils.paths import get_runs_dir
 from tests.untrained_run import make_run
 

@@ -29,7 +29,7 @@ class MLP(FeedForward):
 
     def __init__(self, config: DecoderConfig, options: NoOptions, layer: int) -> None:
         super().__init__()
-        size = config.intermediate_size or 4 * config.hidden_size
+        size = config.hidden_units("mlp")
         self.input = nn.Linear(config.hidden_size, size, bias=config.bias)
         self.output = nn.Linear(size, config.hidden_size, bias=config.bias)
         self.activation = ACTIVATIONS[config.activation]
@@ -41,17 +41,25 @@ class MLP(FeedForward):
 
 
 class SwiGLU(FeedForward):
-    """W2 (silu(W1 x) * V x) (Shazeer 2020, "GLU Variants Improve Transformer", eq. 6)."""
+    """W2 (f(W1 x) * V x) with f = silu (Shazeer 2020, "GLU Variants Improve Transformer", eq. 6)."""
 
     def __init__(self, config: DecoderConfig, options: NoOptions, layer: int) -> None:
         super().__init__()
-        # 8/3 of the width has the parameters of a 4x MLP; rounded up to a multiple of 32.
-        size = config.intermediate_size or -(-config.hidden_size * 8 // (3 * 32)) * 32
+        size = config.hidden_units("swiglu")
         self.gate = nn.Linear(config.hidden_size, size, bias=config.bias)
         self.input = nn.Linear(config.hidden_size, size, bias=config.bias)
         self.output = nn.Linear(size, config.hidden_size, bias=config.bias)
+        self.activation: Callable[[torch.Tensor], torch.Tensor] = F.silu
 
     def forward(self, x: torch.Tensor, where: Positions) -> torch.Tensor:
         """See FeedForward.forward."""
-        result: torch.Tensor = self.output(F.silu(self.gate(x)) * self.input(x))
+        result: torch.Tensor = self.output(self.activation(self.gate(x)) * self.input(x))
         return result
+
+
+class GEGLU(SwiGLU):
+    """SwiGLU with f = GELU, or another `activation` (Shazeer 2020, eq. 6)."""
+
+    def __init__(self, config: DecoderConfig, options: NoOptions, layer: int) -> None:
+        super().__init__(config, options, layer)
+        self.activation = ACTIVATIONS[config.activation]

@@ -50,28 +50,36 @@ class MoE(FeedForward):
         super().__init__()
         self.options = options
         hidden, experts = config.hidden_size, options.num_experts
-        size = options.expert_size or config.intermediate_size
-        self.size = size or -(-hidden * 8 // (3 * 32 * options.top_k)) * 32
+        self.size = config.hidden_units_of_experts()
         self.router = nn.Linear(hidden, experts, bias=False)
         self.input = nn.Parameter(torch.empty(experts, 2 * self.size, hidden))
         self.output = nn.Parameter(torch.empty(experts, hidden, self.size))
         self.shared: nn.ModuleDict | None = None
+        self.shared_gate: nn.Linear | None = None
+        if options.num_shared and options.shared_gate:
+            self.shared_gate = nn.Linear(hidden, 1, bias=False)
         if options.num_shared:
-            shared = options.num_shared * self.size
+            shared = options.num_shared * (options.shared_size or self.size)
             self.shared = nn.ModuleDict(
                 {
                     "input": nn.Linear(hidden, 2 * shared, bias=False),
                     "output": nn.Linear(shared, hidden, bias=False),
                 }
             )
-        self.register_buffer("bias", torch.zeros(experts))
+        self.register_buffer("bias", torch.empty(experts))
         # Sums of Routing.load and Routing.mass. `new_*`: of this process in the current step; `load`,
         # `mass`: of all processes since the last log.
-        load, mass = torch.zeros(experts, dtype=torch.int64), torch.zeros(2)
+        load, mass = torch.empty(experts, dtype=torch.int64), torch.empty(2)
         self.register_buffer("new_load", load, persistent=False)
         self.register_buffer("new_mass", mass, persistent=False)
         self.register_buffer("load", load.clone())
         self.register_buffer("mass", mass.clone())
+        self.reset_buffers()
+
+    def reset_buffers(self) -> None:
+        """No bias, and no token counted."""
+        for buffer in self.buffers(recurse=False):
+            buffer.zero_()
 
     def active_parameters(self) -> int:
         """See FeedForward.active_parameters."""
@@ -99,7 +107,10 @@ class MoE(FeedForward):
         )
         if self.shared is not None:
             gate, value = self.shared["input"](tokens).chunk(2, dim=-1)
-            output = output + self.shared["output"](F.silu(gate) * value)
+            shared = self.shared["output"](F.silu(gate) * value)
+            if self.shared_gate is not None:
+                shared = shared * self.shared_gate(tokens).sigmoid()
+            output = output + shared
         counted = torch.ones_like(experts[:, 0])
         if where.padding is not None:
             counted = (~where.padding).flatten().to(experts.dtype)
@@ -125,9 +136,11 @@ class MoE(FeedForward):
         return scores, experts, weights * options.scale
 
     def _within_groups(self, ranked: torch.Tensor) -> torch.Tensor:
-        """Mask all but the `top_groups` groups with the highest two scores (DeepSeek-AI 2024, "V3", 2.1.2)."""
+        """Mask all but the `top_groups` groups with the highest score: the sum of their two highest (DeepSeek-AI
+        2024, "V3", 2.1.2), or their highest ("V2", 2.2.2)."""
         grouped = ranked.view(len(ranked), self.options.num_groups, -1)
-        best = grouped.topk(min(2, grouped.shape[-1]), dim=-1).values.sum(dim=-1)
+        counted = 2 if self.options.group_score == "top2_sum" else 1
+        best = grouped.topk(min(counted, grouped.shape[-1]), dim=-1).values.sum(dim=-1)
         kept = torch.zeros_like(best, dtype=torch.bool)
         kept = kept.scatter(-1, best.topk(self.options.top_groups, dim=-1).indices, True)
         return grouped.masked_fill(~kept[..., None], -torch.inf).flatten(-2)

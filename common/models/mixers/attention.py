@@ -1,4 +1,4 @@
-"""Causal multi-head attention (Vaswani et al. 2017, section 3.2), grouped-query, with RoPE and QK-norm."""
+"""Causal multi-head attention (Vaswani et al. 2017, section 3.2), grouped-query, with RoPE, norms and a gate."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.models.config import DecoderConfig, RopeScaling
+from common.models.config import DecoderConfig
 from common.models.mixers.base import Mixer, Positions
-from common.models.mixers.options import NoOptions, WindowOptions
+from common.models.mixers.options import AttentionOptions, NoOptions, NoPositionOptions
+from common.models.mixers.rope import RotaryEmbedding
+from common.models.norms import make_rms_norm
 
 _LONGEST_EAGER = 1024  # tokens; beyond it eager attention is slower
 
@@ -63,52 +65,6 @@ class KeyValueCache:
     def mask(self) -> torch.Tensor:
         """(room,): 0 where a key is written, else -infinity; added to scores."""
         return self.masks[self.room - self.length : 2 * self.room - self.length]
-
-
-def rope_frequencies(head_size: int, theta: float, scaling: RopeScaling | None) -> torch.Tensor:
-    """(head_size / 2,) float64, radians per token."""
-    frequencies = theta ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
-    if scaling is None:
-        return frequencies
-    turns = scaling.original_context_length * frequencies / (2 * math.pi)
-    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-    kept = ((turns - low) / (high - low)).clamp(0, 1)
-    return frequencies * (kept + (1 - kept) / scaling.factor)
-
-
-class RotaryEmbedding(nn.Module):
-    """Su et al. 2021, "RoFormer", eq. 34, with the halves-apart layout of Llama checkpoints."""
-
-    cosine: torch.Tensor
-    sine: torch.Tensor
-
-    def __init__(
-        self,
-        head_size: int,
-        context_length: int,
-        theta: float,
-        scaling: RopeScaling | None = None,
-    ) -> None:
-        super().__init__()
-        self.head_size, self.context_length = head_size, context_length
-        self.theta, self.scaling = theta, scaling
-        self.register_buffer("cosine", None, persistent=False)
-        self.register_buffer("sine", None, persistent=False)
-        self.compute_tables()
-
-    def compute_tables(self) -> None:
-        """Fill the tables, which are not saved with the weights."""
-        frequencies = rope_frequencies(self.head_size, self.theta, self.scaling)
-        angles = torch.outer(torch.arange(self.context_length, dtype=torch.float64), frequencies)
-        angles = torch.cat([angles, angles], dim=-1)
-        self.cosine, self.sine = angles.cos().float(), angles.sin().float()
-
-    def forward(self, x: torch.Tensor, start: int) -> torch.Tensor:
-        """Rotate x (batch, heads, time, head_size), whose first position is `start`."""
-        cosine = self.cosine[start : start + x.shape[2]].to(x.dtype)
-        sine = self.sine[start : start + x.shape[2]].to(x.dtype)
-        first, second = x.chunk(2, dim=-1)
-        return x * cosine + torch.cat([-second, first], dim=-1) * sine
 
 
 def eager_attention(
@@ -167,6 +123,7 @@ def eager_attention(
 class Attention(Mixer):
     """softmax(Q K^T / sqrt(head size)) V per head; each position sees itself and earlier ones."""
 
+    Options: type[NoOptions] = AttentionOptions
     needs_mask = True
     window: int | None = None
 
@@ -183,14 +140,27 @@ class Attention(Mixer):
         self.query_key_value = nn.Linear(config.hidden_size, sizes, bias=qkv_bias)
         inputs = self.num_heads * self.head_size
         self.output = nn.Linear(inputs, config.hidden_size, bias=config.bias)
-        eps = config.norm_eps or 1e-6
-        self.query_norm = nn.RMSNorm(self.head_size, eps=eps) if config.qk_norm else nn.Identity()
-        self.key_norm = nn.RMSNorm(self.head_size, eps=eps) if config.qk_norm else nn.Identity()
-        self.rope: RotaryEmbedding | None = None
-        if config.positions == "rope":
-            self.rope = RotaryEmbedding(
-                self.head_size, config.context_length, config.rope_theta, config.rope_scaling
-            )
+        self.norms_projection = config.qk_norm == "projection"
+        self.query_norm: nn.Module = nn.Identity()
+        self.key_norm: nn.Module = nn.Identity()
+        if config.qk_norm:
+            heads = (self.num_heads, self.num_kv_heads) if self.norms_projection else (1, 1)
+            self.query_norm = make_rms_norm(config, heads[0] * self.head_size)
+            self.key_norm = make_rms_norm(config, heads[1] * self.head_size)
+        self.gate: nn.Linear | None = None
+        if config.attention_gate:
+            self.gate = nn.Linear(config.hidden_size, inputs, bias=qkv_bias)
+        self.query_factor: float | None = None  # the kernels divide scores by sqrt(head_size)
+        if config.attention_scale is not None:
+            self.query_factor = config.attention_scale * math.sqrt(self.head_size)
+        self.rope = self._make_rope(config, options)
+
+    def _make_rope(self, config: DecoderConfig, options: NoOptions) -> RotaryEmbedding | None:
+        if config.positions != "rope":
+            return None
+        return RotaryEmbedding(
+            config.rope_size, config.context_length, config.rope_theta, config.rope_scaling
+        )
 
     @property
     def context_limit(self) -> int | None:
@@ -214,19 +184,35 @@ class Attention(Mixer):
     ) -> torch.Tensor:
         """See Mixer.forward."""
         batch, time, _ = x.shape
-        heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
-        projected = self.query_key_value(x).view(batch, time, sum(heads), self.head_size)
-        query, key, value = projected.transpose(1, 2).split_with_sizes(heads, dim=1)
-        query, key = self.query_norm(query), self.key_norm(key)
+        query, key, value = self._heads(self.query_key_value(x))
         if self.rope is not None:
             query, key = self.rope(query, where.start), self.rope(key, where.start)
+        if self.query_factor is not None:
+            query = query * self.query_factor
         if state is not None:
             state.append(key, value)
             mixed = attention_to_cache(query, state, self.soft_cap)
         else:
             mixed = self.mix(query, key, value, where)
-        output: torch.Tensor = self.output(mixed.transpose(1, 2).reshape(batch, time, -1))
+        mixed = mixed.transpose(1, 2).reshape(batch, time, -1)
+        if self.gate is not None:
+            mixed = mixed * self.gate(x).sigmoid()
+        output: torch.Tensor = self.output(mixed)
         return output
+
+    def _heads(self, projected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(batch, time, sizes) -> queries, keys and values, each (batch, heads, time, head size), the
+        first two normalised."""
+        heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
+        if self.norms_projection:
+            sizes = [number * self.head_size for number in heads]
+            query, key, value = projected.split_with_sizes(sizes, dim=-1)
+            projected = torch.cat([self.query_norm(query), self.key_norm(key), value], dim=-1)
+        parts = projected.view(*projected.shape[:2], sum(heads), self.head_size).transpose(1, 2)
+        query, key, value = parts.split_with_sizes(heads, dim=1)
+        if not self.norms_projection:
+            query, key = self.query_norm(query), self.key_norm(key)
+        return query, key, value
 
     def mix(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, where: Positions
@@ -243,69 +229,13 @@ class Attention(Mixer):
         )
 
 
-class LocalAttention(Attention):
-    """Attention to the last `window` tokens (Beltagy et al. 2020, "Longformer", section 3.1), and to the
-    next ones if not causal; its cache is constant in size."""
+class NoPositionAttention(Attention):
+    """Attention without RoPE, in a Decoder whose other layers have it (Kazemnejad et al. 2023, "NoPE")."""
 
-    Options = WindowOptions
+    Options = NoPositionOptions
 
-    def __init__(self, config: DecoderConfig, options: WindowOptions, layer: int) -> None:
-        super().__init__(config, NoOptions(), layer)
-        self.window: int = options.window
-
-    @property
-    def context_limit(self) -> int | None:
-        """See Mixer.context_limit; the table of RoPE is as long as the context."""
-        return None if self.rope is None else self.context_length
-
-    def mix(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, where: Positions
-    ) -> torch.Tensor:
-        """See Attention.mix. Each window of queries sees its own keys and those of the window before it,
-        so that time and memory grow with the length, not with its square."""
-        batch, _, time, _ = query.shape
-        if time <= self.window:
-            return super().mix(query, key, value, where)
-        blocks = -(-time // self.window)
-        attention_mask = self._mask_of_blocks(where, blocks, time, query.device)
-        mixed = eager_attention(
-            self._in_blocks(query, blocks, 0, 0),
-            self._in_blocks(key, blocks, 1, 0 if where.causal else 1),
-            self._in_blocks(value, blocks, 1, 0 if where.causal else 1),
-            self.dropout if self.training else 0.0,
-            attention_mask.expand(batch, -1, -1, -1).flatten(0, 1)[:, None],
-            soft_cap=self.soft_cap,
-        )
-        mixed = mixed.view(batch, blocks, -1, self.window, mixed.shape[3])
-        return mixed.transpose(1, 2).flatten(2, 3)[:, :, :time]
-
-    def _in_blocks(self, x: torch.Tensor, blocks: int, before: int, after: int) -> torch.Tensor:
-        """(batch, heads, time, size) -> (batch * blocks, heads, (before + 1 + after) * window, size)"""
-        missing = blocks * self.window - x.shape[2]
-        x = F.pad(x, (0, 0, before * self.window, after * self.window + missing))
-        size = (before + 1 + after) * self.window
-        return x.unfold(2, size, self.window).permute(0, 2, 1, 4, 3).flatten(0, 1)
-
-    def _mask_of_blocks(
-        self, where: Positions, blocks: int, time: int, device: torch.device
-    ) -> torch.Tensor:
-        """(batch or 1, blocks, window, keys) bool, True where a query sees a key."""
-        positions = torch.arange(blocks * self.window, device=device)[None, None, :, None]
-        after = 0 if where.causal else 1
-        queries = self._in_blocks(positions, blocks, 0, 0)  # (blocks, 1, window, 1)
-        keys = self._in_blocks(positions + 1, blocks, 1, after).mT - 1  # padding is at -1
-        distance = queries - keys
-        near = (distance >= 0) if where.causal else (distance > -self.window)
-        near = (near & (distance < self.window) & (keys >= 0) & (keys < time))[:, 0]
-        near |= queries[:, 0] >= time  # rows of padding: without a key softmax is NaN
-        if where.documents is None:
-            return near[None]
-        documents = F.pad(where.documents, (0, positions.shape[2] - time), value=-1)
-        documents = documents[:, None, :, None]
-        shape = (len(documents), blocks, self.window, -1)
-        of_queries = self._in_blocks(documents, blocks, 0, 0).view(shape)
-        of_keys = self._in_blocks(documents, blocks, 1, after).view(*shape[:2], -1, 1).mT
-        return near & ((of_queries == of_keys) | (of_queries < 0))
+    def _make_rope(self, config: DecoderConfig, options: NoOptions) -> RotaryEmbedding | None:
+        return None
 
 
 def attention(

@@ -27,7 +27,7 @@ def unit(x: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
 class DeltaNet(Mixer):
     """S_t = S_{t-1} + beta_t k_t (v_t - S_{t-1}^T k_t)^T, o_t = S_t^T q_t (Yang et al. 2024, eq. 4).
 
-    Each key head serves num_value_heads / num_heads value heads. With `eigenvalues: signed`, beta is
+    Each key head serves num_value_heads / num_key_heads value heads. With `eigenvalues: signed`, beta is
     between 0 and 2, so that a token can flip the sign of a part of the state (Grazzi et al. 2025).
     """
 
@@ -36,8 +36,8 @@ class DeltaNet(Mixer):
 
     def __init__(self, config: DecoderConfig, options: DeltaOptions, layer: int) -> None:
         super().__init__()
-        self.num_heads = config.num_heads
-        self.num_value_heads = options.num_value_heads or config.num_heads
+        self.num_heads = options.num_key_heads or config.num_heads
+        self.num_value_heads = options.num_value_heads or self.num_heads
         self.key_size = options.key_size or config.size_of_heads
         self.value_size = options.value_size or self.key_size
         self.most_beta = 2.0 if options.eigenvalues == "signed" else 1.0

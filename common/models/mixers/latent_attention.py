@@ -8,12 +8,13 @@ from torch import nn
 from common.models.config import DecoderConfig
 from common.models.mixers.attention import (
     KeyValueCache,
-    RotaryEmbedding,
     attention,
     attention_to_cache,
 )
 from common.models.mixers.base import Mixer, Positions
 from common.models.mixers.options import LatentOptions
+from common.models.mixers.rope import RotaryEmbedding
+from common.models.rope_scaling import YarnScaling
 
 
 class LatentAttention(Mixer):
@@ -48,10 +49,14 @@ class LatentAttention(Mixer):
         self.expand = nn.Linear(self.latent_size, expanded, bias=False)
         self.output = nn.Linear(self.num_heads * self.value_size, hidden, bias=False)
         self.rope: RotaryEmbedding | None = None
+        self.query_factor: float | None = None
         if config.positions == "rope":
+            scaling = config.rope_scaling
             self.rope = RotaryEmbedding(
-                self.rope_size, config.context_length, config.rope_theta, config.rope_scaling
+                self.rope_size, config.context_length, config.rope_theta, scaling
             )
+            if isinstance(scaling, YarnScaling) and scaling.mscale_all:
+                self.query_factor = scaling.magnitude(scaling.mscale_all) ** 2
 
     @property
     def context_limit(self) -> int | None:
@@ -79,6 +84,8 @@ class LatentAttention(Mixer):
         latent, shared = self.norm(latent), shared[:, None]
         if self.rope is not None:
             turned, shared = self.rope(turned, where.start), self.rope(shared, where.start)
+        if self.query_factor is not None:
+            query, turned = query * self.query_factor, turned * self.query_factor
         if state is None:
             mixed = self._attend(query, turned, latent, shared, where)
         else:

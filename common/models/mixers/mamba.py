@@ -110,7 +110,10 @@ class Mamba2(Mixer):
             self.size + self.convolved + self.num_heads
         )  # the gate, what is convolved, the steps
         self.input = nn.Linear(config.hidden_size, projected, bias=config.bias)
-        self.convolution = ShortConvolution(self.convolved, options.kernel_size)
+        self.convolution = ShortConvolution(
+            self.convolved, options.kernel_size, options.convolution_bias
+        )
+        self.step_limits = (options.min_step, options.max_step)
         self.step_bias = nn.Parameter(torch.empty(self.num_heads))
         self.log_rates = nn.Parameter(torch.empty(self.num_heads))
         self.skip = nn.Parameter(torch.empty(self.num_heads))
@@ -148,6 +151,8 @@ class Mamba2(Mixer):
         value = value.reshape(*x.shape[:2], self.num_heads, self.head_size)
         query, key = self._for_each_head(query), self._for_each_head(key)
         step = F.softplus(at_least_fp32(step) + self.step_bias)
+        if self.step_limits != (0.0, None):
+            step = step.clamp(*self.step_limits)
         y, hidden = matrix_scan(
             query,
             key,

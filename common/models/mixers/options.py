@@ -30,10 +30,18 @@ class AttentionOptions(HeadsOptions):
     sees_later: ClassVar[bool] = True
 
 
+class NoPositionOptions(HeadsOptions):
+    """`nope_attention`: attention without positions, configured by the flat keys of DecoderConfig."""
+
+    sees_later: ClassVar[bool] = True
+
+
 class WindowOptions(AttentionOptions):
     """`local_attention`: each token sees the last `window` tokens, including itself."""
 
     window: int = Field(256, gt=0)
+    rope_theta: float | None = Field(None, gt=0)  # default: as the other layers
+    rope_scaling: bool = True  # false: the frequencies of these layers are not scaled
 
 
 class LatentOptions(AttentionOptions):
@@ -81,6 +89,9 @@ class Mamba2Options(NoOptions):
     head_size: int = Field(64, gt=0)
     num_groups: int = Field(1, gt=0)  # of heads that share B and C
     kernel_size: int = Field(4, gt=1)
+    convolution_bias: bool = True
+    min_step: float = Field(0.0, ge=0)  # steps are kept within ...
+    max_step: float | None = Field(None, gt=0)  # ... these limits; default: none
 
 
 class RetentionOptions(HeadsOptions):
@@ -115,7 +126,8 @@ class DeltaOptions(HeadsOptions):
 
     key_size: int | None = Field(None, gt=0)  # of each head; default: width / num_heads
     value_size: int | None = Field(None, gt=0)  # of each head; default: as key_size
-    num_value_heads: int | None = Field(None, gt=0)  # a multiple of num_heads, which is the default
+    num_key_heads: int | None = Field(None, gt=0)  # default: num_heads
+    num_value_heads: int | None = Field(None, gt=0)  # a multiple of the key heads; default: as many
     kernel_size: int = Field(4, gt=1)
     # [0, 1], or [-1, 1] to track a state such as a parity (Grazzi et al. 2025)
     eigenvalues: Literal["positive", "signed"] = "positive"
@@ -135,6 +147,10 @@ class MoEOptions(NoOptions):
     num_experts: int = Field(8, gt=0)
     top_k: int = Field(2, gt=0)  # experts of each token
     num_shared: int = Field(0, ge=0)  # additional experts for every token
+    shared_size: int | None = Field(
+        None, gt=0
+    )  # hidden units of each of them; default: as the others
+    shared_gate: bool = False  # their output is multiplied by sigmoid(w x)
     # hidden units of each; default: intermediate_size, or what makes top_k of them as large as a SwiGLU
     expert_size: int | None = Field(None, gt=0)
     scores: Literal["softmax", "sigmoid"] = "softmax"
@@ -142,6 +158,7 @@ class MoEOptions(NoOptions):
     scale: float = Field(1.0, gt=0)  # of the weights
     num_groups: int = Field(1, gt=0)  # experts i, i + 1, ... are one group
     top_groups: int = Field(1, gt=0)  # groups that the experts of a token come from
+    group_score: Literal["top2_sum", "max"] = "top2_sum"  # of its experts' scores
     balance: Literal["loss", "bias", "none"] = "loss"
     loss_weight: float = Field(0.01, ge=0)
     bias_step: float = Field(1e-3, ge=0)
@@ -162,6 +179,7 @@ class MoEOptions(NoOptions):
 
 OPTIONS: dict[str, type[NoOptions]] = {
     "attention": AttentionOptions,
+    "nope_attention": NoPositionOptions,
     "local_attention": WindowOptions,
     "latent_attention": LatentOptions,
     "lstm": NoOptions,
@@ -181,5 +199,6 @@ OPTIONS: dict[str, type[NoOptions]] = {
     "rwkv7": RWKV7Options,
     "mlp": NoOptions,
     "swiglu": NoOptions,
+    "geglu": NoOptions,
     "moe": MoEOptions,
 }

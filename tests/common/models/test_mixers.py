@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.models.config import DecoderConfig
-from common.models.mixers.attention import Attention, LocalAttention, eager_attention
+from common.models.mixers.attention import Attention, eager_attention
 from common.models.mixers.base import Mixer, Positions
+from common.models.mixers.local_attention import LocalAttention
 from common.models.mixers.options import NoOptions, WindowOptions
 from common.models.mixers.recurrent import LSTM
 from tests.budget import examples
