@@ -21,6 +21,7 @@ VARIANTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     *((name, {}, {}) for name in MIXERS),
     ("attention", {}, {"num_heads": 4, "num_kv_heads": 2, "qk_norm": True}),
     ("attention", {}, {"attention_soft_cap": 3.0}),
+    ("attention", {}, {"attention_gate": True, "attention_scale": 0.3, "qk_norm": "projection"}),
     ("local_attention", {"window": 1}, {}),
     ("local_attention", {"window": 7}, {"num_heads": 4, "num_kv_heads": 1}),
     ("local_attention", {"window": 64}, {"attention_soft_cap": 3.0}),
@@ -32,6 +33,7 @@ VARIANTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("gated_convolution", {"kernel_size": 7}, {}),
     ("mamba", {"state_size": 3, "kernel_size": 2, "step_rank": 2}, {}),
     ("mamba2", {"head_size": 8, "num_groups": 2, "state_size": 6}, {}),
+    ("mamba2", {"convolution_bias": False, "min_step": 0.01, "max_step": 0.05}, {}),
     ("retnet", {"value_expansion": 1.0}, {"num_heads": 4}),
     ("gla", {"key_expansion": 1.0, "gate_divisor": 0.1}, {}),
     ("mlstm", {"key_expansion": 1.0, "gate_soft_cap": 30.0}, {}),
@@ -39,6 +41,7 @@ VARIANTS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("delta_net", {"eigenvalues": "signed"}, {}),
     ("gated_delta_net", {"key_size": 4, "value_size": 6, "num_value_heads": 4}, {}),
     ("gated_delta_net", {"eigenvalues": "signed", "kernel_size": 2}, {}),
+    ("delta_net", {"num_key_heads": 1, "num_value_heads": 3, "key_size": 4}, {}),
 ]
 
 

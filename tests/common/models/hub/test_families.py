@@ -88,6 +88,23 @@ def test_theirs_to_ours_and_back(name: str, seed: int, tmp_path: Path) -> None:
         assert all(torch.equal(written[key], original[key]) for key in written)
 
 
+@pytest.mark.parametrize("name", ["mixtral", "olmoe", "qwen3_moe", "deepseek_v3", "qwen3_next"])
+def test_padding_of_a_batch_changes_no_token_before_it(name: str, tmp_path: Path) -> None:
+    """Experts drop no token, so that padding takes no room of others (transformers 28505)."""
+    theirs = make(name, 1)
+    theirs.save_pretrained(tmp_path / "a")
+    ours = load_pretrained(tmp_path / "a").eval()
+    inputs, lengths = tokens(3, 20), [20, 13, 5]
+    attention_mask = torch.stack([torch.arange(20) < length for length in lengths]).long()
+    with torch.no_grad():
+        expected = theirs(inputs, attention_mask=attention_mask).logits
+        found = ours(inputs * attention_mask)["logits"]
+    for row, length in enumerate(lengths):
+        torch.testing.assert_close(
+            found[row, :length], expected[row, :length], atol=1e-4, rtol=1e-4
+        )
+
+
 # Added to any config.json. Each is right or refused, whatever transformers reads of it and whatever not.
 FOREIGN: dict[str, Any] = {
     **{"is_causal": False, "is_encoder_decoder": True, "use_qk_norm": True, "pretraining_tp": 2},
