@@ -20,6 +20,7 @@ from common.experiments.catalogue import Catalogue
 from common.experiments.names import is_finished
 from common.experiments.run import Run, start_experiment
 from common.experiments.store import log_path
+from common.utils.threads import one_thread
 
 RESULT = "result"  # the split whose last row is the result of a run
 Results = dict[str, float]
@@ -110,7 +111,7 @@ def _ends(
     """Yield runs with their results in order of completion."""
     jobs = min(jobs, len(runs))
     if jobs < 2:
-        with _one_thread():
+        with one_thread():
             yield ((planned, run_once(planned, train)) for planned in runs)
         return
     pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_begin_worker)
@@ -123,18 +124,6 @@ def _ends(
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _begin_worker() -> None:

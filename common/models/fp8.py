@@ -84,7 +84,7 @@ def _check(key: str, setting: object) -> None:
         raise _refused(key, setting, "expected names of modules")
     if key not in _SUPPORTED:
         raise _refused(key, setting, "not supported", "if it changes nothing, remove it")
-    if not any(setting is allowed or setting == allowed != 1 for allowed in _SUPPORTED[key]):
+    if not any(type(setting) is type(one) and setting == one for one in _SUPPORTED[key]):
         raise _refused(key, setting, "not supported", _HINT)
 
 

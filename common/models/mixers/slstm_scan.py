@@ -7,11 +7,10 @@ Autograd over the equations of the paper takes twice as long for a layer of 256 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 import torch.nn.functional as F
+
+from common.utils.threads import one_thread
 
 
 def slstm_scan(
@@ -44,17 +43,6 @@ def slstm_scan(
             gates, cells, bias, recurrent, hidden, average, log_normaliser, begins
         )
     return results[0], results[1], results[2]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """A second thread saves 5 us of the products of 8 rows, and waits for milliseconds where the cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _masks(begins: torch.Tensor | None, time: int) -> list[torch.Tensor | None]:
@@ -91,7 +79,7 @@ def _scan(
         torch.add(of_x.permute(2, 1, 3, 0, 4), biases[pair], out=four[pair])
     outputs, averages = (gates.new_empty(time, *hidden.shape) for _ in range(2))
     by_token = (x.unbind(0) for x in (totals, *four, outputs, averages))
-    with _one_thread():
+    with one_thread():
         for mask, *token in zip(_masks(begins, time), *by_token, strict=True):
             total, update, forget, candidate, out, new_hidden, new_average = token
             if mask is not None:
@@ -162,7 +150,7 @@ def _scan_backward(
     tensors = (to_hiddens[1:], to_hiddens[:-1], to_totals, *_four(to_totals), *derivatives)
     by_token = (x.unbind(0) for x in tensors)
     tokens = list(zip(_masks(begins, time), *by_token, strict=True))
-    with _one_thread():
+    with one_thread():
         for mask, to_hidden, to_previous, to_total, *token in reversed(tokens):
             to_update, to_forget, to_candidate, to_out, *of_token = token
             h_a, h_o, a_z, a_i, a_a, n_i, f_f = of_token

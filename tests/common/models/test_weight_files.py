@@ -50,7 +50,8 @@ def write_parts(
     for number, tensors in enumerate(parts):
         save_file(tensors, folder / f"part-{number}.safetensors")
         places |= dict.fromkeys(tensors, f"part-{number}.safetensors")
-    (folder / INDEX).write_text(json.dumps({"weight_map": places if index is None else index}))
+    places = places if index is None else index
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
     return folder
 
 
