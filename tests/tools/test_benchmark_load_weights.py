@@ -22,7 +22,7 @@ def test_every_line_of_the_table_is_measured(run_tool: RunTool, tmp_path: Path) 
     result = run_tool("tools/benchmarks/load_weights.py", *small, *written)
     assert result.returncode == 0, result.stderr
     rows = json.loads(result.stdout)
-    assert len(rows) == 13 and all(row["ours"] > 0 for row in rows)
+    assert len(rows) == 14 and all(row["ours"] > 0 for row in rows)
     turns = json.loads((tmp_path / "a.json").read_text())["measured"]["gpt2, cold"]
     sizes = {name: {turn["tensor_bytes"] for turn in found} for name, found in turns.items()}
     (weights,) = sizes["ours"]
