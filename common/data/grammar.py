@@ -22,6 +22,8 @@ import numpy as np
 
 _FIELD = re.compile(r"\{(\w*)([:=]?)(\w*)\}")
 
+_Memory = dict[str, str]  # the stored result of each variable
+
 
 @dataclass(frozen=True)
 class _Field:
@@ -79,7 +81,7 @@ class Grammar:
             yield "".join(pieces), surprisal
 
     def _write(
-        self, rule: str, rng: random.Random, pieces: list[str], memory: dict[str, str]
+        self, rule: str, rng: random.Random, pieces: list[str], memory: _Memory
     ) -> float:
         """Append one expansion of `rule` to `pieces`; return the surprisal of its choices in nats."""
         alternatives = self.rules[rule]
@@ -95,13 +97,55 @@ class Grammar:
             if isinstance(part, str):
                 pieces.append(part)
             elif part.recall:
-                word = memory[part.recall]
-                pieces.append(self.forms[part.form](word) if part.form else word)
+                pieces.append(self._recalled(part, memory))
             else:
                 surprisal += self._write(part.rule, rng, pieces, memory)
                 if part.remember:
                     memory[part.remember] = pieces[-1]
         return surprisal
+
+    def surprisal(self, text: str) -> float:
+        """Return -ln P(text) in nats; infinity for a text that the grammar does not write."""
+        for end, surprisal, _ in self._read(self.start, text, 0, {}):
+            if end == len(text):
+                return surprisal
+        return math.inf
+
+    def _read(
+        self, rule: str, text: str, start: int, memory: _Memory
+    ) -> Iterator[tuple[int, float, _Memory]]:
+        """Yield (end, surprisal in nats, memory) of every expansion of `rule` that `text` has at `start`."""
+        for alternative in self.rules[rule]:
+            surprisal = -math.log(alternative.probability)
+            yield from self._read_parts(alternative.parts, text, start, surprisal, memory)
+
+    def _read_parts(
+        self,
+        parts: tuple[str | _Field, ...],
+        text: str,
+        start: int,
+        surprisal: float,
+        memory: _Memory,
+    ) -> Iterator[tuple[int, float, _Memory]]:
+        if not parts:
+            yield start, surprisal, memory
+            return
+        part, rest = parts[0], parts[1:]
+        if isinstance(part, str) or part.recall:
+            expected = part if isinstance(part, str) else self._recalled(part, memory)
+            if text.startswith(expected, start):
+                yield from self._read_parts(
+                    rest, text, start + len(expected), surprisal, memory
+                )
+            return
+        for end, nats, known in self._read(part.rule, text, start, memory):
+            if part.remember:
+                known = {**known, part.remember: text[start:end]}
+            yield from self._read_parts(rest, text, end, surprisal + nats, known)
+
+    def _recalled(self, part: _Field, memory: _Memory) -> str:
+        word = memory[part.recall]
+        return self.forms[part.form](word) if part.form else word
 
     def entropy(self) -> tuple[float, float]:
         """Return the exact (expected surprisal in nats, expected length in bytes) of a text.

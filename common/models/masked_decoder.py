@@ -23,6 +23,11 @@ class MaskedDecoder(Decoder):
     entry_points: tuple[str, ...] = (*Decoder.entry_points, "masked_loss", "logits_at")
 
     def __init__(self, vocab_size: int, **kwargs: Any) -> None:
+        if kwargs.get("causal", False):
+            raise ModelError(
+                "a MaskedDecoder is not causal: it fills in a mask by the tokens on both sides",
+                "set causal=false, or leave it out",
+            )
         super().__init__(vocab_size, **{**kwargs, "causal": False})
         self.mask_embedding = nn.Parameter(torch.empty(self.config.hidden_size))
         nn.init.normal_(self.mask_embedding, std=0.02)
