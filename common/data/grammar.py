@@ -80,9 +80,7 @@ class Grammar:
             surprisal = self._write(self.start, rng, pieces, {})
             yield "".join(pieces), surprisal
 
-    def _write(
-        self, rule: str, rng: random.Random, pieces: list[str], memory: _Memory
-    ) -> float:
+    def _write(self, rule: str, rng: random.Random, pieces: list[str], memory: _Memory) -> float:
         """Append one expansion of `rule` to `pieces`; return the surprisal of its choices in nats."""
         alternatives = self.rules[rule]
         chosen = alternatives[-1]
@@ -134,9 +132,7 @@ class Grammar:
         if isinstance(part, str) or part.recall:
             expected = part if isinstance(part, str) else self._recalled(part, memory)
             if text.startswith(expected, start):
-                yield from self._read_parts(
-                    rest, text, start + len(expected), surprisal, memory
-                )
+                yield from self._read_parts(rest, text, start + len(expected), surprisal, memory)
             return
         for end, nats, known in self._read(part.rule, text, start, memory):
             if part.remember:

@@ -68,8 +68,10 @@ def unmask(
 
     Args:
         steps: forward passes; None: one per token. Each fills in as equal a number as possible.
-        order: what is filled in first: the tokens drawn with the highest probability (Nie et al. 2025,
-            "Large Language Diffusion Models", section 2.4), random ones (as in training), or the first.
+        order: what is filled in first: the places whose most likely token is the most probable (Kim et al.
+            2025, "Train for the Worst, Plan for the Best"), random ones (as in training), or the first.
+            Each order samples what the model predicts, one token at a time. The probability of the drawn
+            token (MaskGIT, LLaDA) would not: rare tokens would always wait, and never come.
         block_size: the masks are filled in by blocks of so many, from left to right; None: at once.
         temperature: 0 takes the most likely token; `top_k` and `top_p` as in `sample_next`.
         seed: of the draws; None uses the global generator.
@@ -135,11 +137,12 @@ def _fill_in(
     masked = (tokens == model.mask_token) & block
     logits = model.logits_at(tokens, masked)
     drawn = sample_next(logits, **sampling, generator=generator)
-    likely = logits.float().log_softmax(dim=-1).gather(1, drawn[:, None])[:, 0]
-    log_confidence = torch.full(tokens.shape, -math.inf, device=tokens.device)
-    log_confidence[masked] = likely
+    probabilities = logits.float().softmax(dim=-1)
+    confidence = torch.zeros(tokens.shape, device=tokens.device)
+    confidence[masked] = probabilities.gather(1, drawn[:, None])[:, 0]
     if order == "confidence":
-        score = log_confidence
+        score = torch.zeros_like(confidence)
+        score[masked] = probabilities.amax(dim=-1)
     elif order == "random":
         score = torch.rand(tokens.shape, generator=generator, device=tokens.device)
     else:
@@ -148,7 +151,7 @@ def _fill_in(
     candidates = tokens.masked_scatter(masked, drawn)
     tokens.scatter_(1, chosen, candidates.gather(1, chosen))
     result.steps.scatter_(1, chosen, step)
-    result.confidence.scatter_(1, chosen, log_confidence.exp().gather(1, chosen))
+    result.confidence.scatter_(1, chosen, confidence.gather(1, chosen))
 
 
 def _check(

@@ -48,7 +48,14 @@ def main() -> None:
     table = summarise(query_experiments(_RUNS.format(sweep=sweep)))
     columns = ["text", "objective", "steps", "TFLOPs", "bits per byte", "seeds"]
     rows = [
-        [row.dataset, TITLES[row.objective], row.steps, f"{row.flops / 1e12:,.1f}", _bits(row), row.seeds]
+        [
+            row.dataset,
+            TITLES[row.objective],
+            row.steps,
+            f"{row.flops / 1e12:,.1f}",
+            _bits(row),
+            row.seeds,
+        ]
         for row in table.itertuples()
     ]
     print(format_rows(columns, rows, arguments.format))
@@ -77,7 +84,9 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for key, group in runs.groupby(["dataset", "objective", "steps"]):
         one, found = group.iloc[0], estimate(group["bits"].tolist())
-        per_token = flops_per_token(one["parameters"], one["layers"], 1, one["hidden"], one["context"])
+        per_token = flops_per_token(
+            one["parameters"], one["layers"], 1, one["hidden"], one["context"]
+        )
         row = dict(zip(("dataset", "objective", "steps"), key, strict=True))
         row |= {"flops": float(per_token * one["tokens"]), "seeds": found.seeds}
         rows.append(row | {"bits": found.mean, "half_width": found.half_width or 0.0})
@@ -90,11 +99,18 @@ def plot(table: pd.DataFrame, path: Path) -> None:
 
     datasets = sorted(table["dataset"].unique())
     figure = Figure(figsize=(4.5 * len(datasets), 3.6), layout="constrained")
-    for axes, dataset in zip(figure.subplots(1, len(datasets), squeeze=False)[0], datasets, strict=True):
+    for axes, dataset in zip(
+        figure.subplots(1, len(datasets), squeeze=False)[0], datasets, strict=True
+    ):
         for objective, title in TITLES.items():
             part = table[(table["dataset"] == dataset) & (table["objective"] == objective)]
             axes.errorbar(
-                part["flops"], part["bits"], yerr=part["half_width"], marker="o", capsize=3, label=title
+                part["flops"],
+                part["bits"],
+                yerr=part["half_width"],
+                marker="o",
+                capsize=3,
+                label=title,
             )
         if dataset in FLOORS:
             axes.axhline(FLOORS[dataset], color="0.5", linestyle="--", label="entropy")

@@ -103,9 +103,7 @@ def _percent(texts: list[str | None], grammar: Grammar) -> str:
     return f"{sum(accepted) / len(accepted):.0%}"
 
 
-def infilling_table(
-    run: TrainedRun, count: int, sampling: dict[str, Any]
-) -> list[list[str]]:
+def infilling_table(run: TrainedRun, count: int, sampling: dict[str, Any]) -> list[list[str]]:
     """Of `count` validation texts, GAP tokens of the middle filled in: the share that is grammatical, with
     what follows the gap and without it."""
     import torch

@@ -38,6 +38,20 @@ def test_every_story_has_one_derivation_whose_probability_is_its_surprisal() -> 
     assert longest > 500, "long stories were among them"
 
 
+def test_the_grammar_reads_what_it_writes_and_nothing_else() -> None:
+    for text, surprisal in generate_stories(300, seed=6):
+        assert stories.GRAMMAR.surprisal(text) == pytest.approx(surprisal, rel=1e-12)
+        words = text.split(" ")
+        for wrong in (text[:-1], "x" + text, text + text, " ".join([*words[1:], words[0]])):
+            found = probabilities(wrong)
+            expected = -math.log(found[0]) if found else math.inf
+            assert stories.GRAMMAR.surprisal(wrong) == pytest.approx(expected)
+    text, _ = next(generate_stories(1, seed=0))
+    hero = next(name for name in stories._WORDS["name"].split("|") if name in text)
+    assert stories.GRAMMAR.surprisal(text.replace(hero, "Nobody")) == math.inf
+    assert stories.GRAMMAR.surprisal("") == math.inf
+
+
 def test_the_parser_of_this_test_does_reject_and_does_see_ambiguity() -> None:
     text, _ = next(generate_stories(1, seed=0))
     assert probabilities(text[:-1]) == [] and probabilities("x" + text) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 
 import pytest
 import torch
@@ -12,7 +13,12 @@ from common.errors import ModelError
 from common.generation.unmasking import ORDERS, unmask
 from common.models import Decoder
 from common.models.masked_decoder import MaskedDecoder
-from common.training.masked_diffusion import MaskedDiffusion, _masked, _uniform
+from common.training.masked_diffusion import (
+    MaskedDiffusion,
+    _masked,
+    _uniform,
+    row_weights,
+)
 
 SHAPE = {"preset": "llama", "hidden_size": 16, "num_layers": 1, "num_heads": 2}
 
@@ -71,16 +77,57 @@ def test_bounds_of_few_and_many_draws_agree_within_their_standard_errors() -> No
     assert ratio == pytest.approx(4, rel=0.3)
 
 
-def test_the_loss_is_one_draw_with_the_gradient_of_the_bound() -> None:
+def test_the_training_loss_with_the_weight_of_the_bound_is_the_bound() -> None:
     built = model()
-    objective = MaskedDiffusion(5, draws=1)
-    batch = objective.prepare(torch.randint(0, 5, (6, 16)), 3)
-    loss = objective.loss(built, batch)
+    row = torch.tensor([1, 4, 2, 0, 3])
+    objective = MaskedDiffusion(5, weight_power=1)
     with torch.no_grad():
-        sums = objective.measure(built, batch)
-    assert float(loss.detach()) == pytest.approx(sums["loss"] / sums["targets"], rel=1e-5)
+        losses = [
+            float(objective.loss(built, objective.prepare(row.expand(16, -1), index)))
+            for index in range(400)
+        ]
+        expected = exact_bound(built, row, [1, 2, 3, 4])
+    mean, deviation = statistics.mean(losses), statistics.stdev(losses)
+    assert mean == pytest.approx(expected, abs=4 * deviation / math.sqrt(len(losses)))
+    assert deviation < 0.2 * mean
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_the_loss_is_the_weighted_nats_of_the_masked_tokens(power: float) -> None:
+    built = model()
+    objective = MaskedDiffusion(5, weight_power=power)
+    batch = objective.prepare(torch.randint(0, 5, (6, 16)), 3)
+    masked = _masked(built, batch, 0, batch["level"])
+    logits = built(masked.input_ids)["logits"].double().log_softmax(dim=-1)
+    expected = 0.0
+    for row, labels in enumerate(masked.labels):
+        places = (labels >= 0).nonzero()[:, 0]
+        nats = -sum(float(logits[row, at, labels[at]].detach()) for at in places)
+        expected += (2 - power) * (15 / len(places)) ** power * nats / (6 * 15)
+    loss = objective.loss(built, batch)
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
     loss.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in built.parameters())
+
+
+def test_a_constant_loss_keeps_its_value_under_every_weight() -> None:
+    size = torch.full((1000,), 1000)
+    for power in (0.0, 0.3, 0.5, 1.0):
+        number = torch.arange(1, 1001)
+        mean = float((row_weights(number, size, power).double() * number / size).mean())
+        assert mean == pytest.approx(1, rel=2e-3)
+
+
+def test_levels_of_a_batch_are_evenly_spaced_from_a_random_start() -> None:
+    objective, tokens = MaskedDiffusion(5), torch.zeros(12, 13, dtype=torch.int64)
+    starts = []
+    for index in range(200):
+        batch = objective.prepare(tokens, index)
+        counts = (_masked(model(), batch, 0, batch["level"]).labels >= 0).sum(dim=1)
+        assert sorted(counts.tolist()) == [*range(1, 13)]
+        starts.append(float(batch["level"][0]))
+    mean, expected = statistics.mean(starts), 1 / math.sqrt(12 * len(starts))
+    assert min(starts) >= 0 and max(starts) < 1 and abs(mean - 0.5) < 4 * expected
 
 
 def test_masks_follow_from_seed_index_and_row() -> None:
@@ -89,7 +136,7 @@ def test_masks_follow_from_seed_index_and_row() -> None:
     def masks(seed: int, index: int, rows: slice = slice(None)) -> torch.Tensor:
         batch = MaskedDiffusion(5, seed=seed).prepare(tokens, index)
         part = {name: value[rows] for name, value in batch.items()}
-        return _masked(built, part, 0).labels >= 0
+        return _masked(built, part, 0, part["level"]).labels >= 0
 
     assert torch.equal(masks(0, 1), masks(0, 1))
     assert torch.equal(masks(0, 1, slice(2, 4)), masks(0, 1)[2:4])  # a process has some of the rows
@@ -168,6 +215,12 @@ def test_a_masked_decoder_does_not_pretend_to_predict_the_next_token() -> None:
     ):
         with pytest.raises(ModelError):
             call()
+
+
+def test_a_causal_masked_decoder_is_an_error() -> None:
+    with pytest.raises(ModelError, match="not causal"):
+        MaskedDecoder(5, causal=True, **SHAPE)
+    assert not MaskedDecoder(5, causal=False, **SHAPE).config.causal
 
 
 def test_tokens_see_both_sides() -> None:
