@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,8 +113,8 @@ def plot(table: pd.DataFrame, path: Path) -> None:
                 capsize=3,
                 label=title,
             )
-        if dataset in FLOORS:
-            axes.axhline(FLOORS[dataset], color="0.5", linestyle="--", label="entropy")
+        if (entropy := _bits_of_grammar(dataset)) is not None:
+            axes.axhline(entropy, color="0.5", linestyle="--", label="entropy")
         axes.set_xscale("log")
         axes.set_title(dataset)
         axes.set_xlabel("training FLOPs")
@@ -121,6 +122,17 @@ def plot(table: pd.DataFrame, path: Path) -> None:
         axes.grid(alpha=0.3)
     figure.supylabel("bits per byte")
     figure.savefig(path, dpi=150)
+
+
+def _bits_of_grammar(dataset: str) -> float | None:
+    """The entropy in bits per byte of a text with a grammar."""
+    from common.data import speeches, stories
+
+    grammar = {"stories": stories.GRAMMAR, "speeches": speeches.GRAMMAR}.get(dataset)
+    if grammar is None:
+        return None
+    nats, size = grammar.entropy()
+    return nats / math.log(2) / size
 
 
 if __name__ == "__main__":
