@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import pytest
-
-from tests.conftest import RunTool
 
 pytestmark = [
     pytest.mark.slow,
@@ -16,17 +13,33 @@ pytestmark = [
 ]
 
 
-def test_every_line_of_the_table_is_measured(run_tool: RunTool, tmp_path: Path) -> None:
-    small = ("--megabytes", "2", "--rounds", "1", "--families", "gpt2", "--caches", "cold")
-    written = ("--json", str(tmp_path / "a.json"), "--format", "json")
-    result = run_tool("tools/benchmarks/load_weights.py", *small, *written)
-    assert result.returncode == 0, result.stderr
-    rows = json.loads(result.stdout)
-    assert len(rows) == 14 and all(row["ours"] > 0 for row in rows)
-    turns = json.loads((tmp_path / "a.json").read_text())["measured"]["gpt2, cold"]
-    sizes = {name: {turn["tensor_bytes"] for turn in found} for name, found in turns.items()}
-    (weights,) = sizes["ours"]
-    assert sizes["transformers"] == sizes["load_file"] == sizes["load_file_pread"] == {weights}
-    assert sizes["ours_float32"] == sizes["transformers_float32"] == {2 * weights}
-    (files,) = sizes["read_into_one_buffer"]
-    assert weights < files < 1.05 * weights  # the headers are all that is added
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_every_contestant_loads_the_same_weights(family: str, tmp_path: Path) -> None:
+    from tools.benchmarks.load_turns import CONTESTANTS, touch
+    from tools.benchmarks.load_weights import write_model
+
+    folder = tmp_path / family
+    write_model(folder, family, 2)
+    size = {name: touch(load(folder)) for name, load in CONTESTANTS.items()}
+    weights = size["ours"]
+    assert size["transformers"] == size["load_file"] == size["load_file_pread"] == weights > 2e5
+    assert size["ours_float32"] == size["transformers_float32"] == 2 * weights
+    assert (
+        weights < size["read_into_one_buffer"] < 1.05 * weights
+    )  # the headers are all that is added
+    assert size["read_through_a_mebibyte"] == 0
+
+
+def test_ratios_are_those_of_turns_in_the_same_round() -> None:
+    from tools.benchmarks.load_weights import BASELINE, OURS, PEERS, rows_of
+
+    def turn(seconds: float, peak: float) -> dict[str, float]:
+        return {"seconds": seconds, "peak_bytes": peak, "tensor_bytes": 100.0}
+
+    names = [BASELINE, *OURS, *(peer for peers in PEERS.values() for peer in peers)]
+    turns = {name: [turn(1.0, 200.0), turn(10.0, 200.0), turn(2.0, 200.0)] for name in names}
+    turns["ours"] = [turn(2.0, 110.0), turn(12.0, 115.0), turn(1.0, 150.0)]
+    time, *_ = rows_of("work", turns)
+    assert time.ratio is not None and time.ratio.value == 1.2 and time.reached
+    memory = next(row for row in rows_of("work", turns) if "/ weights" in row.work)
+    assert memory.ours == 1.15 and memory.reached

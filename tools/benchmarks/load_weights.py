@@ -21,7 +21,7 @@ from tools.benchmarks.ratios import Row, as_table, at_most, compared, limited
 from tools.benchmarks.results import say
 
 EXAMPLES = """examples:
-  python tools/benchmarks/load_weights.py                              (10 minutes, 1 GB of disk)
+  python tools/benchmarks/load_weights.py                              (half an hour, 2 GB of disk)
   python tools/benchmarks/load_weights.py --families gpt2 --caches warm --rounds 3
 
 Linux only: the peak memory is that of /proc, the page cache is emptied by posix_fadvise."""
@@ -41,7 +41,8 @@ def main() -> None:
         exit_on_error(),
         tempfile.TemporaryDirectory(prefix="load-benchmark-", dir=arguments.folder) as name,
     ):
-        rows, raw = [], {}
+        rows: list[Row] = []
+        raw: dict[str, Turns] = {}
         for family in arguments.families:
             folder, small = Path(name) / family, Path(name) / f"{family}-small"
             say(f"{family}: writing {arguments.megabytes} MB")
@@ -51,10 +52,14 @@ def main() -> None:
                 turns = measure(folder, small, cache, arguments.rounds)
                 raw[f"{family}, {cache}"] = turns
                 rows += rows_of(f"{family}, {cache} cache", turns)
-        if arguments.json:
-            manifest = create_manifest("load-benchmark", project="", config={}, seed=0, tags=[])
-            write_json_atomic(arguments.json, {"manifest": manifest, "measured": raw})
+                if arguments.json:
+                    _write(arguments.json, raw)
         print(format_rows(*as_table(rows), arguments.format))
+
+
+def _write(path: Path, raw: dict[str, Turns]) -> None:
+    manifest = create_manifest("load-benchmark", project="", config={}, seed=0, tags=[])
+    write_json_atomic(path, {"manifest": manifest, "measured": raw})
 
 
 def _parse() -> argparse.Namespace:

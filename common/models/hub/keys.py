@@ -46,6 +46,7 @@ _IRRELEVANT_KEYS = set(
         "name_or_path",
         "_commit_hash",
         "transformers_version",
+        "quantization_config",
         "transformers.js_config",
         "tokenizer_class",
         "prefix",

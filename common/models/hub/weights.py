@@ -68,7 +68,7 @@ def check_weights(
     head = f"{family.head}.weight"
     if config.tie_embeddings and head in tensors.shapes:
         (embedding,) = parts["token_embedding.weight"]
-        if not torch.equal(tensors.read(head), tensors.read(embedding.name)):
+        if not tensors.are_equal(head, embedding.name):
             raise ModelError(
                 f"{tensors.folder}: '{head}' is not '{embedding.name}', to which config.json ties it",
                 'set "tie_word_embeddings": false if the model was trained so',
@@ -83,6 +83,11 @@ def check_weights(
             raise ModelError(f"{tensors.folder}: {shown(name)} belongs to no part of the model")
 
 
+def turned(tensor: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """The tensor, transposed if it is a matrix that the file and we keep the other way round."""
+    return tensor.mT if rows.transposed and tensor.ndim == 2 else tensor
+
+
 @torch.no_grad()
 def fill(weight: torch.Tensor, parts: list[Part], tensors: WeightFiles) -> None:
     """Copy rows of the files into one of our weights, which has fewer rows if the context is cut."""
@@ -91,12 +96,10 @@ def fill(weight: torch.Tensor, parts: list[Part], tensors: WeightFiles) -> None:
         rows = part.rows
         room = into[start : start + rows.count]
         start += rows.count
-        if rows.order is None and not rows.transposed:
-            tensors.copy_rows(part.name, room, rows.start)
-            continue
-        tensor = tensors.read(part.name)
-        tensor = tensor.T if rows.transposed else tensor
-        room.copy_(tensor if rows.order is None else tensor[torch.tensor(rows.order())])
+        if rows.order is None:
+            tensors.copy_rows(part.name, turned(room, rows), rows.start)
+        else:
+            room.copy_(turned(tensors.read(part.name), rows)[torch.tensor(rows.order())])
 
 
 @torch.no_grad()
@@ -107,8 +110,7 @@ def take(weight: torch.Tensor, parts: list[Part], tensors: dict[str, torch.Tenso
         rows = part.rows
         if part.name not in tensors:
             tensors[part.name] = torch.empty(part.shape, dtype=weight.dtype)
-        into = tensors[part.name]
-        into = into.T if rows.transposed else into
+        into = turned(tensors[part.name], rows)
         values = ours[start : start + rows.count].cpu()
         start += rows.count
         if rows.order is None:

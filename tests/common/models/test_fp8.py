@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from common.errors import ModelError
-from common.models import weight_files
+from common.models import load_pretrained, weight_files
 from common.models.fp8 import Fp8Blocks, parse_quantization
 from common.models.weight_files import WeightFiles
 from tests.common.models.test_weight_files import (
@@ -232,3 +232,36 @@ def test_transformers_dequantises_to_the_same_weights(tmp_path: Path, files: Exi
         into = torch.empty_like(weight)
         found.copy_rows(name, into)
         assert torch.equal(into, weight), name
+    ids = torch.arange(64)[None]
+    ours = load_pretrained(folder, dtype="auto").eval()
+    assert {parameter.dtype for parameter in ours.parameters()} == {torch.bfloat16}
+    for (
+        parameter
+    ) in ours.parameters():  # the same weights, whose products are exact enough to compare
+        parameter.data = parameter.data.float()
+    with torch.no_grad():
+        logits = theirs.float()(ids).logits
+        assert logits.std() > 0.5
+        torch.testing.assert_close(
+            ours(ids)["logits"] / logits.std(), logits / logits.std(), atol=1e-4, rtol=0
+        )
+
+
+def test_models_in_fp8_of_any_size(tmp_path: Path) -> None:
+    """transformers refuses sizes that are no multiples of a block; published models have such."""
+    sizes = {"hidden_size": 192, "intermediate_size": 200}
+    config = LLAMA | sizes
+    tensors, plain = {}, {}
+    for name, weight in llama_tensors(config, torch.float32).items():
+        tensors[name] = plain[name] = weight
+        if name.endswith("proj.weight"):
+            tensors[name], tensors[name + "_scale_inv"] = quantize(weight)
+            exact = in_float64(tensors[name], tensors[name + "_scale_inv"], 128, 128)
+            plain[name] = exact.float()
+    for folder, stored, description in (("a", tensors, DEEPSEEK), ("b", plain, None)):
+        write(tmp_path / folder, stored)
+        written = config | {"quantization_config": description}
+        (tmp_path / folder / "config.json").write_text(json.dumps(written))
+    quantized, expected = load_pretrained(tmp_path / "a"), load_pretrained(tmp_path / "b")
+    for name, parameter in expected.named_parameters():
+        torch.testing.assert_close(quantized.get_parameter(name), parameter, rtol=1e-6, atol=0)
