@@ -1,4 +1,4 @@
-"""Data configuration. Imports nothing heavy, so that a wrong key is reported at once."""
+"""Data configuration of texts and of images. Imports nothing heavy, so that a wrong key is reported at once."""
 
 from __future__ import annotations
 
@@ -68,3 +68,35 @@ class DataConfig(Config):
         if self.streaming and self.hub is None:
             raise ValueError("streaming needs hub: OWNER/NAME")
         return self
+
+
+class AugmentConfig(Config):
+    """Random changes of training images, different in every epoch; see data/image_batches.py."""
+
+    shift: int = Field(0, ge=0)  # at most so many pixels along each axis
+    rotate: float = Field(0.0, ge=0, le=180)  # at most so many degrees in each direction
+    scale: float = Field(0.0, ge=0, lt=1)  # by a factor from 1 - scale to 1 + scale
+    flip: bool = False  # half of the images, left to right
+    erase: float = Field(0.0, ge=0, lt=1)  # a square of this fraction of the height turns black
+
+
+class ImageConfig(Config):
+    """Source and split of labelled images, and the batches drawn from them."""
+
+    dataset: str = "digits"  # digits, mnist5k, or a folder in assets/datasets
+    path: Path | None = None  # a folder of idx files, or of images by class; overrides `dataset`
+    size: int | None = Field(None, gt=0)  # resize to this height and width in pixels
+    # Drawn by the seed from a source without a test set of its own; None: a fifth of its images, rounded up
+    test_images: int | None = Field(None, gt=0)
+    seed: int = Field(0, ge=0)  # of that draw
+    # train: evaluate on as many of the training images, left out of training, to choose
+    # hyper-parameters without the test images
+    evaluate_on: Literal["test", "train"] = "test"
+    batch_size: int = Field(64, gt=0)
+    eval_batch_size: int = Field(500, gt=0)
+    augment: AugmentConfig = AugmentConfig()
+
+    @field_validator("path")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return None if path is None else path.expanduser().resolve()

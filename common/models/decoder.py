@@ -297,18 +297,34 @@ class Decoder(BaseLanguageModel):
     ) -> tuple[torch.Tensor, list[Routing]]:
         """(batch, time) int64 -> the normalised last residual (batch, time, hidden_size), and in training the
         Routing of each mixture of experts, for which `labels` mark the padding."""
-        where, routings = self._positions(input_ids, cache), list[Routing]()
+        where = self._positions(input_ids, cache)
         if labels is not None and self.training and self.experts:
             where.padding = is_padding(labels)
-        start, end = where.start, where.start + input_ids.shape[1]
+        return self._run(self.embed(input_ids, tied), where, cache)
+
+    def encode(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Run the layers on embeddings of anything, such as the patches of an image.
+
+        Args:
+            embeddings: (batch, time, hidden_size), without positions.
+        Returns: the normalised last residual, of the same shape.
+        Raises ModelError for more tokens than the context holds.
+        """
+        return self._run(embeddings, Positions(causal=self.config.causal), None)[0]
+
+    def _run(
+        self, x: torch.Tensor, where: Positions, cache: DecoderCache | None
+    ) -> tuple[torch.Tensor, list[Routing]]:
+        """Add positions to the embeddings `x`, then apply all layers, see `_hidden`."""
+        routings = list[Routing]()
+        start, end = where.start, where.start + x.shape[1]
         if self.context_limit and end > self.context_limit:
             raise ModelError(
                 f"{end} tokens are more than the model's context of {self.context_limit}",
                 "cut the input, or build the model with a larger context_length",
             )
-        x = self.embed(input_ids, tied)
         if self.position_embedding is not None:
-            x = x + self.position_embedding(torch.arange(start, end, device=input_ids.device))
+            x = x + self.position_embedding(torch.arange(start, end, device=x.device))
         x = self.dropout(x)
         for index, block in enumerate(self.blocks):
             if self.training and cache is None:

@@ -1,68 +1,68 @@
-"""Classify scikit-learn's 1,797 handwritten digits of 8 x 8 pixels with an MLP or a small CNN."""
+"""Classify images: scikit-learn's digits, MNIST, Fashion-MNIST or a folder, with an MLP, a CNN, a ViT or any mixer."""
 
 from __future__ import annotations
 
-import hashlib
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from common.cli import train_main
 from common.config import Config as ConfigSection
+from common.data.config import ImageConfig
+from common.models.config import DecoderConfig
 from common.training.config import BaseExperimentConfig
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from common.training.experiment import Experiment
 
 
 class ModelConfig(ConfigSection):
-    kind: Literal["mlp", "cnn"] = "mlp"
+    kind: Literal["mlp", "cnn", "sequence"] = "mlp"
     width: int = Field(128, gt=0)  # hidden units of the MLP, channels of the CNN
-    dropout: float = Field(0.2, ge=0, lt=1)
+    dropout: float = Field(0.2, ge=0, lt=1)  # of both
+    # Of `sequence`: a ViT, or any mixers over patches; patches of 1 are pixels
+    patch_size: int = Field(4, gt=0)
+    pool: Literal["mean", "last"] = "mean"  # of the tokens that the class is read from
+    decoder: DecoderConfig = DecoderConfig(causal=False)
 
 
 class Config(BaseExperimentConfig):
     model: ModelConfig = ModelConfig()
-    batch_size: int = Field(64, gt=0)
-    test_images: int = Field(360, gt=0)
+    data: ImageConfig = ImageConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_keys(cls, values: Any) -> Any:
+        """Runs of earlier versions have `batch_size` and `test_images` outside of `data`."""
+        if not isinstance(values, dict):
+            return values
+        earlier = {key: values[key] for key in ("batch_size", "test_images") if key in values}
+        rest = {key: value for key, value in values.items() if key not in earlier}
+        return rest | {"data": {**rest.get("data", {}), **earlier}} if earlier else values
+
+    def check_inputs(self) -> None:
+        from common.data.image_sources import check_images
+
+        check_images(self.data)
 
 
 def build(config: Config) -> Experiment:
-    import torch
-    from torch.utils.data import DataLoader, TensorDataset, random_split
-
-    from common.models import Classifier
+    from common.data.image_batches import OrderedImages, ShuffledImages
+    from common.data.image_sources import open_images
     from common.training import Classification, Experiment
-    from common.utils.packages import require
+    from projects.digits.networks import create_model
 
-    digits = require("sklearn.datasets", extra="digits").load_digits()
-    images = torch.tensor(digits.images / 16, dtype=torch.float32)[:, None]  # (images, 1, 8, 8)
-    data = TensorDataset(images, torch.tensor(digits.target))
-    # The same test images for every seed of the weights.
-    sizes = [len(data) - config.test_images, config.test_images]
-    train, test = random_split(data, sizes, torch.Generator().manual_seed(0))
-    order = torch.Generator().manual_seed(config.seed)
+    data = config.data
+    images = open_images(data)
     return Experiment(
-        Classifier(create_network(config.model)),
-        DataLoader(train, config.batch_size, shuffle=True, generator=order),
-        DataLoader(test, batch_size=config.test_images),
-        Classification(num_classes=10, unit="images"),
-        fingerprint={"images": hashlib.sha256(digits.images.tobytes()).hexdigest()},
+        create_model(config.model, images.shape, len(images.classes)),
+        ShuffledImages(
+            images.train, batch_size=data.batch_size, seed=config.seed, augment=data.augment
+        ),
+        OrderedImages(images.val, data.eval_batch_size),
+        Classification(len(images.classes), unit="images"),
+        fingerprint=images.fingerprint,
     )
-
-
-def create_network(config: ModelConfig) -> nn.Module:
-    from torch import nn
-
-    width, drop = config.width, nn.Dropout(config.dropout)
-    if config.kind == "mlp":
-        layers = [nn.Flatten(), nn.Linear(64, width), nn.ReLU(), drop, nn.Linear(width, 10)]
-        return nn.Sequential(*layers)
-    first = [nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]  # 4 x 4
-    second = [nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Flatten()]
-    return nn.Sequential(*first, *second, drop, nn.Linear(16 * width, 10))
 
 
 if __name__ == "__main__":
