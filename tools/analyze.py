@@ -217,7 +217,7 @@ def _unmasking(arguments: argparse.Namespace) -> None:
     for fact, value in summary(found).items():
         print(f"{fact:28}{value}")
     if output.suffix == ".png":
-        _write(plot_unmasking(found, title), output)
+        _write(plot_unmasking(found, run.text.tokenizer, title), output)
     else:
         _write(unmasking_page(found, run.text.tokenizer, title), output)
 

@@ -11,11 +11,13 @@ from apps.analysis.text import text_html
 from apps.analysis.tokens import label, vocabulary_texts
 from common.data.tokenizers import Tokenizer
 from common.generation.unmasking import Unmasking
+from common.visualization.labels import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLOURS = 8  # of page.css
+_MOST_WORDS = 100  # tokens that fit below a figure
 
 
 def unmasking_page(found: Unmasking, tokenizer: Tokenizer, title: str) -> Page:
@@ -56,22 +58,29 @@ def summary(found: Unmasking) -> dict[str, str]:
     }
 
 
-def plot_unmasking(found: Unmasking, title: str) -> Figure:
-    """Plot the step of every token by its place, coloured by its probability."""
+def plot_unmasking(found: Unmasking, tokenizer: Tokenizer, title: str) -> Figure:
+    """Plot the step of every token by its place, coloured by its probability; a short text is written below."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    steps = found.steps[0].cpu().numpy()
+    ids, steps = found.tokens[0].tolist(), found.steps[0].cpu().numpy()
     confidence = found.confidence[0].cpu().numpy()
     places = np.flatnonzero(steps >= 0)
-    figure = Figure(figsize=(8.0, 4.0), layout="constrained")
+    figure = Figure(figsize=(10.0, 4.5), layout="constrained")
     axes = figure.add_subplot()
+    for start in np.flatnonzero(steps < 0):
+        axes.axvspan(start - 0.5, start + 0.5, color="0.9", linewidth=0)
     points = axes.scatter(
         places, steps[places], c=confidence[places], cmap="viridis", vmin=0, vmax=1, s=18
     )
-    for start in np.flatnonzero(steps < 0):
-        axes.axvspan(start - 0.5, start + 0.5, color="0.9", linewidth=0)
-    axes.set_xlabel("place in the text (grey: given)")
+    axes.set_xlim(-0.5, len(ids) - 0.5)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(ids) <= _MOST_WORDS:
+        words = vocabulary_texts(tokenizer)
+        labels = [plain(label(words[i], i)) for i in ids]
+        axes.set_xticks(range(len(ids)), labels, rotation=90, fontsize=7)
+    axes.set_xlabel("token (grey: given)")
     axes.set_ylabel("step")
-    figure.colorbar(points, label="probability when filled in")
+    figure.colorbar(points, label="probability when filled in", pad=0.01)
     axes.set_title(title.replace("$", r"\$"), fontsize=10)
     return figure

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 
 from common.errors import ModelError
-from common.generation.sampling import sample_next
+from common.generation.sampling import check_sampling, sample_next
 
 # Creating a fast copy takes the time that it saves in about 10 (many rows) to 40 tokens (one row).
 FAST_COPY_FROM_TOKENS = 32
@@ -100,7 +99,8 @@ def stream(
 
     Uses the weights as of the start: do not train a model while streaming from it.
     """
-    _check_sampling(input_ids, model.vocab_size, temperature, top_k, top_p)
+    _check_prompt(input_ids, model.vocab_size)
+    check_sampling(temperature, top_k, top_p)
     if max_new_tokens < 0:
         raise ModelError(f"max_new_tokens must not be negative, got {max_new_tokens}")
     if max_new_tokens == 0:
@@ -127,13 +127,7 @@ def stream(
         model.train(was_training)
 
 
-def _check_sampling(
-    input_ids: torch.Tensor,
-    vocab_size: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-) -> None:
+def _check_prompt(input_ids: torch.Tensor, vocab_size: int) -> None:
     if input_ids.ndim != 2 or input_ids.numel() == 0:
         raise ModelError(
             f"a prompt must have shape (batch, time) and at least one token, got {tuple(input_ids.shape)}",
@@ -141,12 +135,6 @@ def _check_sampling(
         )
     if not 0 <= int(input_ids.min()) <= int(input_ids.max()) < vocab_size:
         raise ModelError(f"token ids must be from 0 to {vocab_size - 1}")
-    if not 0 <= temperature < math.inf:
-        raise ModelError(f"temperature must be a number from 0 up, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ModelError(f"top_k must be at least 1, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ModelError(f"top_p must be above 0 and at most 1, got {top_p}")
 
 
 class DecodingSession:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +12,16 @@ from common.errors import ModelError
 
 _BLOCK = 256  # tokens; a long row is searched in two steps: for a block, then within it
 _MANY = 2**18  # logits, above which two steps are faster than torch.argmax
+
+
+def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raise ModelError for options that `sample_next` cannot take."""
+    if not 0 <= temperature < math.inf:
+        raise ModelError(f"temperature must be a number from 0 up, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ModelError(f"top_k must be at least 1, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ModelError(f"top_p must be above 0 and at most 1, got {top_p}")
 
 
 def sample_next(

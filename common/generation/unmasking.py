@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from common.errors import ModelError
-from common.generation.sampling import sample_next
+from common.generation.sampling import check_sampling, sample_next
 from common.utils.seeding import derive_seed
 
 Order = Literal["confidence", "random", "left_to_right"]
@@ -82,8 +82,9 @@ def unmask(
     count = int(numbers[0]) if len(numbers) else 0
     if bool((numbers != count).any()):
         raise ModelError("each row needs the same number of masks", f"there are {numbers.tolist()}")
-    steps = count if steps is None else min(steps, count)
     _check(model, tokens, steps, order, block_size)
+    check_sampling(temperature, top_k, top_p)
+    steps = count if steps is None else min(steps, count)
     generator = None
     if seed is not None:
         generator = torch.Generator(device=tokens.device).manual_seed(seed)
@@ -155,14 +156,17 @@ def _fill_in(
 
 
 def _check(
-    model: UnmaskingModel, tokens: torch.Tensor, steps: int, order: str, block_size: int | None
+    model: UnmaskingModel,
+    tokens: torch.Tensor,
+    steps: int | None,
+    order: str,
+    block_size: int | None,
 ) -> None:
     if tokens.ndim != 2 or tokens.numel() == 0:
         raise ModelError(f"tokens must have shape (batch, time), got {tuple(tokens.shape)}")
     if not 0 <= int(tokens.min()) <= int(tokens.max()) <= model.vocab_size:
         raise ModelError(f"token ids must be from 0 to {model.vocab_size}, which is the mask")
-    if steps < min(1, int((tokens == model.mask_token).sum())):
-        raise ModelError(f"steps must be at least 1, got {steps}")
+    _check_steps(steps)
     if order not in ORDERS:
         raise ModelError(f"there is no order '{order}'", f"there are {', '.join(ORDERS)}")
     if block_size is not None and block_size < 1:
@@ -172,6 +176,11 @@ def _check(
             f"{tokens.shape[1]} tokens are more than the model's context of {model.context_limit}",
             "shorten the prompt or the suffix, or generate fewer tokens",
         )
+
+
+def _check_steps(steps: int | None) -> None:
+    if steps is not None and steps < 1:
+        raise ModelError(f"steps must be at least 1, got {steps}")
 
 
 def generate(
@@ -225,6 +234,7 @@ def _continued(
     **options: Any,
 ) -> torch.Tensor:
     """Append `count` tokens, as many at once as the context holds beside half a context of text."""
+    _check_steps(steps)
     end, first = rows.shape[1] + count, rows.shape[1]
     limit = model.context_limit or end
     while rows.shape[1] < end:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 import torch
@@ -64,15 +65,16 @@ def sample_run(
 ) -> None:
     """Print `num_samples` continuations as they are generated, with seeds `seed`, `seed + 1`, ...
 
-    `options` are those of `stream_text`.
+    `options` are those of `stream_text`; a `suffix` follows each continuation.
     """
     model, tokenizer = run.model, run.text.tokenizer
+    suffix = tokenizer.decode(options["suffix"][0].tolist()) if "suffix" in options else ""
     for number in range(num_samples):
         pieces = stream_text(model, tokenizer, prompt, seed=seed + number, **options)
         if num_samples > 1:
             print(f"--- sample {number + 1} (seed {seed + number}) ---")
         show(prompt, end="")
-        _print_all(pieces)
+        _print_all(chain(pieces, [suffix]))
 
 
 def _print_all(pieces: Iterable[str]) -> str:

@@ -54,7 +54,8 @@ def test_a_run_from_training_to_analysis(run_tool, tmp_path: Path) -> None:
 
     between = ("--prompt", "Once", "--suffix", " end.", "--max-new-tokens", "8", "--steps", "3")
     sampled = run_tool(PROJECT / "sample.py", "masked", *between)
-    assert sampled.returncode == 0 and sampled.stdout.startswith("Once"), sampled.stderr
+    assert sampled.returncode == 0, sampled.stderr
+    assert sampled.stdout.startswith("Once") and sampled.stdout.endswith(" end.\n")
     page = tmp_path / "order.html"
     analysed = run_tool(
         "tools/analyze.py",

@@ -200,7 +200,7 @@ def test_the_most_confident_token_comes_first() -> None:
         best, choice = probabilities.max(dim=-1)
         at = int(best.masked_fill(current != built.mask_token, -1).argmax())
         assert int(found.steps[0, at]) == step
-        assert float(found.confidence[0, at]) == pytest.approx(float(best[0, at]), rel=1e-5)
+        assert float(found.confidence[0, at]) == pytest.approx(best[0, at].item(), rel=1e-5)
         current[0, at] = choice[0, at]
     assert torch.equal(found.tokens, current)
 
@@ -215,6 +215,39 @@ def test_a_masked_decoder_does_not_pretend_to_predict_the_next_token() -> None:
     ):
         with pytest.raises(ModelError):
             call()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 0},
+        {"block_size": 0},
+        {"order": "up"},
+        {"temperature": -1.0},
+        {"top_k": 0},
+        {"top_p": 2.0},
+    ],
+)
+@pytest.mark.parametrize("suffix", [None, torch.tensor([[1, 2]])])
+def test_wrong_options_of_generation_are_errors(
+    wrong: dict[str, object], suffix: torch.Tensor | None
+) -> None:
+    with pytest.raises(ModelError, match=next(iter(wrong))):
+        model().generate(torch.tensor([[1]]), 4, suffix=suffix, **wrong)
+
+
+def test_rare_tokens_are_written_as_often_as_the_model_predicts_them() -> None:
+    """Each position is 0 with a probability of 0.75, whatever the others are: confidence must not choose by the
+    token that was drawn."""
+
+    class Coins(MaskedDecoder):
+        def logits_at(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([0.75, 0.25]).log().expand(int(positions.sum()), 2)
+
+    coins = Coins(2, context_length=16, **SHAPE)
+    for order in ORDERS:
+        rows = coins.generate(torch.tensor([[0]]), 15, num_sequences=400, order=order, seed=3)
+        assert abs(float(rows[:, 1:].float().mean()) - 0.25) < 4 * math.sqrt(0.1875 / 6000)
 
 
 def test_a_causal_masked_decoder_is_an_error() -> None:
