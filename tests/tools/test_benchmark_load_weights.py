@@ -34,7 +34,7 @@ def test_ratios_are_those_of_turns_in_the_same_round() -> None:
     from tools.benchmarks.load_weights import BASELINE, OURS, PEERS, rows_of
 
     def turn(seconds: float, peak: float) -> dict[str, float]:
-        return {"seconds": seconds, "peak_bytes": peak, "tensor_bytes": 100.0}
+        return {"seconds": seconds, "cpu_seconds": 1.0, "peak_bytes": peak, "tensor_bytes": 100.0}
 
     names = [BASELINE, *OURS, *(peer for peers in PEERS.values() for peer in peers)]
     turns = {name: [turn(1.0, 200.0), turn(10.0, 200.0), turn(2.0, 200.0)] for name in names}

@@ -17,7 +17,7 @@ from common.utils.files import fsync_file, write_json_atomic
 from common.utils.manifest import create_manifest
 from common.utils.tables import FORMATS, format_rows
 from tools.benchmarks.processes import run_process
-from tools.benchmarks.ratios import Row, as_table, at_most, compared, limited
+from tools.benchmarks.ratios import Row, Target, as_table, at_most, compared, limited
 from tools.benchmarks.results import say
 
 EXAMPLES = """examples:
@@ -190,17 +190,21 @@ def empty_page_cache(folder: Path) -> None:
 
 
 def rows_of(work: str, turns: Turns) -> list[Row]:
-    """Seconds of ours beside each other's, and peak memory beside the bytes of the weights."""
+    """Ours beside each other's: seconds, those of the CPU, and peak memory; it also beside the bytes of the weights."""
 
-    def seconds(name: str) -> list[float]:
-        return [turn["seconds"] for turn in turns[name]]
+    def beside(mine: str, peer: str, field: str, name: str, target: Target | None = None) -> Row:
+        own, theirs = ([turn[field] for turn in turns[name]] for name in (mine, peer))
+        return compared(f"{work}, {OURS[mine]}: {name}", "s", own, peer, theirs, target)
 
     rows = []
     for mine, dtype in OURS.items():
-        target = at_most(1.5)
-        title = f"{work}, {dtype}: time"
-        rows.append(compared(title, "s", seconds(mine), BASELINE, seconds(BASELINE), target))
-        rows += [compared(title, "s", seconds(mine), p, seconds(p)) for p in PEERS[mine]]
+        target = (
+            at_most(1.5) if dtype == "bfloat16" else None
+        )  # float32 has twice the bytes to write
+        rows.append(beside(mine, BASELINE, "seconds", "time", target))
+        rows += [beside(mine, peer, "seconds", "time") for peer in PEERS[mine]]
+        peers = (BASELINE, *PEERS[mine])
+        rows += [beside(mine, peer, "cpu_seconds", "CPU time") for peer in peers]
         rows.append(_memory_row(f"{work}, {dtype}: peak memory / weights", turns[mine]))
         for peer in PEERS[mine]:
             peak = [turn["peak_bytes"] / _MIB for turn in turns[peer]]
