@@ -102,6 +102,29 @@ class Grammar:
                     memory[part.remember] = pieces[-1]
         return surprisal
 
+    def without_memory(self) -> Grammar:
+        """The grammar that repeats nothing: in place of a stored word it writes any word of the same list."""
+        free = Grammar(self.start, {}, {}, {})
+        for rule, alternatives in self.rules.items():
+            free.rules[rule] = [
+                _Alternative(
+                    each.probability, tuple(self._forget(part, free) for part in each.parts)
+                )
+                for each in alternatives
+            ]
+        return free
+
+    def _forget(self, part: str | _Field, free: Grammar) -> str | _Field:
+        if isinstance(part, str) or not part.recall:
+            return part if isinstance(part, str) else _Field(rule=part.rule)
+        rule = self._remembered[part.recall]
+        if part.form:
+            words = (str(word.parts[0]) for word in self.rules[rule])
+            forms = dict.fromkeys(self.forms[part.form](word) for word in words)
+            rule = f"{part.form}={part.recall}"
+            free.rules[rule] = _zipf([*forms])
+        return _Field(rule=rule)
+
     def surprisal(self, text: str) -> float:
         """Return -ln P(text) in nats; infinity for a text that the grammar does not write."""
         for end, surprisal, _ in self._read(self.start, text, 0, {}):

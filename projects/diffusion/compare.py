@@ -68,7 +68,8 @@ def main() -> None:
 def _bits(row: Any) -> str:
     """The mean and its interval; a bound with <=."""
     sign = "<= " if row.objective == "masked_diffusion" else ""
-    return f"{sign}{row.bits:.3f} ± {row.half_width:.3f}"
+    interval = f" ± {row.half_width:.3f}" if row.seeds > 1 else ""
+    return f"{sign}{row.bits:.3f}{interval}"
 
 
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:

@@ -1,11 +1,10 @@
-"""How well a trained run writes and fills in generated texts: the share that their grammar accepts.
-
-The grammars of common/data know the probability of every text, so that no other model has to judge.
-"""
+"""How well a trained run writes and fills in texts: the share that is grammatical, and in brackets the share whose
+repeated names and things match too. The grammars of common/data decide it, not another model."""
 
 from __future__ import annotations
 
 import argparse
+import math
 from typing import TYPE_CHECKING, Any
 
 from common.errors import UsageError, exit_on_error
@@ -82,7 +81,7 @@ def writing_table(
 
     def share(**options: Any) -> str:
         rows = run.model.generate(start, length, num_sequences=count, **sampling, **options)
-        return _percent([_first_text(run, row.tolist()[1:]) for row in rows], grammar_of(run))
+        return _shares([_first_text(run, row.tolist()[1:]) for row in rows], grammar_of(run))
 
     if not isinstance(run.model, MaskedDecoder):
         return [["order", f"{length} steps"], ["next token", share()]]
@@ -98,9 +97,13 @@ def _first_text(run: TrainedRun, tokens: list[int]) -> str | None:
     return run.text.tokenizer.decode(tokens[: tokens.index(end)]) if end in tokens else None
 
 
-def _percent(texts: list[str | None], grammar: Grammar) -> str:
-    accepted = [text is not None and grammar.surprisal(text) < float("inf") for text in texts]
-    return f"{sum(accepted) / len(accepted):.0%}"
+def _shares(texts: list[str | None], grammar: Grammar) -> str:
+    """The share of grammatical texts, and in brackets that of texts whose repeated words match too."""
+    free = grammar.without_memory()
+    found = [text for text in texts if text is not None]
+    grammatical = sum(free.surprisal(text) < math.inf for text in found) / len(texts)
+    matching = sum(grammar.surprisal(text) < math.inf for text in found) / len(texts)
+    return f"{grammatical:.0%} ({matching:.0%})"
 
 
 def infilling_table(run: TrainedRun, count: int, sampling: dict[str, Any]) -> list[list[str]]:
@@ -122,7 +125,7 @@ def infilling_table(run: TrainedRun, count: int, sampling: dict[str, Any]) -> li
             written = run.model.generate(prefix, GAP, **options)[:, first : first + GAP]
             filled = torch.cat([prefix, written, suffix], dim=1)[0]
             texts.append(_first_text(run, filled.tolist()[1:]))
-        return _percent(texts, grammar_of(run))
+        return _shares(texts, grammar_of(run))
 
     rows = [["context", f"{GAP} tokens filled in"], ["prefix only", share(False)]]
     if isinstance(run.model, MaskedDecoder):

@@ -52,6 +52,19 @@ def test_the_grammar_reads_what_it_writes_and_nothing_else() -> None:
     assert stories.GRAMMAR.surprisal("") == math.inf
 
 
+def test_without_memory_names_are_free_and_nothing_else_is() -> None:
+    free = stories.GRAMMAR.without_memory()
+    for text, surprisal in generate_stories(100, seed=7):
+        assert surprisal < free.surprisal(text) < math.inf
+    mixed = (
+        "Near the hill lived Lily, a shy fox. Tom wanted a red kite, and so did Sam. Mia sat down. "
+    )
+    mixed += "Since that day Ben and Ida are friends.\n"
+    assert free.surprisal(mixed) < math.inf == stories.GRAMMAR.surprisal(mixed)
+    assert free.surprisal(mixed.replace("Lily", "Greta")) == math.inf  # a friend, but no hero
+    assert free.entropy()[1] == pytest.approx(entropy_per_story()[1], rel=0.01)
+
+
 def test_the_parser_of_this_test_does_reject_and_does_see_ambiguity() -> None:
     text, _ = next(generate_stories(1, seed=0))
     assert probabilities(text[:-1]) == [] and probabilities("x" + text) == []
