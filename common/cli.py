@@ -227,7 +227,7 @@ def _config_path(arguments: argparse.Namespace, project: Project) -> Path:
 
 def evaluate_parser(command: str) -> argparse.ArgumentParser:
     """Argument parser of evaluate.py."""
-    parser = _parser(
+    parser = run_parser(
         command,
         "Evaluate a trained run on its whole validation split, and on other texts.",
         f"""examples:
@@ -238,7 +238,6 @@ def evaluate_parser(command: str) -> argparse.ArgumentParser:
 
 Compare texts with different tokens by bits per byte.""",
     )
-    _add_run_arguments(parser)
     parser.add_argument("--split", choices=["train", "val"], default="val")
     parser.add_argument(
         "--data",
@@ -252,8 +251,8 @@ Compare texts with different tokens by bits per byte.""",
     parser.add_argument(
         "--full-report",
         action="store_true",
-        help="also write accuracy, calibration, loss by position and repetition of samples "
-        "to report.json and report.png in the run's folder",
+        help="also write report.json and report.png to the run's folder: accuracy, calibration, loss by "
+        "position and repetition of samples; of a classifier accuracy by class, confusion and calibration",
     )
     return parser
 
@@ -263,9 +262,14 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if process_rank():
         return  # the first process does it
     run = load_run(run_name(arguments), arguments.checkpoint)
+    from common.training.classification_report import evaluate_classes
     from common.training.evaluation_report import evaluate_run, evaluate_texts
+    from common.training.objective import Classification
 
-    if arguments.data or arguments.full_report:
+    is_classifier = isinstance(run.experiment.objective, Classification)
+    if arguments.full_report and is_classifier and not arguments.data:
+        evaluate_classes(run, arguments.split)
+    elif arguments.data or arguments.full_report:
         evaluate_texts(run, arguments.split, arguments.data, full_report=arguments.full_report)
     else:
         evaluate_run(run, arguments.split)
@@ -273,7 +277,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def sample_parser(command: str) -> argparse.ArgumentParser:
     """Argument parser of sample.py."""
-    parser = _parser(
+    parser = run_parser(
         command,
         "Generate text with a trained run, token by token.",
         f"""examples:
@@ -286,7 +290,6 @@ def sample_parser(command: str) -> argparse.ArgumentParser:
 
 Files and standard input are UTF-8; one final line end is stripped.""",
     )
-    _add_run_arguments(parser)
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument(
         "--prompt",
@@ -392,7 +395,9 @@ def _decode(content: bytes, source: str) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+def run_parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """Argument parser of a command about a trained run: its name (see `run_name`) and its checkpoint."""
+    parser = _parser(command, description, examples)
     parser.add_argument("run", nargs="?", metavar="NAME", help="the experiment")
     parser.add_argument("--name", help="the same, as an option")
     parser.add_argument(
@@ -400,6 +405,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         default="best",
         help="best (lowest validation loss, the default), last, or a step such as 500",
     )
+    return parser
 
 
 def run_name(arguments: argparse.Namespace) -> str:

@@ -15,7 +15,7 @@ from matplotlib.ticker import StrMethodFormatter
 from common.visualization.labels import drawable, plain, wrapped
 
 if TYPE_CHECKING:  # it imports torch
-    from common.training.prediction_metrics import PredictionMetrics
+    from common.training.prediction_metrics import Calibration, PredictionMetrics
 
 _MOST_ROWS = 4  # of the legend that fit the figure
 _FEW = 30  # an accuracy over fewer predictions says little
@@ -47,22 +47,14 @@ def plot_evaluation(
     for number, found in enumerate(sets.values()):
         colour = f"C{number % 10}"
         _draw_positions(positions, found, colour, labels[number])
-        _draw_calibration(reliability, shares, found, colour)
+        draw_calibration(reliability, shares, found.calibration, colour)
     positions.set_xscale("log", base=2)
     positions.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     positions.set_xlabel("tokens before the predicted one")
     positions.set_ylabel("loss (nats per token)")
-    reliability.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=1, zorder=0)
-    reliability.set_ylabel("accuracy")
-    reliability.set_ylim(-0.03, 1.03)
-    reliability.tick_params(labelbottom=False)
-    shares.set_xlabel(f"confidence (hollow: under {_FEW} predictions)")
-    shares.set_ylabel("share")
-    shares.set_yscale("log")
-    shares.set_xlim(0, 1)
-    for axes in (positions, reliability, shares):
-        axes.grid(True, alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+    label_calibration(reliability, shares)
+    positions.grid(True, alpha=0.25)
+    positions.spines[["top", "right"]].set_visible(False)
     columns = max(1, min(len(sets), 130 // max(map(len, labels))))
     rows = math.ceil(len(sets) / columns)
     figure.set_size_inches(10.5, 4.8 + 0.23 * max(0, rows - _MOST_ROWS))
@@ -100,10 +92,10 @@ def _draw_positions(axes: Axes, found: PredictionMetrics, colour: str, label: st
     axes.set_ylim(shown, auto=True)
 
 
-def _draw_calibration(
-    reliability: Axes, shares: Axes, found: PredictionMetrics, colour: str
+def draw_calibration(
+    reliability: Axes, shares: Axes, calibration: Calibration, colour: str
 ) -> None:
-    calibration = found.calibration
+    """Draw accuracy by confidence, and below it the share of the predictions in each bin."""
     x, y, counts = calibration.confidence, calibration.accuracy, calibration.counts
     reliability.plot(x[counts > 0], y[counts > 0], color=colour, alpha=0.5, linewidth=1)
     for marked, face in (((counts > 0) & (counts < _FEW), "white"), (counts >= _FEW, colour)):
@@ -112,3 +104,18 @@ def _draw_calibration(
         )
     edges = np.linspace(0, 1, len(counts) + 1)
     shares.stairs(counts / counts.sum(), edges, color=colour, linewidth=1.4)
+
+
+def label_calibration(reliability: Axes, shares: Axes) -> None:
+    """Set up the axes of `draw_calibration`, which share x."""
+    reliability.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=1, zorder=0)
+    reliability.set_ylabel("accuracy")
+    reliability.set_ylim(-0.03, 1.03)
+    reliability.tick_params(labelbottom=False)
+    shares.set_xlabel(f"confidence (hollow: under {_FEW} predictions)")
+    shares.set_ylabel("share")
+    shares.set_yscale("log")
+    shares.set_xlim(0, 1)
+    for axes in (reliability, shares):
+        axes.grid(True, alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)

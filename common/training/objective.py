@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -173,11 +173,15 @@ class Classification(Objective):
     Args:
         num_classes: larger labels raise DataError.
         unit: plural name of a row.
+        class_names: for reports; None: the labels.
     """
 
-    def __init__(self, num_classes: int, unit: str = "images") -> None:
+    def __init__(
+        self, num_classes: int, unit: str = "images", class_names: Sequence[str] | None = None
+    ) -> None:
         self.num_classes = num_classes
         self.unit = unit
+        self.class_names = class_names or [*map(str, range(num_classes))]
 
     def prepare(self, given: Any, index: int) -> Batch:
         """Accept a mapping with these two keys, or a tuple of the two, as PyTorch datasets return."""
@@ -215,16 +219,17 @@ class Classification(Objective):
         return int((batch["labels"] != IGNORE_INDEX).sum())
 
     def loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        loss: torch.Tensor = _cross_entropy(self._logits(model, batch), batch["labels"])
+        loss: torch.Tensor = _cross_entropy(self.logits(model, batch), batch["labels"])
         return loss
 
     def measure(self, model: nn.Module, batch: Batch) -> dict[str, float]:
-        count, logits = self.count(batch), self._logits(model, batch)
+        count, logits = self.count(batch), self.logits(model, batch)
         mean = float(_cross_entropy(logits, batch["labels"]))
         correct = float((logits.argmax(dim=-1) == batch["labels"]).sum())
         return {"targets": float(count), "loss": mean * count, "correct": correct}
 
-    def _logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+    def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Compute the logits (batch, num_classes). Raises ModelError for another shape."""
         logits: torch.Tensor = model(batch["inputs"])["logits"]
         expected = (len(batch["labels"]), self.num_classes)
         if logits.shape != expected:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,20 +56,25 @@ class TrainedRun:
             )
         return self.experiment.text
 
-    def evaluate(self, split: str = "val") -> dict[str, float]:
-        """Evaluate a whole split (train or val). Raises UsageError if there is no such split."""
-        from common.training.evaluator import Evaluator
+    def batches(self, split: str = "val") -> Iterable[Any]:
+        """Batches over a whole split (train or val). Raises UsageError if there is no such split."""
         from common.training.experiment import eval_windows
 
-        experiment = self.experiment
-        data = experiment.val_data
+        data = self.experiment.val_data
         if split != "val":
             data = eval_windows(self.config, self.text.tokens(split))
         if data is None:
             raise UsageError(
                 f"'{self.name}' has no validation data", "build(config) sets no val_data"
             )
-        return Evaluator(experiment.model, objective=experiment.objective).evaluate(data)
+        return data
+
+    def evaluate(self, split: str = "val") -> dict[str, float]:
+        """Evaluate a whole split (train or val). Raises UsageError if there is no such split."""
+        from common.training.evaluator import Evaluator
+
+        batches, experiment = self.batches(split), self.experiment
+        return Evaluator(experiment.model, objective=experiment.objective).evaluate(batches)
 
 
 def load_run(name: str, checkpoint: str = "best") -> TrainedRun:

@@ -63,6 +63,9 @@ class SequenceClassifier(BaseModel):
         count = height * width // self.patch_size**2
         arguments = {"context_length": count, "tie_embeddings": True}
         self.embedding = nn.Linear(channels * self.patch_size**2, config.decoder.hidden_size)
+        # As the positions that are added to it, which the bias of a Linear would drown.
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        nn.init.zeros_(self.embedding.bias)
         self.decoder = Decoder(num_classes, **(config.decoder.model_dump() | arguments))
 
     def forward(self, inputs: torch.Tensor) -> dict[str, torch.Tensor]:

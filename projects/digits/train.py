@@ -60,7 +60,7 @@ def build(config: Config) -> Experiment:
             images.train, batch_size=data.batch_size, seed=config.seed, augment=data.augment
         ),
         OrderedImages(images.val, data.eval_batch_size),
-        Classification(len(images.classes), unit="images"),
+        Classification(len(images.classes), "images", images.classes),
         fingerprint=images.fingerprint,
     )
 

@@ -65,7 +65,6 @@ def test_a_cnn_reads_digits_is_resumed_bit_for_bit_ranked_and_evaluated(
     assert f"accuracy {accuracy[1]}% (360 images)" in evaluated.stdout, evaluated.stderr
     for script, *more in (
         (evaluate, "--data", "x.txt"),
-        (evaluate, "--full-report"),
         (evaluate, "--split", "train"),
         ("projects/baseline/sample.py", "--prompt", "7"),
     ):

@@ -1,0 +1,1 @@
+"""Images pixel by pixel with the shared Decoder: samples as pictures, and bits per dimension."""
