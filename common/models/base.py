@@ -70,6 +70,8 @@ class BaseModel(nn.Module):
     entry_points: tuple[str, ...] = ()
     # Quantisation of the matrices (common/models/quantize.py); saved with every checkpoint.
     quantization: dict[str, Any] | None = None
+    # Settings of LoRA adapters (common/models/lora.py); saved with every checkpoint.
+    lora: dict[str, Any] | None = None
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__()
@@ -115,9 +117,9 @@ class BaseModel(nn.Module):
         """The device of the parameters."""
         return next(self.parameters()).device
 
-    def num_parameters(self) -> int:
-        """Number of weights; tied ones count once."""
-        return sum(parameter.numel() for parameter in self.parameters())
+    def num_parameters(self, trained: bool = False) -> int:
+        """Number of weights, or of those that are `trained`; tied ones count once."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not trained)
 
     def save_checkpoint(self, path: str | Path, **state: Any) -> Path:
         """Save weights, arguments and a JSON `state` to the folder `path`."""

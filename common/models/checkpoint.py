@@ -33,6 +33,7 @@ from torch import nn
 
 from common.errors import CheckpointError, ResearchError, did_you_mean
 from common.models import shards
+from common.models.lora import lora_as_saved
 from common.models.quantize import quantize_as_saved
 from common.utils.files import fsync_dir, fsync_file, read_json, sha256_of
 
@@ -44,7 +45,7 @@ _TRAINING_KINDS = {
     "fingerprint": dict,
     "training": dict,
 }
-_OPTIONAL_KINDS = {"vocab_size": int, "quantization": dict}  # of the model
+_OPTIONAL_KINDS = {"vocab_size": int, "quantization": dict, "lora": dict}  # of the model
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class SavedModel(Protocol):
     """The description of a model in a checkpoint, besides its weights."""
 
     quantization: dict[str, Any] | None
+    lora: dict[str, Any] | None
 
     def constructor_arguments(self) -> dict[str, Any]: ...
 
@@ -88,13 +90,17 @@ def identity_of(model: SavedModel) -> dict[str, Any]:
     """Return what `load_model` needs to rebuild the model."""
     kind = shards.class_of(model)
     identity = {"class": f"{kind.__module__}.{kind.__qualname__}", **model.constructor_arguments()}
-    return identity | ({"quantization": model.quantization} if model.quantization else {})
+    changes = {"quantization": model.quantization, "lora": model.lora}
+    return identity | {name: settings for name, settings in changes.items() if settings}
 
 
 def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers by name; tied ones once."""
+    """Parameters and persistent buffers by name; tied ones once. Without the base of LoRA adapters."""
     kept = model.state_dict().keys()
-    found = [*model.named_parameters(), *model.named_buffers()]
+    parameters = dict(model.named_parameters())
+    if getattr(model, "lora", None):
+        parameters = {name: p for name, p in parameters.items() if p.requires_grad}
+    found = [*parameters.items(), *model.named_buffers()]
     return {name: tensor.detach() for name, tensor in found if name in kept}
 
 
@@ -318,12 +324,15 @@ def _saved_class(base: type[M], name: str) -> type[M]:
 def fill_model(model: nn.Module, saved: Checkpoint) -> None:
     """Load the weights of a checkpoint into `model`, or into the shards of it in this process.
 
-    A quantised checkpoint quantises the model.
+    A quantised checkpoint quantises the model; one without LoRA adapters merges those of the model.
     """
+    adapters = saved.state["model"].get("lora")
+    lora_as_saved(model, adapters)
     if quantization := saved.state["model"].get("quantization"):
         quantize_as_saved(model, quantization)
     weights = weights_of(model)
-    if any(map(shards.is_sharded, weights.values())) or not _is_whole(saved.path):
+    sharded = any(map(shards.is_sharded, weights.values())) or not _is_whole(saved.path)
+    if sharded or adapters:  # not all tensors of the model
         shards.read_weights(saved.path, weights)
         return
     device = next(model.parameters()).device

@@ -61,6 +61,18 @@ class ModelConfig(Config):
     context_length: int = Field(256, ge=2)  # tokens
 
 
+class LoRAConfig(Config):
+    """Low-rank adapters, see common/models/lora.py; all other weights are frozen."""
+
+    rank: int = Field(8, gt=0)
+    alpha: float = Field(16.0, gt=0)  # the adapters are multiplied by alpha / rank
+    # Patterns of names of linear layers or of their ends: query_key_value, mixer.output, "*"
+    targets: tuple[str, ...] = Field(("*",), min_length=1)
+    dropout: float = Field(0.0, ge=0, lt=1)  # of the adapters' input
+    # In which the frozen matrices are kept; auto: as they are stored
+    base_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+
 class DecoderConfig(ModelConfig):
     """A preset sets defaults; explicit keys override them.
 

@@ -19,6 +19,7 @@ from common.models.base import BaseLanguageModel
 from common.models.config import DecoderConfig
 from common.models.feedforwards.base import FeedForward
 from common.models.feedforwards.moe import MoE, Routing
+from common.models.frozen import stored_weight
 from common.models.linear_loss import TiedGradient, linear_next_token_loss
 from common.models.loss import is_padding, next_token_loss
 from common.models.mixers.base import Mixer, ParameterRole, Positions
@@ -209,9 +210,11 @@ class Decoder(BaseLanguageModel):
         """Compute the loss without keeping the (batch, time, vocab_size) logits, unless they are capped."""
         if self.config.logits_soft_cap is not None:
             return self(input_ids, labels)["loss"]  # type: ignore[no-any-return]  # nn.Module
-        tied = TiedGradient() if self.head is None else None
+        layer = self.token_embedding if self.head is None else self.head
+        weight = stored_weight(layer)
+        tied = TiedGradient() if self.head is None and weight.requires_grad else None
         hidden, routings = self._hidden(input_ids, None, labels, tied)
-        loss = linear_next_token_loss(hidden, self._output_weight, labels, tied)
+        loss = linear_next_token_loss(hidden, weight, labels, tied)
         return self._with_balance(loss, routings)
 
     def _with_balance(self, loss: torch.Tensor, routings: list[Routing]) -> torch.Tensor:
@@ -233,10 +236,6 @@ class Decoder(BaseLanguageModel):
             for index, layer in enumerate(self.experts)
             for name, value in layer.metrics().items()
         }
-
-    @property
-    def _output_weight(self) -> torch.Tensor:
-        return self.token_embedding.weight if self.head is None else self.head.weight
 
     def next_logits(
         self, input_ids: torch.Tensor, cache: DecoderCache | None = None

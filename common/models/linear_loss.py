@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from common.data.batch import IGNORE_INDEX
+from common.models.frozen import frozen_linear, sliced_linear, sliced_linear_backward
 from common.models.loss import mean_cross_entropy, shifted_targets
 
 # Logits of up to this many bytes are computed at once; above it, in chunks.
@@ -33,14 +34,16 @@ def linear_next_token_loss(
     the same; on CPUs in bf16 it took 2.4 times as long.
 
     Args:
-        hidden: (batch, time, hidden_size); weight: (vocab_size, hidden_size); labels as there.
+        hidden: (batch, time, hidden_size); labels as there.
+        weight: (vocab_size, hidden_size); a frozen one may have any float dtype.
         tied: the `TiedGradient` that embedded the tokens, if `weight` is also the embedding.
     """
     targets = shifted_targets(labels)
     rows = hidden.flatten(0, 1)
     dtype = _compute_dtype(hidden)
     if len(rows) * len(weight) * dtype.itemsize <= _CHUNK_BYTES:
-        return mean_cross_entropy(F.linear(rows, weight), targets)
+        logits = F.linear(rows, weight) if weight.requires_grad else frozen_linear(rows, weight)
+        return mean_cross_entropy(logits, targets)
     chunks = math.ceil(len(rows) * len(weight) * dtype.itemsize / _CHUNK_BYTES)
     chunk = max(_SOFTMAX_ROWS, math.ceil(len(rows) / chunks))
     with torch.autocast(rows.device.type, enabled=False):
@@ -102,20 +105,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk: int,
         tied: TiedGradient | None,
     ) -> torch.Tensor:
-        grad_rows = torch.empty_like(rows) if any(ctx.needs_input_grad[:2]) else None
-        grad_weight = torch.empty_like(weight) if grad_rows is not None else None
+        grad_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         predicted = (targets != IGNORE_INDEX)[:, None]
         # Scale the small factors of the product, not the product.
         factor = predicted / predicted.sum().clamp(min=1).to(rows.dtype)
-        projection = weight.to(dtype)
+        projection = weight.to(dtype) if weight.requires_grad else weight
         nats = torch.zeros((), device=rows.device, dtype=torch.promote_types(dtype, torch.float32))
+        buffer = rows.new_empty(min(chunk, len(rows)), len(weight), dtype=dtype)
         for first in range(0, len(rows), chunk):
             part = slice(first, first + chunk)
-            logits = rows[part].to(dtype) @ projection.t()
+            inputs = rows[part].to(dtype)
+            logits = sliced_linear(inputs, projection, into=buffer[: len(inputs)])
             losses = _softmax_minus_target_(logits, targets[part])
             nats += (losses * factor[part, 0]).sum()
-            if grad_rows is not None and grad_weight is not None:
-                grad_rows[part] = (logits @ projection) * factor[part]
+            if grad_rows is not None:
+                grad_rows[part] = sliced_linear_backward(logits, projection) * factor[part]
+            if grad_weight is not None:
                 inputs = (rows[part] * factor[part]).to(dtype)
                 for begin in range(0, len(weight), _VOCABULARY_SLICE):
                     columns = slice(begin, begin + _VOCABULARY_SLICE)
@@ -134,8 +140,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         (grad_rows, grad_weight), ctx.gradients = ctx.gradients, None
         # On CPU reading the factor is free, and it is 1 unless gradients are accumulated.
         if upstream.device.type != "cpu" or float(upstream) != 1.0:
-            grad_rows.mul_(upstream)
-            grad_weight.mul_(upstream)
+            for gradient in (grad_rows, grad_weight):
+                if gradient is not None:
+                    gradient.mul_(upstream)
         if ctx.tied is not None:
             ctx.tied.of_projection, grad_weight = grad_weight, None
         return grad_rows, grad_weight, None, None, None, None

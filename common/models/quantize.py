@@ -37,6 +37,8 @@ def quantize(model: nn.Module, how: Quantization) -> None:
     """
     if getattr(model, "quantization", None) is not None:
         raise ModelError("the model is already quantised", "quantise the original model")
+    if getattr(model, "lora", None) is not None:
+        raise ModelError("the model has LoRA adapters", "merge them first: merge_lora(model)")
     for name, module in list(model.named_modules()):
         if type(module) is nn.Linear:
             replacement: nn.Module = QuantizedLinear(module, how, name)

@@ -251,6 +251,7 @@ def _key(model: BaseModel, batch: Batch, precision: str, compile: bool | str) ->
             type(model).__qualname__,
             getattr(model, "vocab_size", None),
             repr(model.arguments),
+            *([model.lora] if model.lora else []),
         ],
         "batch": {name: list(tensor.shape) for name, tensor in batch.items()},
         "asked": [precision, compile],

@@ -20,7 +20,8 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self._parameters = dict(model.named_parameters())
+        named = model.named_parameters()
+        self._parameters = {name: p for name, p in named if p.requires_grad}
         self.weights = {name: p.detach().clone() for name, p in self._parameters.items()}
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from common.experiments.metrics import VAL_QUICK
 from common.experiments.recovery import open_catalogue
 from common.experiments.run import Run, start_experiment
 from common.experiments.run_folders import folder_of
+from common.models.base import BaseModel
 from common.terminal import show
 from common.training.callbacks.base import Callback
 from common.training.callbacks.early_stopping import EarlyStopping
@@ -270,9 +271,15 @@ def _announce(trainer: Trainer, run: Run) -> None:
             f"tokens, vocabulary {data.tokenizer.vocab_size:,}"
         )
     log.info(
-        f"{run.name}: {trainer.model.num_parameters():,} parameters on {trainer.device.type} "
+        f"{run.name}: {_count_parameters(trainer.model)} on {trainer.device.type} "
         f"({', '.join(how)}){text}"
     )
+
+
+def _count_parameters(model: BaseModel) -> str:
+    total, trained = model.num_parameters(), model.num_parameters(trained=True)
+    only = "" if trained == total else f", {trained:,} of them trained,"
+    return f"{total:,} parameters{only}"
 
 
 def _report(metrics: dict[str, float], trainer: Trainer, run: Run) -> None:

@@ -74,9 +74,11 @@ def flops_per_token(
 def model_flops_per_token(model: BaseLanguageModel, context_length: int) -> int | None:
     """FLOPs per token of training `model` on sequences of `context_length` tokens.
 
-    A Decoder adds up its layers. None for a model of which it is not known: one that is not made of
-    attention or LSTM layers and plain feed-forward layers, as its `arguments` say.
+    A Decoder adds up its layers. None for a model of which it is not known: one with LoRA adapters, and
+    one that is not made of attention or LSTM layers and plain feed-forward layers, as its `arguments` say.
     """
+    if model.lora:  # frozen weights have no gradient: 4 FLOPs, or 2 before the first adapter
+        return None
     if isinstance(model, Decoder):
         mixing = sum(mixer.flops_per_token(context_length) for mixer in model.mixers)
         idle = model.num_parameters() - model.num_active_parameters()

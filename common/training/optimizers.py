@@ -106,8 +106,11 @@ def create_optimizer(
 
 
 def check_optimizer(model: nn.Module, config: OptimizerConfig) -> None:
-    """Raise ConfigError for a pattern that matches no parameter of `model`, and TrainingError if no
-    parameter would be trained."""
+    """Raise ConfigError for a pattern that matches no parameter of `model` and for Muon with LoRA, and
+    TrainingError if no parameter would be trained."""
+    if config.name == "muon" and getattr(model, "lora", None):
+        # It makes all singular values of an update equal; those of A and B are no ones of the weight.
+        raise ConfigError("Muon does not train LoRA adapters", "set optimizer.name=adamw")
     names = [name for name, _ in model.named_parameters()]
     for pattern in config.lr_factors:
         if not any(fnmatchcase(name, pattern) for name in names):

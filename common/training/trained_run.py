@@ -23,7 +23,7 @@ class TrainedRun:
 
     Attributes:
         config: an instance of the project's schema.
-        experiment: the result of the project's `build`.
+        experiment: the result of the project's `build`; LoRA adapters are merged.
         checkpoint: the folder of the weights.
     """
 
@@ -115,6 +115,7 @@ def find_checkpoint(name: str, which: str) -> Path:
 def _load_weights(name: str, experiment: Experiment, path: Path, device: str) -> None:
     """Load the weights of the checkpoint `path`, which must be trained on the same data."""
     from common.models.checkpoint import load_checkpoint
+    from common.models.lora import merge_lora
     from common.training.precision import select_device
 
     trained_on = load_checkpoint(path).state["fingerprint"]
@@ -127,3 +128,4 @@ def _load_weights(name: str, experiment: Experiment, path: Path, device: str) ->
         )
     experiment.model.to(select_device(device))
     experiment.model.load_checkpoint(path)
+    merge_lora(experiment.model)

@@ -58,7 +58,7 @@ from common.training.sharded import gathered
 from common.training.signals import stop_on_signals
 from common.training.state import TrainState, Window
 from common.utils.logging import get_logger
-from common.utils.malloc import freed_memory_kept
+from common.utils.malloc import freed_memory_kept, freed_memory_returned
 from common.utils.manifest import cpu_name
 
 log = get_logger("training")
@@ -207,13 +207,15 @@ class Trainer:
         self.model.train()
         self._record_start()
         self._batches = Prefetcher(self.experiment.batch, self.device)
+        short = self.config.activation_checkpointing
+        memory = freed_memory_returned() if short else freed_memory_kept()
         try:
             for callback in self.callbacks:
                 callback.on_train_start(self)
             with (
                 stop_on_signals(self.context) as received,
                 matmul_precision(self.precision),
-                freed_memory_kept(),
+                memory,
             ):
                 while True:
                     if self._is_due(self.config.eval_every_steps):

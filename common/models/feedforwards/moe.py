@@ -52,6 +52,8 @@ class MoE(FeedForward):
         hidden, experts = config.hidden_size, options.num_experts
         self.size = config.hidden_units_of_experts()
         self.router = nn.Linear(hidden, experts, bias=False)
+        # Here, because it imports the compiler (1 s, 86 MB), which models without experts do not need.
+        self._run_experts = torch.compiler.disable(_run_experts)  # type: ignore[no-untyped-call]
         self.input = nn.Parameter(torch.empty(experts, 2 * self.size, hidden))
         self.output = nn.Parameter(torch.empty(experts, hidden, self.size))
         self.shared: nn.ModuleDict | None = None
@@ -102,7 +104,7 @@ class MoE(FeedForward):
         """The output of `forward`, and what the router did."""
         tokens = x.flatten(0, -2)
         scores, experts, weights = self.route(tokens)
-        output: torch.Tensor = _run_experts(
+        output: torch.Tensor = self._run_experts(
             tokens, experts, weights.to(x.dtype), self.input, self.output
         )
         if self.shared is not None:
@@ -197,7 +199,6 @@ class MoE(FeedForward):
         }
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # it has no types
 def _run_experts(
     tokens: torch.Tensor,
     experts: torch.Tensor,
