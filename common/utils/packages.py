@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from common.errors import MissingPackageError
@@ -17,3 +19,8 @@ def require(package: str, extra: str) -> Any:
             f"the package {package.partition('.')[0]} is not installed",
             f'install it: uv pip install -e ".[{extra}]"',
         ) from error
+
+
+def missing_packages(packages: Sequence[str]) -> list[str]:
+    """Those of `packages` that are not installed; imports none."""
+    return [package for package in packages if find_spec(package) is None]

@@ -66,6 +66,11 @@ def get_runs_dir() -> Path:
     return get_assets_dir() / "outputs" / "runs"
 
 
+def get_service_dir() -> Path:
+    """Folder of the training service: requests, events, keys."""
+    return get_assets_dir() / "outputs" / "service"
+
+
 def display_path(path: Path) -> str:
     """The shorter of the absolute path and the one relative to the current folder."""
     try:

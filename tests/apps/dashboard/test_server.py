@@ -21,7 +21,7 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
-from apps.dashboard.launch import listen, serve
+from apps.dashboard.launch import HOST, serve
 from apps.dashboard.queries import AT_ONCE, MOST_IN_LINE
 from apps.dashboard.server import create_app
 from common.errors import MissingPackageError
@@ -30,6 +30,7 @@ from common.experiments.statistics import estimate
 from common.experiments.store import parquet_path
 from common.utils import save_experiment, start_experiment
 from common.utils.paths import get_experiments_dir, get_runs_dir
+from common.utils.sockets import listen
 
 ADDRESS = "http://127.0.0.1:8420"
 
@@ -136,7 +137,7 @@ def test_a_slow_query_holds_up_nobody(client: TestClient) -> None:
 @pytest.fixture
 def port() -> Iterator[int]:
     """A real server, whose clients can leave."""
-    listener = listen(0)
+    listener = listen(HOST, 0, 8420)
     server = uvicorn.Server(uvicorn.Config(create_app(), log_level="warning"))
     thread = Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
@@ -190,7 +191,7 @@ def test_an_answer_does_not_wait_for_the_acknowledgement_of_its_head() -> None:
             found.set_result(of_it.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
             writer.close()
 
-        listener = listen(0)
+        listener = listen(HOST, 0, 8420)
         async with await asyncio.start_server(accepted, sock=listener):
             _, writer = await asyncio.open_connection(*listener.getsockname())
             writer.close()
