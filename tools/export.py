@@ -16,9 +16,9 @@ EXAMPLES = """examples:
   python tools/export.py --name exp_001 --format onnx --checkpoint last
   python tools/export.py --name exp_001 --format hub --output my_model
 
-gguf  GPT-2, Llama, Qwen2 and Qwen3 with byte-level BPE, tokenizer included: `llama-cli -m FILE`
+gguf  families of the hub that llama.cpp computes, byte-level BPE included: `llama-cli -m FILE`
 onnx  any model: input_ids (batch, time) int64 to logits; its tokenizer is written beside it
-hub   the same families as a folder for transformers: AutoModelForCausalLM.from_pretrained(FOLDER)
+hub   families of the hub (HUGGINGFACE_GUIDE.md) as a folder for transformers: AutoModelForCausalLM.from_pretrained(FOLDER)
 
 The default output is exports/ in the run's folder. gguf and onnx need uv pip install -e ".[export]"."""
 

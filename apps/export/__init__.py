@@ -1,6 +1,6 @@
 """Export and compression of models: GGUF, ONNX, quantised, pruned.
 
-gguf.py      a file for llama.cpp and compatible programs
+gguf.py      a file for llama.cpp and compatible programs; gguf_architectures.py: what llama.cpp computes
 onnx.py      a graph for ONNX Runtime and compatible programs
 quantize.py  int8 and int4 weights
 prune.py     fewer weights: by magnitude, by head, by neuron

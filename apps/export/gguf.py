@@ -18,13 +18,15 @@ import torch
 
 from apps.export import llama_cpp
 from apps.export.config import GGUFDtype
-from apps.export.families import Family, family_of
-from apps.export.gguf_tensors import gguf_tensors
+from apps.export.gguf_architectures import Architecture
+from apps.export.gguf_tensors import ARCHITECTURES, IN_FLOAT32, gguf_tensors
 from apps.export.gguf_vocabulary import SavedTokenizer, Vocabulary, vocabulary_of
+from apps.export.hub_format import hub_config
 from apps.export.readback import check_logits, probe, run_reader
 from common.errors import MissingPackageError, ModelError
 from common.models.base import BaseLanguageModel
 from common.models.decoder import Decoder
+from common.models.hub.config import settings
 from common.utils.files import atomic_path
 from common.utils.logging import get_logger
 
@@ -38,6 +40,7 @@ DTYPES: dict[GGUFDtype, tuple[str, str]] = {
     "bf16": ("BF16", "MOSTLY_BF16"),
     "q8_0": ("Q8_0", "MOSTLY_Q8_0"),
 }
+_HINT = "use --format onnx, which supports any model"
 _Q8_0_BLOCK = 32  # numbers of a row per scale
 
 
@@ -61,18 +64,23 @@ def export_gguf(
     gguf = _package()
     if dtype not in DTYPES:
         raise ModelError(f"no GGUF type '{dtype}'", f"choose from: {', '.join(DTYPES)}")
-    family = family_of(model)
-    assert isinstance(model, Decoder)  # for the type checker: family_of refuses others
+    if type(model) is not Decoder:
+        raise ModelError(f"llama.cpp has no code for a {type(model).__name__}", _HINT)
+    config = hub_config(model)
+    architecture = _architecture(model, config["model_type"])
     vocabulary = tokenizer if isinstance(tokenizer, Vocabulary) else vocabulary_of(tokenizer)
     vocabulary = vocabulary.padded(model.vocab_size)
-    tensors = dict(_converted(model, family, dtype))  # before creating the file: it may raise
+    tensors = dict(
+        _converted(model, config, architecture, dtype)
+    )  # before creating the file: it may raise
     with atomic_path(path) as temporary:
-        writer = gguf.GGUFWriter(temporary, family)
+        writer = gguf.GGUFWriter(temporary, architecture.name)
         try:
             writer.add_name(name or path.stem)
             writer.add_file_type(getattr(gguf.LlamaFileType, DTYPES[dtype][1]))
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-            _add_shape(writer, model, family)
+            writer.add_vocab_size(model.vocab_size)
+            architecture.add_keys(writer, model.config, settings(model.config))
             _add_vocabulary(writer, vocabulary)
             for key, (data, kind) in tensors.items():
                 writer.add_tensor(key, data, raw_dtype=kind)
@@ -88,6 +96,17 @@ def export_gguf(
     return path
 
 
+def _architecture(model: Decoder, model_type: str) -> Architecture:
+    """llama.cpp's architecture for a `model_type`. Raises ModelError, naming what it does not compute of the model."""
+    architecture = ARCHITECTURES[model_type]
+    limits = [*architecture.limits(model.config, settings(model.config))]
+    if limits:
+        raise ModelError(
+            f"llama.cpp's {architecture.name} does not compute {', '.join(limits)}", _HINT
+        )
+    return architecture
+
+
 def _run_back(model: Decoder, path: Path, dtype: GGUFDtype) -> None:
     """Raise ModelError unless llama.cpp gives the logits of `model`."""
     # It returns those of the last position of each text, which needs room for one more token.
@@ -98,7 +117,11 @@ def _run_back(model: Decoder, path: Path, dtype: GGUFDtype) -> None:
     ]
     texts = [ids[0].tolist() for ids, _ in probes]
     found = run_reader("llama.cpp", lambda: llama_cpp.next_log_probabilities(path, texts))
-    check_logits(probes, [torch.tensor(row)[None, None] for row in found], dtype, "llama.cpp")
+    logits = [torch.tensor(row)[None, None] for row in found]
+    if model.experts:  # half of all texts must agree, see check_logits
+        probes = [(probes[-1][0], torch.cat([expected for _, expected in probes]))]
+        logits = [torch.cat(logits)]
+    check_logits(probes, logits, dtype, "llama.cpp", has_experts=bool(model.experts))
 
 
 def _read_back(written: Mapping[str, tuple[npt.NDArray[Any], Any]], path: Path) -> None:
@@ -132,28 +155,6 @@ def _package() -> Any:
     return gguf
 
 
-def _add_shape(writer: GGUFWriter, model: Decoder, family: Family) -> None:
-    config = model.config
-    attention: Any = model.blocks[0].mixer
-    feedforward: Any = model.blocks[0].feedforward
-    norm: Any = model.final_norm
-    writer.add_context_length(config.context_length)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_layers)
-    writer.add_feed_forward_length(feedforward.input.out_features)
-    writer.add_head_count(attention.num_heads)
-    writer.add_head_count_kv(attention.num_kv_heads)
-    writer.add_vocab_size(model.vocab_size)
-    if family == "gpt2":
-        writer.add_layer_norm_eps(norm.eps)
-        return
-    writer.add_layer_norm_rms_eps(norm.eps)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_rope_dimension_count(attention.head_size)
-    writer.add_key_length(attention.head_size)
-    writer.add_value_length(attention.head_size)
-
-
 def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
     writer.add_tokenizer_model("gpt2")  # the name for any byte-level BPE
     writer.add_tokenizer_pre(vocabulary.splitter)
@@ -168,20 +169,20 @@ def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
 
 
 def _converted(
-    model: Decoder, family: Family, dtype: GGUFDtype
+    model: Decoder, config: dict[str, Any], architecture: Architecture, dtype: GGUFDtype
 ) -> Iterator[tuple[str, tuple[npt.NDArray[Any], Any]]]:
     """Yield (name, (array as written, its type)) of every tensor."""
     import gguf
 
     types = gguf.GGMLQuantizationType
-    for name, tensor in gguf_tensors(model, family):
+    for name, tensor in gguf_tensors(model, config, architecture):
         array = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
         if not np.isfinite(array).all():
             raise ModelError(
                 f"{name} contains NaN or infinity",
                 "training has diverged; export an earlier checkpoint",
             )
-        is_matrix = array.ndim == 2 and name != "position_embd.weight"
+        is_matrix = array.ndim >= 2 and not IN_FLOAT32.search(name)
         kind = getattr(types, DTYPES[dtype][0]) if is_matrix else types.F32
         _check_fits(name, array, kind.name)
         yield name, (gguf.quants.quantize(array, kind), kind)

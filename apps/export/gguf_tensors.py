@@ -2,95 +2,80 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
 
-from apps.export.families import Family
-from common.models.config import DecoderConfig
+from apps.export.gguf_architectures import (
+    GPT2,
+    Architecture,
+    Gemma2,
+    Gemma3,
+    GPTNeoX,
+    Llama,
+    OLMo2,
+    OLMoE,
+    Phi3,
+    Qwen2,
+    Qwen3,
+    Qwen3MoE,
+    SmolLM3,
+)
+from apps.export.gguf_recurrent import DeepSeek2, Mamba2, Qwen3Next
+from apps.export.hub_format import hub_tensors
+from common.errors import ModelError
 from common.models.decoder import Decoder
-from common.models.mixers.rope import rope_frequencies
+
+# By `model_type` of transformers.
+ARCHITECTURES: dict[str, Architecture] = {
+    "gpt2": GPT2(),
+    "gpt_neox": GPTNeoX(),
+    **dict.fromkeys(("llama", "mistral", "mixtral"), Llama()),
+    "smollm3": SmolLM3(),
+    "qwen2": Qwen2(),
+    "qwen3": Qwen3(),
+    "qwen3_moe": Qwen3MoE(),
+    "qwen3_next": Qwen3Next(),
+    **dict.fromkeys(("olmo2", "olmo3"), OLMo2()),
+    "olmoe": OLMoE(),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3"), DeepSeek2()),
+    "mamba2": Mamba2(),
+    "gemma2": Gemma2(),
+    "gemma3_text": Gemma3(),
+    "phi3": Phi3(),
+}
+_EXPERT = re.compile(r"(.+\.experts)\.\d+\.(\w+\.weight)")
+# Matrices that llama.cpp reads in float32: positions, routers, and what recurrent layers do not multiply by.
+IN_FLOAT32 = re.compile(r"position_embd|ffn_gate_inp|ssm_(conv1d|norm|a|d)\b")
 
 
-def gguf_tensors(model: Decoder, family: Family) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (name, tensor); matrices are (out, in) as in `nn.Linear`.
-
-    GPT-2 needs no transpose: only the Conv1D of its original code is (in, out).
-    """
-    yield "token_embd.weight", model.token_embedding.weight
-    if model.position_embedding is not None:
-        yield "position_embd.weight", model.position_embedding.weight
-    if model.config.rope_scaling is not None:
-        yield "rope_freqs.weight", _rope_divisors(model.config)
-    for index, block in enumerate(model.blocks):
-        for name, tensor in _block_tensors(block, family):
-            yield f"blk.{index}.{name}", tensor
-    yield from _affine("output_norm", model.final_norm, family)
-    if model.head is not None:  # without it, llama.cpp uses the embedding
-        yield "output.weight", model.head.weight
-
-
-def _block_tensors(block: Any, family: Family) -> Iterator[tuple[str, torch.Tensor]]:
-    attention, feedforward = block.mixer, block.feedforward
-    yield from _affine("attn_norm", block.mixer_norm, family)
-    if family == "gpt2":
-        yield from _affine("attn_qkv", attention.query_key_value, family)
-    else:
-        yield from _split_projections(attention, family)
-    if family == "qwen3":
-        yield "attn_q_norm.weight", attention.query_norm.weight
-        yield "attn_k_norm.weight", attention.key_norm.weight
-    yield from _affine("attn_output", attention.output, family)
-    yield from _affine("ffn_norm", block.feedforward_norm, family)
-    if family != "gpt2":
-        yield from _affine("ffn_gate", feedforward.gate, family)
-    yield from _affine("ffn_up", feedforward.input, family)
-    yield from _affine("ffn_down", feedforward.output, family)
-
-
-def _rope_divisors(config: DecoderConfig) -> torch.Tensor:
-    """(head size / 2,) float32: divisors of the plain RoPE frequencies."""
-    plain = rope_frequencies(config.size_of_heads, config.rope_theta, None)
-    return (
-        plain / rope_frequencies(config.size_of_heads, config.rope_theta, config.rope_scaling)
-    ).float()
-
-
-def _affine(
-    name: str, module: nn.Linear | nn.LayerNorm | nn.RMSNorm | Any, family: Family
+def gguf_tensors(
+    model: Decoder, config: dict[str, Any], architecture: Architecture
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    yield f"{name}.weight", module.weight
-    bias = getattr(module, "bias", None)
-    if family == "gpt2" and bias is None:  # required by loaders; zero has no effect
-        bias = module.weight.new_zeros(module.weight.shape[0])
-    if bias is not None:
-        yield f"{name}.bias", bias
+    """Yield (name, tensor) of a Decoder whose config.json is `config`; matrices are (out, in), those of experts stacked."""
+    import gguf
+
+    number = next(i for i, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture.name)
+    names = gguf.get_tensor_name_map(number, model.config.num_layers)
+    tensors = _with_stacked_experts(hub_tensors(model, config))
+    for theirs in [*tensors]:
+        for name, tensor in architecture.convert(theirs, tensors.pop(theirs).float(), model.config):
+            written = names.get_name(name, try_suffixes=(".weight", ".bias"))
+            if written is None:
+                raise ModelError(f"llama.cpp's {architecture.name} has no tensor for {name}")
+            yield written, tensor
+    yield from architecture.extra(model.config)
+    if model.head is None and not architecture.ties:
+        yield "output.weight", model.token_embedding.weight
 
 
-def _split_projections(attention: Any, family: Family) -> Iterator[tuple[str, torch.Tensor]]:
-    """Split the fused (q + k + v, hidden) matrix and bias into three."""
-    heads = {"q": attention.num_heads, "k": attention.num_kv_heads, "v": attention.num_kv_heads}
-    sizes = [number * attention.head_size for number in heads.values()]
-    for kind in ("weight", "bias"):
-        fused = getattr(attention.query_key_value, kind)
-        if fused is None:
-            continue
-        for (name, number), part in zip(heads.items(), fused.split(sizes), strict=True):
-            if family == "llama" and name != "v":
-                part = interleave_rotary(part, number)
-            yield f"attn_{name}.{kind}", part
-
-
-def interleave_rotary(rows: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Permute rows from RoPE on halves to RoPE on neighbours: row i + d/2 goes next to row i.
-    llama.cpp rotates pairs (2i, 2i + 1) for the architecture `llama`, like the first release of
-    Llama, and pairs (i, i + d/2) for Qwen.
-
-    Attention sums over rows of queries and keys, so any order works if it is the same in both.
-
-    rows: (num_heads * d, ...), of a projection's weight or bias; returns the same shape.
-    """
-    halves = rows.reshape(num_heads, 2, -1, *rows.shape[1:])  # (heads, half, d/2, ...)
-    return halves.transpose(1, 2).flatten(0, 2)
+def _with_stacked_experts(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Replace the matrices of single experts by (experts, out, in)."""
+    matrices: dict[str, list[torch.Tensor]] = defaultdict(list)
+    for name in [*tensors]:
+        if found := _EXPERT.fullmatch(name):
+            matrices[f"{found[1]}.{found[2]}"].append(tensors.pop(name))
+    return tensors | {name: torch.stack(stack) for name, stack in matrices.items()}

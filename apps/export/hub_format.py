@@ -123,10 +123,9 @@ def hub_tensors(model: Decoder, config: dict[str, Any]) -> dict[str, torch.Tenso
     family, vocab_size, arguments = read_config(config)
     with torch.device("meta"):
         read_again = Decoder(vocab_size, **arguments)
-    ours = weights_of(model)
     tensors: dict[str, torch.Tensor] = {}
     for name, weight in weights_of(read_again).items():
-        value = ours.get(name)
+        value = _weight(model, name)
         if value is None:  # a bias that a GPT-2 has
             value = model.token_embedding.weight.new_zeros(weight.shape)
         parts = parts_of(family, read_again.config, name, weight)
@@ -136,3 +135,12 @@ def hub_tensors(model: Decoder, config: dict[str, Any]) -> dict[str, torch.Tenso
             )
         take(value, parts, tensors)
     return tensors
+
+
+def _weight(model: Decoder, name: str) -> torch.Tensor | None:
+    """A parameter or buffer, dequantised; None if the model has none of that name."""
+    module: Any = model
+    for part in name.split("."):
+        module = getattr(module, part, None)
+    weight: torch.Tensor | None = module
+    return weight

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
-import traceback
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,6 +33,7 @@ def next_log_probabilities(path: Path, texts: Sequence[Sequence[int]]) -> list[l
         [sys.executable, "-m", "apps.export.llama_cpp", str(path.absolute())],
         input=json.dumps(texts),
         cwd=REPOSITORY_ROOT,
+        env=os.environ | {"GGML_NO_BACKTRACE": "1"},
         capture_output=True,
         text=True,
         errors="replace",
@@ -44,36 +45,48 @@ def next_log_probabilities(path: Path, texts: Sequence[Sequence[int]]) -> list[l
     return answer
 
 
+# In its log an error is `TIME E WHERE: MESSAGE`, the last line of a traceback, or an assertion.
+_ERROR = re.compile(r"^.* E (.+)$|^(\w+Error: .+)$|(GGML_ASSERT.+)$", re.MULTILINE)
+
+
 def _reason(log: str) -> str:
-    """The errors in its log (lines are `TIME LEVEL WHERE: MESSAGE`), or its last line."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    errors = [line.partition(" E ")[2].strip() for line in lines if " E " in line]
-    return " | ".join(errors or lines[-1:])
+    """The errors in its log, or its last line."""
+    errors = ["".join(found).strip() for found in _ERROR.findall(log)]
+    return " | ".join(errors or log.strip().splitlines()[-1:])
 
 
 def main() -> None:
     # Its libraries also write to stdout: answer on a duplicate of it.
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    import xllamacpp
-
     texts: list[list[int]] = json.load(sys.stdin)
-    settings = xllamacpp.CommonParams()
-    settings.model.path = sys.argv[1]
-    settings.n_ctx = max(map(len, texts)) + 1
-    settings.n_parallel = 1
-    settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-    settings.warmup = settings.fit_params = False
-    server = xllamacpp.Server(settings)
-    try:
-        json.dump([_next_log_probabilities(server, ids) for ids in texts], answer)
-    except Exception:
-        traceback.print_exc()
-        os._exit(1)  # suppress the shutdown messages after the reason
+    server = open_server(Path(sys.argv[1]), context_length=max(map(len, texts)) + 1)
+    json.dump([server_log_probabilities(server, ids) for ids in texts], answer)
     answer.close()
 
 
-def _next_log_probabilities(server: Any, ids: list[int]) -> list[float]:
+def open_server(path: Path, context_length: int, threads: int | None = None) -> Any:
+    """Start an `xllamacpp.Server` for one text at a time, in float32.
+
+    Its flash attention computes with half floats, which changes logits by 1e-3 of their spread; without it they are
+    those of a Decoder to 1e-6.
+    """
+    import xllamacpp
+
+    settings = xllamacpp.CommonParams()
+    settings.model.path = str(path)
+    settings.n_ctx = context_length
+    settings.n_parallel = 1
+    if threads is not None:
+        settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
+    settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    settings.warmup = settings.fit_params = False
+    return xllamacpp.Server(settings)
+
+
+def server_log_probabilities(server: Any, ids: list[int]) -> list[float]:
+    """Compute the log-probabilities of the next token after `ids`."""
     # It reports no log-probabilities with an end of text or half a character: force an "a". The
     # bias changes the sampled token, not the reported probabilities.
     request = {"prompt": ids, "max_tokens": 1, "temperature": 0, "n_probs": 2**31 - 1}

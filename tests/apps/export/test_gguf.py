@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from common.data.tokenizers import BPETokenizer, CharTokenizer
 from common.errors import ModelError
 from common.models import BaseLanguageModel, Decoder
 from tests.apps.export.conftest import CONTEXT_LENGTH, FAMILIES, random_model, trained
+from tests.apps.export.llama_cpp_models import LlamaCpp
 
 gguf = pytest.importorskip("gguf")
 
@@ -61,33 +60,6 @@ def log_probabilities(model: BaseLanguageModel, before: list[int], after: list[i
     return logits[len(before) - 1 : -1].log_softmax(dim=-1).numpy()
 
 
-class LlamaCpp:
-    """llama.cpp in this process."""
-
-    def __init__(self, path: Path) -> None:
-        package = pytest.importorskip("xllamacpp")
-        settings = package.CommonParams()
-        settings.model.path = str(path)
-        settings.n_ctx = CONTEXT_LENGTH
-        settings.n_parallel = 1
-        settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
-        settings.cache_type_k = settings.cache_type_v = package.ggml_type.GGML_TYPE_F32
-        settings.warmup = settings.fit_params = False
-        settings.verbosity = -1
-        self.server = package.Server(settings)
-
-    def complete(self, **options: Any) -> Any:
-        request = {"max_tokens": NEW_TOKENS, "temperature": 0, **options}
-        return self.server.handle_completions(request)["choices"][0]
-
-    def tokenize(self, text: str) -> list[int]:
-        body = json.dumps({"content": text, "add_special": True}).encode()
-        request = urllib.request.Request(f"{self.server.listening_address}/tokenize", body)
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
-            ids: list[int] = json.load(answer)["tokens"]
-        return ids
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -99,10 +71,13 @@ def test_llama_cpp_writes_what_the_model_writes(
     tokenizer: BPETokenizer,
 ) -> None:
     ours = written(models[family], tokenizer)
-    answer = LlamaCpp(files[family, dtype]).complete(prompt=PROMPT, n_probs=400)
-    assert answer["text"] == tokenizer.decode(ours)
+    options = {"n_predict": NEW_TOKENS, "temperature": 0, "n_probs": 400}
+    answer = LlamaCpp(files[family, dtype], CONTEXT_LENGTH).post(
+        "completion", prompt=PROMPT, **options
+    )
+    assert answer["content"] == tokenizer.decode(ours)
     expected = log_probabilities(models[family], tokenizer.encode(PROMPT).tolist(), ours)
-    for row, step in zip(expected, answer["logprobs"]["content"], strict=True):
+    for row, step in zip(expected, answer["completion_probabilities"], strict=True):
         found = {entry["id"]: entry["logprob"] for entry in step["top_logprobs"]}
         assert len(found) == len(row)  # every token has one
         likely = [index for index in found if row[index] > -12]
@@ -159,6 +134,8 @@ def test_transformers_writes_what_the_model_writes(
     assert np.abs(found.numpy() - expected)[likely].max() < tolerance
 
 
+YARN = {"type": "yarn", "factor": 2.0, "original_context_length": 8, "truncate": False}
+WINDOW = {"local_attention": {"window": 8}}
 SCALING = {"factor": 4.0, "original_context_length": 8}
 TEXTS = [
     "it's the dog's, they'LL we're I'd",
@@ -181,7 +158,7 @@ def test_llama_cpp_has_the_same_tokens(
 
 @pytest.fixture(scope="module")
 def server(files: dict[tuple[str, str], Path]) -> Iterator[LlamaCpp]:
-    yield LlamaCpp(files["llama", "f32"])
+    yield LlamaCpp(files["llama", "f32"], CONTEXT_LENGTH)
 
 
 def test_q8_0_differs_by_no_more_than_half_a_step(
@@ -204,8 +181,8 @@ def test_vocabulary_is_padded_to_the_embedding(tokenizer: BPETokenizer, tmp_path
     fields = gguf.GGUFReader(path).fields
     types = fields["tokenizer.ggml.token_type"].contents()
     assert len(types) == model.vocab_size and types[-14:] == [UNUSED] * 14
-    ours = tokenizer.decode(written(model, tokenizer))
-    assert LlamaCpp(path).complete(prompt=PROMPT)["text"] == ours
+    ids = tokenizer.encode(PROMPT).tolist()
+    assert LlamaCpp(path, CONTEXT_LENGTH).greedy(ids, NEW_TOKENS) == written(model, tokenizer)
 
 
 def test_more_tokens_than_the_model_has_are_refused(
@@ -219,19 +196,24 @@ def test_more_tokens_than_the_model_has_are_refused(
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"preset": "char_lstm"}, "mixer=lstm"),
-        ({"positions": "none"}, "positions=none"),
-        ({"positions": "rope"}, "norm=layernorm"),
-        ({"activation": "gelu"}, "activation=gelu"),
-        ({"activation": "relu_squared"}, "activation=relu_squared"),
-        ({"num_kv_heads": 2}, "num_kv_heads"),
-        ({"qk_norm": True}, "qk_norm=True"),
-        ({"head_size": 16}, "sizes of the heads"),
-        ({"preset": "llama", "bias": True}, "bias"),
-        ({"preset": "qwen3", "qkv_bias": True}, "qk_norm and biases"),
-        ({"preset": "qwen2", "rope_scaling": SCALING}, "rope_scaling"),
-        ({"preset": "llama", "feedforward": "mlp"}, "feedforward=mlp"),
-        ({"preset": "llama", "positions": "none"}, "positions=none"),
+        ({"preset": "char_lstm"}, "layers of attention"),
+        ({"positions": "none"}, "would need positions=learned"),
+        ({"positions": "rope", "bias": False}, "would need"),
+        ({"activation": "relu_squared"}, "gpt2 does not compute activation=relu_squared"),
+        ({"num_kv_heads": 2}, "num_kv_heads=4"),
+        ({"qk_norm": True}, "qk_norm=False"),
+        ({"head_size": 16}, "head_size=8"),
+        ({"preset": "qwen3", "qkv_bias": True}, "qk_norm=False"),
+        ({"preset": "qwen2", "rope_scaling": SCALING}, "rope_scaling.type=llama3"),
+        ({"preset": "llama", "rope_scaling": YARN}, "YaRN with truncate=false"),
+        ({"preset": "llama", "layers": "attention local_attention"}, "would need"),
+        (
+            {"preset": "llama", "mixer": "local_attention", "options": WINDOW},
+            "does not compute wind",
+        ),
+        ({"preset": "llama", "feedforward": "mlp"}, "would need"),
+        ({"preset": "smollm3", "layers": "attention nope_attention"}, "than every fourth"),
+        ({"preset": "llama", "feedforward": "moe", "qk_norm": "projection"}, "moe.normalize=true"),
     ],
     ids=str,
 )
@@ -245,7 +227,7 @@ def test_what_llama_cpp_cannot_compute_is_refused(
 
 
 def test_a_model_of_another_class_is_refused(tokenizer: BPETokenizer, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="BaseLanguageModel is not a Decoder"):
+    with pytest.raises(ModelError, match="no code for a BaseLanguageModel"):
         export_gguf(BaseLanguageModel(5), tokenizer, tmp_path / "a.gguf")
 
 

@@ -350,9 +350,11 @@ def _experts_in_loops(config: Any) -> dict[str, Any]:
     return {"experts_implementation": "eager"} if has_experts else {}
 
 
-def make(family: str, seed: int) -> Any:
-    """A model of transformers of random shape with random weights, in float32."""
+def make(family: str, seed: int, change: Callable[[Any], None] | None = None) -> Any:
+    """A model of transformers of random shape with random weights, in float32; `change` edits its configuration."""
     config = CONFIGS[family](random.Random(f"{family} {seed}"))
+    if change is not None:
+        change(config)
     model = transformers.AutoModelForCausalLM.from_config(
         config, dtype=torch.float32, **_experts_in_loops(config)
     )
