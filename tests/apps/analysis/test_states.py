@@ -22,7 +22,7 @@ from common.models.registry import MIXERS
 from projects.custom_transformer.model import CustomTransformer
 
 IDS = np.random.default_rng(0).integers(0, 11, 21)
-CACHES = ("attention", "local_attention", "latent_attention")
+CACHES = ("attention", "nope_attention", "local_attention", "latent_attention")
 RECURRENT = [name for name in MIXERS if name not in CACHES]
 
 
