@@ -66,6 +66,12 @@ class ImageDataset:
         height, width, channels = self.train.pixels.shape[1:]
         return channels, height, width
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For the manifest: commands that compare runs name those of other images."""
+        splits = {"train": self.train, "val": self.val}
+        return {"data_fingerprint": {name: _digest(images) for name, images in splits.items()}}
+
 
 @dataclass(frozen=True)
 class _Source:
@@ -290,14 +296,15 @@ def _from_folder(folder: Path, size: int | None) -> _Source:
         )
     paths = {"train": _paths(train_folder, classes)}
     if has_splits and tests:
-        unknown = [p.name for p in sorted(tests[0].iterdir()) if _holds_images(p)]
-        if other := sorted({*unknown} - {*classes}):
-            raise DataError(f"{display_path(tests[0])} has other classes: {', '.join(other)}")
+        others = {path.name for path in tests[0].iterdir() if _holds_images(path)} - {*classes}
+        if others:
+            names = ", ".join(sorted(others))
+            raise DataError(f"{display_path(tests[0])} has other classes: {names}", _EXPECTED)
         paths["test"] = _paths(tests[0], classes)
+        if not paths["test"]:
+            raise DataError(f"{display_path(tests[0])} has no images", _EXPECTED)
     mode = "L" if all(_is_grey(path) for found in paths.values() for path, _ in found) else "RGB"
     splits = {name: _read_images(found, mode, size) for name, found in paths.items()}
-    if not len(splits.get("test", "any")):
-        raise DataError(f"{display_path(tests[0])} has no images", _EXPECTED)
     return _Source(splits["train"], splits.get("test"), classes, _digest(*splits.values()))
 
 
@@ -354,7 +361,7 @@ def _read_images(paths: list[tuple[Path, int]], mode: str, size: int | None) -> 
             )
         arrays.append(array)
     labels = np.array([label for _, label in paths], dtype=np.int64)
-    pixels = np.stack(arrays) if arrays else np.empty((0, 0, 0), np.uint8)
+    pixels = np.stack(arrays)
     return Images(pixels if pixels.ndim == 4 else pixels[..., None], labels)
 
 

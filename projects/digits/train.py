@@ -62,6 +62,7 @@ def build(config: Config) -> Experiment:
         OrderedImages(images.val, data.eval_batch_size),
         Classification(len(images.classes), "images", images.classes),
         fingerprint=images.fingerprint,
+        facts=images.facts,
     )
 
 

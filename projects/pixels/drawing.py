@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,12 +14,15 @@ from common.models import Decoder
 from common.training import Callback
 from common.training.pixel_likelihood import to_images, to_tokens
 from common.utils.files import atomic_path
+from common.utils.logging import get_logger
 from common.utils.seeding import derive_seed
 from common.visualization.image_grid import image_grid
 
 if TYPE_CHECKING:
     from common.training import Trainer
     from projects.pixels.train import Config
+
+log = get_logger("samples")
 
 
 def draw(
@@ -77,4 +81,9 @@ class ImageSamples(Callback):
             seed=derive_seed(self.config.seed, trainer.step),
         )
         path = trainer.run.directory / "samples" / f"step_{trainer.step}.png"
-        save_grid(images, self.columns, path)
+        try:
+            save_grid(images, self.columns, path)
+        except OSError as error:  # as for sampled texts, a full disk does not end a training
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            log.warning(f"{path}: {error.strerror}; the samples of this step are not saved")

@@ -64,6 +64,7 @@ def build(config: Config) -> Experiment:
         PixelLikelihood(config.levels, classes),
         callbacks=[ImageSamples(images, config)] if config.samples.num_images else [],
         fingerprint={**images.fingerprint, "levels": config.levels},
+        facts={**images.facts, "tokenizer": f"{config.levels} grey levels, classes {classes}"},
     )
 
 

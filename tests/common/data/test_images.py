@@ -150,6 +150,13 @@ def test_a_folder_with_its_own_test_set(tmp_path: Path) -> None:
     write_image(tmp_path / "test/c/4.png")
     with pytest.raises(DataError, match="has other classes: c"):
         open_images(ImageConfig(path=tmp_path))
+    for path in tmp_path.glob("test/*/*"):
+        path.unlink()
+    with pytest.raises(DataError, match="test has no images"):
+        open_images(ImageConfig(path=tmp_path))
+    (tmp_path / "train/a/1.png").unlink()
+    with pytest.raises(DataError, match="train has 1 folders with images"):
+        open_images(ImageConfig(path=tmp_path))
 
 
 @pytest.mark.parametrize("keep", [0, 8, 40, 60])
