@@ -1,4 +1,4 @@
-"""Print the table of a sweep over objectives and numbers of steps, and draw its loss against training FLOPs."""
+"""Print the table of sweeps over objectives and numbers of steps, and draw loss against training FLOPs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from common.errors import ExperimentError, exit_on_error
 if TYPE_CHECKING:
     import pandas as pd
 
-_OF_SWEEP = "list_contains(tags, 'sweep:{sweep}') AND status = 'finished'"
+_FINISHED = "list_has_any(tags, [{tags}]) AND status = 'finished'"
 _RUNS = f"""
 SELECT config->>'$.data.dataset' AS dataset, config->>'$.objective' AS objective,
        CAST(config->>'$.training.max_steps' AS INTEGER) AS steps, seed, parameters, tokens,
@@ -21,7 +21,7 @@ SELECT config->>'$.data.dataset' AS dataset, config->>'$.objective' AS objective
        CAST(config->>'$.model.context_length' AS INTEGER) AS context,
        max(coalesce(*COLUMNS('^bits_per_byte(_bound)?$'))) AS bits
 FROM runs JOIN experiments ON experiment_name = name
-WHERE {_OF_SWEEP} AND split = 'val'
+WHERE {_FINISHED} AND split = 'val'
 GROUP BY ALL
 ORDER BY dataset, objective, steps, seed
 """
@@ -31,9 +31,11 @@ TITLES = {"next_token": "next token", "masked_diffusion": "masked diffusion (bou
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example: python projects/diffusion/compare.py --sweep diffusion --plot flops.png",
+        epilog="example: python projects/diffusion/compare.py --sweep diffusion diffusion_longer --plot flops.png",
     )
-    parser.add_argument("--sweep", default="diffusion", metavar="NAME", help="(default: diffusion)")
+    parser.add_argument(
+        "--sweep", nargs="+", default=["diffusion"], metavar="NAME", help="(default: diffusion)"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG, SVG or PDF")
     parser.add_argument("--format", choices=("table", "markdown", "csv"), default="table")
     arguments = parser.parse_args()
@@ -41,12 +43,14 @@ def main() -> None:
     from common.utils import query_experiments
     from common.utils.tables import format_rows
 
-    sweep = arguments.sweep.replace("'", "''")
-    if query_experiments(f"SELECT name FROM runs WHERE {_OF_SWEEP.format(sweep=sweep)}").empty:
+    quoted = (sweep.replace("'", "''") for sweep in arguments.sweep)
+    tags = ", ".join(f"'sweep:{sweep}'" for sweep in quoted)
+    if query_experiments(f"SELECT name FROM runs WHERE {_FINISHED.format(tags=tags)}").empty:
         raise ExperimentError(
-            f"no finished run of the sweep '{arguments.sweep}'", "README.md has its command"
+            f"no finished run of the sweep {', '.join(arguments.sweep)}",
+            "README.md has its command",
         )
-    table = summarise(query_experiments(_RUNS.format(sweep=sweep)))
+    table = summarise(query_experiments(_RUNS.format(tags=tags)))
     columns = ["text", "objective", "steps", "TFLOPs", "bits per byte", "seeds"]
     rows = [
         [
@@ -117,8 +121,12 @@ def plot(table: pd.DataFrame, path: Path) -> None:
         if (entropy := _bits_of_grammar(dataset)) is not None:
             axes.axhline(entropy, color="0.5", linestyle="--", label="entropy")
         axes.set_xscale("log")
+        ticks = sorted(table["flops"].round(-11).unique())
+        axes.set_xticks(ticks, [f"{flops / 1e12:.0f}" for flops in ticks])
+        axes.minorticks_off()
+        axes.set_ylim(bottom=0)
         axes.set_title(dataset)
-        axes.set_xlabel("training FLOPs")
+        axes.set_xlabel("TFLOPs of training")
         axes.legend()
         axes.grid(alpha=0.3)
     figure.supylabel("bits per byte")

@@ -27,12 +27,12 @@ GAP = 16  # tokens to fill in
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example: python projects/diffusion/quality.py --name stories_001 --samples 64",
+        epilog="example: python projects/diffusion/quality.py --name stories_001 --steps 8,128",
     )
     parser.add_argument("--name", required=True, metavar="RUN")
     parser.add_argument("--checkpoint", default="best", help="best, last or a step (default best)")
-    parser.add_argument("--samples", type=int, default=128, metavar="N", help="(default 128)")
-    parser.add_argument("--steps", default="8,16,32,64,128", metavar="N,...", help="of writing")
+    parser.add_argument("--samples", type=int, default=64, metavar="N", help="(default 64)")
+    parser.add_argument("--steps", default="8,32,128", metavar="N,...", help="of writing")
     parser.add_argument("--temperature", type=float, default=1.0, help="(default 1)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--format", choices=("table", "markdown", "csv"), default="table")
@@ -48,11 +48,12 @@ def main() -> None:
 
     sampling = {"temperature": arguments.temperature, "seed": arguments.seed}
     steps = [int(step) for step in arguments.steps.split(",")]
-    for table in (
-        writing_table(run, steps, arguments.samples, sampling),
-        infilling_table(run, arguments.samples, sampling),
+    for table in (  # computed one by one
+        lambda: infilling_table(run, arguments.samples, sampling),
+        lambda: writing_table(run, steps, arguments.samples, sampling),
     ):
-        print(format_rows(table[0], table[1:], arguments.format), end="\n\n")
+        rows = table()
+        print(format_rows(rows[0], rows[1:], arguments.format), end="\n\n", flush=True)
 
 
 def grammar_of(run: TrainedRun) -> Grammar:
