@@ -205,6 +205,8 @@ class SmolLM3(Architecture):
         kinds = ["nope_attention" if i % 4 == 3 else "attention" for i in range(config.num_layers)]
         if config.mixers != kinds:
             yield "other layers without positions than every fourth"
+        if config.bias:
+            yield "biases"
 
 
 class Qwen2(Architecture):

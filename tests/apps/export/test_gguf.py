@@ -213,6 +213,7 @@ def test_more_tokens_than_the_model_has_are_refused(
         ),
         ({"preset": "llama", "feedforward": "mlp"}, "would need"),
         ({"preset": "smollm3", "layers": "attention nope_attention"}, "than every fourth"),
+        ({"preset": "smollm3", "num_layers": 4, "bias": True}, "smollm3 does not compute biases"),
         ({"preset": "llama", "feedforward": "moe", "qk_norm": "projection"}, "moe.normalize=true"),
     ],
     ids=str,
