@@ -106,3 +106,10 @@ def test_common_utils_has_the_names_of_its_stub() -> None:
     imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
     names = {alias.name for node in imports for alias in node.names}
     assert "save_experiment" in names and all(hasattr(common.utils, name) for name in names)
+
+
+def test_a_model_without_experts_does_not_import_the_compiler() -> None:
+    program = "import sys; from common.models import Decoder; Decoder(9); print('torch._dynamo' in sys.modules)"
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"  # 1 s and 86 MB

@@ -46,7 +46,7 @@ def main() -> None:
         action="store_true",
         help="training.activation_checkpointing, in both",
     )
-    parser.add_argument("--steps", type=int, default=4, metavar="N", help="(default 4)")
+    parser.add_argument("--steps", type=int, default=3, metavar="N", help="(default 3)")
     parser.add_argument("--rank", type=int, default=8, metavar="N", help="of LoRA (default 8)")
     parser.add_argument(
         "--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"]
@@ -104,8 +104,8 @@ def _measure(assets: Path, name: str, precision: str, arguments: argparse.Namesp
     ]
     peaks = {}
     for way, more in (("full", []), ("LoRA", [f"model.lora={{rank: {arguments.rank}}}"])):
-        say(f"{name}, {precision}: {way}")
         peaks[way] = _peak_mib(assets, [*options, *more])
+        say(f"{name}, {precision}, {way}: {peaks[way]:.0f} MiB")
     work = f"Pythia-{name}: peak memory, {precision}"
     work += ", checkpointing" * arguments.checkpointing
     return compared(work, "MiB", [peaks["LoRA"]], "all weights", [peaks["full"]], TARGET)
