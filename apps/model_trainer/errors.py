@@ -53,6 +53,8 @@ STATUS: dict[ErrorCode, int] = {
 class AppError(ResearchError):
     """An error with a code of the API."""
 
+    code = "service"
+
     def __init__(self, kind: ErrorCode, message: str, hint: str = "") -> None:
         super().__init__(message, hint)
         self.kind = kind

@@ -20,7 +20,9 @@ CONFIGS = PROJECT / "configs"
 
 
 def test_every_mixer_has_a_configuration() -> None:
-    assert MIXERS.keys() <= {path.stem for path in CONFIGS.glob("*.yaml")}
+    # nope_attention is attention in a model whose other layers have positions.
+    compared = MIXERS.keys() - {"nope_attention"}
+    assert compared <= {path.stem for path in CONFIGS.glob("*.yaml")}
 
 
 @pytest.mark.parametrize("path", [*CONFIGS.glob("*.yaml")], ids=lambda path: path.stem)
