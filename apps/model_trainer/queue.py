@@ -6,8 +6,7 @@ from typing import Protocol
 
 import redis
 from rq import Queue
-from rq.exceptions import DuplicateJobError, NoSuchJobError
-from rq.job import Job
+from rq.exceptions import DuplicateJobError
 from rq.serializers import JSONSerializer
 
 QUEUE = "runs"
@@ -64,17 +63,6 @@ class RQQueue:
     def depth(self) -> int:
         """See JobQueue.depth."""
         return len(self.queue)
-
-    def status(self, run_id: str, attempt: int) -> str | None:
-        """What RQ says of a job, for logs."""
-        try:
-            job = Job.fetch(
-                _job_id(run_id, attempt), self.queue.connection, serializer=JSONSerializer
-            )
-        except NoSuchJobError:
-            return None
-        status = job.get_status()
-        return str(status.value) if status is not None else None
 
 
 def _job_id(run_id: str, attempt: int) -> str:

@@ -73,7 +73,7 @@ class RunFolder:
 
     @property
     def events_path(self) -> Path:
-        """The event file, which also tells whether anything has changed."""
+        """The event file; it grows whenever anything happens."""
         return self.path / "events.jsonl"
 
     @property

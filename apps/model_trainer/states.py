@@ -19,7 +19,7 @@ TAG = "service"  # of the experiments that the service trains
 
 @dataclass(frozen=True)
 class RunState:
-    """What GET /runs/{id} tells of a run.
+    """What GET /runs/{id} reports of a run.
 
     Attributes:
         attempt: number of the last job that was queued for it.
@@ -46,31 +46,31 @@ class RunState:
 def state_of(folder: RunFolder) -> RunState:
     """Derive the state: stored, else held, else cancelled, else failed, else queued."""
     events = folder.events()
-    told, supervised = _Told(events), is_locked(folder.lock_path)
+    summary, supervised = _Summary(events), is_locked(folder.lock_path)
     if is_stored_by_service(folder.run_id):
         status: Status = "completed"
     elif is_running(folder.run_id) or supervised:  # by its trainer, or shortly before and after it
-        status = "cancelling" if told.cancel_asked else "running"
-    elif told.failed is not None:
+        status = "cancelling" if summary.cancel_asked else "running"
+    elif summary.failed is not None:
         status = "failed"
-    elif told.cancel_asked:
+    elif summary.cancel_asked:
         status = "cancelled"
     else:
         status = "queued"
-    message = "" if status == "completed" else told.message
+    message = "" if status == "completed" else summary.message
     return RunState(
         folder.run_id,
         status,
-        told.attempt,
+        summary.attempt,
         supervised,
-        told.retry_after,
+        summary.retry_after,
         message,
         events[-1].time if events else 0.0,
     )
 
 
-class _Told:
-    """What the events say after the last `resume`."""
+class _Summary:
+    """The events after the last `resume`."""
 
     def __init__(self, events: list[Event]) -> None:
         self.attempt, self.retry_after, self.message = 0, 0.0, ""

@@ -1,4 +1,4 @@
-"""Health: open to everyone, and tells nothing of the runs."""
+"""Health: open to everyone, without a word about the runs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Rows of a run as server-sent events.
 
 The id of an event is `<resumes>.<rows>`: rows, not bytes, since finishing replaces the log by a Parquet file.
-After a resume, an event `rewind` tells from which row on the earlier ones no longer count.
+After a resume, an event `rewind` gives the row from which the earlier ones no longer count.
 """
 
 from __future__ import annotations

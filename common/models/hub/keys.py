@@ -36,7 +36,8 @@ _WITHOUT_EFFECT: dict[str, tuple[object, ...]] = {
     "tie_encoder_decoder": (None, False),
     "use_mrope": (None, False),
 }
-# Keys that do not affect logits, or are read elsewhere (quantization_config): tokenizer, origin of the file, generation settings, dropout, noise and
+# Keys that do not affect logits, or are read elsewhere (quantization_config): tokenizer, origin of the
+# file, generation settings, dropout, noise and
 # initialisation in training, kernels and tasks of transformers.
 _IRRELEVANT_KEYS = set(
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -34,7 +35,7 @@ class Rows:
 Layout = Callable[[DecoderConfig, int], list[Rows]]
 
 
-class Family:
+class Family(ABC):
     """An architecture of transformers. The subclasses are in the other files of this folder."""
 
     model_type: ClassVar[str]
@@ -51,13 +52,13 @@ class Family:
     names: ClassVar[Mapping[str, str]] = {}
     fewest_tensors: ClassVar[int] = 9  # of a layer
 
+    @abstractmethod
     def arguments(self, keys: Keys) -> dict[str, Any]:
         """The arguments of a Decoder. Raises ModelError for what a Decoder does not compute."""
-        raise NotImplementedError
 
+    @abstractmethod
     def config(self, config: DecoderConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The keys of config.json; `settings`: `config` with its defaults resolved (see families.settings)."""
-        raise NotImplementedError
+        """The keys of config.json; `settings`: `config` with its defaults resolved (see `settings` in hub/config.py)."""
 
     def is_other_task(self, name: str, config: DecoderConfig) -> bool:
         """Whether a tensor of the file belongs to layers that a Decoder leaves out."""
